@@ -1,0 +1,145 @@
+"""The settings of a run. Each class is what the command line shows, what a checkpoint records, and what code reads.
+
+A text under a field is its help. Defaults are the technical report's where it prints a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from actdet_kernels import MatchWeights
+
+from actdet.errors import ActdetError
+
+
+def _check(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ActdetError(problem)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the detector."""
+
+    class_names: tuple[str, ...] = ("fight", "collapse")
+    """Names of the action classes, in the order of their ids in the annotation files."""
+    image_size: int = 224
+    """Side of the square picture that the network sees, in pixels; a multiple of 16."""
+    frames: int = 16
+    """Frames sampled from a clip; a multiple of 8."""
+    queries: int = 12
+    """How many predictions a clip gets: more than the most actions in any clip."""
+    encoder_layers: int = 2
+    """Transformer encoder layers; 0 is the report's text, 2 its parameter count."""
+    decoder_layers: int = 4
+    """Transformer decoder layers."""
+    dropout: float = 0.1
+    """Dropout in the Transformer (the report's section 6.4 advises 0.2 for little data)."""
+    deep_supervision: bool = False
+    """Train every decoder layer with the loss, as DETR does, instead of the last alone."""
+
+    def __post_init__(self) -> None:
+        _check(self.image_size >= 32 and self.image_size % 16 == 0,
+               f"image_size must be a multiple of 16 and at least 32, got {self.image_size}")
+        _check(self.frames >= 8 and self.frames % 8 == 0, f"frames must be a multiple of 8, got {self.frames}")
+        _check(self.queries >= 1, f"queries must be at least 1, got {self.queries}")
+        _check(self.encoder_layers >= 0, f"encoder_layers must be 0 or more, got {self.encoder_layers}")
+        _check(self.decoder_layers >= 1, f"decoder_layers must be at least 1, got {self.decoder_layers}")
+        _check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+        _check(len(self.class_names) >= 1 and len(set(self.class_names)) == len(self.class_names),
+               f"class_names must be one or more different names, got {self.class_names}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the matching cost (eq. 10) and of the loss (eq. 12)."""
+
+    cls_weight: float = 2.0
+    """Weight of the classification term."""
+    l1_weight: float = 5.0
+    """Weight of the L1 distance of the boxes."""
+    giou_weight: float = 2.0
+    """Weight of the generalized-IoU loss of the boxes."""
+    no_object_weight: float = 0.1
+    """Weight of a query without a target in the cross-entropy."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _check(value >= 0, f"{name} must not be negative, got {value}")
+
+    @property
+    def match_weights(self) -> MatchWeights:
+        """The three weights that cost and loss share."""
+        return MatchWeights(self.cls_weight, self.l1_weight, self.giou_weight)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the training clips; boxes move with the pixels."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    crop: float = 0.2
+    """A crop takes away up to this share of the width and of the height; 0 turns it off."""
+    jitter: bool = True
+    """Take each frame at a random time within its segment of the clip, instead of at its middle."""
+    colour: float = 0.3
+    """Strength of the change of brightness, contrast and saturation, one draw a clip; 0 turns it off."""
+    mixup: float = 0.0
+    """Parameter of the Beta distribution that blends pairs of clips and keeps both's targets; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.flip <= 1, f"flip is a probability, got {self.flip}")
+        _check(0 <= self.crop < 1, f"crop must be in [0, 1), got {self.crop}")
+        _check(0 <= self.colour < 1, f"colour must be in [0, 1), got {self.colour}")
+        _check(self.mixup >= 0, f"mixup must not be negative, got {self.mixup}")
+
+
+NO_AUGMENTATION = AugmentConfig(flip=0.0, crop=0.0, jitter=False, colour=0.0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train."""
+
+    epochs: int = 50
+    """Passes over the training clips."""
+    batch_size: int = 8
+    """Clips in a batch."""
+    lr: float = 5e-5
+    """Highest learning rate of AdamW (eq. 15)."""
+    min_lr: float = 1e-6
+    """Learning rate at the end of the cosine (eq. 15)."""
+    warmup: float = 0.0
+    """Epochs over which the learning rate rises from 0 to its highest value, before the cosine."""
+    weight_decay: float = 1e-4
+    """Weight decay of AdamW (the report's section 6.4 advises 1e-3 for little data)."""
+    clip_norm: float = 0.5
+    """Gradients are scaled down to this norm."""
+    backbone_weights: str = "kinetics"
+    """Where the backbone starts: kinetics, none, or a file of R(2+1)D-18 weights."""
+    freeze_backbone: bool = False
+    """Train only the Transformer and the heads (the report's section 6.4)."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; auto takes bf16 where the device has it, else fp16 on a GPU, else fp32."""
+    seed: int = 0
+    """Everything random follows from it."""
+    eval_every: int = 5
+    """Evaluate on the held-out clips every so many epochs, and at the end."""
+    reader: Literal["auto", "pyav", "dali"] = "auto"
+    """What decodes the videos; auto takes DALI on a GPU, else PyAV."""
+    workers: int = 1
+    """Processes that decode while the network trains; 0 decodes in between."""
+    loss: LossConfig = LossConfig()
+    augment: AugmentConfig = AugmentConfig()
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
+        _check(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        _check(self.lr > 0 and self.min_lr >= 0, f"lr must be above 0 and min_lr 0 or more, got {self.lr}, {self.min_lr}")
+        _check(0 <= self.warmup <= self.epochs, f"warmup must be within the {self.epochs} epochs, got {self.warmup}")
+        _check(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+        _check(self.clip_norm > 0, f"clip_norm must be above 0, got {self.clip_norm}")
+        _check(self.eval_every >= 1, f"eval_every must be at least 1, got {self.eval_every}")
+        _check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")

@@ -1,0 +1,151 @@
+"""Opens a video file, walks its packets once, says what is wrong with it; `video.py` is what to call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+
+import av
+import av.logging
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from actdet.errors import DataError
+
+# FFmpeg would write to stderr; what matters of it is in the errors raised here.
+av.logging.set_level(None)
+
+
+@contextmanager
+def opened(path: str, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The open container and its video stream, on one codec thread; a DataError if there is none."""
+    if not os.path.exists(path):
+        raise DataError(path, "no such file")
+    if not os.path.isfile(path):
+        raise DataError(path, "is not a file; expected is a video")
+    if os.path.getsize(path) == 0:
+        raise DataError(path, "is empty (0 bytes); copy or record it again, or remove it")
+    advice = "it is no video, or one cut off: convert it again or remove it"
+    try:
+        # `file:` keeps a colon in a name from being a protocol, the whitelist a playlist off the network.
+        options = {"protocol_whitelist": "file", **options}
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+    except (FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(path, f"cannot be opened as a video ({reason}); {advice}") from None
+    with container:
+        if not container.streams:
+            raise DataError(path, f"holds no picture and no sound; {advice}")
+        # Cover art is a video stream of one picture in a sound file.
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        still = container.format.name == "image2" or container.format.name.endswith("_pipe")
+        if not streams or still:
+            kind = "a still picture" if still else "no video stream, only " + _kinds(container)
+            raise DataError(path, f"holds {kind}; expected is a video")
+        if streams[0].codec_context is None:
+            raise DataError(path, "is in a codec that PyAV cannot decode; convert it, to H.264 say")
+        streams[0].codec_context.thread_count = 1
+        yield container, streams[0]
+
+
+def _kinds(container: InputContainer) -> str:
+    return ", ".join(sorted({stream.type for stream in container.streams}))
+
+
+@dataclass
+class Demuxed:
+    """What one pass over the packets finds; the three lists are parallel, in the order of the file."""
+
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int | None] = field(default_factory=list)
+    durations: list[int] = field(default_factory=list)
+    packets: int = 0  # packets of the video stream
+    whole: int = 0  # those of them that are all there
+    cut: bool = False  # whether its last packet is only partly there
+    until: Fraction = Fraction(0)  # seconds: where the last packet of any stream ends
+    first: VideoFrame | None = None  # the first frame that decodes
+
+
+def demux(path: str, container: InputContainer, stream: VideoStream) -> Demuxed:
+    found = Demuxed()
+    ends = dict.fromkeys(range(len(container.streams)), 0)
+    started = False
+    try:
+        for packet in container.demux():
+            time = packet.dts if packet.pts is None else packet.pts
+            index = packet.stream_index
+            if time is not None:
+                ends[index] = max(ends[index], time + (packet.duration or 0))
+            if index != stream.index or is_empty(packet):
+                continue
+            # What precedes the first keyframe, as in a recording that began midway, cannot be decoded.
+            started = started or packet.is_keyframe
+            if packet.size:
+                found.packets += 1
+                found.cut = packet.is_corrupt
+                found.whole += not packet.is_corrupt
+                if started and not packet.is_discard and not _is_hidden(packet, stream):
+                    found.pts.append(packet.pts)
+                    found.dts.append(packet.dts)
+                    found.durations.append(packet.duration or 0)
+            if started and found.first is None:
+                found.first = next(iter(stream.decode(packet)), None)
+    except FFmpegError as error:
+        problem = f"is damaged after {found.whole} frames ({error.strerror}); convert it again or remove it"
+        raise DataError(path, problem) from None
+    for index, end in ends.items():
+        found.until = max(found.until, end * (container.streams[index].time_base or Fraction(0)))
+    return found
+
+
+def is_empty(packet: Packet) -> bool:
+    """Whether an AVI has a dropped frame here, which a decoder would take for the end of the stream."""
+    return not packet.size and packet.dts is not None
+
+
+def _is_hidden(packet: Packet, stream: VideoStream) -> bool:
+    """Whether VP8 stores a frame here that is only referred to, never shown (bit 4 of its header)."""
+    return stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
+
+
+def check_whole(path: str, container: InputContainer, stream: VideoStream, found: Demuxed) -> None:
+    """Raises if the header promises more than the packets give."""
+    there = found.whole
+    if stream.frames > there:
+        # An edit list (a trim on a phone) legitimately leaves out frames that the header counts.
+        with opened(path, ignore_editlist="1") as (again, video):
+            there = sum(1 for packet in again.demux(video) if packet.size and not packet.is_corrupt)
+    advice = "the file is truncated: copy or record it again, or remove it"
+    if stream.frames > there:
+        raise DataError(path, f"the header says {stream.frames} frames, only {there} are there: {advice}")
+    if found.cut:
+        raise DataError(path, f"breaks off within frame {there}: {advice}")
+    claimed, until = (container.duration or 0) / av.time_base, float(found.until)
+    # The last frame may be meant to show for long: a slack of twice the longest one, and of rounding.
+    times = sorted(time for time in found.pts if time is not None)
+    longest = max((b - a for a, b in pairwise(times)), default=0)
+    slack = 0.25 + 2 * longest * float(stream.time_base or 0)
+    if not stream.frames and claimed > until + slack:
+        raise DataError(path, f"the header says {claimed:.2f} s, the frames end at {until:.2f} s: {advice}")
+
+
+def rotation_of(path: str, frame: VideoFrame) -> int:
+    """Degrees counter-clockwise from the display matrix; a mirror or an odd angle is an error."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 0
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(np.int64)
+    angle = int(frame.rotation)
+    if angle % 90 or a * d < b * c:
+        problem = f"is to be shown mirrored or turned by {angle} degrees"
+        raise DataError(path, f"{problem}; only quarter turns are read: convert it upright")
+    return angle % 360

@@ -1,0 +1,62 @@
+"""From an index of clips to batches on the training device.
+
+Which clips (`sampler`), which of their frames (`video.sample_frames`), decoded by a reader, augmented on the
+device. Targets come from tables that lie on the device from the start: behind the loader there is no list of boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from actdet_kernels import Targets
+
+from actdet.config import ModelConfig, TrainConfig
+from actdet.data.augment import Batch, augment, normalise
+from actdet.data.index import ClipIndex
+from actdet.data.readers import ClipRequest, Reader
+from actdet.data.sampler import balanced_batches
+from actdet.data.video import sample_frames
+
+
+class ClipLoader:
+    """Batches of the clips of `index`, decoded by `reader`, on `device`; clips are named by their number in the index."""
+
+    def __init__(self, index: ClipIndex, model: ModelConfig, reader: Reader, device: torch.device) -> None:
+        self.index, self.model, self.reader, self.device = index, model, reader, device
+        self._targets = Targets(*map(torch.from_numpy, index.targets())).to(device)
+
+    def train_batches(self, ids: Sequence[int], config: TrainConfig, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The augmented batches of one epoch over `ids`, from number `skip` on.
+
+        The same (config, epoch) gives the same batches, whatever was skipped.
+        """
+        clips = np.asarray(ids)
+        positive = self._targets.counts.cpu().numpy()[clips] > 0
+        batches = balanced_batches(positive, config.batch_size, seed=config.seed, epoch=epoch)
+        rngs = [np.random.default_rng([config.seed, epoch, number]) for number in range(len(batches))]
+        chosen = [clips[batch] for batch in batches][skip:]
+        rngs = rngs[skip:]
+        jitter = config.augment.jitter
+        requests = [
+            [self._request(clip, rng if jitter else None) for clip in batch]
+            for batch, rng in zip(chosen, rngs, strict=True)
+        ]
+        for batch, rng, pixels in zip(chosen, rngs, self.reader.read(requests), strict=True):
+            yield augment(pixels.to(self.device), self._targets_of(batch), config.augment, rng)
+
+    def eval_batches(self, ids: Sequence[int], batch_size: int) -> Iterator[Batch]:
+        """All `ids` once, in their order, as they are."""
+        chosen = [np.asarray(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
+        requests = [[self._request(clip, None) for clip in batch] for batch in chosen]
+        for batch, pixels in zip(chosen, self.reader.read(requests), strict=True):
+            yield Batch(normalise(pixels.to(self.device)), self._targets_of(batch))
+
+    def _request(self, clip: int, rng: np.random.Generator | None) -> ClipRequest:
+        video = self.index.clips[clip].video
+        return ClipRequest(video, sample_frames(video, self.model.frames, rng=rng))
+
+    def _targets_of(self, batch: np.ndarray) -> Targets:
+        rows = torch.from_numpy(batch).to(self.device, non_blocking=True)
+        return Targets(*(field[rows] for field in self._targets))

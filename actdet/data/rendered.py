@@ -1,0 +1,232 @@
+"""The data set that the project draws itself: short clips of fights, collapses and everyday scenes, with boxes.
+
+Everything follows from the seed: it gives a cast of people and a list of places, and clip i then depends on nothing
+but the configuration and i.  Two seeds share no person and no place, so a second seed makes an honest test set.
+The result has the project's data format: `videos/NAME.webm` and `annotations/NAME.txt`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+
+from actdet.data._actions import collapse, fight
+from actdet.data._figures import Camera, Person, Shapes, Track, invent_person, shape_person
+from actdet.data._filming import Frame, Lens, box_of, film, invent_lens
+from actdet.data._motions import NEGATIVES, Act, Prop, seated, stand, stroll, wave
+from actdet.data._places import Place, invent_place, paint_place
+from actdet.errors import ActdetError
+
+_CLASSES = ("fight", "collapse", "none")
+_CAST, _PLACES = 48, 24
+_WORLD = 2**32  # a stream of random numbers that no clip index reaches
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """What to render."""
+
+    clips: int = 300
+    """How many clips: a third each of fights, collapses and clips without either."""
+    seed: int = 0
+    """People, places and everything that happens follow from it; another seed shares no person and no place."""
+    width: int = 160
+    """Width of the videos in pixels (even)."""
+    height: int = 120
+    """Height of the videos in pixels (even)."""
+    frames: int = 48
+    """Average length of a clip in frames; single clips are up to a sixth shorter or longer."""
+    fps: int = 16
+    """Frames per second of the videos."""
+    workers: int = 0
+    """Processes to render with; 0 takes one per CPU core. The result does not depend on it."""
+
+
+def render_dataset(
+    out: Path, config: RenderConfig, *, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write `config.clips` clips below `out`; `progress(done, total)` is called after each of them."""
+    _check(out, config)
+    for folder in ("videos", "annotations"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    workers = min(config.workers or len(os.sched_getaffinity(0)), config.clips)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        jobs = [pool.submit(_render_clip, config, i, out) for i in range(config.clips)]
+        try:
+            for done, job in enumerate(as_completed(jobs), 1):
+                job.result()
+                if progress:
+                    progress(done, config.clips)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _check(out: Path, config: RenderConfig) -> None:
+    for name in ("width", "height"):
+        value = getattr(config, name)
+        if value < 64 or value % 2:
+            raise ActdetError(f"{name} is {value}: take an even number of at least 64")
+    for name, least in (("frames", 8), ("clips", 1), ("fps", 1), ("workers", 0), ("seed", 0)):
+        value = getattr(config, name)
+        if value < least:
+            raise ActdetError(f"{name} is {value}: take at least {least}")
+    if (out / "videos").is_dir() and any((out / "videos").iterdir()):
+        raise ActdetError(f"{out / 'videos'} is not empty: give a new folder, or remove the old data first")
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """One clip before it is drawn; figures of the actors come first."""
+
+    name: str
+    place: Place
+    camera: Camera
+    back: float
+    props: list[Prop]
+    actors: list[Shapes]
+    bystanders: list[Shapes]
+    lens: Lens
+
+
+def _render_clip(config: RenderConfig, index: int, out: Path) -> None:
+    clip = _stage_clip(config, index)
+    size, rng = (config.width, config.height), np.random.default_rng([config.seed, index, 1])
+    canvas = paint_place(clip.place, clip.camera, config.height, clip.back, clip.props, rng)
+    frames = film(canvas, clip.actors + clip.bystanders, clip.lens, size, rng)
+
+    category = index % 3
+    label = ""
+    if _CLASSES[category] != "none":
+        label = (
+            " ".join([str(category), *(f"{edge:.1f}" for edge in box_of(clip.actors, clip.lens, size))])
+            + "\n"
+        )
+    (out / "annotations" / f"{clip.name}.txt").write_text(label)
+    _write_video(out / "videos" / f"{clip.name}.webm", frames, config)
+
+
+def _write_video(path: Path, frames: Iterable[Frame], config: RenderConfig) -> None:
+    """Encode under a temporary name, so that no half-written video ever has the final one."""
+    partial = path.with_name(f".{path.name}.partial")
+    options = {
+        "deadline": "realtime",
+        "cpu-used": "8",
+        "crf": "24",
+        "b:v": "0",
+        "threads": "1",
+        "row-mt": "0",
+    }
+    with av.open(str(partial), "w", format="webm") as container:
+        stream = container.add_stream("libvpx-vp9", rate=Fraction(config.fps), options=options)
+        stream.width, stream.height, stream.pix_fmt = config.width, config.height, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    os.replace(partial, path)
+
+
+@cache
+def _world(seed: int) -> tuple[list[Person], list[Place]]:
+    """The people and the places of a seed."""
+    rng = np.random.default_rng([seed, _WORLD])
+    return [invent_person(rng) for _ in range(_CAST)], [invent_place(rng) for _ in range(_PLACES)]
+
+
+def _stage_clip(config: RenderConfig, index: int) -> _Clip:
+    """Choose who does what, where, and how it is filmed."""
+    rng = np.random.default_rng([config.seed, index, 0])
+    cast, places = _world(config.seed)
+    frames = int(rng.integers(round(config.frames * 5 / 6), round(config.frames * 7 / 6) + 1))
+    t = np.arange(frames) / config.fps
+    place, people = places[rng.integers(_PLACES)], [cast[i] for i in rng.permutation(_CAST)[:4]]
+    camera, distance = _aim(config, rng)
+    room = camera.aspect / camera.focal * distance - 1.0
+
+    kind = _CLASSES[index % 3]
+    if kind == "none":
+        motion = str(rng.choice(list(NEGATIVES)))
+        act, kind = NEGATIVES[motion](t, rng, room), f"none_{motion}"
+    else:
+        act = (fight if kind == "fight" else collapse)(t, rng, room)
+    light = rng.choice([-1.0, 1.0])
+    shift = _settle(act, people, camera, distance, rng)
+    actors = [shape_person(p, track, camera, light) for p, track in zip(people, act.tracks, strict=False)]
+    extras, props = _extras(t, act, distance, shift, room, place.depth, rng)
+    bystanders = [
+        shape_person(p, track, camera, light) for p, track in zip(reversed(people), extras, strict=False)
+    ]
+    return _Clip(
+        name=f"{kind}_{index:04d}",
+        place=place,
+        camera=camera,
+        back=distance + place.depth,
+        props=props,
+        actors=actors,
+        bystanders=bystanders,
+        lens=invent_lens(frames, rng),
+    )
+
+
+def _aim(config: RenderConfig, rng: np.random.Generator) -> tuple[Camera, float]:
+    """A camera, and the distance of the actors: a grown person takes 38 to 58 % of the picture's height."""
+    size, feet, horizon = rng.uniform(0.38, 0.58), rng.uniform(0.80, 0.93), rng.uniform(0.05, 0.28)
+    focal = rng.uniform(1.2, 2.0)
+    camera = Camera(focal, (feet - horizon) * 1.7 / size, horizon, config.width / config.height)
+    return camera, focal * 1.7 / size
+
+
+def _settle(
+    act: Act, people: list[Person], camera: Camera, distance: float, rng: np.random.Generator
+) -> float:
+    """Move the action to its distance, and sideways to where it fits into the picture; returns how far sideways."""
+    for track in act.tracks:
+        track.ground = track.ground + (0.0, distance)
+    figures = [shape_person(p, track, camera, 1.0) for p, track in zip(people, act.tracks, strict=False)]
+    across = np.concatenate([f.polygons[..., 0].ravel() for f in figures])
+    left, right = 0.03 - across.min(), camera.aspect - 0.03 - across.max()
+    shift = (rng.uniform(left, right) if left < right else (left + right) / 2) * distance / camera.focal
+    for track in act.tracks:
+        track.ground = track.ground + (shift, 0.0)
+    return shift
+
+
+def _extras(
+    t: np.ndarray,
+    act: Act,
+    distance: float,
+    shift: float,
+    room: float,
+    depth: float,
+    rng: np.random.Generator,
+) -> tuple[list[Track], list[Prop]]:
+    """Bystanders, and all things on the ground: those of the action, seats of bystanders, and mere furniture."""
+    props = [Prop(p.kind, p.x + shift, p.y + distance, p.facing) for p in act.props]
+    tracks = []
+    for _ in range(rng.integers(0, 3)):
+        manner = str(rng.choice(["stand", "wave", "stroll", "sit"]))
+        x, y = rng.uniform(-0.6, 0.6) * room, distance + rng.uniform(1.0, min(depth, 3.5) - 0.3)
+        if manner == "sit":
+            facing = int(rng.integers(-1, 2))
+            track = seated(t, rng, facing)
+            props.append(Prop(str(rng.choice(["chair", "bench"])), x, y, facing))
+        else:
+            track = {"stand": stand, "wave": wave, "stroll": stroll}[manner](t, rng)
+        track.ground = track.ground + (x, y)
+        tracks.append(track)
+    for _ in range(rng.integers(0, 4)):
+        kind = str(rng.choice(["chair", "bench", "mat", "mat", "crate", "parcel", "plant", "table"]))
+        near = 0.0 if kind == "mat" else 0.7
+        x, y = rng.uniform(-0.7, 0.7) * room, distance + rng.uniform(near, min(depth, 3.5) - 0.3)
+        props.append(Prop(kind, x, y, int(rng.integers(-1, 2))))
+    return tracks, props

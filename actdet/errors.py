@@ -1,0 +1,18 @@
+"""The errors that actdet raises for what a user typed, downloaded or recorded: one line that says what to do."""
+
+from __future__ import annotations
+
+import os
+
+
+class ActdetError(Exception):
+    """Something outside the program is wrong; its text is one line for the user."""
+
+
+class DataError(ActdetError):
+    """A file cannot be used: `DataError(path, problem, line)` reads `path:line: problem`."""
+
+    def __init__(self, path: str | os.PathLike[str], problem: str, line: int | None = None) -> None:
+        self.path, self.problem, self.line = os.fspath(path), problem, line
+        where = self.path if line is None else f"{self.path}:{line}"
+        super().__init__(f"{where}: {problem}")

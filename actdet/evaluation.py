@@ -1,0 +1,73 @@
+"""The evaluation of a detector on clips with annotations: metrics, and what it said of every clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from actdet_kernels import Targets
+
+from actdet.config import LossConfig
+from actdet.data.loader import ClipLoader
+from actdet.metrics import Metrics, decided_iou, measure, true_labels
+from actdet.models import ActionDetector, Predictions
+from actdet.models.decision import Decision, decide
+
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics over n clips, and clip by clip, in the order in which they were asked for."""
+
+    metrics: Metrics
+    decision: Decision
+    """(n,) label, score and box of each clip."""
+    truth: torch.Tensor
+    """(n,) true class, the number of action classes for no action."""
+    iou: torch.Tensor
+    """(n,) overlap of the decided box with the annotated one of that class, 0 where there is none."""
+    targets: Targets
+
+
+def evaluate(
+    detector: ActionDetector,
+    loader: ClipLoader,
+    ids: Sequence[int],
+    loss: LossConfig,
+    dtype: torch.dtype,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Run `detector` on the clips `ids` in `dtype` arithmetic and measure what it says.
+
+    progress: called with the number of clips after each batch.
+    """
+    logits, boxes, targets = [], [], []
+    for batch in loader.eval_batches(ids, BATCH_SIZE):
+        predictions = predict_batch(detector, batch.clips, dtype).final()
+        logits.append(predictions.logits.cpu())
+        boxes.append(predictions.boxes.cpu())
+        targets.append(batch.targets.to("cpu"))
+        if progress is not None:
+            progress(len(batch.clips))
+    final = Predictions(torch.cat(logits), torch.cat(boxes))
+    wanted = Targets(*map(torch.cat, zip(*targets, strict=True)))
+    decision = decide(*final)
+    names = detector.config.class_names
+    return Evaluation(
+        metrics=measure(Predictions(final.logits[None], final.boxes[None]), wanted, names, loss),
+        decision=decision,
+        truth=true_labels(wanted, len(names)),
+        iou=decided_iou(decision, wanted),
+        targets=wanted,
+    )
+
+
+@torch.inference_mode()
+def predict_batch(detector: ActionDetector, clips: torch.Tensor, dtype: torch.dtype) -> Predictions:
+    """`detector` in evaluation mode on normalised clips (B, 3, T, S, S), with `dtype` arithmetic in the network."""
+    detector.eval()
+    with torch.autocast(clips.device.type, dtype, enabled=dtype != torch.float32):
+        return detector(clips)

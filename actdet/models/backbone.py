@@ -1,0 +1,83 @@
+"""R(2+1)D-18 (Tran et al. 2018) as a feature extractor, and where its weights come from.
+
+The network is torchvision's, without its pooling and classifier, so its published Kinetics-400 weights fit.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
+
+from actdet.errors import ActdetError, DataError
+
+FEATURES = 512
+TEMPORAL_STRIDE, SPATIAL_STRIDE = 8, 16
+
+
+class Backbone(nn.Sequential):
+    """R(2+1)D-18 up to its last block: clips (B, 3, T, H, W) to features (B, 512, T/8, H/16, W/16)."""
+
+    def __init__(self) -> None:
+        network = r2plus1d_18(weights=None)
+        super().__init__(*(getattr(network, name) for name in _STAGES))
+
+
+_STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+
+
+def load_backbone_weights(backbone: Backbone, source: str) -> None:
+    """Fill `backbone` from `source`: "kinetics" (torchvision's, fetched or cached), "none" (leave as is) or a file.
+
+    A file is a state dict of torchvision's r2plus1d_18, as .safetensors or as .pth/.pt that holds tensors only
+    (read with `weights_only=True`: nothing in it is executed). Raises ActdetError where the weights cannot be had.
+    """
+    if source == "none":
+        return
+    if source == "kinetics":
+        state = _fetch_kinetics()
+    else:
+        state = _read_state(Path(source))
+    wanted = {f"{_STAGES.index(stage)}.{rest}": key for key in state if (stage := key.partition(".")[0]) in _STAGES
+              and (rest := key.partition(".")[2])}
+    own = backbone.state_dict()
+    missing = sorted(own.keys() - wanted.keys())
+    if missing:
+        stage, _, rest = missing[0].partition(".")
+        raise DataError(source, f"not weights of R(2+1)D-18: {_STAGES[int(stage)]}.{rest} is missing")
+    for key, value in own.items():
+        if state[wanted[key]].shape != value.shape:
+            raise DataError(source, f"not weights of R(2+1)D-18: {wanted[key]} is "
+                                    f"{tuple(state[wanted[key]].shape)}, should be {tuple(value.shape)}")
+    backbone.load_state_dict({key: state[wanted[key]] for key in own})
+
+
+def _fetch_kinetics() -> dict[str, Tensor]:
+    weights = R2Plus1D_18_Weights.KINETICS400_V1
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        raise ActdetError(
+            f"the Kinetics-400 weights cannot be fetched from {weights.url} ({error}): "
+            f"give a downloaded file with --backbone-weights FILE, or train from scratch with --backbone-weights none"
+        ) from error
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise DataError(path, "no such file: --backbone-weights takes kinetics, none, or a .safetensors, .pth or .pt file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise DataError(path, f"not a file of weights ({type(error).__name__})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(path, "not a state dict: it should hold the named tensors of torchvision's r2plus1d_18")
+    return state

@@ -1,0 +1,78 @@
+"""The action detector: a clip goes in, a set of N (class, box) predictions comes out.
+
+    clip -> R(2+1)D-18 -> 1x1x1 projection + learned positions -> encoder -> decoder of N queries -> two heads
+
+Sections 3.2.1 to 3.2.4 of the technical report. With the defaults it has the report's 40.5 M parameters;
+`encoder_layers=0` is the model of the report's text, which names no encoder (DESIGN: its parameter count does).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actdet.config import ModelConfig
+from actdet.models.backbone import FEATURES, SPATIAL_STRIDE, TEMPORAL_STRIDE, Backbone
+
+HIDDEN, HEADS, FEEDFORWARD = 256, 8, 2048
+MAX_GRID = 7  # the report pools its 14 x 14 features (224-pixel clips) to 7 x 7
+
+
+class Predictions(NamedTuple):
+    """What the detector says of B clips, for each of the L supervised decoder layers, the last one last.
+
+    logits: (L, B, N, C) float32; C = number of action classes + 1, the last being no_object.
+    boxes: (L, B, N, 4) float32, cxcywh in [0, 1].
+    """
+
+    logits: Tensor
+    boxes: Tensor
+
+    def final(self) -> Predictions:
+        """The last layer's predictions alone, without the leading dimension: (B, N, C) and (B, N, 4)."""
+        return Predictions(self.logits[-1], self.boxes[-1])
+
+
+class ActionDetector(nn.Module):
+    """Clips (B, 3, T, S, S), normalised as `actdet.data.augment.normalise` does, to `Predictions`."""
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or ModelConfig()
+        side = min(config.image_size // SPATIAL_STRIDE, MAX_GRID)
+        self.grid = (-(-config.frames // TEMPORAL_STRIDE), side, side)
+        self.backbone = Backbone()
+        self.projection = nn.Conv3d(FEATURES, HIDDEN, kernel_size=1)
+        self.positions = nn.Parameter(torch.randn(self.grid[0] * side * side, HIDDEN) * 0.02)
+        self.queries = nn.Parameter(torch.randn(config.queries, HIDDEN))
+        layer = {"d_model": HIDDEN, "nhead": HEADS, "dim_feedforward": FEEDFORWARD, "dropout": config.dropout,
+                 "batch_first": True}
+        self.encoder = nn.ModuleList(nn.TransformerEncoderLayer(**layer) for _ in range(config.encoder_layers))
+        self.decoder = nn.ModuleList(nn.TransformerDecoderLayer(**layer) for _ in range(config.decoder_layers))
+        self.class_head = _head(len(config.class_names) + 1)
+        self.box_head = _head(4)
+
+    def forward(self, clips: Tensor) -> Predictions:
+        size, frames = self.config.image_size, self.config.frames
+        if clips.ndim != 5 or clips.shape[1:] != (3, frames, size, size):
+            raise ValueError(f"clips must be (B, 3, {frames}, {size}, {size}), got {tuple(clips.shape)}")
+        features = F.adaptive_avg_pool3d(self.backbone(clips), self.grid)
+        memory = self.projection(features).flatten(2).transpose(1, 2) + self.positions  # (B, T'H'W', 256)
+        for layer in self.encoder:
+            memory = layer(memory)
+        decoded = self.queries.expand(len(clips), -1, -1)
+        outputs = []
+        for layer in self.decoder:
+            decoded = layer(decoded, memory)
+            outputs.append(decoded)
+        supervised = torch.stack(outputs if self.config.deep_supervision else outputs[-1:])
+        with torch.autocast(clips.device.type, enabled=False):  # 8 bits of mantissa are too few for a coordinate
+            supervised = supervised.float()
+            return Predictions(self.class_head(supervised), self.box_head(supervised).sigmoid())
+
+
+def _head(outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs))

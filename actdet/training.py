@@ -1,0 +1,247 @@
+"""The training of a detector: clips in, checkpoints out.
+
+    loader -> detector -> match -> set loss -> clip -> AdamW        (`Trainer._step`, sections 3.3 and 3.4)
+
+`Trainer.steps()` runs it and yields after every step, so that the caller may show progress or stop; nothing is
+printed here. A run's folder holds
+    log.jsonl               one line for every LOG_EVERY steps and for every evaluation
+    last.safetensors        the state to go on from (`resume`), written every few minutes and when stopped
+    model.safetensors       the trained detector, written at the end
+Everything random in a step follows from (seed, epoch, number of the step), so a resumed run repeats the numbers of
+an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from actdet_kernels import SetLoss, match, set_loss
+from torch import Tensor, nn
+
+from actdet.checkpoints import About, load_weights, read_checkpoint, save_checkpoint
+from actdet.config import ModelConfig, TrainConfig
+from actdet.data.augment import Batch
+from actdet.data.loader import ClipLoader
+from actdet.device import choose_precision
+from actdet.errors import ActdetError, DataError
+from actdet.evaluation import evaluate
+from actdet.files import write_bytes
+from actdet.metrics import Metrics
+from actdet.models import ActionDetector, load_backbone_weights
+
+LOG_EVERY = 10  # steps between two reads of the losses from the device
+MODEL, LAST = "model.safetensors", "last.safetensors"
+SAVE_SECONDS = 120  # least time between two training checkpoints
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is, after a step."""
+
+    epoch: int
+    step: int
+    total_steps: int
+    record: dict[str, Any] | None
+    """The line that this step wrote to the log, if it wrote one."""
+
+
+class Trainer:
+    """One training run: `for progress in trainer.steps(): ...`, then `trainer.finish()`."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TrainConfig,
+        loader: ClipLoader,
+        train_ids: list[int],
+        val_ids: list[int],
+        out: Path,
+        device: torch.device,
+    ) -> None:
+        self.model, self.config, self.loader, self.out, self.device = model, config, loader, out, device
+        self.train_ids, self.val_ids = train_ids, val_ids
+        self.dtype, _ = choose_precision(config.precision, device)
+        torch.manual_seed(config.seed)
+        self.detector = ActionDetector(model)
+        load_backbone_weights(self.detector.backbone, config.backbone_weights)
+        self.detector.to(device, memory_format=torch.channels_last_3d)
+        self.detector.backbone.requires_grad_(not config.freeze_backbone)
+        self.parameters = [p for p in self.detector.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.steps_per_epoch = math.ceil(len(train_ids) / config.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.step = 0
+        self._losses = torch.zeros(len(SetLoss._fields), device=device)  # summed since the last log line
+        self._summed = 0
+
+    def steps(self) -> Iterator[Progress]:
+        """Run from where the trainer stands to the end. Raises ActdetError when the loss is not finite."""
+        saved = time.monotonic()
+        for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
+            done = self.step % self.steps_per_epoch
+            for batch in self.loader.train_batches(self.train_ids, self.config, epoch, skip=done):
+                self._step(batch)
+                record = self._log_losses() if self.step % LOG_EVERY == 0 or self.step == self.total_steps else None
+                yield Progress(epoch, self.step, self.total_steps, record)
+            last = epoch + 1 == self.config.epochs
+            if self.val_ids and not last and (epoch + 1) % self.config.eval_every == 0:
+                self._log({"epoch": epoch + 1, "step": self.step, "validation": asdict(self.evaluate())})
+            if not last and time.monotonic() - saved > SAVE_SECONDS:
+                self.save()
+                saved = time.monotonic()
+
+    def finish(self) -> Metrics | None:
+        """Write the trained detector; evaluate it on the held-out clips, where there are any."""
+        save_checkpoint(self.out / MODEL, self._model_tensors(), self._about())
+        (self.out / LAST).unlink(missing_ok=True)
+        if not self.val_ids:
+            return None
+        metrics = self.evaluate()
+        self._log({"epoch": self.config.epochs, "step": self.step, "validation": asdict(metrics)})
+        return metrics
+
+    def evaluate(self) -> Metrics:
+        """The metrics on the held-out clips, as the detector stands."""
+        return evaluate(self.detector, self.loader, self.val_ids, self.config.loss, self.dtype).metrics
+
+    def _step(self, batch: Batch) -> None:
+        self.detector.train()
+        if self.config.freeze_backbone:
+            self.detector.backbone.eval()
+        torch.manual_seed(hash((self.config.seed, self.step)))  # dropout
+        self._set_learning_rate()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits, boxes = self.detector(batch.clips)
+        loss = self.config.loss
+        matched = match(logits, boxes, batch.targets, weights=loss.match_weights)
+        losses = set_loss(
+            logits, boxes, batch.targets, matched,
+            weights=loss.match_weights, no_object_weight=loss.no_object_weight,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(losses.total).backward()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._losses += torch.stack(losses).detach()
+        self._summed += 1
+        self.step += 1
+
+    def _set_learning_rate(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step / self.steps_per_epoch)
+
+    def _log_losses(self) -> dict[str, Any]:
+        """Read the mean losses since the last line from the device; the only place where a step waits for it."""
+        values = (self._losses / self._summed).tolist()
+        self._losses.zero_()
+        self._summed = 0
+        record = {
+            "epoch": self.step / self.steps_per_epoch,
+            "step": self.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "loss": dict(zip(SetLoss._fields, values, strict=True)),
+        }
+        if not all(map(math.isfinite, values)):
+            raise self._not_finite()
+        self._log(record)
+        return record
+
+    def _log(self, record: dict[str, Any]) -> None:
+        with open(self.out / "log.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save(self) -> None:
+        """Write the state to go on from. Raises ActdetError, and keeps the one before, where it is not finite."""
+        norms = torch.stack(torch._foreach_norm([p.detach() for p in self.parameters]))
+        if not torch.cat([norms, self._losses]).isfinite().all():
+            raise self._not_finite()
+        tensors = self._model_tensors()
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        tensors["losses"] = self._losses
+        training = {"step": self.step, "summed": self._summed, "scaler": self.scaler.state_dict(), **self._identity()}
+        save_checkpoint(self.out / LAST, tensors, self._about(training))
+
+    def restore(self) -> None:
+        """Go on from `last.safetensors` in the run's folder.
+
+        Raises DataError where it is missing or not whole, or belongs to other settings or other clips.
+        """
+        path = self.out / LAST
+        if not path.exists() and (self.out / MODEL).exists():
+            raise DataError(self.out, f"nothing to resume: this run is finished, its result is {MODEL}")
+        tensors, about = read_checkpoint(path)
+        state = about.training
+        if state is None:
+            raise DataError(path, "holds a trained detector, not the state of a training")
+        for name, value in json.loads(json.dumps(self._identity())).items():
+            for setting in value if isinstance(value, dict) else ():
+                if state[name].get(setting) != value[setting]:
+                    raise DataError(path, f"a checkpoint of another configuration: {setting} was "
+                                          f"{state[name].get(setting)}, is now {value[setting]}")
+            if state[name] != value:
+                raise DataError(path, f"a checkpoint of other {name.replace('_', ' ')}: the data set has changed")
+        load_weights(self.detector, tensors, path)
+        optimizer = self.optimizer.state_dict()
+        for number in range(len(self.parameters)):
+            prefix = f"optimizer.{number}."
+            optimizer["state"][number] = {
+                name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+            }
+        self.optimizer.load_state_dict(optimizer)
+        self.scaler.load_state_dict(state["scaler"])
+        self._losses.copy_(tensors["losses"])
+        self._summed, self.step = state["summed"], state["step"]
+        self._cut_log()
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to be the same run."""
+        names = [clip.name for clip in self.loader.index.clips]
+        return {
+            "model": asdict(self.model),
+            "settings": asdict(self.config),
+            "training_clips": [names[i] for i in self.train_ids],
+            "held_out_clips": [names[i] for i in self.val_ids],
+        }
+
+    def _about(self, training: dict[str, Any] | None = None) -> About:
+        return About(self.model, self.loader.reader.name, self.loader.index.median_seconds(), training)
+
+    def _model_tensors(self) -> dict[str, Tensor]:
+        return {f"model.{name}": tensor for name, tensor in self.detector.state_dict().items()}
+
+    def _cut_log(self) -> None:
+        """Drop the log lines past the restored step: they will be written again."""
+        path = self.out / "log.jsonl"
+        if path.exists():
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+            write_bytes(path, "".join(line + "\n" for line in kept).encode())
+
+    def _not_finite(self) -> ActdetError:
+        last = self.out / LAST
+        kept = f"the state before it is in {last}" if last.exists() else "no checkpoint had been written before it"
+        return ActdetError(
+            f"the loss or the weights are not finite at step {self.step} (epoch {self.step / self.steps_per_epoch:.1f}): "
+            f"lower --lr, or use --precision fp32; {kept}"
+        )
+
+
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """Cosine from `lr` to `min_lr` over the epochs (eq. 15), after a linear rise over the first `warmup` of them."""
+    if epoch < config.warmup:
+        return config.lr * epoch / config.warmup
+    share = (epoch - config.warmup) / (config.epochs - config.warmup)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2

@@ -1,0 +1,34 @@
+"""actdet_kernels: bipartite matching and set losses for detectors that predict sets (DETR and its family).
+
+    targets = pad_targets([{"labels": labels, "boxes": boxes}, ...])     # once, anywhere
+    matched = match(logits, boxes, targets)                              # (..., B, M) query of each target
+    loss = set_loss(logits, boxes, targets, matched)
+    loss.total.backward()
+"""
+
+from actdet_kernels.backend import explain_backend
+from actdet_kernels.operations import (
+    MatchWeights,
+    SetLoss,
+    assign,
+    giou_loss,
+    match,
+    pairwise_cost,
+    pairwise_giou,
+    set_loss,
+)
+from actdet_kernels.targets import Targets, pad_targets
+
+__all__ = [
+    "MatchWeights",
+    "SetLoss",
+    "Targets",
+    "assign",
+    "explain_backend",
+    "giou_loss",
+    "match",
+    "pad_targets",
+    "pairwise_cost",
+    "pairwise_giou",
+    "set_loss",
+]

@@ -1,0 +1,159 @@
+"""The public operations of set prediction: cost, assignment, matching, set loss.
+
+Each checks shapes, asks `backend.choose_backend` which implementation runs, and calls it. Shapes: L (any
+number of leading dimensions, usually the supervised decoder layers), B samples, N queries, M padded targets,
+C logits. Equations are those of the fight-and-collapse technical report (Saun and Sharma 2026), which follows
+DETR (Carion et al. 2020).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from actdet_kernels import reference
+from actdet_kernels.backend import Backend, choose_backend
+from actdet_kernels.targets import Targets, check_predictions
+
+ClassCost = Literal["softmax", "focal"]
+ClassLoss = Literal["cross_entropy", "focal"]
+
+
+class MatchWeights(NamedTuple):
+    """The weights of the three terms in the matching cost (eq. 10) and in the loss (eq. 12)."""
+
+    cls: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+class SetLoss(NamedTuple):
+    """0-d tensors: `total = weights.cls * cls + weights.l1 * l1 + weights.giou * giou`, all differentiable."""
+
+    total: Tensor
+    cls: Tensor
+    l1: Tensor
+    giou: Tensor
+
+
+def pairwise_giou(a: Tensor, b: Tensor, *, backend: Backend = "auto") -> Tensor:
+    """Generalized IoU of every pair: `a (..., N, 4)`, `b (..., M, 4)` cxcywh to `(..., N, M)` in [-1, 1] (eq. 13).
+
+    A quotient with a zero denominator (boxes without an area) is 0. Raises ValueError for other shapes.
+    """
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != 4 or b.shape[-1] != 4:
+        raise ValueError(f"boxes must be (..., N, 4) and (..., M, 4), got {tuple(a.shape)} and {tuple(b.shape)}")
+    choose_backend(backend, a.device)
+    return reference.pairwise_giou(a, b)
+
+
+def giou_loss(a: Tensor, b: Tensor, *, backend: Backend = "auto") -> Tensor:
+    """1 - GIoU, element by element: `(..., 4)` and `(..., 4)` cxcywh to `(...)` in [0, 2] (eq. 14). Differentiable.
+
+    Raises ValueError for boxes whose last dimension is not 4.
+    """
+    if a.shape[-1:] != (4,) or b.shape[-1:] != (4,):
+        raise ValueError(f"boxes must be (..., 4), got {tuple(a.shape)} and {tuple(b.shape)}")
+    choose_backend(backend, a.device)
+    return reference.giou_loss(a, b)
+
+
+@torch.no_grad()
+def pairwise_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    *,
+    weights: MatchWeights = MatchWeights(),
+    class_cost: ClassCost = "softmax",
+    backend: Backend = "auto",
+) -> Tensor:
+    """The matching cost of every query with every target of its sample (eq. 10).
+
+    cost[i, j] = cls * class_term + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j))
+
+    logits: (..., B, N, C). boxes: (..., B, N, 4). Returns (..., B, N, M), 0 past a sample's count.
+    class_cost: "softmax": -p_i[label_j], the last logit being no_object; "focal": the sigmoid-focal
+        difference of Deformable DETR (alpha 0.25, gamma 2), where every logit is a class.
+    Raises ValueError where shapes, dtypes or devices disagree.
+    """
+    check_predictions(logits, boxes, targets)
+    _check_choice("class_cost", class_cost, ("softmax", "focal"))
+    choose_backend(backend, logits.device)
+    return reference.pairwise_cost(logits, boxes, targets, weights, class_cost)
+
+
+@torch.no_grad()
+def assign(
+    cost: Tensor, counts: Tensor | None = None, *, maximize: bool = False, backend: Backend = "auto"
+) -> Tensor:
+    """Exact linear assignment of B independent problems (eq. 11): `cost (B, N, M)` to `(B, M)` int64.
+
+    The result holds, for each column, the row that it got, and -1 for a column past `counts (B,)` or left over
+    because there are more columns than rows. Where several assignments cost the same, any of them may come out.
+    An entry that is not finite (NaN, either infinity) is never chosen while an assignment without it exists.
+    Raises ValueError for other shapes.
+    """
+    if cost.ndim != 3:
+        raise ValueError(f"cost must be (B, N, M), got {tuple(cost.shape)}")
+    if counts is not None and counts.shape != cost.shape[:1]:
+        raise ValueError(f"counts must be ({cost.shape[0]},) for {cost.shape[0]} problems, got {tuple(counts.shape)}")
+    choose_backend(backend, cost.device)
+    return reference.assign(cost, counts, maximize)
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    *,
+    weights: MatchWeights = MatchWeights(),
+    class_cost: ClassCost = "softmax",
+    backend: Backend = "auto",
+) -> Tensor:
+    """The query of each target under the cheapest matching (eq. 10 and 11): (..., B, M) int64, -1 past the count.
+
+    Arguments and errors as `pairwise_cost`; every leading index (decoder layer) is matched on its own.
+    """
+    cost = pairwise_cost(logits, boxes, targets, weights=weights, class_cost=class_cost, backend=backend)
+    leading = cost.shape[:-2]
+    counts = targets.counts.expand(leading).reshape(-1)
+    return assign(cost.flatten(0, -3), counts, backend=backend).unflatten(0, leading)
+
+
+def set_loss(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    matched: Tensor,
+    *,
+    weights: MatchWeights = MatchWeights(),
+    no_object_weight: float = 0.1,
+    class_loss: ClassLoss = "cross_entropy",
+    backend: Backend = "auto",
+) -> SetLoss:
+    """The loss over matched pairs and unmatched queries (eq. 12), summed over the leading (layer) dimensions.
+
+    logits: (..., B, N, C). boxes: (..., B, N, 4). matched: (..., B, M) from `match`, -1 for no query.
+    cls: with "cross_entropy" the weighted mean over all queries, a query without a target being of the last class
+        (no_object) at weight `no_object_weight`; with "focal" the sigmoid-focal sum over all logits, every one a
+        class, divided by the number of targets.
+    l1, giou: sums over the matched pairs, divided by the number of targets in the batch (at least 1), as in DETR.
+    Raises ValueError where shapes, dtypes or devices disagree.
+    """
+    check_predictions(logits, boxes, targets)
+    _check_choice("class_loss", class_loss, ("cross_entropy", "focal"))
+    shape = (*logits.shape[:-2], targets.labels.shape[1])
+    if matched.shape != shape:
+        raise ValueError(f"matched must be {tuple(shape)}, got {tuple(matched.shape)}")
+    choose_backend(backend, logits.device)
+    cls, l1, giou = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss)
+    return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,128 @@
+"""The operations in plain PyTorch and SciPy: their definition, the oracle of every test, and the fallback.
+
+Any floating-point dtype, any device, any number of leading dimensions. Nothing here is meant to be fast.
+Notation: B samples, N queries, M padded targets, C logits; boxes are cxcywh in [0, 1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from actdet_kernels.targets import Targets
+
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # RetinaNet (Lin et al. 2017), as in Deformable DETR
+
+
+def box_corners(boxes: Tensor) -> Tensor:
+    """(..., 4) cxcywh to (..., 4) x1y1x2y2; a negative width or height counts as zero."""
+    centre, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def box_iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalized IoU (eq. 13 of the report; Rezatofighi et al. 2019) of boxes that broadcast.
+
+    Both quotients are 0 where their denominator is 0 (boxes without an area), so values and gradients are finite.
+    """
+    a, b = box_corners(a), box_corners(b)
+    area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
+    area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    inter = overlap[..., 0] * overlap[..., 1]
+    union = area_a + area_b - inter
+    enclosing = hull[..., 0] * hull[..., 1]
+    iou = _divide(inter, union)
+    return iou, iou - _divide(enclosing - union, enclosing)
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    positive = denominator > 0
+    return torch.where(positive, numerator / torch.where(positive, denominator, 1), 0)
+
+
+def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
+    return box_iou_and_giou(a[..., :, None, :], b[..., None, :, :])[1]
+
+
+def giou_loss(a: Tensor, b: Tensor) -> Tensor:
+    return 1 - box_iou_and_giou(a, b)[1]
+
+
+def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights, class_cost: str) -> Tensor:
+    labels = torch.where(targets.valid, targets.labels, 0)
+    target_boxes = targets.boxes.masked_fill(~targets.valid[..., None], 0).to(boxes.dtype)
+    if class_cost == "softmax":
+        score = -logits.softmax(-1)
+    else:
+        p = logits.sigmoid()
+        positive = FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * -F.logsigmoid(logits)
+        negative = (1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * -F.logsigmoid(-logits)
+        score = positive - negative
+    index = labels[:, None, :].expand(*logits.shape[:-1], labels.shape[-1])
+    cls = score.gather(-1, index)
+    l1 = (boxes[..., :, None, :] - target_boxes[..., None, :, :]).abs().sum(-1)
+    giou = 1 - pairwise_giou(boxes, target_boxes)
+    cost = weights.cls * cls + weights.l1 * l1 + weights.giou * giou
+    return cost.masked_fill(~targets.valid[:, None, :], 0)
+
+
+def assign(cost: Tensor, counts: Tensor | None, maximize: bool) -> Tensor:
+    values = cost.detach().to("cpu", torch.float64).numpy()
+    batch, _, size = values.shape
+    sizes = [size] * batch if counts is None else [min(max(c, 0), size) for c in counts.tolist()]
+    rows_of_columns = np.full((batch, size), -1, dtype=np.int64)
+    for problem, count in enumerate(sizes):
+        matrix = _bounded(-values[problem, :, :count] if maximize else values[problem, :, :count])
+        rows, columns = linear_sum_assignment(matrix)
+        rows_of_columns[problem, columns] = rows
+    return torch.from_numpy(rows_of_columns).to(cost.device)
+
+
+def _bounded(matrix: np.ndarray) -> np.ndarray:
+    """Replace what is not finite by a value so high that any assignment with fewer of them is cheaper.
+
+    With k = min(N, M) pairs, finite entries in [low, high] and b bad pairs of value s, an assignment costs
+    at most b s + (k - b) high; one with b + 1 bad pairs costs at least (b + 1) s + (k - b - 1) low.
+    So s > high + (k - 1) (high - low) is enough.
+    """
+    finite = np.isfinite(matrix)
+    if finite.all():
+        return matrix
+    low, high = (matrix[finite].min(), matrix[finite].max()) if finite.any() else (0.0, 0.0)
+    return np.where(finite, matrix, high + min(matrix.shape) * (high - low) + max(1.0, abs(high)))
+
+
+def set_loss(
+    logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, no_object_weight: float, class_loss: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three unweighted terms (cls, l1, giou), each summed over the leading (layer) dimensions."""
+    *leading, batch, queries, classes = logits.shape
+    pairs = (matched >= 0) & targets.valid
+    query = torch.where(pairs, matched, queries)  # one place too many, cut off again: where misses are written
+    no_object = classes - 1 if class_loss == "cross_entropy" else classes
+    wanted = torch.full((*leading, batch, queries + 1), no_object, device=logits.device)
+    wanted = wanted.scatter(-1, query, targets.labels.expand_as(query))[..., :queries]
+    normaliser = targets.counts.sum().clamp(min=1)
+
+    if class_loss == "cross_entropy":
+        weight = torch.where(wanted == no_object, no_object_weight, 1.0).to(logits.dtype)
+        loss = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
+        cls = (weight * loss).sum((-2, -1)) / weight.sum((-2, -1))
+    else:
+        one_hot = F.one_hot(wanted, classes + 1)[..., :classes].to(logits.dtype)
+        p = logits.sigmoid()
+        entropy = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
+        alpha = FOCAL_ALPHA * one_hot + (1 - FOCAL_ALPHA) * (1 - one_hot)
+        missed = (1 - p) * one_hot + p * (1 - one_hot)
+        cls = (alpha * missed**FOCAL_GAMMA * entropy).sum((-3, -2, -1)) / normaliser
+
+    chosen = boxes.gather(-2, torch.where(pairs, matched, 0)[..., None].expand(*matched.shape, 4))
+    target_boxes = targets.boxes.masked_fill(~targets.valid[..., None], 0).to(boxes.dtype).expand_as(chosen)
+    l1 = (chosen - target_boxes).abs().sum(-1).masked_fill(~pairs, 0).sum() / normaliser
+    giou = giou_loss(chosen, target_boxes).masked_fill(~pairs, 0).sum() / normaliser
+    return cls.sum(), l1, giou

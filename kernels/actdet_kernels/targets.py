@@ -1,0 +1,98 @@
+"""Targets: what a batch should be matched with, as three padded tensors of fixed shape.
+
+Fixed shapes are what lets everything behind them run without a read-back to the host: a new number of
+targets is a new value in `counts`, never a new shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Targets(NamedTuple):
+    """The targets of B samples, padded to M rows each.
+
+    labels: (B, M) int64, class of each target.
+    boxes: (B, M, 4) floating point, cxcywh in [0, 1].
+    counts: (B,) int32, how many of the M rows are real; rows past it may hold anything and count for nothing.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    counts: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
+        """The same targets on `device`."""
+        return Targets(*(field.to(device, non_blocking=non_blocking) for field in self))
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, M) bool: the rows that are real targets."""
+        rows = torch.arange(self.labels.shape[1], device=self.labels.device)
+        return rows < self.counts[:, None]
+
+
+def pad_targets(
+    targets: Sequence[Mapping[str, Tensor]],
+    device: torch.device | str | None = None,
+    max_targets: int | None = None,
+) -> Targets:
+    """Pad DETR's list of `{"labels": (m,), "boxes": (m, 4)}`, one entry a sample, into `Targets`.
+
+    max_targets: the padded length M; by default the longest sample's, at least 1. Give it to keep one
+        shape for a whole training. A sample with more targets raises ValueError.
+    device: where the result lives; by default that of the first sample's labels.
+    """
+    counts = [len(sample["labels"]) for sample in targets]
+    for index, (sample, count) in enumerate(zip(targets, counts, strict=True)):
+        if sample["boxes"].shape != (count, 4):
+            raise ValueError(
+                f"targets[{index}]: boxes must be ({count}, 4) to go with {count} labels, "
+                f"got {tuple(sample['boxes'].shape)}"
+            )
+    longest = max(counts, default=0)
+    size = max(longest, 1) if max_targets is None else max_targets
+    if longest > size:
+        raise ValueError(f"targets[{counts.index(longest)}]: {longest} targets, but max_targets={size}")
+    if device is None:
+        device = targets[0]["labels"].device if targets else "cpu"
+
+    dtype = targets[0]["boxes"].dtype if targets else torch.float32
+    labels = torch.zeros(len(targets), size, dtype=torch.int64, device=device)
+    boxes = torch.zeros(len(targets), size, 4, dtype=dtype, device=device)
+    for row, (sample, count) in enumerate(zip(targets, counts, strict=True)):
+        labels[row, :count] = sample["labels"].to(device)
+        boxes[row, :count] = sample["boxes"].to(device)
+    return Targets(labels, boxes, torch.tensor(counts, dtype=torch.int32, device=device))
+
+
+def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets) -> None:
+    """Raise ValueError where shapes or dtypes of `logits (..., B, N, C)`, `boxes (..., B, N, 4)` and `targets` disagree.
+
+    Looks at shapes only, never at values, so it costs no synchronisation.
+    """
+    if logits.ndim < 3 or boxes.shape != (*logits.shape[:-1], 4):
+        raise ValueError(
+            f"logits (..., B, N, C) and boxes (..., B, N, 4) must agree, "
+            f"got {tuple(logits.shape)} and {tuple(boxes.shape)}"
+        )
+    batch = logits.shape[-3]
+    size = targets.labels.shape[-1]
+    wanted = {"labels": (batch, size), "boxes": (batch, size, 4), "counts": (batch,)}
+    for name, shape in wanted.items():
+        tensor = getattr(targets, name)
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"targets.{name} must be {shape} for a batch of {batch}, got {tuple(tensor.shape)}")
+        if tensor.device != logits.device:
+            raise ValueError(f"targets.{name} is on {tensor.device}, logits on {logits.device}")
+    if targets.labels.dtype != torch.int64:
+        raise ValueError(f"targets.labels must be int64, got {targets.labels.dtype}")
+    if not (logits.is_floating_point() and boxes.is_floating_point() and targets.boxes.is_floating_point()):
+        raise ValueError(
+            f"logits and boxes must be floating point, "
+            f"got {logits.dtype}, {boxes.dtype} and targets.boxes {targets.boxes.dtype}"
+        )

@@ -1,0 +1,91 @@
+"""What an annotation file may say, and the one line that each mistake in it gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from actdet.data.annotations import Annotation, check_annotations, read_annotations
+from actdet.errors import DataError
+
+CLASSES = ("fight", "collapse")
+
+
+def read(path: Path) -> list[Annotation]:
+    return read_annotations(path, 320, 240, CLASSES)
+
+
+def test_reads_lines_in_order_whatever_their_spacing(tmp_path: Path) -> None:
+    path = tmp_path / "clip.txt"
+    path.write_bytes(b"\xef\xbb\xbf1 10 20 30.5 40\r\n\r\n   \n0\t0 0 320 240")
+    assert read(path) == [Annotation(1, (10, 20, 30.5, 40)), Annotation(0, (0, 0, 320, 240))]
+
+
+def test_no_file_and_an_empty_file_mean_no_action(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    assert read(tmp_path / "empty.txt") == read(tmp_path / "missing.txt") == []
+
+
+def test_a_box_up_to_one_pixel_outside_is_clipped(tmp_path: Path) -> None:
+    path = tmp_path / "clip.txt"
+    path.write_text("0 -1 -0.5 321 240.25\n")
+    assert read(path) == [Annotation(0, (0, 0, 320, 240))]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("0 1 2 3", "4 fields where 5"),
+        ("0 1 2 3 4 5", "6 fields where 5"),
+        ("0,10,20,30,40", "1 fields where 5"),
+        ("2 10 20 30 40", "class_id '2' is none of 0 = fight, 1 = collapse"),
+        ("-1 10 20 30 40", "class_id '-1'"),
+        ("0.0 10 20 30 40", "class_id '0.0'"),
+        ("fight 10 20 30 40", "class_id 'fight'"),
+        ("\u0661 10 20 30 40", "class_id"),
+        ("99999999999999999999 10 20 30 40", "class_id"),
+        ("0 nan 20 30 40", "x1 = 'nan' is not a finite number"),
+        ("0 10 20 inf 40", "x2 = 'inf'"),
+        ("0 10 20 1e999 40", "x2 = '1e999'"),
+        ("0 10 twenty 30 40", "y1 = 'twenty'"),
+        ("0 10 20 3_0 40", "x2 = '3_0'"),
+        ("0 30 20 10 40", "x2 = 10 must be greater than x1 = 30"),
+        ("0 10 20 10 40", "x2 = 10 must be greater than x1 = 10"),
+        ("0 10 40 30 20", "y2 = 20 must be greater than y1 = 40"),
+        ("0 -1.01 20 30 40", "outside the picture of 320x240"),
+        ("0 10 20 321.1 40", "outside the picture"),
+        ("0 10 20 30 241.5", "outside the picture"),
+        ("0 320 20 321 40", "outside the picture"),
+        ("0 0.2 0.3 0.4 0.5", "looks like fractions"),
+    ],
+)
+def test_each_mistake_is_named_with_its_line_and_value(tmp_path: Path, line: str, expected: str) -> None:
+    path = tmp_path / "clip.txt"
+    path.write_text(f"0 10 20 30 40\n\n{line}\n", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}:3: ")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_checking_finds_every_bad_line_and_keeps_the_good_ones(tmp_path: Path) -> None:
+    path = tmp_path / "clip.txt"
+    path.write_text("5 10 20 30 40\n1 10 20 30 40\n0 1 2\n")
+    annotations, problems = check_annotations(path, 320, 240, CLASSES)
+    assert annotations == [Annotation(1, (10, 20, 30, 40))]
+    assert [problem.line for problem in problems] == [1, 3]
+
+
+@pytest.mark.parametrize("data", ["0 1 2 3 4\n".encode("utf-16"), b"0 10 20 30 40 \xff\n"])
+def test_what_is_not_utf8_is_said(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "clip.txt"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="not UTF-8"):
+        read(path)
+
+
+def test_a_folder_in_place_of_the_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read(tmp_path)
