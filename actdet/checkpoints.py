@@ -34,6 +34,10 @@ class About:
     """The reader that decoded the training clips: pyav, dali-cpu or dali-gpu."""
     clip_seconds: float
     """Median duration of the training clips: the window that prediction slides over a longer video."""
+    held_out: tuple[str, ...] = ()
+    """Names of the clips that the training run kept aside for evaluation."""
+    held_out: tuple[str, ...] = ()
+    """Names of the clips that the training run kept aside for evaluation."""
     training: dict[str, Any] | None = None
     """The state of the training run (settings, data, step), in a "training" checkpoint."""
 
@@ -70,7 +74,8 @@ def read_about(path: Path) -> About:
         if header.pop("format") != FORMAT:
             raise DataError(path, f"written by another version of actdet: this one reads checkpoint format {FORMAT}")
         model = header.pop("model")
-        return About(model=ModelConfig(**{**model, "class_names": tuple(model["class_names"])}), **header)
+        model["class_names"], header["held_out"] = tuple(model["class_names"]), tuple(header["held_out"])
+        return About(model=ModelConfig(**model), **header)
     except (ValueError, TypeError, KeyError, AttributeError, ActdetError) as error:
         if isinstance(error, DataError):
             raise

@@ -10,7 +10,7 @@ A video of up to one and a half windows is one window; a longer one is cut into 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from actdet.data.video import VideoInfo, probe, sample_frames, stream_frames
 from actdet.device import choose_device, choose_precision
 from actdet.evaluation import predict_batch
 from actdet.models.decision import THRESHOLD, decide
+from actdet.pictures import Mark, annotate_video, class_colour
 
 BATCH_SIZE = 4  # windows that go through the network together
 
@@ -111,6 +112,23 @@ class Predictor:
                 score=score,
                 box=pixel_box(box, video.width, video.height) if action else None,
             )
+
+
+def annotate_prediction(video: VideoInfo, windows: Sequence[Window], class_names: Sequence[str], out: Path) -> None:
+    """Write `video` to `out` (.mp4) with, on every frame, what the window whose middle is nearest said."""
+    middles = np.array([(window.start + window.end) / 2 for window in windows])
+    nearest = [int(np.abs(middles - float(t * video.time_base)).argmin()) for t in (video.pts - video.pts[0]).tolist()]
+    marks = [_marks(window, video, class_names) for window in windows]
+    annotate_video(video, [marks[window] for window in nearest], out)
+
+
+def _marks(window: Window, video: VideoInfo, class_names: Sequence[str]) -> list[Mark]:
+    if window.action is None or window.box is None:
+        return []
+    sides = (video.width, video.height, video.width, video.height)
+    x1, y1, x2, y2 = (pixel / side for pixel, side in zip(window.box, sides, strict=True))
+    colour = class_colour(class_names.index(window.action))
+    return [Mark((x1, y1, x2, y2), f"{window.action} {window.score:.2f}", colour)]
 
 
 def pixel_box(box: list[float], width: int, height: int) -> tuple[float, float, float, float]:

@@ -2,8 +2,8 @@
 
     loader -> detector -> match -> set loss -> clip -> AdamW        (`Trainer._step`, sections 3.3 and 3.4)
 
-`Trainer.steps()` runs it and yields after every step, so that the caller may show progress or stop; nothing is
-printed here. A run's folder holds
+`Trainer.steps()` runs it and yields after every step, so that the caller may show progress or stop and `save()`;
+nothing is printed here. A run's folder holds
     log.jsonl               one line for every LOG_EVERY steps and for every evaluation
     last.safetensors        the state to go on from (`resume`), written every few minutes and when stopped
     model.safetensors       the trained detector, written at the end
@@ -31,9 +31,8 @@ from actdet.data.augment import Batch
 from actdet.data.loader import ClipLoader
 from actdet.device import choose_precision
 from actdet.errors import ActdetError, DataError
-from actdet.evaluation import evaluate
+from actdet.evaluation import Evaluation, evaluate
 from actdet.files import write_bytes
-from actdet.metrics import Metrics
 from actdet.models import ActionDetector, load_backbone_weights
 
 LOG_EVERY = 10  # steps between two reads of the losses from the device
@@ -95,24 +94,24 @@ class Trainer:
                 yield Progress(epoch, self.step, self.total_steps, record)
             last = epoch + 1 == self.config.epochs
             if self.val_ids and not last and (epoch + 1) % self.config.eval_every == 0:
-                self._log({"epoch": epoch + 1, "step": self.step, "validation": asdict(self.evaluate())})
+                self._log({"epoch": epoch + 1, "step": self.step, "validation": asdict(self.evaluate().metrics)})
             if not last and time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
 
-    def finish(self) -> Metrics | None:
+    def finish(self) -> Evaluation | None:
         """Write the trained detector; evaluate it on the held-out clips, where there are any."""
         save_checkpoint(self.out / MODEL, self._model_tensors(), self._about())
         (self.out / LAST).unlink(missing_ok=True)
         if not self.val_ids:
             return None
-        metrics = self.evaluate()
-        self._log({"epoch": self.config.epochs, "step": self.step, "validation": asdict(metrics)})
-        return metrics
+        evaluation = self.evaluate()
+        self._log({"epoch": self.config.epochs, "step": self.step, "validation": asdict(evaluation.metrics)})
+        return evaluation
 
-    def evaluate(self) -> Metrics:
-        """The metrics on the held-out clips, as the detector stands."""
-        return evaluate(self.detector, self.loader, self.val_ids, self.config.loss, self.dtype).metrics
+    def evaluate(self) -> Evaluation:
+        """What the detector, as it stands, makes of the held-out clips."""
+        return evaluate(self.detector, self.loader, self.val_ids, self.config.loss, self.dtype)
 
     def _step(self, batch: Batch) -> None:
         self.detector.train()
@@ -217,7 +216,9 @@ class Trainer:
         }
 
     def _about(self, training: dict[str, Any] | None = None) -> About:
-        return About(self.model, self.loader.reader.name, self.loader.index.median_seconds(), training)
+        index = self.loader.index
+        held_out = tuple(index.clips[i].name for i in self.val_ids)
+        return About(self.model, self.loader.reader.name, index.median_seconds(), held_out, training)
 
     def _model_tensors(self) -> dict[str, Tensor]:
         return {f"model.{name}": tensor for name, tensor in self.detector.state_dict().items()}

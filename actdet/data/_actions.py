@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from actdet.data._figures import Array, Track, overlay
+from actdet.data._figures import SIDES, Array, Track, overlay
 from actdet.data._motions import (
     LYING,
-    SIDES,
     STRIDE,
     Act,
-    Pair,
     Rng,
     along,
     approach,
+    face_each_other,
     fall_heading,
     lie,
     pulse,
@@ -26,7 +25,7 @@ from actdet.data._motions import (
 
 
 def collapse(t: Array, rng: Rng, room: float) -> Act:
-    """Walks or stands, staggers, and falls fast to stay down for at least the last 35 % of the clip."""
+    """Walks or stands, staggers, and falls fast, to stay down for at least the last 35 % of the clip."""
     drop = rng.uniform(0.5, 0.8)
     landed = rng.uniform(0.42, 0.63) * t[-1]
     fall = landed - drop
@@ -35,11 +34,11 @@ def collapse(t: Array, rng: Rng, room: float) -> Act:
     yaw = fall_heading(way, rng)
 
     angles = still(t, rng)
-    speed = rng.uniform(0.7, 1.3) * (rng.random() < 0.6)
-    pace = speed * (1 - ramp(t, stagger, max(fall - stagger, 0.2) + 0.15))
+    slowing = 1 - ramp(t, stagger, fall - stagger + 0.15)
+    pace = slowing * (rng.uniform(0.7, 1.3) if rng.random() < 0.6 else 0)
     travelled = np.cumsum(pace) * (t[1] - t[0])
-    travelled *= min(1.0, 0.6 * room / max(travelled[-1], 1e-6))
-    stride(angles, travelled + rng.uniform(0, STRIDE), pace / max(speed, 1e-6))
+    travelled *= min(1, 0.6 * room / max(travelled[-1], 1e-6))
+    stride(angles, travelled + rng.uniform(0, STRIDE), slowing * (pace[0] > 0))
     _stagger(angles, t, rng, stagger, fall)
     _fall(angles, t, rng, way, fall, drop)
     return Act([Track(angles, travelled[:, None] * along(yaw), np.full(len(t), yaw), rooted=True)])
@@ -52,13 +51,12 @@ def _stagger(angles: Array, t: Array, rng: Rng, start: float, end: float) -> Non
         angles, weight, bend=rng.uniform(5, 28), nod=rng.uniform(-10, 30), knee=rng.uniform(12, 30), hip=12
     )
     if rng.random() < 0.6:  # a hand goes to the head or the chest
-        side = SIDES[rng.integers(2)]
-        target = {f"shoulder_{side}": rng.uniform(45, 85), f"elbow_{side}": 130.0, f"roll_{side}": 50.0}
-        overlay(angles, ramp(t, start, max(end - start, 0.2)), **target)
+        raised = ramp(t, start, end - start)
+        overlay(angles, raised, rng.choice(SIDES), shoulder=rng.uniform(45, 85), elbow=130, roll=50)
 
 
 def _fall(angles: Array, t: Array, rng: Rng, way: str, start: float, length: float) -> None:
-    """Tips over like a tree, arms thrown out, or gives way in the knees first; hits the ground at full speed."""
+    """Topples with arms thrown out, perhaps giving way in the knees first; hits the ground at full speed."""
     if rng.random() < 0.3 and way != "supine":
         overlay(angles, ramp(t, start, length * 0.6), hip=20, knee=105, lean=8, bend=25, nod=30)
         tipping = np.clip((t - start - 0.35 * length) / (0.65 * length), 0, 1) ** 2
@@ -66,16 +64,16 @@ def _fall(angles: Array, t: Array, rng: Rng, way: str, start: float, length: flo
         tipping = np.clip((t - start) / length, 0, 1) ** 2.2
     flail = pulse(t, start, length * 0.5, length * 0.2, length * 0.4)
     for s in SIDES:
-        target = {f"shoulder_{s}": rng.uniform(60, 130), f"elbow_{s}": rng.uniform(10, 60)}
-        overlay(angles, flail, **target, **{f"spread_{s}": rng.uniform(10, 60)})
+        overlay(angles, flail, s, shoulder=rng.uniform(60, 130), elbow=rng.uniform(10, 60))
+        overlay(angles, flail, s, spread=rng.uniform(10, 60))
     after = np.maximum(t - start - length, 0)
     rebound = 0.06 * np.exp(-after / 0.12) * np.sin(np.pi * after / 0.16)
     lie(angles, tipping - rebound, ramp(t, start + 0.2 * length, length), way, rng)
 
 
 def fight(t: Array, rng: Rng, room: float) -> Act:
-    """Closes in, then strikes and grapples in turns until the end."""
-    contact = rng.uniform(0.0, 0.22) * t[-1]
+    """Two people close in, then strike and wrestle in turns until the end."""
+    contact = rng.uniform(0, 0.22) * t[-1]
     apart, reach = min(rng.uniform(0.8, 1.1) + 2.6 * contact, room), rng.uniform(0.58, 0.75)
     grip = _grips(t, rng, contact)
     gap = apart + (reach - apart) * ramp(t, -0.3 * contact, 1.3 * contact + 0.1)
@@ -91,20 +89,21 @@ def fight(t: Array, rng: Rng, room: float) -> Act:
     start = contact
     while start < t[-1]:
         who = int(rng.integers(2))
-        free = 1 - 0.6 * np.interp(start, t, grip)
-        hit = _strike(both[who], t, rng, start, free)
-        pushed = _recoil(both[1 - who], t, rng, hit, free)
+        force = 1 - 0.6 * np.interp(start, t, grip)  # arms that hold have little left to strike with
+        hit = _strike(both[who], t, rng, start, force)
+        pushed = _recoil(both[1 - who], t, rng, hit, force)
         gap = gap + 0.6 * pushed
         shift += (1 if who == 0 else -1) * 0.3 * pushed
-        start += rng.uniform(0.22, 0.5) / free
+        start += rng.uniform(0.22, 0.5) / force
+
     angle = sideways_heading(rng, 0.5) + vigour * (0.18 + 0.4 * grip) * wobble(t, rng, 0.8)
     roam = np.stack([wobble(t, rng, 0.8), 0.6 * wobble(t, rng, 0.7)], 1)
-    centre = (vigour * (0.1 + 0.14 * grip))[:, None] * roam + shift[:, None] * along(angle)
-    return Act(Pair(centre, gap, angle).tracks(*both))
+    centre = (vigour * (0.14 + 0.14 * grip))[:, None] * roam + shift[:, None] * along(angle)
+    return Act(face_each_other(centre, gap, angle, both))
 
 
 def _grips(t: Array, rng: Rng, contact: float) -> Array:
-    """When the fighters hold each other: none, one or several spells that alternate with free blows."""
+    """When the fighters hold each other: spells that alternate with free blows."""
     grip = np.zeros(len(t))
     start = contact + rng.uniform(0.2, 1.6)
     while start < t[-1]:
@@ -116,29 +115,14 @@ def _grips(t: Array, rng: Rng, contact: float) -> Array:
 
 def _guard(angles: Array, t: Array, rng: Rng, weight: Array) -> None:
     """Fists up, knees bent, always on the move."""
-    lead = rng.choice([-1, 1])
-    step = 14 * wobble(t, rng, rng.uniform(1.5, 2.2))
-    overlay(
-        angles,
-        weight,
-        bend=rng.uniform(8, 20) + 6 * wobble(t, rng, 1.3),
-        side=8 * wobble(t, rng, 1.2),
-        turn=0,
-    )
-    overlay(
-        angles, weight, hip_l=15 + 14 * lead + step, hip_r=15 - 14 * lead - step, split=rng.uniform(6, 12)
-    )
-    overlay(
-        angles,
-        weight,
-        knee_l=25 - 6 * lead + step,
-        knee_r=25 + 6 * lead - step,
-        twist=10 * wobble(t, rng, 1.4),
-    )
-    for s in SIDES:
-        high = rng.uniform(25, 60) + 14 * wobble(t, rng, 1.6)
-        target = {f"shoulder_{s}": high, f"elbow_{s}": rng.uniform(85, 125), f"roll_{s}": rng.uniform(10, 30)}
-        overlay(angles, weight, **target, **{f"spread_{s}": rng.uniform(10, 25)})
+    lead, step = rng.choice([-1, 1]), 14 * wobble(t, rng, rng.uniform(1.5, 2.2))
+    overlay(angles, weight, bend=rng.uniform(8, 20) + 6 * wobble(t, rng, 1.3), turn=0)
+    overlay(angles, weight, sway=8 * wobble(t, rng, 1.2), twist=10 * wobble(t, rng, 1.4))
+    overlay(angles, weight, split=rng.uniform(6, 12), spread=rng.uniform(10, 25), roll=rng.uniform(10, 30))
+    for s, sign in zip(SIDES, (1, -1), strict=True):
+        overlay(angles, weight, s, hip=15 + sign * (14 * lead + step), knee=25 + sign * (step - 6 * lead))
+        raised = rng.uniform(25, 60) + 14 * wobble(t, rng, 1.6)
+        overlay(angles, weight, s, shoulder=raised, elbow=rng.uniform(85, 125))
 
 
 def _wrestle(angles: Array, t: Array, rng: Rng, weight: Array) -> None:
@@ -148,61 +132,53 @@ def _wrestle(angles: Array, t: Array, rng: Rng, weight: Array) -> None:
     overlay(
         angles,
         weight,
-        side=16 * wobble(t, rng, 1.1),
+        sway=16 * wobble(t, rng, 1.1),
         twist=24 * wobble(t, rng, 1.2),
         nod=rng.uniform(-10, 20),
     )
-    overlay(angles, weight, hip_l=14 + stumble, hip_r=14 - stumble, knee_l=32 + stumble, knee_r=32 - stumble)
-    for s in SIDES:
+    for s, sign in zip(SIDES, (1, -1), strict=True):
+        overlay(angles, weight, s, hip=14 + sign * stumble, knee=32 + sign * stumble)
         pull = 18 * wobble(t, rng, 1.5)
-        target = {f"shoulder_{s}": rng.uniform(60, 100) + pull, f"elbow_{s}": rng.uniform(25, 70) - pull}
-        overlay(
-            angles, weight, **target, **{f"roll_{s}": rng.uniform(0, 40), f"spread_{s}": rng.uniform(8, 28)}
-        )
+        overlay(angles, weight, s, shoulder=rng.uniform(60, 100) + pull, elbow=rng.uniform(25, 70) - pull)
+        overlay(angles, weight, s, roll=rng.uniform(0, 40), spread=rng.uniform(8, 28))
 
 
-def _strike(angles: Array, t: Array, rng: Rng, start: float, free: float) -> float:
-    """One blow; returns when it lands."""
+def _strike(angles: Array, t: Array, rng: Rng, start: float, force: float) -> float:
+    """One blow: wind up, then hit; returns when it lands."""
     back, out = rng.uniform(0.10, 0.17), rng.uniform(0.08, 0.12)
-    wind = free * pulse(t, start, back, 0, out)
-    blow = free * pulse(t, start + back, out, rng.uniform(0.04, 0.09), 0.2)
-    s = SIDES[rng.integers(2)]
+    wind = force * pulse(t, start, back, 0, out)
+    blow = force * pulse(t, start + back, out, rng.uniform(0.04, 0.09), 0.2)
+    s = str(rng.choice(SIDES))
     twist = 32 if s == "r" else -32
-    kind = str(rng.choice(["punch", "punch", "hook", "swing", "kick", "shove"]))
-    if kind == "kick":
-        overlay(angles, wind, **{f"hip_{s}": 60.0, f"knee_{s}": 110.0})
-        overlay(angles, blow, **{f"hip_{s}": rng.uniform(60, 100), f"knee_{s}": 8.0}, lean=-16, bend=8)
-    elif kind == "shove":
+    kind = rng.choice(["punch", "punch", "hook", "swing", "kick", "shove"])
+    if kind == "punch":
+        overlay(angles, wind, s, shoulder=-20, elbow=125, twist=-twist)
+        overlay(angles, blow, s, shoulder=rng.uniform(80, 100), elbow=4, twist=twist, bend=18)
+    elif kind == "hook":
+        overlay(angles, wind, s, shoulder=40, spread=75, elbow=70, twist=-twist)
+        overlay(angles, blow, s, shoulder=88, spread=0, elbow=40, twist=1.4 * twist)
+    elif kind == "swing":
+        overlay(angles, wind, s, shoulder=165, elbow=70, bend=-8)
+        overlay(angles, blow, s, shoulder=70, elbow=8, bend=30, twist=twist)
+    elif kind == "kick":
+        overlay(angles, wind, s, hip=60, knee=110)
+        overlay(angles, blow, s, hip=rng.uniform(60, 100), knee=8, lean=-16, bend=8)
+    else:
         overlay(angles, wind, shoulder=30, elbow=125)
         overlay(angles, blow, shoulder=88, elbow=6, roll=10, lean=14, bend=16)
-    elif kind == "hook":
-        overlay(
-            angles, wind, **{f"shoulder_{s}": 40.0, f"spread_{s}": 75.0, f"elbow_{s}": 70.0}, twist=-twist
-        )
-        overlay(
-            angles, blow, **{f"shoulder_{s}": 88.0, f"spread_{s}": 0.0, f"elbow_{s}": 40.0}, twist=1.4 * twist
-        )
-    elif kind == "swing":
-        overlay(angles, wind, **{f"shoulder_{s}": 165.0, f"elbow_{s}": 70.0}, bend=-8)
-        overlay(angles, blow, **{f"shoulder_{s}": 70.0, f"elbow_{s}": 8.0}, bend=30, twist=twist)
-    else:
-        overlay(angles, wind, **{f"shoulder_{s}": -20.0, f"elbow_{s}": 125.0}, twist=-twist)
-        overlay(
-            angles, blow, **{f"shoulder_{s}": rng.uniform(80, 100), f"elbow_{s}": 4.0}, twist=twist, bend=18
-        )
     return start + back + out
 
 
-def _recoil(angles: Array, t: Array, rng: Rng, hit: float, free: float) -> Array:
+def _recoil(angles: Array, t: Array, rng: Rng, hit: float, force: float) -> Array:
     """Give way to a blow; returns how far (metres) over time."""
-    jolt = free * pulse(t, hit - 0.04, 0.1, 0.05, 0.3)
+    jolt = force * pulse(t, hit - 0.04, 0.1, 0.05, 0.3)
     overlay(
         angles,
         jolt,
         bend=rng.uniform(-25, -5),
+        lean=-8,
         nod=rng.uniform(-30, -10),
         twist=rng.uniform(-30, 30),
-        lean=-8,
     )
     overlay(angles, 0.6 * jolt, spread=rng.uniform(20, 55), elbow=60)
-    return rng.uniform(0.08, 0.3) * pulse(t, hit, 0.12, 0.05, 0.5) * free
+    return rng.uniform(0.08, 0.3) * force * pulse(t, hit, 0.12, 0.05, 0.5)

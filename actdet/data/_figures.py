@@ -1,14 +1,15 @@
 """Jointed people for the rendered data set: who they are, how their joints turn, and the shapes to draw.
 
-A body is a skeleton in metres (x to the right of the picture, y away from the camera, z up).  Its joint angles
+A body is a skeleton in metres: x to the right of the picture, y away from the camera, z up.  Its joint angles
 over a whole clip become, all frames at once, the points of the skeleton and then thick tapered capsules seen
-through a `Camera`; the caller paints the capsules from the farthest to the nearest.
+through a `Camera`; `_filming` paints these from the farthest to the nearest.
 """
 
 from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Colour = tuple[int, int, int]
 
-_TRUNK = ("lean", "tilt", "bend", "side", "twist", "nod", "turn")
+SIDES = ("l", "r")
+_TRUNK = ("lean", "tilt", "bend", "sway", "twist", "nod", "turn")
 _LIMB = ("shoulder", "spread", "roll", "elbow", "hip", "split", "knee")
-_INDEX = {name: i for i, name in enumerate([*_TRUNK, *(f"{j}_{s}" for s in "lr" for j in _LIMB)])}
+_INDEX = {name: i for i, name in enumerate([*_TRUNK, *(f"{j}_{s}" for s in SIDES for j in _LIMB)])}
 
 _HUES = (0.0, 0.03, 0.07, 0.10, 0.14, 0.24, 0.37, 0.47, 0.54, 0.58, 0.61, 0.64, 0.72, 0.82, 0.93, 0.98)
 _SKINS = ("#f3d3bd", "#e6b894", "#d19b72", "#b57a4f", "#8d5a35", "#5d3a24", "#40281a")
@@ -40,10 +42,10 @@ class Person:
 
 @dataclass
 class Track:
-    """Motion of one person over T frames: joint angles (T, J) in radians, spot on the ground (T, 2), heading (T,).
+    """A person's motion over T frames: joint angles (T, J) in radians, ground position (T, 2), heading (T).
 
-    The spot is that below the pelvis, or, for a `rooted` track, that between the feet: then a body tips over its
-    feet.  A `parcel` is the side of the hand that takes it up, and in which frame; till then it lies on the ground.
+    The position is that below the pelvis or, if `rooted`, that between the feet, over which it then tips.
+    `parcel` is the side of the hand that takes one, and the frame; before, it lies on the ground.
     """
 
     angles: Array
@@ -55,7 +57,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Camera:
-    """A level pinhole camera; lengths in the picture in units of its height, `up` in metres above the ground."""
+    """A level pinhole camera `up` metres above the ground; lengths in the picture are in picture heights."""
 
     focal: float
     up: float
@@ -71,7 +73,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Polygons (T, P, V, 2) in picture coordinates, their distance (T, P), colours (P), ground shadow (T, 4)."""
+    """Polygons (T, P, V, 2) in the picture, their distance (T, P), colours (P), and the shadow (T, 4)."""
 
     polygons: Array
     distance: Array
@@ -100,11 +102,8 @@ def invent_person(rng: np.random.Generator) -> Person:
     """A new person: body, skin, hair and clothes."""
 
     def cloth() -> Colour:
-        return (
-            tint(rng, (0.0, 0.15), (0.1, 0.95))
-            if rng.random() < 0.35
-            else tint(rng, (0.3, 0.75), (0.22, 0.85))
-        )
+        saturation, value = ((0.0, 0.15), (0.1, 0.95)) if rng.random() < 0.35 else ((0.3, 0.75), (0.22, 0.85))
+        return tint(rng, saturation, value)
 
     def natural(palette: tuple[str, ...]) -> Colour:
         code = palette[rng.integers(len(palette))]
@@ -124,7 +123,7 @@ def invent_person(rng: np.random.Generator) -> Person:
         "thigh": skin if skirt else trousers,
         "shin": skin if shorts or skirt else trousers,
         "shoe": tint(rng, (0.0, 0.4), (0.08, 0.9)),
-        "eye": (30, 24, 22),
+        "eye": (52, 38, 34),
         "parcel": cloth(),
     }
     return Person(
@@ -138,13 +137,13 @@ def invent_person(rng: np.random.Generator) -> Person:
     )
 
 
-def overlay(angles: Array, weight: Array | float, **degrees: Array | float) -> None:
-    """Draw the named joints of `angles` (T, J) towards the given degrees, in place, as far as `weight` says (0..1).
+def overlay(angles: Array, weight: Array | float, only: str = "", **degrees: Array | float) -> None:
+    """Draw the named joints of `angles` (T, J) towards the given degrees, in place.
 
-    `elbow=` sets both elbows, `elbow_l=` the left one.
+    `weight` (0..1, over time) says how far.  Joints of limbs are set on both sides, or `only` on "l" or "r".
     """
     for name, target in degrees.items():
-        for joint in [name] if name in _INDEX else [f"{name}_l", f"{name}_r"]:
+        for joint in [name] if name in _TRUNK else [f"{name}_{s}" for s in only or SIDES]:
             column = angles[:, _INDEX[joint]]
             column += weight * (np.radians(target) - column)
 
@@ -152,81 +151,85 @@ def overlay(angles: Array, weight: Array | float, **degrees: Array | float) -> N
 def rest_angles(frames: int) -> Array:
     """Angles (T, J) of a person who stands upright with hanging arms."""
     angles = np.zeros((frames, len(_INDEX)))
-    overlay(angles, 1.0, shoulder=4, spread=9, elbow=14, roll=10, split=4, hip=3, knee=6)
+    overlay(angles, 1, shoulder=4, spread=9, elbow=14, roll=10, split=4, hip=3, knee=6)
     return angles
 
 
+class _Part(NamedTuple):
+    """A capsule of the body: from joint to joint, its radii there in body heights, and its colour's name."""
+
+    start: str
+    end: str
+    start_radius: float
+    end_radius: float
+    colour: str
+
+
 def shape_person(person: Person, track: Track, camera: Camera, light: float) -> Shapes:
-    """What to draw for the person in every frame; `light` is -1 where light comes from the left, 1 from the right."""
+    """What to draw for the person in every frame; light falls from the left (-1) or the right (1)."""
     joints = _skeleton(person, track)
     parts = _parts(person)
     if track.parcel:
-        parts.append(("handle", "parcel", 0.035, 0.065, "parcel"))
-    starts = np.stack([joints[a] for a, *_ in parts], 1)
-    ends = np.stack([joints[b] for _, b, *_ in parts], 1)
-    size = person.height * np.where(
-        [role in ("skin", "hair", "eye") for *_, role in parts], 1.0, person.build
-    )
-    radii = np.array([(ra, rb) for _, _, ra, rb, _ in parts]) * size[:, None]
-
+        parts.append(_Part("handle", "parcel", 0.035, 0.065, "parcel"))
+    starts = np.stack([joints[part.start] for part in parts], 1)
+    ends = np.stack([joints[part.end] for part in parts], 1)
+    broad = np.array([1 if part.colour in ("skin", "hair", "eye") else person.build for part in parts])
     a, scale_a = camera.project(starts)
     b, scale_b = camera.project(ends)
-    ra, rb = radii[:, 0] * scale_a, radii[:, 1] * scale_b
-    distance = (starts[..., 1] + ends[..., 1]) / 2
-    trunk = np.array([role in ("shirt", "second", "hips") for *_, role in parts])
-    distance[:, trunk] = distance[:, trunk].mean(1, keepdims=True)
-    colours = [person.colours[role] for *_, role in parts]
+    ra = scale_a * broad * person.height * [part.start_radius for part in parts]
+    rb = scale_b * broad * person.height * [part.end_radius for part in parts]
 
-    lift = np.stack([light * 0.22 * (ra + rb) / 2, -0.15 * (ra + rb) / 2], -1)
-    lit = ~trunk & np.array([role not in ("hair", "eye") for *_, role in parts])
-    body = _capsules(a, b, ra, rb)
-    sheen = _capsules(a + lift, b + lift, 0.62 * ra, 0.62 * rb)[:, lit]
+    distance = (starts[..., 1] + ends[..., 1]) / 2
+    trunk = np.array([part.colour in ("shirt", "second", "hips") for part in parts])
+    distance[:, trunk] = distance[:, trunk].mean(1, keepdims=True)
+    colours = [person.colours[part.colour] for part in parts]
+    lit = [i for i, part in enumerate(parts) if part.colour not in ("hair", "eye")]
+    towards_light = np.stack([light * 0.11 * (ra + rb), -0.07 * (ra + rb)], -1)
+    sheen = _capsules(a + towards_light, b + towards_light, 0.65 * ra, 0.65 * rb)
     return Shapes(
-        polygons=np.concatenate([body, sheen], 1),
+        polygons=np.concatenate([_capsules(a, b, ra, rb), sheen[:, lit]], 1),
         distance=np.concatenate([distance, distance[:, lit] - 1e-3], 1),
-        colours=[shade(c, 0.86) if is_lit else c for c, is_lit in zip(colours, lit, strict=True)]
-        + [shade(c, 1.08) for c, is_lit in zip(colours, lit, strict=True) if is_lit],
+        colours=[shade(colour, 0.84) for colour in colours] + [shade(colours[i], 1.06) for i in lit],
         shadow=_shadow(joints, camera),
     )
 
 
-_ARM_RADII = {"upper arm": (0.036, 0.030), "forearm": (0.030, 0.023), "hand": (0.025, 0.022)}
-_LEG_RADII = {"thigh": (0.056, 0.041), "shin": (0.041, 0.028), "shoe": (0.030, 0.022)}
+# The trunk, from the hips up: height within it, half its width, and radius.
 _BANDS = (
-    (0.00, 0.070, 0.072),
+    (0, 0.070, 0.072),
     (0.25, 0.062, 0.070),
-    (0.50, 0.066, 0.072),
+    (0.5, 0.066, 0.072),
     (0.75, 0.080, 0.074),
     (0.97, 0.088, 0.060),
 )
 
 
-def _parts(person: Person) -> list[tuple[str, str, float, float, str]]:
-    """Capsules of a body: first joint, second joint, their radii in body heights, and the colour's name."""
+def _parts(person: Person) -> list[_Part]:
+    """What a body is made of."""
     parts = []
-    for s in "lr":
+    for s in SIDES:
         parts += [
-            (f"shoulder_{s}", f"elbow_{s}", *_ARM_RADII["upper arm"], "upper arm"),
-            (f"elbow_{s}", f"wrist_{s}", *_ARM_RADII["forearm"], "forearm"),
-            (f"wrist_{s}", f"hand_{s}", *_ARM_RADII["hand"], "skin"),
-            (f"hip_{s}", f"knee_{s}", *_LEG_RADII["thigh"], "thigh"),
-            (f"knee_{s}", f"ankle_{s}", *_LEG_RADII["shin"], "shin"),
-            (f"ankle_{s}", f"toe_{s}", *_LEG_RADII["shoe"], "shoe"),
+            _Part(f"shoulder_{s}", f"elbow_{s}", 0.036, 0.030, "upper arm"),
+            _Part(f"elbow_{s}", f"wrist_{s}", 0.030, 0.023, "forearm"),
+            _Part(f"wrist_{s}", f"hand_{s}", 0.025, 0.022, "skin"),
+            _Part(f"hip_{s}", f"knee_{s}", 0.056, 0.041, "thigh"),
+            _Part(f"knee_{s}", f"ankle_{s}", 0.041, 0.028, "shin"),
+            _Part(f"ankle_{s}", f"toe_{s}", 0.030, 0.022, "shoe"),
+            _Part(f"eye_{s}", f"lid_{s}", 0.0065, 0.0065, "eye"),
         ]
     if person.skirt:
-        parts.append(("pelvis", "hem", 0.085, 0.105, "hips"))
+        parts.append(_Part("pelvis", "hem", 0.085, 0.105, "hips"))
     for i, (_, _, radius) in enumerate(_BANDS):
         striped = person.pattern == "striped" and i % 2 == 0
         halved = person.pattern == "two-coloured" and i < 3
-        role = "hips" if i == 0 else "second" if striped or halved else "shirt"
-        parts.append((f"band{i}_l", f"band{i}_r", radius, radius, role))
-    parts.append(("neck", "chin", 0.032, 0.032, "skin"))
-    parts.append(("face", "brow", 0.052, 0.056, "skin"))
-    parts += [(f"eye_{s}", f"lid_{s}", 0.008, 0.008, "eye") for s in "lr"]
+        colour = "hips" if i == 0 else "second" if striped or halved else "shirt"
+        parts.append(_Part(f"band{i}_l", f"band{i}_r", radius, radius, colour))
+    parts.append(_Part("neck", "chin", 0.032, 0.032, "skin"))
+    parts.append(_Part("face", "brow", 0.052, 0.056, "skin"))
     if person.hair_style != "bald":
-        parts.append(("crown", "nape", 0.062, 0.052, "hair"))
+        parts.append(_Part("crown", "nape", 0.062, 0.052, "hair"))
     if person.hair_style == "long":
-        parts.append(("nape", "mane", 0.056, 0.048, "hair"))
+        parts.append(_Part("nape", "mane", 0.056, 0.048, "hair"))
     return parts
 
 
@@ -236,7 +239,7 @@ def _skeleton(person: Person, track: Track) -> dict[str, Array]:
     wide = person.shoulders * person.build
     pelvis_turn = _turn("z", track.yaw) @ _turn("y", angle["lean"]) @ _turn("x", angle["tilt"])
     trunk_turn = (
-        pelvis_turn @ _turn("z", angle["twist"]) @ _turn("y", angle["bend"]) @ _turn("x", angle["side"])
+        pelvis_turn @ _turn("z", angle["twist"]) @ _turn("y", angle["bend"]) @ _turn("x", angle["sway"])
     )
     head_turn = trunk_turn @ _turn("y", angle["nod"]) @ _turn("z", angle["turn"])
 

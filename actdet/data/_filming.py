@@ -1,4 +1,4 @@
-"""The camera of the rendered data set: how it shakes, colours and blurs, and what it sees of people and places."""
+"""The camera of the rendered data set: how it shakes, colours and blurs, and what it sees of the people."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from actdet.data._figures import Array, Shapes
-from actdet.data._places import MARGIN, OVERSAMPLING
+from actdet.data._motions import Rng
+from actdet.data._painting import MARGIN, OVERSAMPLING
 
-Rng = np.random.Generator
 Frame = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Lens:
-    """How the camera renders a clip: views (T, 3) are the shift of the picture (2) and its zoom."""
+    """How the camera renders a clip; `views` (T, 3) are the shift (2) and the zoom of each frame."""
 
     views: Array
     gain: tuple[float, float, float]
@@ -30,13 +30,12 @@ class Lens:
 def invent_lens(frames: int, rng: Rng) -> Lens:
     """A camera in a hand or on a stand, with its own exposure, colours, noise and sharpness."""
     t = np.linspace(0, 1, frames)
-    shake = rng.uniform(0, 0.009) * (rng.random() < 0.7)
+    shake = rng.uniform(0, 0.009) if rng.random() < 0.7 else 0
     views = np.zeros((frames, 3))
     for axis in range(2):
         for waves in (1.7, 4.1, 9.3):
-            views[:, axis] += (
-                shake / waves**0.5 * np.sin(2 * np.pi * (waves * rng.uniform(0.7, 1.3) * t + rng.random()))
-            )
+            turns = waves * rng.uniform(0.7, 1.3) * t + rng.random()
+            views[:, axis] += shake / waves**0.5 * np.sin(2 * np.pi * turns)
     views[:, 2] = 1 + rng.uniform(-0.02, 0.03) * (t - 0.5)
     contrast, warmth = rng.uniform(0.72, 1.15), rng.uniform(-0.1, 0.1)
     return Lens(
@@ -44,7 +43,7 @@ def invent_lens(frames: int, rng: Rng) -> Lens:
         gain=(contrast * (1 + warmth), contrast, contrast * (1 - warmth)),
         offset=rng.uniform(-20, 30),
         noise=rng.uniform(1, 9),
-        blur=rng.uniform(0.003, 0.008) if rng.random() < 0.25 else 0.0,
+        blur=rng.uniform(0.003, 0.006) if rng.random() < 0.25 else 0.0,
         mirrored=bool(rng.random() < 0.5),
     )
 
@@ -64,7 +63,7 @@ def film(
     tone = _tone_table(lens)
     grain = rng.normal(0, lens.noise, (height + 32, width + 32, 3)).astype(np.int16)
 
-    for i, (left, top, right, bottom) in enumerate(_views(lens, size)):
+    for i, (left, top, right, bottom) in enumerate((_views(lens, size) * unit + margin).tolist()):
         image = canvas.copy()
         for u, v, across, deep in shadows[i].tolist():
             blob = _SHADOW.resize((max(1, round(2 * across)), max(1, round(2 * deep))))
@@ -72,8 +71,7 @@ def film(
         draw = ImageDraw.Draw(image)
         for part in order[i]:
             draw.polygon(outlines[i][part], fill=colours[part])
-        view = tuple(edge * unit + margin for edge in (left, top, right, bottom))
-        image = image.resize(size, Image.Resampling.BILINEAR, box=view)
+        image = image.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
         if lens.blur:
             image = image.filter(ImageFilter.GaussianBlur(lens.blur * height))
         y, x = rng.integers(0, 32, 2)

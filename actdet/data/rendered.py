@@ -1,7 +1,7 @@
-"""The data set that the project draws itself: short clips of fights, collapses and everyday scenes, with boxes.
+"""The data set that the project draws itself: short clips of fights, collapses, daily life.
 
-Everything follows from the seed: it gives a cast of people and a list of places, and clip i then depends on nothing
-but the configuration and i.  Two seeds share no person and no place, so a second seed makes an honest test set.
+Everything follows from the seed: it gives a cast of people and a list of places, and clip i then depends on
+nothing but the configuration and i.  Two seeds share no person and no place: a second seed is an honest test.
 The result has the project's data format: `videos/NAME.webm` and `annotations/NAME.txt`.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -20,15 +21,16 @@ import av
 import numpy as np
 
 from actdet.data._actions import collapse, fight
-from actdet.data._figures import Camera, Person, Shapes, Track, invent_person, shape_person
+from actdet.data._figures import Array, Camera, Person, Shapes, Track, invent_person, shape_person
 from actdet.data._filming import Frame, Lens, box_of, film, invent_lens
-from actdet.data._motions import NEGATIVES, Act, Prop, seated, stand, stroll, wave
+from actdet.data._motions import EVERYDAY, Act, Prop, Rng, seated, stand, stroll, wave
 from actdet.data._places import Place, invent_place, paint_place
 from actdet.errors import ActdetError
 
 _CLASSES = ("fight", "collapse", "none")
 _CAST, _PLACES = 48, 24
 _WORLD = 2**32  # a stream of random numbers that no clip index reaches
+_ENCODER = {"deadline": "realtime", "cpu-used": "8", "crf": "24", "b:v": "0", "threads": "1", "row-mt": "0"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class RenderConfig:
     clips: int = 300
     """How many clips: a third each of fights, collapses and clips without either."""
     seed: int = 0
-    """People, places and everything that happens follow from it; another seed shares no person and no place."""
+    """Gives people, places and all that happens; another seed has other people in other places."""
     width: int = 160
     """Width of the videos in pixels (even)."""
     height: int = 120
@@ -60,7 +62,11 @@ def render_dataset(
         (out / folder).mkdir(parents=True, exist_ok=True)
     workers = min(config.workers or len(os.sched_getaffinity(0)), config.clips)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    ignore_interrupt = (
+        signal.SIGINT,
+        signal.SIG_IGN,
+    )  # Ctrl-C is for this process alone, which then stops them
+    with ProcessPoolExecutor(workers, spawn, signal.signal, ignore_interrupt) as pool:
         jobs = [pool.submit(_render_clip, config, i, out) for i in range(config.clips)]
         try:
             for done, job in enumerate(as_completed(jobs), 1):
@@ -119,21 +125,16 @@ def _render_clip(config: RenderConfig, index: int, out: Path) -> None:
 def _write_video(path: Path, frames: Iterable[Frame], config: RenderConfig) -> None:
     """Encode under a temporary name, so that no half-written video ever has the final one."""
     partial = path.with_name(f".{path.name}.partial")
-    options = {
-        "deadline": "realtime",
-        "cpu-used": "8",
-        "crf": "24",
-        "b:v": "0",
-        "threads": "1",
-        "row-mt": "0",
-    }
-    with av.open(str(partial), "w", format="webm") as container:
-        stream = container.add_stream("libvpx-vp9", rate=Fraction(config.fps), options=options)
-        stream.width, stream.height, stream.pix_fmt = config.width, config.height, "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    os.replace(partial, path)
+    try:
+        with av.open(str(partial), "w", format="webm") as container:
+            stream = container.add_stream("libvpx-vp9", rate=Fraction(config.fps), options=_ENCODER)
+            stream.width, stream.height, stream.pix_fmt = config.width, config.height, "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @cache
@@ -155,78 +156,91 @@ def _stage_clip(config: RenderConfig, index: int) -> _Clip:
 
     kind = _CLASSES[index % 3]
     if kind == "none":
-        motion = str(rng.choice(list(NEGATIVES)))
-        act, kind = NEGATIVES[motion](t, rng, room), f"none_{motion}"
+        motion = str(rng.choice(list(EVERYDAY)))
+        kind, act = f"none_{motion}", EVERYDAY[motion](t, rng, room)
     else:
-        act = (fight if kind == "fight" else collapse)(t, rng, room)
+        act = {"fight": fight, "collapse": collapse}[kind](t, rng, room)
     light = rng.choice([-1.0, 1.0])
-    shift = _settle(act, people, camera, distance, rng)
-    actors = [shape_person(p, track, camera, light) for p, track in zip(people, act.tracks, strict=False)]
-    extras, props = _extras(t, act, distance, shift, room, place.depth, rng)
-    bystanders = [
-        shape_person(p, track, camera, light) for p, track in zip(reversed(people), extras, strict=False)
-    ]
+    act = _settle(act, people, camera, distance, rng)
+    extras, props = _extras(t, act, distance, room, place.depth, rng)
     return _Clip(
         name=f"{kind}_{index:04d}",
         place=place,
         camera=camera,
         back=distance + place.depth,
-        props=props,
-        actors=actors,
-        bystanders=bystanders,
+        props=act.props + props,
+        actors=[shape_person(p, track, camera, light) for p, track in zip(people, act.tracks, strict=False)],
+        bystanders=[
+            shape_person(p, track, camera, light) for p, track in zip(people[2:], extras, strict=False)
+        ],
         lens=invent_lens(frames, rng),
     )
 
 
-def _aim(config: RenderConfig, rng: np.random.Generator) -> tuple[Camera, float]:
-    """A camera, and the distance of the actors: a grown person takes 38 to 58 % of the picture's height."""
-    size, feet, horizon = rng.uniform(0.38, 0.58), rng.uniform(0.80, 0.93), rng.uniform(0.05, 0.28)
+def _aim(config: RenderConfig, rng: Rng) -> tuple[Camera, float]:
+    """A camera, and how far off the actors are: so that 1.7 m take 40 to 60 % of the picture's height."""
+    size, feet, horizon = rng.uniform(0.40, 0.60), rng.uniform(0.77, 0.91), rng.uniform(0.05, 0.26)
     focal = rng.uniform(1.2, 2.0)
     camera = Camera(focal, (feet - horizon) * 1.7 / size, horizon, config.width / config.height)
     return camera, focal * 1.7 / size
 
 
-def _settle(
-    act: Act, people: list[Person], camera: Camera, distance: float, rng: np.random.Generator
-) -> float:
-    """Move the action to its distance, and sideways to where it fits into the picture; returns how far sideways."""
-    for track in act.tracks:
-        track.ground = track.ground + (0.0, distance)
-    figures = [shape_person(p, track, camera, 1.0) for p, track in zip(people, act.tracks, strict=False)]
-    across = np.concatenate([f.polygons[..., 0].ravel() for f in figures])
-    left, right = 0.03 - across.min(), camera.aspect - 0.03 - across.max()
-    shift = (rng.uniform(left, right) if left < right else (left + right) / 2) * distance / camera.focal
-    for track in act.tracks:
-        track.ground = track.ground + (shift, 0.0)
-    return shift
+def _settle(act: Act, people: list[Person], camera: Camera, distance: float, rng: Rng) -> Act:
+    """The act moved away from the camera, and sideways to some place where it fits into the picture."""
+
+    def extent(axis: int) -> tuple[float, float]:
+        figures = [shape_person(p, track, camera, 1.0) for p, track in zip(people, act.tracks, strict=False)]
+        points = np.concatenate([f.polygons[..., axis].ravel() for f in figures])
+        return float(points.min()), float(points.max())
+
+    act = _moved(act, 0.0, distance)
+    lowest = 0.97 - camera.horizon
+    below = max(extent(1)[1] - camera.horizon, lowest)
+    act = _moved(act, 0.0, camera.focal * camera.up * (1 / lowest - 1 / below))
+    low, high = extent(0)
+    left, right = 0.03 - low, camera.aspect - 0.03 - high
+    shift = rng.uniform(left, right) if left < right else (left + right) / 2
+    return _moved(act, shift * distance / camera.focal, 0.0)
+
+
+def _moved(act: Act, x: float, y: float) -> Act:
+    tracks = [replace(track, ground=track.ground + np.array((x, y))) for track in act.tracks]
+    return Act(tracks, [replace(prop, x=prop.x + x, y=prop.y + y) for prop in act.props])
 
 
 def _extras(
-    t: np.ndarray,
-    act: Act,
-    distance: float,
-    shift: float,
-    room: float,
-    depth: float,
-    rng: np.random.Generator,
+    t: Array, act: Act, distance: float, room: float, depth: float, rng: Rng
 ) -> tuple[list[Track], list[Prop]]:
-    """Bystanders, and all things on the ground: those of the action, seats of bystanders, and mere furniture."""
-    props = [Prop(p.kind, p.x + shift, p.y + distance, p.facing) for p in act.props]
-    tracks = []
+    """Bystanders and furniture, most of them behind the act, none between it and the camera."""
+    tracks, props = [], []
+    deepest = distance + min(depth, 3.5) - 0.3
     for _ in range(rng.integers(0, 3)):
         manner = str(rng.choice(["stand", "wave", "stroll", "sit"]))
-        x, y = rng.uniform(-0.6, 0.6) * room, distance + rng.uniform(1.0, min(depth, 3.5) - 0.3)
+        x, y = rng.uniform(-0.6, 0.6) * room, rng.uniform(distance + 1.0, deepest)
         if manner == "sit":
             facing = int(rng.integers(-1, 2))
             track = seated(t, rng, facing)
             props.append(Prop(str(rng.choice(["chair", "bench"])), x, y, facing))
         else:
             track = {"stand": stand, "wave": wave, "stroll": stroll}[manner](t, rng)
-        track.ground = track.ground + (x, y)
-        tracks.append(track)
+            if manner != "stroll" and rng.random() < 0.4:
+                x, y = _beside(act, distance, room, rng) or (x, y)
+        tracks.append(replace(track, ground=track.ground + np.array((x, y))))
     for _ in range(rng.integers(0, 4)):
         kind = str(rng.choice(["chair", "bench", "mat", "mat", "crate", "parcel", "plant", "table"]))
-        near = 0.0 if kind == "mat" else 0.7
-        x, y = rng.uniform(-0.7, 0.7) * room, distance + rng.uniform(near, min(depth, 3.5) - 0.3)
+        x, y = rng.uniform(-0.7, 0.7) * room, rng.uniform(distance + (0 if kind == "mat" else 0.7), deepest)
         props.append(Prop(kind, x, y, int(rng.integers(-1, 2))))
     return tracks, props
+
+
+def _beside(act: Act, distance: float, room: float, rng: Rng) -> tuple[float, float] | None:
+    """A spot nearer to the camera than the act, clear of it on the left or right; None if there is none."""
+    nearer = rng.uniform(0.75, 0.9)
+    across = np.concatenate([track.ground[:, 0] for track in act.tracks])
+    edge, clear = nearer * (room / 2 + 0.4), 1.3
+    spots = []
+    if -edge < nearer * across.min() - clear:
+        spots.append(rng.uniform(-edge, nearer * across.min() - clear))
+    if nearer * across.max() + clear < edge:
+        spots.append(rng.uniform(nearer * across.max() + clear, edge))
+    return (spots[rng.integers(len(spots))], nearer * distance) if spots else None

@@ -1,0 +1,53 @@
+"""Stratified divisions of a data set: training and held-out clips once, or in k folds."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.model_selection import StratifiedKFold, train_test_split
+
+from actdet.data.index import ClipIndex
+from actdet.errors import DataError
+
+
+def hold_out(index: ClipIndex, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the training clips and of the held-out ones, about `share` of each class (the report's is 0.2).
+
+    `share` 0 holds nothing out. Raises DataError where a class has too few clips, or no clip has an action.
+    """
+    labels = index.labels
+    _need_positive(index, labels)
+    if share == 0:
+        return list(range(len(labels))), []
+    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        if count < 2:
+            raise DataError(index.root, f"only {count} clip of class {_name(index, label)}: a split needs 2 or more "
+                                        f"of each class; add clips, or train on all with --val-share 0")
+    classes = len(np.unique(labels))
+    held = min(max(round(share * len(labels)), classes), len(labels) - classes)
+    train, val = train_test_split(np.arange(len(labels)), test_size=held, stratify=labels, random_state=seed)
+    return sorted(train.tolist()), sorted(val.tolist())
+
+
+def folds(index: ClipIndex, count: int, seed: int) -> list[tuple[list[int], list[int]]]:
+    """`count` pairs (training, held-out) in which every clip is held out once.
+
+    Raises DataError where a class has fewer clips than there are folds, or no clip has an action.
+    """
+    labels = index.labels
+    _need_positive(index, labels)
+    for label, clips in zip(*np.unique(labels, return_counts=True), strict=True):
+        if clips < count:
+            raise DataError(index.root, f"only {clips} clips of class {_name(index, label)} for {count} folds: "
+                                        f"use --folds {clips} or fewer, or add clips")
+    splits = StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels)
+    return [(train.tolist(), val.tolist()) for train, val in splits]
+
+
+def _need_positive(index: ClipIndex, labels: np.ndarray) -> None:
+    if (labels == len(index.class_names)).all():
+        raise DataError(index.root / "annotations", f"none of the {len(labels)} clips has an action: "
+                                                    f"there is nothing to learn from")
+
+
+def _name(index: ClipIndex, label: int) -> str:
+    return index.class_names[label] if label < len(index.class_names) else "no action"

@@ -1,0 +1,48 @@
+"""What was found on this machine, and which paths actdet will take on it and why."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from actdet_kernels import explain_backend
+
+from actdet.data.readers import choose_reader
+from actdet.device import choose_device, choose_precision
+
+_PACKAGES = ("actdet", "torch", "torchvision", "triton", "numpy", "scipy", "av")
+_DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+
+
+def describe_environment() -> list[tuple[str, str]]:
+    """Pairs (what, finding) in the order in which a person reads them."""
+    device = choose_device()
+    dtype, precision_reason = choose_precision("auto", device)
+    reader, reader_reason = choose_reader("auto", device)
+    found = [("python", platform.python_version())]
+    found += [(name, _version(name)) for name in _PACKAGES]
+    dali = next((f"{_version(name)} ({name})" for name in _DALI if _version(name) != _MISSING), _MISSING)
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        name = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+    else:
+        name = f"CPU, {torch.get_num_threads()} threads: torch finds no CUDA device"
+    return [
+        *found,
+        ("dali", dali),
+        ("device", name),
+        ("precision", f"{str(dtype).removeprefix('torch.')}: {precision_reason}"),
+        ("reader", f"{reader}: {reader_reason}"),
+        ("matching and loss", explain_backend(device)),
+    ]
+
+
+_MISSING = "not installed"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return _MISSING

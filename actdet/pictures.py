@@ -1,0 +1,101 @@
+"""What a person looks at: boxes drawn on frames, annotated videos, pages with pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from actdet.data.video import VideoInfo, stream_frames
+from actdet.files import replacing
+
+COLOURS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")  # one a class, then again
+TRUTH = "#ffffff"
+_LEAST_WIDTH, _MOST_WIDTH = 480, 1280  # of annotated pictures, so that a label can be read and a file stays small
+
+
+class Mark(NamedTuple):
+    """A box (x1, y1, x2, y2 in shares of the picture, or None for the label alone) with its label and colour."""
+
+    box: tuple[float, float, float, float] | None
+    label: str
+    colour: str
+
+
+def class_colour(label: int) -> str:
+    """The colour in which class number `label` is drawn."""
+    return COLOURS[label % len(COLOURS)]
+
+
+def draw(picture: np.ndarray, marks: Iterable[Mark]) -> np.ndarray:
+    """A copy of `picture` (H, W, 3) uint8 with marks on it."""
+    image = Image.fromarray(picture)
+    canvas = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=max(12, image.height // 22))
+    line = max(2, image.height // 160)
+    corner = 2.0
+    for box, label, colour in marks:
+        x, y = 2.0, corner
+        if box is not None:
+            x1, y1, x2, y2 = (side * (image.width, image.height)[i % 2] for i, side in enumerate(box))
+            canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line)
+            x, y = x1, y1
+        if not label:
+            continue
+        left, top, right, bottom = canvas.textbbox((0, 0), label, font=font)
+        width, height = right - left + 6, bottom - top + 6
+        x, y = min(x, image.width - width), max(0.0, y - height if box is not None else y)
+        canvas.rectangle((x, y, x + width, y + height), fill=colour)
+        canvas.text((x + 3 - left, y + 3 - top), label, fill="black", font=font)
+        corner = y + height + 2 if box is None else corner
+    return np.asarray(image)
+
+
+def picture_size(video: VideoInfo) -> tuple[int, int]:
+    """(height, width), even, at which a video is drawn on."""
+    width = min(max(video.width, _LEAST_WIDTH), _MOST_WIDTH)
+    return round(video.height * width / video.width / 2) * 2, width // 2 * 2
+
+
+def annotate_video(video: VideoInfo, marks_at: Iterable[Sequence[Mark]], out: Path) -> None:
+    """Write `video` with marks on every frame to `out` (.mp4): `marks_at` gives one list of marks a frame, in order."""
+    frames = stream_frames(video, range(len(video.pts)), picture_size(video))
+    drawn = (draw(pixels, marks) for (_, pixels), marks in zip(frames, marks_at, strict=True))
+    write_video(out, drawn, video.pts - video.pts[0], video.time_base)
+
+
+def write_video(out: Path, frames: Iterator[np.ndarray], pts: np.ndarray, time_base: Fraction) -> None:
+    """Write frames (H, W, 3) uint8, H and W even, shown at `pts` ticks, as H.264 (VP9 where FFmpeg has none)."""
+    codec = "libx264" if "libx264" in av.codecs_available else "libvpx-vp9"
+    seconds = float((int(pts[-1]) - int(pts[0])) * time_base)
+    rate = Fraction(len(pts) - 1, 1) / Fraction(seconds).limit_denominator(10**6) if seconds > 0 else Fraction(1)
+    first = next(frames)
+    with replacing(out) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=rate.limit_denominator(60000))
+        stream.height, stream.width = first.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = time_base
+        for time, pixels in zip(pts.tolist(), _chain(first, frames), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _chain(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    yield first
+    yield from rest
+
+
+def data_url(picture: np.ndarray) -> str:
+    """A JPEG of `picture` that can stand in a page."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

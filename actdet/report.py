@@ -1,0 +1,146 @@
+"""The report of an evaluation: one folder that a person opens and a program reads.
+
+    metrics.json        the figures
+    report.html         the figures, the training curve and every clip in pictures, wrong ones first; stands alone
+    videos/NAME.mp4     clips with the decided box (class colour) and the annotated one (white)
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
+
+from actdet.data.index import Clip, ClipIndex
+from actdet.data.video import decode_frames, sample_frames
+from actdet.evaluation import Evaluation
+from actdet.files import write_bytes, write_json
+from actdet.models.decision import THRESHOLD
+from actdet.pictures import TRUTH, Mark, annotate_video, class_colour, data_url, draw, picture_size
+
+STRIP = 4  # pictures of each clip in the report
+MOST_VIDEOS = 48  # annotated videos that one report writes
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    truth: str
+    decided: str
+    score: float
+    iou: float | None
+    right: bool
+    located: bool
+    pictures: list[str]
+    video: str | None
+
+
+def write_report(
+    out: Path,
+    title: str,
+    evaluation: Evaluation,
+    index: ClipIndex,
+    ids: Sequence[int],
+    *,
+    seconds: float,
+    notes: Sequence[str] = (),
+    log: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write the folder `out` for the evaluation of the clips `ids` of `index`.
+
+    seconds: what the work took, for metrics.json. notes: lines of facts about the run. log: the log.jsonl of its
+    training. progress: called with 1 after each clip. Raises DataError where the disk refuses.
+    """
+    names = (*index.class_names, "no action")
+    order = sorted(range(len(ids)), key=lambda i: (_located(evaluation, i, len(names) - 1), i))  # wrong ones first
+    rows = []
+    for place, i in enumerate(order):
+        rows.append(_row(out, evaluation, i, index.clips[ids[i]], names, with_video=place < MOST_VIDEOS))
+        if progress is not None:
+            progress(1)
+    page = Environment(loader=PackageLoader("actdet", ""), autoescape=select_autoescape(default=True))
+    html = page.get_template("report.html.jinja").render(
+        title=title, metrics=evaluation.metrics, names=names, rows=rows, notes=notes, seconds=seconds,
+        curve=_curve(log) if log else None, threshold=THRESHOLD,
+    )
+    write_bytes(out / "report.html", html.encode())
+    write_json(out / "metrics.json", {**asdict(evaluation.metrics), "seconds": round(seconds, 1)})
+
+
+def _located(evaluation: Evaluation, i: int, no_action: int) -> bool:
+    truth, label = int(evaluation.truth[i]), int(evaluation.decision.label[i])
+    return truth == label and (truth == no_action or float(evaluation.iou[i]) >= 0.5)
+
+
+def _row(out: Path, evaluation: Evaluation, i: int, clip: Clip, names: tuple[str, ...], *, with_video: bool) -> _Row:
+    none = len(names) - 1
+    truth, label = int(evaluation.truth[i]), int(evaluation.decision.label[i])
+    score = float(evaluation.decision.score[i])
+    marks = [Mark(_corners(box), "", TRUTH) for box in _wanted(evaluation, i)]
+    if label == none:
+        marks.append(Mark(None, f"no action (surest: {score:.2f})", "#bbbbbb"))
+    else:
+        box = _corners(evaluation.decision.box[i].tolist())
+        marks.append(Mark(box, f"{names[label]} {score:.2f}", class_colour(label)))
+    frames = decode_frames(clip.video, sample_frames(clip.video, STRIP), picture_size(clip.video))
+    video = out / "videos" / f"{clip.name}.mp4"
+    if with_video:
+        annotate_video(clip.video, [marks] * len(clip.video.pts), video)
+    return _Row(
+        name=clip.name,
+        truth=names[truth],
+        decided=names[label],
+        score=score,
+        iou=float(evaluation.iou[i]) if truth == label != none else None,
+        right=truth == label,
+        located=_located(evaluation, i, none),
+        pictures=[data_url(draw(frame, marks)) for frame in frames],
+        video=f"videos/{video.name}" if with_video else None,
+    )
+
+
+def _wanted(evaluation: Evaluation, i: int) -> list[list[float]]:
+    return evaluation.targets.boxes[i, : int(evaluation.targets.counts[i])].tolist()
+
+
+def _corners(box: list[float]) -> tuple[float, float, float, float]:
+    x, y, w, h = box
+    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+
+
+def _curve(log: Path) -> str:
+    """The training curve as SVG: the loss and its terms, and the held-out metrics where they were taken."""
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = [r for r in records if "loss" in r]
+    validations = [r for r in records if "validation" in r]
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _plot(left, losses, {"total": "total (weighted)", "cls": "class", "l1": "L1", "giou": "GIoU"}, "loss")
+    left.set(title="training loss", xlabel="epoch", yscale="log")
+    figures = {"video_accuracy": "video accuracy", "detection_accuracy": "detection accuracy", "mean_iou": "mean IoU"}
+    _plot(right, validations, figures, "validation")
+    right.set(title="held-out clips", xlabel="epoch", ylim=(0, 1.02))
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "actdet", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def _plot(axes: Any, records: list[dict[str, Any]], lines: dict[str, str], group: str) -> None:
+    epochs = np.array([r["epoch"] for r in records])
+    for key, label in lines.items():
+        axes.plot(epochs, [r[group][key] for r in records], label=label, marker="." if len(records) < 30 else None)
+    axes.grid(alpha=0.3)
+    if records:
+        axes.legend(fontsize="small")
+    else:
+        axes.text(0.5, 0.5, "none during training", ha="center", transform=axes.transAxes)
