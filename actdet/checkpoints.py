@@ -101,6 +101,9 @@ def load_weights(detector: ActionDetector, tensors: dict[str, Tensor], path: Pat
         if stored is None:
             raise DataError(path, f"a checkpoint of another configuration: it has no {name}")
         if stored.shape != value.shape:
-            raise DataError(path, f"a checkpoint of another configuration: {name} is {tuple(stored.shape)}, "
-                                  f"should be {tuple(value.shape)}")
+            raise DataError(
+                path,
+                f"a checkpoint of another configuration: {name} is {tuple(stored.shape)}, "
+                f"should be {tuple(value.shape)}",
+            )
     detector.load_state_dict({name: tensors[f"model.{name}"] for name in own})

@@ -40,15 +40,19 @@ class ModelConfig:
     """Train every decoder layer with the loss, as DETR does, instead of the last alone."""
 
     def __post_init__(self) -> None:
-        _check(self.image_size >= 32 and self.image_size % 16 == 0,
-               f"image_size must be a multiple of 16 and at least 32, got {self.image_size}")
+        _check(
+            self.image_size >= 32 and self.image_size % 16 == 0,
+            f"image_size must be a multiple of 16 and at least 32, got {self.image_size}",
+        )
         _check(self.frames >= 8 and self.frames % 8 == 0, f"frames must be a multiple of 8, got {self.frames}")
         _check(self.queries >= 1, f"queries must be at least 1, got {self.queries}")
         _check(self.encoder_layers >= 0, f"encoder_layers must be 0 or more, got {self.encoder_layers}")
         _check(self.decoder_layers >= 1, f"decoder_layers must be at least 1, got {self.decoder_layers}")
         _check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
-        _check(len(self.class_names) >= 1 and len(set(self.class_names)) == len(self.class_names),
-               f"class_names must be one or more different names, got {self.class_names}")
+        _check(
+            len(self.class_names) >= 1 and len(set(self.class_names)) == len(self.class_names),
+            f"class_names must be one or more different names, got {self.class_names}",
+        )
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         _check(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
-        _check(self.lr > 0 and self.min_lr >= 0, f"lr must be above 0 and min_lr 0 or more, got {self.lr}, {self.min_lr}")
-        _check(0 <= self.warmup <= self.epochs, f"warmup must be within the {self.epochs} epochs, got {self.warmup}")
+        _check(
+            self.lr > 0 and self.min_lr >= 0,
+            f"lr must be above 0 and min_lr 0 or more, got {self.lr}, {self.min_lr}",
+        )
+        _check(
+            0 <= self.warmup <= self.epochs,
+            f"warmup must be within the {self.epochs} epochs, got {self.warmup}",
+        )
         _check(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
         _check(self.clip_norm > 0, f"clip_norm must be above 0, got {self.clip_norm}")
         _check(self.eval_every >= 1, f"eval_every must be at least 1, got {self.eval_every}")

@@ -38,11 +38,11 @@ def evaluate(
     loss: LossConfig,
     dtype: torch.dtype,
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Run `detector` on the clips `ids` in `dtype` arithmetic and measure what it says.
 
-    progress: called with the number of clips after each batch.
+    progress: called with (clips done, clips in all) after each batch.
     """
     logits, boxes, targets = [], [], []
     for batch in loader.eval_batches(ids, BATCH_SIZE):
@@ -51,7 +51,7 @@ def evaluate(
         boxes.append(predictions.boxes.cpu())
         targets.append(batch.targets.to("cpu"))
         if progress is not None:
-            progress(len(batch.clips))
+            progress(sum(map(len, logits)), len(ids))
     final = Predictions(torch.cat(logits), torch.cat(boxes))
     wanted = Targets(*map(torch.cat, zip(*targets, strict=True)))
     decision = decide(*final)

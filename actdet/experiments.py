@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,16 +17,19 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from actdet_kernels import explain_backend
 
-from actdet.config import ModelConfig, TrainConfig
-from actdet.data.index import ClipIndex
+from actdet.checkpoints import load_detector
+from actdet.config import LossConfig, ModelConfig, TrainConfig
+from actdet.data.index import ClipIndex, load_index
 from actdet.data.loader import ClipLoader
 from actdet.data.readers import choose_reader, open_reader
 from actdet.data.split import folds, hold_out
-from actdet.device import choose_device
-from actdet.errors import ActdetError
-from actdet.evaluation import Evaluation
+from actdet.device import choose_device, choose_precision
+from actdet.errors import ActdetError, DataError
+from actdet.evaluation import Evaluation, evaluate
 from actdet.files import write_json
+from actdet.metrics import Metrics
 from actdet.report import write_report
 from actdet.training import LAST, MODEL, Progress, Trainer
 
@@ -58,8 +61,10 @@ def open_setup(index: ClipIndex, model: ModelConfig, config: TrainConfig) -> Ite
     most = max((len(clip.annotations) for clip in index.clips), default=0)
     if most > model.queries:
         clip = max(index.clips, key=lambda clip: len(clip.annotations))
-        raise ActdetError(f"clip {clip.name} has {most} annotations, more than the {model.queries} queries of the "
-                          f"model: use --queries {most} or more")
+        raise ActdetError(
+            f"clip {clip.name} has {most} annotations, more than the {model.queries} queries of the "
+            f"model: use --queries {most} or more"
+        )
     name, _ = choose_reader(config.reader, device, [clip.video for clip in index.clips])
     size = (model.image_size, model.image_size)
     with open_reader(name, size, workers=config.workers) as reader:
@@ -67,7 +72,13 @@ def open_setup(index: ClipIndex, model: ModelConfig, config: TrainConfig) -> Ite
 
 
 def train_run(
-    setup: Setup, train_ids: Sequence[int], val_ids: Sequence[int], out: Path, title: str, *, resume: bool = False
+    setup: Setup,
+    train_ids: Sequence[int],
+    val_ids: Sequence[int],
+    out: Path,
+    title: str,
+    *,
+    resume: bool = False,
 ) -> Generator[Progress, bool | None, Evaluation | None]:
     """Train on `train_ids`, write the detector, evaluate on `val_ids` and report, all into `out`.
 
@@ -85,13 +96,21 @@ def train_run(
         stop = yield progress
         if stop:
             trainer.save()
-            raise Stopped(f"stopped at step {progress.step} of {progress.total_steps}; "
-                          f"the state is in {out / LAST}: run the same command with --resume to go on")
+            raise Stopped(
+                f"stopped at step {progress.step} of {progress.total_steps}; "
+                f"the state is in {out / LAST}: run the same command with --resume to go on"
+            )
     evaluation = trainer.finish()
     if evaluation is not None:
         write_report(
-            out, title, evaluation, setup.loader.index, list(val_ids), seconds=time.monotonic() - started,
-            notes=describe(setup, len(train_ids)), log=out / "log.jsonl",
+            out,
+            title,
+            evaluation,
+            setup.loader.index,
+            list(val_ids),
+            seconds=time.monotonic() - started,
+            notes=_describe_training(setup, len(train_ids)),
+            log=out / "log.jsonl",
         )
     return evaluation
 
@@ -100,15 +119,86 @@ class Stopped(ActdetError):
     """The user asked a run to stop, and it has saved its state."""
 
 
-def describe(setup: Setup, train_clips: int) -> list[str]:
-    """Facts about a run for its report."""
+def evaluate_checkpoint(
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    *,
+    held_out: bool = False,
+    workers: int = 1,
+    title: str | None = None,
+    log: Path | None = None,
+    started: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Metrics:
+    """Measure the detector in `checkpoint` on the data set `data` and write the report to `out`.
+
+    The clips are decoded by the reader that the detector was trained with, or, where that cannot run here, by PyAV,
+    which the report then says. held_out: only the clips that its training run held out. log: the training's
+    log.jsonl, for the report. started: monotonic time from which the report's seconds count; by default now.
+    progress: called with (clips done, clips in all). Raises ActdetError for what cannot be read.
+    """
+    started = time.monotonic() if started is None else started
+    device = choose_device()
+    detector, about = load_detector(checkpoint, device)
+    detector.to(memory_format=torch.channels_last_3d)
+    index = load_index(data, about.model.class_names)
+    ids = [i for i, clip in enumerate(index.clips) if not held_out or clip.name in about.held_out]
+    if not ids:
+        raise DataError(data, f"holds none of the {len(about.held_out)} clips that {checkpoint} held out in training")
+    reader_name, note = _recorded_reader(about.reader, device, index)
+    size = (about.model.image_size, about.model.image_size)
+    dtype, _ = choose_precision("auto", device)
+    with open_reader(reader_name, size, workers=workers) as reader:
+        loader = ClipLoader(index, about.model, reader, device)
+        evaluation = evaluate(detector, loader, ids, LossConfig(), dtype, progress=progress)
+    write_report(
+        out,
+        title or f"{checkpoint} on {data}",
+        evaluation,
+        index,
+        ids,
+        seconds=time.monotonic() - started,
+        notes=[_describe_device(device, reader_name), *note],
+        log=log,
+    )
+    return evaluation.metrics
+
+
+def _recorded_reader(recorded: str, device: torch.device, index: ClipIndex) -> tuple[str, list[str]]:
+    try:
+        return choose_reader(recorded.partition("-")[0], device, [clip.video for clip in index.clips])[0], []
+    except ActdetError as error:
+        return "pyav", [f"Decoded by pyav, not by {recorded} as in training ({error}): colours differ slightly."]
+
+
+def describe_setup(setup: Setup) -> list[str]:
+    """One line that says which paths a training takes here, and why."""
+    videos = [clip.video for clip in setup.loader.index.clips]
+    _, reader_reason = choose_reader(setup.config.reader, setup.device, videos)
+    dtype, precision_reason = choose_precision(setup.config.precision, setup.device)
+    return [
+        f"{_device_name(setup.device)}; {str(dtype).removeprefix('torch.')} ({precision_reason}); "
+        f"reader {setup.loader.reader.name} ({reader_reason}); matching and loss by {explain_backend(setup.device)}"
+    ]
+
+
+def _describe_training(setup: Setup, train_clips: int) -> list[str]:
     model, config = setup.model, setup.config
-    device = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else "CPU"
     return [
         f"Trained on {train_clips} clips for {config.epochs} epochs, batches of {config.batch_size}, "
         f"{model.frames} frames of {model.image_size} x {model.image_size}; backbone weights: "
-        f"{config.backbone_weights}; {device}, reader {setup.loader.reader.name}, torch {torch.__version__}."
+        f"{config.backbone_weights}.",
+        _describe_device(setup.device, setup.loader.reader.name),
     ]
+
+
+def _describe_device(device: torch.device, reader: str) -> str:
+    return f"{_device_name(device)}, torch {torch.__version__}, reader {reader}."
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 Runs = Generator[tuple[str, Progress], bool | None, dict[str, Any]]

@@ -18,7 +18,10 @@ from actdet.files import replacing
 
 COLOURS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")  # one a class, then again
 TRUTH = "#ffffff"
-_LEAST_WIDTH, _MOST_WIDTH = 480, 1280  # of annotated pictures, so that a label can be read and a file stays small
+_LEAST_WIDTH, _MOST_WIDTH = (
+    480,
+    1280,
+)  # of annotated pictures, so that a label can be read and a file stays small
 
 
 class Mark(NamedTuple):

@@ -73,12 +73,16 @@ class Predictor:
         starts = range(start, end - length, max(length // 2, 1))
         return [*((s, s + length) for s in starts), (end - length, end)]
 
-    def windows(self, path: str | os.PathLike[str]) -> Iterator[Window]:
-        """What the detector says of the video at `path`, window by window, in order of time.
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.detector.config.class_names
+
+    def windows(self, video: str | os.PathLike[str] | VideoInfo) -> Iterator[Window]:
+        """What the detector says of a video, by its path or probed, window by window, in order of time.
 
         Raises DataError where the file cannot be read; windows before a damaged place have come out by then.
         """
-        video = probe(path)
+        video = video if isinstance(video, VideoInfo) else probe(video)
         spans = self.spans(video)
         clips = self._clips(video, spans)
         for first in range(0, len(spans), BATCH_SIZE):
@@ -102,7 +106,7 @@ class Predictor:
     def _decide(self, video: VideoInfo, spans: list[tuple[int, int]], pixels: torch.Tensor) -> Iterator[Window]:
         predictions = predict_batch(self.detector, normalise(pixels), self.dtype).final()
         decision = decide(*predictions, threshold=self.threshold)
-        names = self.detector.config.class_names
+        names = self.class_names
         for (start, end), label, score, box in zip(spans, *(field.tolist() for field in decision), strict=True):
             action = names[label] if label < len(names) else None
             yield Window(

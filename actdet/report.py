@@ -1,15 +1,15 @@
 """The report of an evaluation: one folder that a person opens and a program reads.
 
-    metrics.json        the figures
-    report.html         the figures, the training curve and every clip in pictures, wrong ones first; stands alone
-    videos/NAME.mp4     clips with the decided box (class colour) and the annotated one (white)
+metrics.json        the figures
+report.html         the figures, the training curve and every clip in pictures, wrong ones first; stands alone
+videos/NAME.mp4     clips with the decided box (class colour) and the annotated one (white)
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from actdet.data.index import Clip, ClipIndex
 from actdet.data.video import decode_frames, sample_frames
 from actdet.evaluation import Evaluation
 from actdet.files import write_bytes, write_json
+from actdet.metrics import NO_ACTION
 from actdet.models.decision import THRESHOLD
 from actdet.pictures import TRUTH, Mark, annotate_video, class_colour, data_url, draw, picture_size
 
@@ -53,24 +54,27 @@ def write_report(
     seconds: float,
     notes: Sequence[str] = (),
     log: Path | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write the folder `out` for the evaluation of the clips `ids` of `index`.
 
     seconds: what the work took, for metrics.json. notes: lines of facts about the run. log: the log.jsonl of its
-    training. progress: called with 1 after each clip. Raises DataError where the disk refuses.
+    training. Raises DataError where the disk refuses.
     """
-    names = (*index.class_names, "no action")
+    names = (*index.class_names, NO_ACTION)
     order = sorted(range(len(ids)), key=lambda i: (_located(evaluation, i, len(names) - 1), i))  # wrong ones first
     rows = []
     for place, i in enumerate(order):
         rows.append(_row(out, evaluation, i, index.clips[ids[i]], names, with_video=place < MOST_VIDEOS))
-        if progress is not None:
-            progress(1)
     page = Environment(loader=PackageLoader("actdet", ""), autoescape=select_autoescape(default=True))
     html = page.get_template("report.html.jinja").render(
-        title=title, metrics=evaluation.metrics, names=names, rows=rows, notes=notes, seconds=seconds,
-        curve=_curve(log) if log else None, threshold=THRESHOLD,
+        title=title,
+        metrics=evaluation.metrics,
+        names=names,
+        rows=rows,
+        notes=notes,
+        seconds=seconds,
+        curve=_curve(log) if log else None,
+        threshold=THRESHOLD,
     )
     write_bytes(out / "report.html", html.encode())
     write_json(out / "metrics.json", {**asdict(evaluation.metrics), "seconds": round(seconds, 1)})
@@ -126,7 +130,11 @@ def _curve(log: Path) -> str:
     left, right = figure.subplots(1, 2)
     _plot(left, losses, {"total": "total (weighted)", "cls": "class", "l1": "L1", "giou": "GIoU"}, "loss")
     left.set(title="training loss", xlabel="epoch", yscale="log")
-    figures = {"video_accuracy": "video accuracy", "detection_accuracy": "detection accuracy", "mean_iou": "mean IoU"}
+    figures = {
+        "video_accuracy": "video accuracy",
+        "detection_accuracy": "detection accuracy",
+        "mean_iou": "mean IoU",
+    }
     _plot(right, validations, figures, "validation")
     right.set(title="held-out clips", xlabel="epoch", ylim=(0, 1.02))
     buffer = io.StringIO()

@@ -70,7 +70,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.detector = ActionDetector(model)
         load_backbone_weights(self.detector.backbone, config.backbone_weights)
-        self.detector.to(device, memory_format=torch.channels_last_3d)
+        self.detector.to(device).to(memory_format=torch.channels_last_3d)
         self.detector.backbone.requires_grad_(not config.freeze_backbone)
         self.parameters = [p for p in self.detector.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -124,8 +124,12 @@ class Trainer:
         loss = self.config.loss
         matched = match(logits, boxes, batch.targets, weights=loss.match_weights)
         losses = set_loss(
-            logits, boxes, batch.targets, matched,
-            weights=loss.match_weights, no_object_weight=loss.no_object_weight,
+            logits,
+            boxes,
+            batch.targets,
+            matched,
+            weights=loss.match_weights,
+            no_object_weight=loss.no_object_weight,
         )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses.total).backward()
@@ -163,14 +167,19 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to go on from. Raises ActdetError, and keeps the one before, where it is not finite."""
-        norms = torch.stack(torch._foreach_norm([p.detach() for p in self.parameters]))
-        if not torch.cat([norms, self._losses]).isfinite().all():
+        norm = nn.utils.get_total_norm(p.detach() for p in self.parameters)
+        if not (norm + self._losses.sum()).isfinite():
             raise self._not_finite()
         tensors = self._model_tensors()
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
         tensors["losses"] = self._losses
-        training = {"step": self.step, "summed": self._summed, "scaler": self.scaler.state_dict(), **self._identity()}
+        training = {
+            "step": self.step,
+            "summed": self._summed,
+            "scaler": self.scaler.state_dict(),
+            **self._identity(),
+        }
         save_checkpoint(self.out / LAST, tensors, self._about(training))
 
     def restore(self) -> None:
@@ -188,8 +197,11 @@ class Trainer:
         for name, value in json.loads(json.dumps(self._identity())).items():
             for setting in value if isinstance(value, dict) else ():
                 if state[name].get(setting) != value[setting]:
-                    raise DataError(path, f"a checkpoint of another configuration: {setting} was "
-                                          f"{state[name].get(setting)}, is now {value[setting]}")
+                    raise DataError(
+                        path,
+                        f"a checkpoint of another configuration: {setting} was "
+                        f"{state[name].get(setting)}, is now {value[setting]}",
+                    )
             if state[name] != value:
                 raise DataError(path, f"a checkpoint of other {name.replace('_', ' ')}: the data set has changed")
         load_weights(self.detector, tensors, path)
@@ -235,7 +247,7 @@ class Trainer:
         last = self.out / LAST
         kept = f"the state before it is in {last}" if last.exists() else "no checkpoint had been written before it"
         return ActdetError(
-            f"the loss or the weights are not finite at step {self.step} (epoch {self.step / self.steps_per_epoch:.1f}): "
+            f"the loss or the weights are not finite at step {self.step} of {self.total_steps}: "
             f"lower --lr, or use --precision fp32; {kept}"
         )
 

@@ -47,9 +47,7 @@ def collapse(t: Array, rng: Rng, room: float) -> Act:
 def _stagger(angles: Array, t: Array, rng: Rng, start: float, end: float) -> None:
     weight = ramp(t, start, 0.25)
     overlay(angles, weight, tilt=rng.uniform(5, 12) * wobble(t, rng, 1.3), lean=8 * wobble(t, rng, 1.1))
-    overlay(
-        angles, weight, bend=rng.uniform(5, 28), nod=rng.uniform(-10, 30), knee=rng.uniform(12, 30), hip=12
-    )
+    overlay(angles, weight, bend=rng.uniform(5, 28), nod=rng.uniform(-10, 30), knee=rng.uniform(12, 30), hip=12)
     if rng.random() < 0.6:  # a hand goes to the head or the chest
         raised = ramp(t, start, end - start)
         overlay(angles, raised, rng.choice(SIDES), shoulder=rng.uniform(45, 85), elbow=130, roll=50)

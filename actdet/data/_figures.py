@@ -238,9 +238,7 @@ def _skeleton(person: Person, track: Track) -> dict[str, Array]:
     angle = {name: track.angles[:, i] for name, i in _INDEX.items()}
     wide = person.shoulders * person.build
     pelvis_turn = _turn("z", track.yaw) @ _turn("y", angle["lean"]) @ _turn("x", angle["tilt"])
-    trunk_turn = (
-        pelvis_turn @ _turn("z", angle["twist"]) @ _turn("y", angle["bend"]) @ _turn("x", angle["sway"])
-    )
+    trunk_turn = pelvis_turn @ _turn("z", angle["twist"]) @ _turn("y", angle["bend"]) @ _turn("x", angle["sway"])
     head_turn = trunk_turn @ _turn("y", angle["nod"]) @ _turn("z", angle["turn"])
 
     at = {"pelvis": np.zeros((len(track.yaw), 3))}
@@ -325,9 +323,7 @@ def _capsules(a: Array, b: Array, ra: Array, rb: Array, arc: int = 8) -> Array:
 
 def _shadow(joints: dict[str, Array], camera: Camera) -> Array:
     """Centre and half axes (T, 4), in the picture, of the shadow that light from above throws."""
-    body = np.stack(
-        [joints[n] for n in ("neck", "pelvis", "knee_l", "knee_r", "ankle_l", "ankle_r", "brow")], 1
-    )
+    body = np.stack([joints[n] for n in ("neck", "pelvis", "knee_l", "knee_r", "ankle_l", "ankle_r", "brow")], 1)
     low, high = body.min(1) - 0.2, body.max(1) + 0.2
     centre = (low + high) / 2
     centre[:, 2] = 0

@@ -48,9 +48,7 @@ def invent_lens(frames: int, rng: Rng) -> Lens:
     )
 
 
-def film(
-    canvas: Image.Image, figures: list[Shapes], lens: Lens, size: tuple[int, int], rng: Rng
-) -> Iterator[Frame]:
+def film(canvas: Image.Image, figures: list[Shapes], lens: Lens, size: tuple[int, int], rng: Rng) -> Iterator[Frame]:
     """The frames of a clip: the figures drawn on the canvas of their place, seen through the lens."""
     width, height = size
     unit = height * OVERSAMPLING

@@ -111,9 +111,7 @@ def lie(angles: Array, trunk: Array, limbs: Array, way: str, rng: Rng) -> None:
         tilt = rng.uniform(84, 89) * (1 if way == "right" else -1)
         overlay(angles, trunk, tilt=tilt, lean=rng.uniform(-8, 8), bend=rng.uniform(-5, 30), sway=0)
         for s in SIDES:  # limbs somewhere in front of the body, which is level with the ground now
-            overlay(
-                angles, limbs, s, shoulder=rng.uniform(0, 150), elbow=rng.uniform(5, 90), spread=3, roll=0
-            )
+            overlay(angles, limbs, s, shoulder=rng.uniform(0, 150), elbow=rng.uniform(5, 90), spread=3, roll=0)
             overlay(angles, limbs, s, hip=rng.uniform(-5, 70), knee=rng.uniform(0, 95), split=2)
 
 

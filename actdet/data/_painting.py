@@ -33,9 +33,7 @@ class Painter:
         """A level rectangle; x and y are those of its near left corner."""
         self._face(colour, (x, y, z), (x + width, y, z), (x + width, y + depth, z), (x, y + depth, z))
 
-    def box(
-        self, colour: Colour, x: float, y: float, z: float, width: float, depth: float, height: float
-    ) -> None:
+    def box(self, colour: Colour, x: float, y: float, z: float, width: float, depth: float, height: float) -> None:
         """A cuboid with its left, near, lower corner at (x, y, z), lit from above."""
         side = x if x > 0 else x + width
         far, top = y + depth, z + height

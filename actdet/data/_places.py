@@ -33,9 +33,7 @@ def invent_place(rng: Rng) -> Place:
     return Place(outdoor, depth, int(rng.integers(2**62)))
 
 
-def paint_place(
-    place: Place, camera: Camera, height: int, back: float, props: list[Prop], rng: Rng
-) -> Image.Image:
+def paint_place(place: Place, camera: Camera, height: int, back: float, props: list[Prop], rng: Rng) -> Image.Image:
     """The canvas of a clip without its people: the place, its back wall `back` metres away, and the props."""
     painter, own = Painter(camera, height), np.random.default_rng(place.seed)
     (_paint_street if place.outdoor else _paint_room)(painter, own, back)

@@ -115,7 +115,9 @@ def _mix(pixels: Tensor, targets: Targets, alpha: float, rng: np.random.Generato
         torch.cat([targets.boxes, other.boxes], dim=1),
         torch.full_like(targets.counts, 2 * targets.labels.shape[1]),
     )
-    return share * pixels + (1 - share) * pixels.roll(1, dims=0), _keep(both, torch.cat([targets.valid, other.valid], 1))
+    return share * pixels + (1 - share) * pixels.roll(1, dims=0), _keep(
+        both, torch.cat([targets.valid, other.valid], 1)
+    )
 
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:

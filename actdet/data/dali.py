@@ -17,9 +17,7 @@ try:
     from nvidia.dali.plugin.pytorch import feed_ndarray  # pyright: ignore[reportPrivateImportUsage]
     from nvidia.dali.types import DALIDataType, DALIInterpType
 except ImportError as error:
-    raise ActdetError(
-        f"DALI cannot be used ({error}): pip install 'actdet[cuda13]', or use reader pyav"
-    ) from None
+    raise ActdetError(f"DALI cannot be used ({error}): pip install 'actdet[cuda13]', or use reader pyav") from None
 
 # Batches that DALI decodes ahead.
 _AHEAD = 2

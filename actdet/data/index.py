@@ -155,24 +155,18 @@ def _layout(root: Path) -> tuple[list[Path], list[DataError]]:
     for path in files[0]:
         by_stem[path.stem].append(path)
     for stem, (first, *others) in by_stem.items():
-        problems += [
-            DataError(p, f"has the same name as {first.name}; {stem}.txt needs one video") for p in others
-        ]
+        problems += [DataError(p, f"has the same name as {first.name}; {stem}.txt needs one video") for p in others]
     for path in files[1]:
         if path.suffix != ".txt":
             problems.append(DataError(path, "is no annotation file; expected is NAME.txt for a video NAME"))
         elif path.stem not in by_stem:
-            problems.append(
-                DataError(path, f"no video of this name; expected is videos/{path.stem}.<extension>")
-            )
+            problems.append(DataError(path, f"no video of this name; expected is videos/{path.stem}.<extension>"))
     if not files[0]:
         problems.append(DataError(videos, "holds no video; expected is at least one"))
     return sorted((paths[0] for paths in by_stem.values()), key=lambda path: path.stem), problems
 
 
-def _inspect(
-    path: Path, cache: _Cache, class_names: Sequence[str], decode: bool
-) -> Sequence[Clip | DataError]:
+def _inspect(path: Path, cache: _Cache, class_names: Sequence[str], decode: bool) -> Sequence[Clip | DataError]:
     """The clip of one video, or all that is wrong with it."""
     try:
         video = cache.probe(path)

@@ -21,7 +21,7 @@ from actdet.data.video import sample_frames
 
 
 class ClipLoader:
-    """Batches of the clips of `index`, decoded by `reader`, on `device`; clips are named by their number in the index."""
+    """Batches of the clips of `index`, decoded by `reader`, on `device`; a clip is named by its number in the index."""
 
     def __init__(self, index: ClipIndex, model: ModelConfig, reader: Reader, device: torch.device) -> None:
         self.index, self.model, self.reader, self.device = index, model, reader, device

@@ -89,9 +89,7 @@ def _dali_problem(reader: str, videos: Iterable[VideoInfo]) -> str:
             return f"{reader} decodes only {', '.join(sorted(codecs))}, and {video.path} is {video.codec}"
         # DALI numbers frames by packets and their timestamps.
         if video.skipped:
-            return (
-                f"{video.path} has {video.skipped} packets without a frame, which DALI would count as frames"
-            )
+            return f"{video.path} has {video.skipped} packets without a frame, which DALI would count as frames"
         if not video.timed and video.codec != "mjpeg":
             return f"{video.path} has no timestamps, so DALI would mix up its frames"
     return ""
@@ -179,9 +177,7 @@ class _Worker:
         except (EOFError, OSError):
             self._process.join(1)
             how = f"exit code {self._process.exitcode}"
-            raise ActdetError(
-                f"a decoding process died ({how}); use fewer workers if memory ran out"
-            ) from None
+            raise ActdetError(f"a decoding process died ({how}); use fewer workers if memory ran out") from None
 
     def close(self) -> None:
         self._pipe.close()

@@ -53,9 +53,7 @@ class RenderConfig:
     """Processes to render with; 0 takes one per CPU core. The result does not depend on it."""
 
 
-def render_dataset(
-    out: Path, config: RenderConfig, *, progress: Callable[[int, int], None] | None = None
-) -> None:
+def render_dataset(out: Path, config: RenderConfig, *, progress: Callable[[int, int], None] | None = None) -> None:
     """Write `config.clips` clips below `out`; `progress(done, total)` is called after each of them."""
     _check(out, config)
     for folder in ("videos", "annotations"):
@@ -114,10 +112,7 @@ def _render_clip(config: RenderConfig, index: int, out: Path) -> None:
     category = index % 3
     label = ""
     if _CLASSES[category] != "none":
-        label = (
-            " ".join([str(category), *(f"{edge:.1f}" for edge in box_of(clip.actors, clip.lens, size))])
-            + "\n"
-        )
+        label = " ".join([str(category), *(f"{edge:.1f}" for edge in box_of(clip.actors, clip.lens, size))]) + "\n"
     (out / "annotations" / f"{clip.name}.txt").write_text(label)
     _write_video(out / "videos" / f"{clip.name}.webm", frames, config)
 
@@ -170,9 +165,7 @@ def _stage_clip(config: RenderConfig, index: int) -> _Clip:
         back=distance + place.depth,
         props=act.props + props,
         actors=[shape_person(p, track, camera, light) for p, track in zip(people, act.tracks, strict=False)],
-        bystanders=[
-            shape_person(p, track, camera, light) for p, track in zip(people[2:], extras, strict=False)
-        ],
+        bystanders=[shape_person(p, track, camera, light) for p, track in zip(people[2:], extras, strict=False)],
         lens=invent_lens(frames, rng),
     )
 
@@ -208,9 +201,7 @@ def _moved(act: Act, x: float, y: float) -> Act:
     return Act(tracks, [replace(prop, x=prop.x + x, y=prop.y + y) for prop in act.props])
 
 
-def _extras(
-    t: Array, act: Act, distance: float, room: float, depth: float, rng: Rng
-) -> tuple[list[Track], list[Prop]]:
+def _extras(t: Array, act: Act, distance: float, room: float, depth: float, rng: Rng) -> tuple[list[Track], list[Prop]]:
     """Bystanders and furniture, most of them behind the act, none between it and the camera."""
     tracks, props = [], []
     deepest = distance + min(depth, 3.5) - 0.3

@@ -20,12 +20,15 @@ def hold_out(index: ClipIndex, share: float, seed: int) -> tuple[list[int], list
         return list(range(len(labels))), []
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if count < 2:
-            raise DataError(index.root, f"only {count} clip of class {_name(index, label)}: a split needs 2 or more "
-                                        f"of each class; add clips, or train on all with --val-share 0")
+            raise DataError(
+                index.root,
+                f"only {count} clip of class {_name(index, label)}: a split needs 2 or more "
+                f"of each class; add clips, or train on all with --val-share 0",
+            )
     classes = len(np.unique(labels))
     held = min(max(round(share * len(labels)), classes), len(labels) - classes)
-    train, val = train_test_split(np.arange(len(labels)), test_size=held, stratify=labels, random_state=seed)
-    return sorted(train.tolist()), sorted(val.tolist())
+    train, val = train_test_split(list(range(len(labels))), test_size=held, stratify=labels, random_state=seed)
+    return sorted(train), sorted(val)
 
 
 def folds(index: ClipIndex, count: int, seed: int) -> list[tuple[list[int], list[int]]]:
@@ -37,16 +40,21 @@ def folds(index: ClipIndex, count: int, seed: int) -> list[tuple[list[int], list
     _need_positive(index, labels)
     for label, clips in zip(*np.unique(labels, return_counts=True), strict=True):
         if clips < count:
-            raise DataError(index.root, f"only {clips} clips of class {_name(index, label)} for {count} folds: "
-                                        f"use --folds {clips} or fewer, or add clips")
+            raise DataError(
+                index.root,
+                f"only {clips} clips of class {_name(index, label)} for {count} folds: "
+                f"use --folds {clips} or fewer, or add clips",
+            )
     splits = StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels)
     return [(train.tolist(), val.tolist()) for train, val in splits]
 
 
 def _need_positive(index: ClipIndex, labels: np.ndarray) -> None:
     if (labels == len(index.class_names)).all():
-        raise DataError(index.root / "annotations", f"none of the {len(labels)} clips has an action: "
-                                                    f"there is nothing to learn from")
+        raise DataError(
+            index.root / "annotations",
+            f"none of the {len(labels)} clips has an action: there is nothing to learn from",
+        )
 
 
 def _name(index: ClipIndex, label: int) -> str:

@@ -41,12 +41,13 @@ class _FactorisedConv(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         batch, channels, frames, height, width = input.shape
+        padding = tuple(int(side) for side in self.padding)
         if self.kernel_size[0] == 1:  # B*T pictures of H x W
             pictures = input.transpose(1, 2).reshape(batch * frames, channels, height, width)
-            output = F.conv2d(pictures, self.weight.squeeze(2), None, self.stride[1:], self.padding[1:])
+            output = F.conv2d(pictures, self.weight.squeeze(2), None, self.stride[1:], padding[1:])
             return output.unflatten(0, (batch, frames)).transpose(1, 2)
         pictures = input.flatten(3)  # B pictures of T x (H*W)
-        output = F.conv2d(pictures, self.weight.squeeze(-1), None, (self.stride[0], 1), (self.padding[0], 0))
+        output = F.conv2d(pictures, self.weight.squeeze(-1), None, (self.stride[0], 1), (padding[0], 0))
         return output.unflatten(3, (height, width))
 
 
@@ -61,12 +62,12 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
     """
     if source == "none":
         return
-    if source == "kinetics":
-        state = _fetch_kinetics()
-    else:
-        state = _read_state(Path(source))
-    wanted = {f"{_STAGES.index(stage)}.{rest}": key for key in state if (stage := key.partition(".")[0]) in _STAGES
-              and (rest := key.partition(".")[2])}
+    state = _fetch_kinetics() if source == "kinetics" else _read_state(Path(source))
+    wanted = {
+        f"{_STAGES.index(stage)}.{rest}": key
+        for key in state
+        if (stage := key.partition(".")[0]) in _STAGES and (rest := key.partition(".")[2])
+    }
     own = backbone.state_dict()
     missing = sorted(own.keys() - wanted.keys())
     if missing:
@@ -74,8 +75,11 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
         raise DataError(source, f"not weights of R(2+1)D-18: {_STAGES[int(stage)]}.{rest} is missing")
     for key, value in own.items():
         if state[wanted[key]].shape != value.shape:
-            raise DataError(source, f"not weights of R(2+1)D-18: {wanted[key]} is "
-                                    f"{tuple(state[wanted[key]].shape)}, should be {tuple(value.shape)}")
+            raise DataError(
+                source,
+                f"not weights of R(2+1)D-18: {wanted[key]} is "
+                f"{tuple(state[wanted[key]].shape)}, should be {tuple(value.shape)}",
+            )
     backbone.load_state_dict({key: state[wanted[key]] for key in own})
 
 
@@ -92,7 +96,9 @@ def _fetch_kinetics() -> dict[str, Tensor]:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise DataError(path, "no such file: --backbone-weights takes kinetics, none, or a .safetensors, .pth or .pt file")
+        raise DataError(
+            path, "no such file: --backbone-weights takes kinetics, none, or a .safetensors, .pth or .pt file"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -48,8 +48,13 @@ class ActionDetector(nn.Module):
         self.projection = nn.Conv3d(FEATURES, HIDDEN, kernel_size=1)
         self.positions = nn.Parameter(torch.randn(self.grid[0] * side * side, HIDDEN) * 0.02)
         self.queries = nn.Parameter(torch.randn(config.queries, HIDDEN))
-        layer = {"d_model": HIDDEN, "nhead": HEADS, "dim_feedforward": FEEDFORWARD, "dropout": config.dropout,
-                 "batch_first": True}
+        layer = {
+            "d_model": HIDDEN,
+            "nhead": HEADS,
+            "dim_feedforward": FEEDFORWARD,
+            "dropout": config.dropout,
+            "batch_first": True,
+        }
         self.encoder = nn.ModuleList(nn.TransformerEncoderLayer(**layer) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(nn.TransformerDecoderLayer(**layer) for _ in range(config.decoder_layers))
         self.class_head = _head(len(config.class_names) + 1)

@@ -1,9 +1,9 @@
 """actdet_kernels: bipartite matching and set losses for detectors that predict sets (DETR and its family).
 
-    targets = pad_targets([{"labels": labels, "boxes": boxes}, ...])     # once, anywhere
-    matched = match(logits, boxes, targets)                              # (..., B, M) query of each target
-    loss = set_loss(logits, boxes, targets, matched)
-    loss.total.backward()
+targets = pad_targets([{"labels": labels, "boxes": boxes}, ...])     # once, anywhere
+matched = match(logits, boxes, targets)                              # (..., B, M) query of each target
+loss = set_loss(logits, boxes, targets, matched)
+loss.total.backward()
 """
 
 from actdet_kernels.backend import explain_backend

@@ -86,9 +86,7 @@ def pairwise_cost(
 
 
 @torch.no_grad()
-def assign(
-    cost: Tensor, counts: Tensor | None = None, *, maximize: bool = False, backend: Backend = "auto"
-) -> Tensor:
+def assign(cost: Tensor, counts: Tensor | None = None, *, maximize: bool = False, backend: Backend = "auto") -> Tensor:
     """Exact linear assignment of B independent problems (eq. 11): `cost (B, N, M)` to `(B, M)` int64.
 
     The result holds, for each column, the row that it got, and -1 for a column past `counts (B,)` or left over

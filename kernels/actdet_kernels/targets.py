@@ -71,9 +71,9 @@ def pad_targets(
 
 
 def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets) -> None:
-    """Raise ValueError where shapes or dtypes of `logits (..., B, N, C)`, `boxes (..., B, N, 4)` and `targets` disagree.
+    """Raise ValueError where `logits (..., B, N, C)`, `boxes (..., B, N, 4)` and `targets` disagree.
 
-    Looks at shapes only, never at values, so it costs no synchronisation.
+    Looks at shapes, dtypes and devices, never at values, so it costs no synchronisation.
     """
     if logits.ndim < 3 or boxes.shape != (*logits.shape[:-1], 4):
         raise ValueError(

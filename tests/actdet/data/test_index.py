@@ -135,9 +135,7 @@ def test_a_damaged_cache_is_rebuilt(root: Path, probes: list[str], damage: Calla
     assert json.loads((root / CACHE).read_text()) == good
 
 
-def test_a_folder_that_cannot_be_written_to_goes_without_a_cache(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_written_to_goes_without_a_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # root may write anywhere, so the refusal of a read-only disk is played.
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")

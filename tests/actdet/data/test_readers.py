@@ -98,9 +98,7 @@ def test_a_pass_given_up_leaves_nothing_behind(reader: Reader, clips: list[Video
     assert list(reader.read([])) == []
 
 
-def test_a_damaged_file_arrives_as_its_data_error(
-    reader: Reader, clips: list[VideoInfo], tmp_path: Path
-) -> None:
+def test_a_damaged_file_arrives_as_its_data_error(reader: Reader, clips: list[VideoInfo], tmp_path: Path) -> None:
     bad = probe(corrupt(write_video(tmp_path / "bad.webm", "libvpx-vp9"), range(20, 24)))
     batch = [ClipRequest(info, np.full(4, len(info.pts) - 1)) for info in (clips[0], bad)]
     with pytest.raises(DataError, match="of its 40 frames decode") as caught:
@@ -194,9 +192,7 @@ def test_dali_is_not_given_what_it_would_misnumber(tmp_path: Path) -> None:
     trimmed = trim(write_video(tmp_path / "trimmed.mp4", options={"bf": "2"}), seconds=0.8)
     untimed = write_video(tmp_path / "untimed.avi", "mpeg4")
     for path, problem in ((trimmed, r"has \d+ packets without a frame"), (untimed, "has no timestamps")):
-        with pytest.raises(
-            ActdetError, match=f"reader dali cannot be used: {path} {problem}.*; use reader pyav"
-        ):
+        with pytest.raises(ActdetError, match=f"reader dali cannot be used: {path} {problem}.*; use reader pyav"):
             choose_reader("dali", torch.device("cuda"), [probe(path)])
         assert choose_reader("auto", torch.device("cuda"), [probe(path)])[0] == "pyav"
 
@@ -217,9 +213,7 @@ for call in (choose, lambda: readers.open_reader("dali-cpu", (8, 8))):
     except readers.ActdetError as error:
         print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("pyav DALI is not installed")

@@ -125,8 +125,7 @@ def test_another_seed_has_other_people_in_other_places() -> None:
 def test_a_place_looks_the_same_in_every_clip() -> None:
     clip, (_, places) = rendered._stage_clip(RenderConfig(), 0), rendered._world(0)
     first, second = (
-        paint_place(places[0], clip.camera, 64, clip.back, [], np.random.default_rng(i)).tobytes()
-        for i in range(2)
+        paint_place(places[0], clip.camera, 64, clip.back, [], np.random.default_rng(i)).tobytes() for i in range(2)
     )
     assert first == second
 
@@ -190,9 +189,7 @@ def test_collapses_end_in_lying_after_a_fast_fall(staged: list[rendered._Clip]) 
 
 def test_lying_down_takes_longer_than_collapsing(staged: list[rendered._Clip]) -> None:
     def seconds(clip: rendered._Clip) -> float:
-        low = np.array(
-            [extent(mask)[1] for mask in silhouettes(clip.actors, clip.lens)]
-        )  # of the head, from above
+        low = np.array([extent(mask)[1] for mask in silhouettes(clip.actors, clip.lens)])  # of the head, from above
         way = (low - low[0]) / (low[-1] - low[0])
         return float((way > 0.9).argmax() - (way > 0.25).argmax()) / 16
 
@@ -211,9 +208,7 @@ def test_the_scene_does_not_depend_on_the_resolution() -> None:
 
 def test_progress_is_told_after_each_clip(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    render_dataset(
-        tmp_path, replace(SMALL, clips=3), progress=lambda done, total: calls.append((done, total))
-    )
+    render_dataset(tmp_path, replace(SMALL, clips=3), progress=lambda done, total: calls.append((done, total)))
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 

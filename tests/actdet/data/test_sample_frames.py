@@ -17,9 +17,7 @@ timestamps = st.lists(st.integers(1, 10**12), min_size=1, max_size=40).map(
 
 
 @given(timestamps, st.integers(1, 64), st.integers(1, 10**12))
-def test_evaluation_takes_the_frame_shown_at_the_middle_of_each_segment(
-    pts: np.ndarray, count: int, last: int
-) -> None:
+def test_evaluation_takes_the_frame_shown_at_the_middle_of_each_segment(pts: np.ndarray, count: int, last: int) -> None:
     start, end = int(pts[0]), int(pts[-1]) + last
     got = sample_frames(pts, count, start=start, end=end)
     middles = [start + Fraction(2 * k + 1, 2 * count) * (end - start) for k in range(count)]
@@ -28,9 +26,7 @@ def test_evaluation_takes_the_frame_shown_at_the_middle_of_each_segment(
 
 
 @given(timestamps, st.integers(1, 64), st.integers(1, 10**12), st.integers(0, 2**32))
-def test_training_takes_a_frame_shown_within_each_segment(
-    pts: np.ndarray, count: int, last: int, seed: int
-) -> None:
+def test_training_takes_a_frame_shown_within_each_segment(pts: np.ndarray, count: int, last: int, seed: int) -> None:
     start, end = int(pts[0]), int(pts[-1]) + last
     got = sample_frames(pts, count, end=end, rng=np.random.default_rng(seed))
     ends = [*pts[1:].tolist(), end]

@@ -247,9 +247,7 @@ def test_damage_in_the_middle_is_told_where_it_matters(
     info = probe(path)
     assert len(info.pts) == FRAMES
     assert numbers(decode_frames(info, range(15))) == list(range(15))
-    with pytest.raises(
-        DataError, match=r"only the first \d+ of its 40 frames decode: .* at \d\.\d\d s"
-    ) as caught:
+    with pytest.raises(DataError, match=r"only the first \d+ of its 40 frames decode: .* at \d\.\d\d s") as caught:
         decode_frames(info, range(FRAMES))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")

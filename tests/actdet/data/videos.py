@@ -54,11 +54,7 @@ def write_video(
             stream.codec_context.time_base = Fraction(1, 1000)
         if rotation:
             stream.set_display_rotation(rotation)
-        audio = (
-            container.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000)
-            if sound
-            else None
-        )
+        audio = container.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000) if sound else None
         for number in range(frames):
             picture = numbered_frame(number, width, height) if pictures is None else pictures[number]
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
