@@ -1,9 +1,9 @@
 """actdet: set prediction for video action detection.
 
-    from actdet import Predictor
+from actdet import Predictor
 
-    for window in Predictor("runs/demo/model.safetensors").windows("video.mp4"):
-        print(window.start, window.end, window.action, window.score, window.box)
+for window in Predictor("runs/demo/model.safetensors").windows("video.mp4"):
+    print(window.start, window.end, window.action, window.score, window.box)
 """
 
 from actdet.checkpoints import load_detector

@@ -36,8 +36,6 @@ class About:
     """Median duration of the training clips: the window that prediction slides over a longer video."""
     held_out: tuple[str, ...] = ()
     """Names of the clips that the training run kept aside for evaluation."""
-    held_out: tuple[str, ...] = ()
-    """Names of the clips that the training run kept aside for evaluation."""
     training: dict[str, Any] | None = None
     """The state of the training run (settings, data, step), in a "training" checkpoint."""
 

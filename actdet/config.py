@@ -123,6 +123,11 @@ class TrainConfig:
     """Gradients are scaled down to this norm."""
     backbone_weights: str = "kinetics"
     """Where the backbone starts: kinetics, none, or a file of R(2+1)D-18 weights."""
+    pretrain_epochs: int = 0
+    """Epochs in which the backbone first learns to tell the classes of whole clips, before `epochs` of detection: a
+    stand-in for Kinetics weights where there are none."""
+    pretrain_lr: float = 1e-3
+    """Highest learning rate of these epochs."""
     freeze_backbone: bool = False
     """Train only the Transformer and the heads (the report's section 6.4)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -145,9 +150,11 @@ class TrainConfig:
             self.lr > 0 and self.min_lr >= 0,
             f"lr must be above 0 and min_lr 0 or more, got {self.lr}, {self.min_lr}",
         )
+        _check(self.pretrain_epochs >= 0, f"pretrain_epochs must be 0 or more, got {self.pretrain_epochs}")
+        _check(self.pretrain_lr > 0, f"pretrain_lr must be above 0, got {self.pretrain_lr}")
         _check(
-            0 <= self.warmup <= self.epochs,
-            f"warmup must be within the {self.epochs} epochs, got {self.warmup}",
+            0 <= self.warmup < self.epochs,
+            f"warmup must be shorter than the {self.epochs} epochs, got {self.warmup}",
         )
         _check(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
         _check(self.clip_norm > 0, f"clip_norm must be above 0, got {self.clip_norm}")

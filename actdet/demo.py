@@ -39,14 +39,16 @@ def demo_for(device_type: str, clips: int | None = None, epochs: int | None = No
             backbone_weights="none",
         )
         return Demo(video, test, model, config)
-    video = RenderConfig(clips=clips or 600, seed=TRAIN_SEED, width=112, height=112, frames=24, fps=8)
-    test = RenderConfig(clips=60, seed=TEST_SEED, width=112, height=112, frames=24, fps=8)
+    small = {"width": 128, "height": 96, "frames": 24, "fps": 8}
+    video = RenderConfig(clips=clips or 600, seed=TRAIN_SEED, **small)
+    test = RenderConfig(clips=60, seed=TEST_SEED, **small)
     model = ModelConfig(image_size=48, frames=8, deep_supervision=True, dropout=0.0)
     config = TrainConfig(
-        epochs=epochs or 7,
+        pretrain_epochs=3,
+        epochs=epochs or 4,
         batch_size=8,
-        lr=5e-4,
-        warmup=0.5,
+        lr=3e-4,
+        warmup=0.3,
         workers=1,
         eval_every=1000,
         backbone_weights="none",

@@ -92,6 +92,8 @@ def train_run(
     trainer = Trainer(setup.model, setup.config, setup.loader, list(train_ids), list(val_ids), out, setup.device)
     if resume:
         trainer.restore()
+    else:
+        (out / "log.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     for progress in trainer.steps():
         stop = yield progress
         if stop:
@@ -209,9 +211,10 @@ def cross_validate(setup: Setup, count: int, out: Path) -> Runs:
 
     Yields (name of the fold, progress). Writes OUT/fold_K/ for each and OUT/crossval.json, and returns the latter.
     """
+    splits = folds(setup.loader.index, count, setup.config.seed)
     _claim(setup, out, {"folds": count})
     results = []
-    for number, (train_ids, val_ids) in enumerate(folds(setup.loader.index, count, setup.config.seed), start=1):
+    for number, (train_ids, val_ids) in enumerate(splits, start=1):
         name = f"fold {number} of {count}"
         results.append((yield from _part(setup, train_ids, val_ids, out / f"fold_{number}", name)))
     summary = {
@@ -262,6 +265,8 @@ def _part(setup: Setup, train_ids: Sequence[int], val_ids: Sequence[int], out: P
     """One run of an experiment: skipped where it is done, resumed where it was stopped."""
     done = out / "metrics.json"
     if not done.exists():
+        if not (out / LAST).exists():
+            (out / MODEL).unlink(missing_ok=True)  # of a run that ended before its report
         run = train_run(setup, train_ids, val_ids, out, name, resume=(out / LAST).exists())
         stop = None
         while True:

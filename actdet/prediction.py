@@ -21,6 +21,7 @@ from actdet.checkpoints import load_detector
 from actdet.data.augment import normalise
 from actdet.data.video import VideoInfo, probe, sample_frames, stream_frames
 from actdet.device import choose_device, choose_precision
+from actdet.errors import ActdetError
 from actdet.evaluation import predict_batch
 from actdet.models.decision import THRESHOLD, decide
 from actdet.pictures import Mark, annotate_video, class_colour
@@ -47,7 +48,7 @@ class Predictor:
     """A detector from a checkpoint, ready to look at video files.
 
     threshold: the least probability at which an action counts.
-    Raises DataError where the checkpoint is not one.
+    Raises DataError where the checkpoint is not one, ActdetError for a threshold that is no probability.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Predictor:
         device: torch.device | str | None = None,
         precision: str = "auto",
     ) -> None:
+        if not 0 <= threshold <= 1:
+            raise ActdetError(f"threshold is a probability, got {threshold}")
         self.device = choose_device() if device is None else torch.device(device)
         self.dtype, _ = choose_precision(precision, self.device)
         self.detector, self.about = load_detector(Path(checkpoint), self.device)

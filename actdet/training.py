@@ -2,6 +2,10 @@
 
     loader -> detector -> match -> set loss -> clip -> AdamW        (`Trainer._step`, sections 3.3 and 3.4)
 
+With `pretrain_epochs` the backbone first learns to tell the clips' classes from its averaged features
+(`Trainer._pretraining_loss`), with the same loader and optimizer: where no pretrained weights can be had, the box terms
+of the set loss drown what says which action it is.
+
 `Trainer.steps()` runs it and yields after every step, so that the caller may show progress or stop and `save()`;
 nothing is printed here. A run's folder holds
     log.jsonl               one line for every LOG_EVERY steps and for every evaluation
@@ -22,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from actdet_kernels import SetLoss, match, set_loss
 from torch import Tensor, nn
 
@@ -33,7 +38,9 @@ from actdet.device import choose_precision
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation import Evaluation, evaluate
 from actdet.files import write_bytes
+from actdet.metrics import true_labels
 from actdet.models import ActionDetector, load_backbone_weights
+from actdet.models.backbone import FEATURES
 
 LOG_EVERY = 10  # steps between two reads of the losses from the device
 MODEL, LAST = "model.safetensors", "last.safetensors"
@@ -72,13 +79,17 @@ class Trainer:
         load_backbone_weights(self.detector.backbone, config.backbone_weights)
         self.detector.to(device).to(memory_format=torch.channels_last_3d)
         self.detector.backbone.requires_grad_(not config.freeze_backbone)
+        self.clip_head = nn.Linear(FEATURES, len(model.class_names) + 1).to(device)  # for the pretraining alone
         self.parameters = [p for p in self.detector.parameters() if p.requires_grad]
+        if config.pretrain_epochs:
+            self.parameters += self.clip_head.parameters()
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.steps_per_epoch = math.ceil(len(train_ids) / config.batch_size)
-        self.total_steps = config.epochs * self.steps_per_epoch
+        self.epochs = config.pretrain_epochs + config.epochs
+        self.total_steps = self.epochs * self.steps_per_epoch
         self.step = 0
         self._losses = torch.zeros(len(SetLoss._fields), device=device)  # summed since the last log line
         self._summed = 0
@@ -86,27 +97,32 @@ class Trainer:
     def steps(self) -> Iterator[Progress]:
         """Run from where the trainer stands to the end. Raises ActdetError when the loss is not finite."""
         saved = time.monotonic()
-        for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
+        for epoch in range(self.step // self.steps_per_epoch, self.epochs):
             done = self.step % self.steps_per_epoch
+            if self.val_ids and epoch and not done and epoch % self.config.eval_every == 0:
+                self._check_finite()
+                self._log({"epoch": epoch, "step": self.step, "validation": asdict(self.evaluate().metrics)})
             for batch in self.loader.train_batches(self.train_ids, self.config, epoch, skip=done):
                 self._step(batch)
-                record = self._log_losses() if self.step % LOG_EVERY == 0 or self.step == self.total_steps else None
+                due = self.step % LOG_EVERY == 0 or self.step % self.steps_per_epoch == 0
+                record = self._log_losses() if due else None
                 yield Progress(epoch, self.step, self.total_steps, record)
-            last = epoch + 1 == self.config.epochs
-            if self.val_ids and not last and (epoch + 1) % self.config.eval_every == 0:
-                self._log({"epoch": epoch + 1, "step": self.step, "validation": asdict(self.evaluate().metrics)})
-            if not last and time.monotonic() - saved > SAVE_SECONDS:
+            if epoch + 1 < self.epochs and time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
 
     def finish(self) -> Evaluation | None:
-        """Write the trained detector; evaluate it on the held-out clips, where there are any."""
+        """Write the trained detector; evaluate it on the held-out clips, where there are any.
+
+        Raises ActdetError, and writes nothing, where it is not finite.
+        """
+        self._check_finite()
         save_checkpoint(self.out / MODEL, self._model_tensors(), self._about())
         (self.out / LAST).unlink(missing_ok=True)
         if not self.val_ids:
             return None
         evaluation = self.evaluate()
-        self._log({"epoch": self.config.epochs, "step": self.step, "validation": asdict(evaluation.metrics)})
+        self._log({"epoch": self.epochs, "step": self.step, "validation": asdict(evaluation.metrics)})
         return evaluation
 
     def evaluate(self) -> Evaluation:
@@ -119,18 +135,7 @@ class Trainer:
             self.detector.backbone.eval()
         torch.manual_seed(hash((self.config.seed, self.step)))  # dropout
         self._set_learning_rate()
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits, boxes = self.detector(batch.clips)
-        loss = self.config.loss
-        matched = match(logits, boxes, batch.targets, weights=loss.match_weights)
-        losses = set_loss(
-            logits,
-            boxes,
-            batch.targets,
-            matched,
-            weights=loss.match_weights,
-            no_object_weight=loss.no_object_weight,
-        )
+        losses = self._pretraining_loss(batch) if self._pretraining else self._set_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses.total).backward()
         self.scaler.unscale_(self.optimizer)
@@ -140,6 +145,32 @@ class Trainer:
         self._losses += torch.stack(losses).detach()
         self._summed += 1
         self.step += 1
+
+    @property
+    def _pretraining(self) -> bool:
+        return self.step < self.config.pretrain_epochs * self.steps_per_epoch
+
+    def _set_loss(self, batch: Batch) -> SetLoss:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits, boxes = self.detector(batch.clips)
+        loss = self.config.loss
+        matched = match(logits, boxes, batch.targets, weights=loss.match_weights)
+        return set_loss(
+            logits,
+            boxes,
+            batch.targets,
+            matched,
+            weights=loss.match_weights,
+            no_object_weight=loss.no_object_weight,
+        )
+
+    def _pretraining_loss(self, batch: Batch) -> SetLoss:
+        """Cross-entropy of a clip's class (that of its first target, or no action); no box terms."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            features = self.detector.backbone(batch.clips)
+        logits = self.clip_head(features.float().mean((2, 3, 4)))
+        cls = F.cross_entropy(logits, true_labels(batch.targets, len(self.model.class_names)))
+        return SetLoss(cls, cls, torch.zeros_like(cls), torch.zeros_like(cls))
 
     def _set_learning_rate(self) -> None:
         for group in self.optimizer.param_groups:
@@ -167,12 +198,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to go on from. Raises ActdetError, and keeps the one before, where it is not finite."""
-        norm = nn.utils.get_total_norm(p.detach() for p in self.parameters)
-        if not (norm + self._losses.sum()).isfinite():
-            raise self._not_finite()
+        self._check_finite()
         tensors = self._model_tensors()
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        tensors |= {f"clip_head.{name}": tensor for name, tensor in self.clip_head.state_dict().items()}
         tensors["losses"] = self._losses
         training = {
             "step": self.step,
@@ -205,11 +235,15 @@ class Trainer:
             if state[name] != value:
                 raise DataError(path, f"a checkpoint of other {name.replace('_', ' ')}: the data set has changed")
         load_weights(self.detector, tensors, path)
+        self.clip_head.load_state_dict({name: tensors[f"clip_head.{name}"] for name in self.clip_head.state_dict()})
         optimizer = self.optimizer.state_dict()
-        for number in range(len(self.parameters)):
+        for number, parameter in enumerate(self.parameters):
             prefix = f"optimizer.{number}."
             optimizer["state"][number] = {
-                name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+                # Fused AdamW walks memory, not indices: its averages must lie as the parameter does (channels last).
+                name.removeprefix(prefix): torch.empty_like(parameter).copy_(value) if value.ndim else value
+                for name, value in tensors.items()
+                if name.startswith(prefix)
             }
         self.optimizer.load_state_dict(optimizer)
         self.scaler.load_state_dict(state["scaler"])
@@ -236,12 +270,23 @@ class Trainer:
         return {f"model.{name}": tensor for name, tensor in self.detector.state_dict().items()}
 
     def _cut_log(self) -> None:
-        """Drop the log lines past the restored step: they will be written again."""
+        """Drop the log lines past the restored state, which will be written again, and a last one that is not whole.
+
+        The evaluation after an epoch's last step comes after its checkpoint.
+        """
         path = self.out / "log.jsonl"
         if path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            write_bytes(path, "".join(line + "\n" for line in kept).encode())
+            kept = []
+            for line in path.read_text().splitlines(keepends=True):
+                record = json.loads(line) if line.endswith("\n") else {"step": math.inf}
+                if record["step"] < self.step or (record["step"] == self.step and "loss" in record):
+                    kept.append(line)
+            write_bytes(path, "".join(kept).encode())
+
+    def _check_finite(self) -> None:
+        norm = nn.utils.get_total_norm(p.detach() for p in self.parameters)
+        if not (norm + self._losses.sum()).isfinite():
+            raise self._not_finite()
 
     def _not_finite(self) -> ActdetError:
         last = self.out / LAST
@@ -253,8 +298,17 @@ class Trainer:
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
-    """Cosine from `lr` to `min_lr` over the epochs (eq. 15), after a linear rise over the first `warmup` of them."""
-    if epoch < config.warmup:
-        return config.lr * epoch / config.warmup
-    share = (epoch - config.warmup) / (config.epochs - config.warmup)
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
+    """Cosine from `lr` to `min_lr` over the epochs (eq. 15), after a linear rise over the first `warmup` of them.
+
+    The epochs of pretraining come before, on a cosine of their own with the same rise.
+    """
+    if epoch < config.pretrain_epochs:
+        return _cosine(epoch, config.pretrain_epochs, config.pretrain_lr, config.min_lr, config.warmup)
+    return _cosine(epoch - config.pretrain_epochs, config.epochs, config.lr, config.min_lr, config.warmup)
+
+
+def _cosine(epoch: float, epochs: int, highest: float, lowest: float, warmup: float) -> float:
+    if epoch < warmup:
+        return highest * epoch / warmup
+    share = (epoch - warmup) / (epochs - warmup)
+    return lowest + (highest - lowest) * (1 + math.cos(math.pi * share)) / 2

@@ -171,8 +171,8 @@ def _stage_clip(config: RenderConfig, index: int) -> _Clip:
 
 
 def _aim(config: RenderConfig, rng: Rng) -> tuple[Camera, float]:
-    """A camera, and how far off the actors are: so that 1.7 m take 40 to 60 % of the picture's height."""
-    size, feet, horizon = rng.uniform(0.40, 0.60), rng.uniform(0.77, 0.91), rng.uniform(0.05, 0.26)
+    """A camera, and how far off the actors are: so that 1.7 m take 45 to 72 % of the picture's height."""
+    size, feet, horizon = rng.uniform(0.45, 0.72), rng.uniform(0.77, 0.91), rng.uniform(0.05, 0.26)
     focal = rng.uniform(1.2, 2.0)
     camera = Camera(focal, (feet - horizon) * 1.7 / size, horizon, config.width / config.height)
     return camera, focal * 1.7 / size

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from actdet.data.index import ClipIndex
-from actdet.errors import DataError
+from actdet.errors import ActdetError, DataError
 
 
 def hold_out(index: ClipIndex, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -14,6 +14,8 @@ def hold_out(index: ClipIndex, share: float, seed: int) -> tuple[list[int], list
 
     `share` 0 holds nothing out. Raises DataError where a class has too few clips, or no clip has an action.
     """
+    if not 0 <= share < 1:
+        raise ActdetError(f"the share of clips to hold out must be in [0, 1), got {share}")
     labels = index.labels
     _need_positive(index, labels)
     if share == 0:
@@ -36,6 +38,8 @@ def folds(index: ClipIndex, count: int, seed: int) -> list[tuple[list[int], list
 
     Raises DataError where a class has fewer clips than there are folds, or no clip has an action.
     """
+    if count < 2:
+        raise ActdetError(f"cross-validation needs 2 or more folds, got {count}")
     labels = index.labels
     _need_positive(index, labels)
     for label, clips in zip(*np.unique(labels, return_counts=True), strict=True):

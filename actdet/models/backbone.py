@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
+from torchvision.models.video.resnet import BasicBlock
 
 from actdet.errors import ActdetError, DataError
 
@@ -34,6 +35,21 @@ class Backbone(nn.Sequential):
         for module in self.modules():
             if type(module) is nn.Conv3d and module.kernel_size != (1, 1, 1):
                 module.__class__ = _FactorisedConv
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """A start from which few clips teach motion, where there are no pretrained weights.
+
+        The stem's temporal filters sum to zero: they begin as differences of neighbouring frames, which a still
+        background leaves at zero. The last BatchNorm of each residual block begins at zero, so the blocks begin as
+        identities (Goyal et al. 2017). Both are only a start: training changes them freely.
+        """
+        with torch.no_grad():
+            temporal = self.get_parameter("0.3.weight")
+            temporal -= temporal.mean(dim=2, keepdim=True)
+        for name, module in self.named_modules():
+            if isinstance(module, BasicBlock):
+                nn.init.zeros_(self.get_parameter(f"{name}.conv2.1.weight"))
 
 
 class _FactorisedConv(nn.Conv3d):

@@ -110,8 +110,8 @@ def set_loss(
     normaliser = targets.counts.sum().clamp(min=1)
 
     if class_loss == "cross_entropy":
-        weight = torch.where(wanted == no_object, no_object_weight, 1.0).to(logits.dtype)
         loss = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
+        weight = torch.ones_like(loss).masked_fill(wanted == no_object, no_object_weight)
         cls = (weight * loss).sum((-2, -1)) / weight.sum((-2, -1))
     else:
         one_hot = F.one_hot(wanted, classes + 1)[..., :classes].to(logits.dtype)

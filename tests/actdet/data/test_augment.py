@@ -1,0 +1,327 @@
+"""Augmentation: what is seen and what is annotated stay one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from actdet_kernels import Targets
+from torch import Tensor
+
+from actdet.config import NO_AUGMENTATION, AugmentConfig
+from actdet.data.augment import MIN_VISIBLE, Batch, augment, normalise
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+STILL = NO_AUGMENTATION
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8))
+
+
+def some_targets(counts: list[int], size: int = 3, seed: int = 0) -> Targets:
+    """Boxes well inside the picture; the rows past the count hold what must never be looked at."""
+    rng = np.random.default_rng(seed)
+    boxes = np.concatenate(
+        [rng.uniform(0.4, 0.6, (len(counts), size, 2)), rng.uniform(0.2, 0.4, (len(counts), size, 2))], 2
+    )
+    labels = rng.integers(0, 5, (len(counts), size))
+    for sample, count in enumerate(counts):
+        boxes[sample, count:], labels[sample, count:] = math.nan, -1
+    return Targets(
+        torch.from_numpy(labels), torch.from_numpy(boxes.astype(np.float32)), torch.tensor(counts, dtype=torch.int32)
+    )
+
+
+def pixels_of(batch: Batch) -> np.ndarray:
+    """The pictures behind a normalised batch: (B, T, H, W, 3) in [0, 1]."""
+    return batch.clips.permute(0, 2, 3, 4, 1).double().numpy() * STD + MEAN
+
+
+def same(one: Targets, other: Targets) -> bool:
+    return torch.equal(one.counts, other.counts) and all(
+        torch.equal(getattr(one, name)[one.valid], getattr(other, name)[other.valid]) for name in ("labels", "boxes")
+    )
+
+
+# Normalisation
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 10), (1, 1, 1, 1), (3, 8, 7, 5)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_normalise_gives_imagenets_values(shape: tuple[int, ...], dtype: torch.dtype, error: float) -> None:
+    clips = noise(*shape)
+    before = clips.clone()
+    got = normalise(clips, dtype)
+    batch, frames, height, width = shape
+    assert got.shape == (batch, 3, frames, height, width)
+    assert got.dtype == dtype
+    wanted = np.moveaxis((clips.numpy() / 255 - MEAN) / STD, -1, 1)
+    np.testing.assert_allclose(got.double().numpy(), wanted, rtol=error, atol=error)
+    assert torch.equal(clips, before)
+
+
+def test_normalised_clips_are_channels_last_without_a_copy() -> None:
+    got = normalise(noise(2, 4, 6, 10))
+    assert got.is_contiguous(memory_format=torch.channels_last_3d)
+    assert got.permute(0, 2, 3, 4, 1).is_contiguous()
+    assert got.contiguous(memory_format=torch.channels_last_3d).data_ptr() == got.data_ptr()
+    assert not got.is_contiguous()
+
+
+def test_without_augmentation_the_batch_is_the_normalised_clips() -> None:
+    clips, targets = noise(3, 2, 8, 12), some_targets([2, 0, 3])
+    got = augment(clips, targets, STILL, np.random.default_rng(0))
+    torch.testing.assert_close(got.clips, normalise(clips), rtol=0, atol=1e-6)
+    assert same(got.targets, targets)
+
+
+FULL = AugmentConfig(flip=0.5, crop=0.4, colour=0.3, mixup=0.8)
+
+
+@pytest.mark.parametrize("config", [STILL, AugmentConfig(), FULL])
+def test_a_batch_keeps_its_shape_and_layout(config: AugmentConfig) -> None:
+    got = augment(noise(3, 4, 10, 16), some_targets([2, 0, 3]), config, np.random.default_rng(0))
+    assert got.clips.shape == (3, 3, 4, 10, 16)
+    assert got.clips.dtype == torch.float32
+    assert got.clips.is_contiguous(memory_format=torch.channels_last_3d)
+    assert got.targets.labels.dtype == torch.int64
+    assert got.targets.boxes.dtype == torch.float32
+    assert got.targets.counts.dtype == torch.int32
+    assert got.clips.isfinite().all()
+    assert got.targets.boxes[got.targets.valid].isfinite().all()
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(), FULL, AugmentConfig(flip=0.5, crop=0, colour=0)])
+def test_the_same_state_gives_the_same_batch(config: AugmentConfig) -> None:
+    clips, targets = noise(4, 2, 8, 12), some_targets([2, 0, 3, 1])
+    before = clips.clone(), *(field.clone() for field in targets)
+    one, two, other = (augment(clips, targets, config, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    assert torch.equal(one.clips, two.clips)
+    assert same(one.targets, two.targets)
+    assert not torch.equal(one.clips, other.clips)
+    for now, then in zip((clips, *targets), before, strict=True):
+        torch.testing.assert_close(now, then, rtol=0, atol=0, equal_nan=True)
+
+
+# Geometry: each clip shows three bright rectangles, one in each colour channel, annotated as classes 0, 1 and 2
+
+HEIGHT, WIDTH, FRAMES = 48, 80, 3
+
+
+def rectangles(places: np.ndarray) -> tuple[Tensor, Targets]:
+    """places: (B, 3, 4) integer x1, y1, x2, y2 in pixels."""
+    clips = np.zeros((len(places), FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    for sample, channels in enumerate(places):
+        for channel, (x1, y1, x2, y2) in enumerate(channels):
+            clips[sample, :, y1:y2, x1:x2, channel] = 255
+    low, high = places[..., :2] / (WIDTH, HEIGHT), places[..., 2:] / (WIDTH, HEIGHT)
+    boxes = np.concatenate([(low + high) / 2, high - low], -1).astype(np.float32)
+    counts = torch.full((len(places),), 3, dtype=torch.int32)
+    return torch.from_numpy(clips), Targets(torch.arange(3).repeat(len(places), 1), torch.from_numpy(boxes), counts)
+
+
+def find(picture: np.ndarray) -> np.ndarray | None:
+    """The box (cx, cy, w, h) of the bright rectangle in (H, W), from its light along each axis; None where dark."""
+    if picture.max() < 0.5:
+        return None
+    box = []
+    for axis in (0, 1):
+        profile = picture.max(axis=axis)
+        lit = np.flatnonzero(profile > 0.5)
+        # the light of the pixels at both edges tells how far the rectangle reaches into them
+        first, last = lit[0], lit[-1] + 1
+        before = profile[first - 1] if first > 0 else 0.0
+        after = profile[last] if last < len(profile) else 0.0
+        low = first - before + (1 - profile[first])
+        high = last + after - (1 - profile[last - 1])
+        box.append(((low + high) / 2 / len(profile), (high - low) / len(profile)))
+    return np.array([box[0][0], box[1][0], box[0][1], box[1][1]])
+
+
+def random_places(batch: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    low = np.stack([rng.integers(0, WIDTH - 16, (batch, 3)), rng.integers(0, HEIGHT - 12, (batch, 3))], -1)
+    size = np.stack([rng.integers(10, 30, (batch, 3)), rng.integers(8, 20, (batch, 3))], -1)
+    return np.concatenate([low, np.minimum(low + size, (WIDTH, HEIGHT))], -1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AugmentConfig(flip=1.0, crop=0.0, colour=0.0),
+        AugmentConfig(flip=0.0, crop=0.4, colour=0.0),
+        AugmentConfig(flip=0.5, crop=0.4, colour=0.0),
+        AugmentConfig(flip=0.5, crop=0.8, colour=0.0),
+    ],
+)
+def test_boxes_move_with_the_pixels(config: AugmentConfig) -> None:
+    clips, targets = rectangles(random_places(24, seed=1))
+    got = augment(clips, targets, config, np.random.default_rng(2))
+    pictures = pixels_of(got)
+    assert np.abs(pictures - pictures[:, :1]).max() < 1e-6  # one draw a clip, the same for all frames
+    compared = 0
+    for sample, count in enumerate(got.targets.counts.tolist()):
+        labels = got.targets.labels[sample, :count].tolist()
+        assert labels == sorted(set(labels))  # in their order, none twice
+        for channel in range(3):
+            seen = find(pictures[sample, 0, :, :, channel])
+            if channel in labels:
+                box = got.targets.boxes[sample, labels.index(channel)].double().numpy()
+                low, high = box[:2] - box[2:] / 2, box[:2] + box[2:] / 2
+                assert (low >= -1e-6).all()
+                assert (high <= 1 + 1e-6).all()
+                if seen is not None:
+                    error = np.abs(box - seen) * (WIDTH, HEIGHT, WIDTH, HEIGHT)
+                    assert error.max() < 1.0, (sample, channel, box, seen)
+                    compared += 1
+                else:
+                    assert (box[2:] * (WIDTH, HEIGHT)).min() < 1.5  # too thin a rest to be told from the edge
+            elif seen is not None:
+                assert min(seen[2:] * (WIDTH, HEIGHT)) < 1.5 + MIN_VISIBLE * WIDTH
+    assert compared > 40
+
+
+def test_a_flip_mirrors_pixels_and_boxes() -> None:
+    clips, targets = noise(3, 2, 8, 12), some_targets([2, 0, 3])
+    got = augment(clips, targets, AugmentConfig(flip=1.0, crop=0.0, colour=0.0), np.random.default_rng(0))
+    torch.testing.assert_close(got.clips, normalise(clips).flip(-1), rtol=0, atol=1e-4)
+    valid = targets.valid
+    wanted = targets.boxes[valid] * torch.tensor([-1.0, 1, 1, 1]) + torch.tensor([1.0, 0, 0, 0])
+    torch.testing.assert_close(got.targets.boxes[valid], wanted)
+    assert torch.equal(got.targets.labels[valid], targets.labels[valid])
+    assert torch.equal(got.targets.counts, targets.counts)
+
+
+def test_flips_fall_as_often_as_asked_for() -> None:
+    clips = torch.zeros(400, 1, 2, 2, 3, dtype=torch.uint8)
+    clips[:, :, :, 0] = 255
+    none = Targets(torch.zeros(400, 1).long(), torch.zeros(400, 1, 4), torch.zeros(400, dtype=torch.int32))
+    got = augment(clips, none, AugmentConfig(flip=0.3, crop=0, colour=0), np.random.default_rng(0))
+    assert (pixels_of(got)[:, 0, 0, 0, 0] < 0.5).mean() == pytest.approx(0.3, abs=0.07)
+
+
+def test_a_crop_takes_at_most_its_share_of_each_side() -> None:
+    """A box over the middle pixel grows by 1 / size: by how much tells the size of the window."""
+    batch, share = 300, 0.4
+    targets = Targets(
+        torch.zeros(batch, 1).long(), torch.tensor([0.5, 0.5, 0.01, 0.01]).expand(batch, 1, 4), torch.ones(batch).int()
+    )
+    small = targets._replace(boxes=targets.boxes * torch.tensor([1, 1, 8, 8.0]))
+    clips = torch.zeros(batch, 1, 4, 4, 3, dtype=torch.uint8)
+    got = augment(clips, small, AugmentConfig(flip=0, crop=share, colour=0), np.random.default_rng(0)).targets
+    assert got.counts.tolist() == [1] * batch
+    size = 0.08 / got.boxes[:, 0, 2:]
+    assert size.min() >= 1 - share - 1e-4
+    assert size.max() <= 1 + 1e-4
+    assert size.min() < 1 - 0.95 * share
+    assert size.max() > 1 - 0.05 * share
+    assert np.corrcoef(size.T.numpy())[0, 1] == pytest.approx(0, abs=0.2)  # width and height on their own
+    origin = 0.5 - got.boxes[:, 0, :2] * size  # the window's corner
+    assert origin.min() >= -1e-4
+    assert (origin + size).max() <= 1 + 1e-4
+    assert (origin.mean(0) / (1 - size).mean(0)).numpy() == pytest.approx(0.5, abs=0.1)
+
+
+def test_boxes_that_are_cropped_away_are_dropped_and_the_others_move_up() -> None:
+    corner, middle, edge = (0, 0, 4, 4), (30, 18, 50, 30), (WIDTH - 4, HEIGHT - 4, WIDTH, HEIGHT)
+    clips, targets = rectangles(np.array([[corner, middle, edge]] * 40))
+    got = augment(clips, targets, AugmentConfig(flip=0.5, crop=0.5, colour=0.0), np.random.default_rng(3)).targets
+    kept = [got.labels[sample, :count].tolist() for sample, count in enumerate(got.counts.tolist())]
+    assert {1} <= {label for labels in kept for label in labels}
+    assert [1] in kept
+    assert any(labels in ([0, 1], [1, 2]) for labels in kept)
+    assert all(labels == sorted(set(labels)) for labels in kept)
+    for sample, labels in enumerate(kept):
+        sizes = got.boxes[sample, : len(labels), 2:]
+        assert (sizes > MIN_VISIBLE).all()
+        if 1 in labels:
+            assert (sizes[labels.index(1)] >= torch.tensor([20 / WIDTH, 12 / HEIGHT]) * 0.5).any()
+
+
+def test_padding_never_becomes_a_target() -> None:
+    targets = some_targets([1, 0, 2])
+    got = augment(noise(3, 1, 8, 8), targets, FULL, np.random.default_rng(4)).targets
+    assert (got.labels[got.valid] >= 0).all()
+    assert got.boxes[got.valid].isfinite().all()
+    assert got.counts.sum() <= 2 * 3
+
+
+# Colour
+
+
+def test_colour_changes_by_three_factors_a_clip_and_leaves_the_boxes() -> None:
+    strength, batch = 0.3, 30
+    rng = np.random.default_rng(5)
+    clips = torch.from_numpy(rng.integers(90, 140, (batch, 2, 6, 8, 3), dtype=np.uint8))  # far from black and white
+    targets = some_targets([1] * batch)
+    got = augment(clips, targets, AugmentConfig(flip=0, crop=0, colour=strength), np.random.default_rng(6))
+    assert same(got.targets, targets)
+    factors = []
+    for before, after in zip(clips.double().numpy() / 255, pixels_of(got), strict=True):
+        grey, found = before.mean(-1, keepdims=True), after.mean(-1, keepdims=True)
+        # brightness scales the mean, contrast the distance from it, saturation the distance from grey
+        brightness = after.mean() / before.mean()
+        deviation = (grey - grey.mean()).ravel()
+        contrast = deviation @ (found - found.mean()).ravel() / (deviation @ deviation) / brightness
+        hue = (before - grey).ravel()
+        saturation = hue @ (after - found).ravel() / (hue @ hue) / brightness / contrast
+        mean = brightness * before.mean()
+        rebuilt = mean + brightness * contrast * (grey - grey.mean() + saturation * (before - grey))
+        np.testing.assert_allclose(after, rebuilt, atol=1e-5)
+        factors.append((brightness, contrast, saturation))
+    spread = np.array(factors)
+    assert np.abs(spread - 1).max() <= strength + 1e-3
+    assert (spread.min(0) < 1 - strength / 2).all()
+    assert (spread.max(0) > 1 + strength / 2).all()
+    assert np.abs(np.corrcoef(spread.T) - np.eye(3)).max() < 0.6
+
+
+def test_colours_stay_within_black_and_white() -> None:
+    clips = torch.tensor([0, 255], dtype=torch.uint8).repeat(20, 2, 6, 12).reshape(20, 2, 6, 8, 3)
+    got = augment(clips, some_targets([0] * 20), AugmentConfig(flip=0, crop=0, colour=0.9), np.random.default_rng(7))
+    pictures = pixels_of(got)
+    assert pictures.min() >= -1e-6
+    assert pictures.max() <= 1 + 1e-6
+
+
+# Mixup
+
+MIXUP = AugmentConfig(flip=0.0, crop=0.0, colour=0.0, mixup=0.4)
+
+
+@pytest.mark.parametrize("counts", [[2, 0, 3], [1, 1], [0, 0, 0, 0], [3, 3]])
+def test_mixup_blends_the_pixels_of_the_clips_whose_targets_it_joins(counts: list[int]) -> None:
+    batch = len(counts)
+    clips, targets = noise(batch, 2, 6, 8, seed=8), some_targets(counts, seed=8)
+    got = augment(clips, targets, MIXUP, np.random.default_rng(9))
+    before, after = clips.double().numpy() / 255, pixels_of(got)
+    assert got.targets.labels.shape == (batch, 2 * 3)
+    shares = []
+    for sample in range(batch):
+        partners = []
+        for other in set(range(batch)) - {sample}:
+            apart = (before[sample] - before[other]).ravel()
+            share = apart @ (after[sample] - before[other]).ravel() / (apart @ apart)
+            if np.abs(share * before[sample] + (1 - share) * before[other] - after[sample]).max() < 1e-5:
+                partners.append((other, share))
+        # a share of 1 fits any partner
+        other, share = partners[0]
+        assert 0 <= share <= 1 + 1e-9
+        assert len(partners) == 1
+        shares.append(share)
+        assert got.targets.counts[sample] == counts[sample] + counts[other]
+        for name in ("labels", "boxes"):
+            mine, theirs = (getattr(targets, name)[clip, : counts[clip]] for clip in (sample, other))
+            joined = getattr(got.targets, name)[sample, : counts[sample] + counts[other]]
+            assert torch.equal(joined, torch.cat([mine, theirs]))
+    assert len(set(np.round(shares, 6))) == batch  # a draw for every clip
+
+
+def test_a_single_clip_is_not_mixed() -> None:
+    clips, targets = noise(1, 2, 6, 8), some_targets([2])
+    got = augment(clips, targets, MIXUP, np.random.default_rng(0))
+    torch.testing.assert_close(got.clips, normalise(clips), rtol=0, atol=1e-6)
+    assert same(got.targets, targets)

@@ -1,0 +1,440 @@
+"""Training lowers the loss, goes on after a stop as if there had been none, and never saves what is not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from actdet_kernels import set_loss
+
+from actdet import training
+from actdet.checkpoints import load_detector, read_checkpoint
+from actdet.config import NO_AUGMENTATION, AugmentConfig, LossConfig, ModelConfig, TrainConfig
+from actdet.data.index import load_index
+from actdet.data.loader import ClipLoader
+from actdet.data.readers import PyAVReader
+from actdet.errors import ActdetError, DataError
+from actdet.training import LAST, MODEL, Trainer, learning_rate
+
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
+
+MODEL_CONFIG = ModelConfig(image_size=32, frames=8, encoder_layers=0, decoder_layers=1, queries=8)
+CONFIG = TrainConfig(epochs=3, batch_size=4, lr=1e-3, backbone_weights="none", workers=0, precision="fp32")
+TRAIN_IDS, VAL_IDS = list(range(10)), [10, 11]  # three steps an epoch, the last of two clips
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make(rendered: Path, tmp_path: Path) -> MakeTrainer:
+    def make(
+        out: str = "run",
+        *,
+        model: ModelConfig = MODEL_CONFIG,
+        train: list[int] = TRAIN_IDS,
+        val: list[int] = VAL_IDS,
+        data: Path = rendered,
+        **settings: Any,
+    ) -> Trainer:
+        loader = ClipLoader(load_index(data), model, PyAVReader((32, 32), 0), torch.device("cpu"))
+        (tmp_path / out).mkdir(exist_ok=True)
+        config = replace(CONFIG, **settings)
+        return Trainer(model, config, loader, train, val, tmp_path / out, torch.device("cpu"))
+
+    return make
+
+
+def _log(trainer: Trainer) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (trainer.out / "log.jsonl").read_text().splitlines()]
+
+
+def _run(trainer: Trainer, until: int | None = None) -> None:
+    for progress in trainer.steps():
+        if progress.step == until:
+            return
+
+
+def _state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Copies of all tensors that a run holds."""
+    tensors = {f"model.{name}": value.clone() for name, value in trainer.detector.state_dict().items()}
+    for number, state in trainer.optimizer.state_dict()["state"].items():
+        tensors |= {f"{number}.{name}": value.clone() for name, value in state.items()}
+    return tensors
+
+
+def _assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def _one_line(error: pytest.ExceptionInfo[ActdetError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_loss_falls_and_its_log_is_the_mean_of_the_steps(
+    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        losses = set_loss(*arguments, **options)
+        seen.append([value.item() for value in losses])
+        return losses
+
+    monkeypatch.setattr(training, "set_loss", spy)
+    model = replace(MODEL_CONFIG, dropout=0.0)
+    trainer = make(model=model, val=[], epochs=15, augment=NO_AUGMENTATION, clip_norm=10.0)
+    events = list(trainer.steps())
+    records = _log(trainer)
+    assert [r["step"] for r in records] == [10, 20, 30, 40, 45]
+    assert [e.record for e in events if e.record] == records
+    assert [(e.epoch, e.step, e.total_steps) for e in events] == [(i // 3, i + 1, 45) for i in range(45)]
+    for record in records:
+        first = (record["step"] - 1) // 10 * 10
+        steps = torch.tensor(seen[first : record["step"]], dtype=torch.float64)
+        assert list(record["loss"].values()) == pytest.approx(steps.mean(0).tolist(), rel=1e-5)
+        assert list(record["loss"])[0] == "total"
+        assert all(math.isfinite(value) for value in record["loss"].values())
+        assert record["epoch"] == pytest.approx(record["step"] / 3)
+        assert record["lr"] == learning_rate(trainer.config, (record["step"] - 1) / 3)
+    assert records[-1]["loss"]["total"] < 0.7 * records[0]["loss"]["total"]
+    assert trainer.finish() is None
+    assert set(path.name for path in trainer.out.iterdir()) == {"log.jsonl", MODEL}
+
+
+@pytest.mark.parametrize(
+    ("warmup", "epoch", "expected"),
+    [
+        (0.0, 0.0, 5e-5),
+        (0.0, 12.5, 1e-6 + 4.9e-5 * 0.8535533905932737),  # (1 + cos 45 degrees) / 2
+        (0.0, 25.0, 2.55e-5),
+        (0.0, 37.5, 1e-6 + 4.9e-5 * 0.1464466094067262),
+        (0.0, 50.0, 1e-6),
+        (2.0, 0.0, 0.0),
+        (2.0, 0.5, 1.25e-5),
+        (2.0, 1.0, 2.5e-5),
+        (2.0, 2.0, 5e-5),
+        (2.0, 26.0, 2.55e-5),
+        (2.0, 50.0, 1e-6),
+        (50.0, 49.0, 4.9e-5),
+    ],
+)
+def test_learning_rate_by_hand(warmup: float, epoch: float, expected: float) -> None:
+    """Equation 15, min + (max - min) (1 + cos(pi t / T)) / 2, with the report's 5e-5, 1e-6 and 50 epochs."""
+    assert learning_rate(TrainConfig(warmup=warmup), epoch) == pytest.approx(expected, rel=1e-12)
+
+
+def test_every_step_uses_the_learning_rate_of_its_start(make: MakeTrainer) -> None:
+    trainer = make(warmup=1.0)
+    rates = [trainer.optimizer.param_groups[0]["lr"] for _ in trainer.steps()]
+    rising = [0.0, 1e-3 / 3, 2e-3 / 3]
+    falling = [1e-6 + 9.99e-4 * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]
+    assert rates == pytest.approx(rising + falling)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_backbone_does_not_change(make: MakeTrainer, frozen: bool) -> None:
+    trainer = make(freeze_backbone=frozen, epochs=1)
+    before = {name: value.clone() for name, value in trainer.detector.state_dict().items()}
+    _run(trainer)
+    same = {name for name, value in trainer.detector.state_dict().items() if torch.equal(value, before[name])}
+    backbone = {name for name in before if name.startswith("backbone.")}
+    assert "backbone.1.running_mean" in backbone
+    assert same == (backbone if frozen else set())
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "all": ({"deep_supervision": True, "decoder_layers": 2}, {"warmup": 0.5, "augment": AugmentConfig(mixup=0.4)}),
+    "frozen": ({}, {"freeze_backbone": True}),
+    "bf16": ({}, {"precision": "bf16"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("setting", "stop", "further"),
+    [
+        ("plain", 1, 0),
+        ("plain", 3, 0),
+        ("plain", 5, 3),
+        ("plain", 8, 0),
+        ("all", 4, 0),
+        ("all", 6, 1),
+        ("frozen", 3, 0),
+        ("bf16", 4, 0),
+    ],
+)
+def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(
+    make: MakeTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    stop: int,
+    further: int,
+) -> None:
+    """Stopped within an epoch or at its end (steps 3 and 6), saved; `further` steps are lost after the saving."""
+    monkeypatch.setattr(training, "LOG_EVERY", 2)
+    model = replace(MODEL_CONFIG, **SETTINGS[setting][0])
+    settings = SETTINGS[setting][1] | {"eval_every": 1}
+    whole = make("whole", model=model, **settings)
+    _run(whole)
+    stopped = make("stopped", model=model, **settings)
+    steps = stopped.steps()
+    for _ in range(stop):
+        next(steps)
+    stopped.save()
+    for _ in range(further):
+        next(steps)
+    steps.close()
+    torch.manual_seed(99)  # another process
+    resumed = make("stopped", model=model, **settings)
+    resumed.restore()
+    assert resumed.step == stop
+    _run(resumed)
+    _assert_same(_state(resumed), _state(whole))
+    assert (resumed.out / "log.jsonl").read_text() == (whole.out / "log.jsonl").read_text()
+    resumed.finish()
+    assert not (resumed.out / LAST).exists()
+    _assert_same(read_checkpoint(resumed.out / MODEL)[0], {k: v for k, v in _state(whole).items() if k[0] == "m"})
+
+
+def test_a_run_saves_itself_now_and_then_and_goes_on_from_there(
+    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a loss of power: nothing was saved at the end, and what was written last is not whole."""
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(training, "LOG_EVERY", 2)
+    whole = make("whole", eval_every=1)
+    _run(whole)
+    lost = make("lost", eval_every=1)
+    _run(lost, until=5)
+    resumed = make("lost", eval_every=1)
+    resumed.restore()
+    assert resumed.step == 3
+    _run(resumed)
+    _assert_same(_state(resumed), _state(whole))
+    assert (resumed.out / "log.jsonl").read_text() == (whole.out / "log.jsonl").read_text()
+
+
+def test_half_a_line_at_the_end_of_the_log_does_not_stop_a_resume(make: MakeTrainer) -> None:
+    trainer = make()
+    _run(trainer, until=3)
+    trainer.save()
+    (trainer.out / "log.jsonl").write_text('{"step": 2, "loss": {}}\n{"step": 3, "lo')
+    resumed = make()
+    resumed.restore()
+    assert (resumed.out / "log.jsonl").read_text() == '{"step": 2, "loss": {}}\n'
+
+
+def test_two_runs_of_a_seed_are_the_same_and_of_two_seeds_are_not(make: MakeTrainer) -> None:
+    states = []
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trainer = make(out, epochs=1, seed=seed)
+        _run(trainer)
+        states.append(_state(trainer))
+    _assert_same(states[0], states[1])
+    assert not torch.equal(states[0]["model.queries"], states[2]["model.queries"])
+
+
+@pytest.fixture
+def stopped(make: MakeTrainer) -> Trainer:
+    trainer = make()
+    _run(trainer, until=4)
+    trainer.save()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": 2e-3}, "lr was 0.001, is now 0.002"),
+        ({"epochs": 4}, "epochs was 3, is now 4"),
+        ({"loss": LossConfig(l1_weight=1.0)}, "loss was "),
+        ({"model": replace(MODEL_CONFIG, queries=9)}, "queries was 8, is now 9"),
+        ({"model": replace(MODEL_CONFIG, decoder_layers=2)}, "decoder_layers was 1, is now 2"),
+        ({"train": TRAIN_IDS[:-1]}, "training clips"),
+        ({"train": TRAIN_IDS[::-1]}, "training clips"),
+        ({"val": VAL_IDS[:-1]}, "held out clips"),
+    ],
+)
+def test_another_run_cannot_be_resumed(
+    make: MakeTrainer, stopped: Trainer, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        make(**changes).restore()
+    message = _one_line(caught)
+    assert message.startswith(f"{stopped.out / LAST}: a checkpoint of ")
+    assert words in message
+
+
+def test_what_is_not_there_cannot_be_resumed(make: MakeTrainer, stopped: Trainer) -> None:
+    with pytest.raises(DataError) as caught:
+        make("nowhere").restore()
+    assert _one_line(caught).endswith("nowhere/last.safetensors: no such checkpoint")
+    resumed = make()
+    resumed.restore()
+    _run(resumed)
+    resumed.finish()
+    with pytest.raises(DataError) as caught:
+        make().restore()
+    assert "this run is finished" in _one_line(caught)
+    shutil.copy(stopped.out / MODEL, stopped.out / LAST)
+    with pytest.raises(DataError) as caught:
+        make().restore()
+    assert "not the state of a training" in _one_line(caught)
+
+
+def test_a_cut_state_cannot_be_resumed(make: MakeTrainer, stopped: Trainer) -> None:
+    path = stopped.out / LAST
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataError) as caught:
+        make().restore()
+    assert _one_line(caught).startswith(f"{path}: ")
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Makes the total loss of the step of that number, counted from 1, NaN."""
+
+    def spoil(step: int) -> None:
+        count = 0
+
+        def bad(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            losses = set_loss(*arguments, **options)
+            return losses._replace(total=losses.total * math.nan) if count == step else losses
+
+        monkeypatch.setattr(training, "set_loss", bad)
+
+    monkeypatch.setattr(training, "LOG_EVERY", 2)
+    return spoil
+
+
+@pytest.mark.parametrize("step", [3, 4, 9])
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(
+    make: MakeTrainer, spoil: Callable[[int], None], step: int
+) -> None:
+    trainer = make()
+    steps = trainer.steps()
+    spoil(step)
+    next(steps), next(steps)
+    trainer.save()
+    saved = (trainer.out / LAST).read_bytes()
+    with pytest.raises(ActdetError) as caught:
+        for _ in steps:
+            if trainer.step == step:
+                with pytest.raises(ActdetError, match="not finite"):
+                    trainer.save()
+    message = _one_line(caught)
+    assert "not finite" in message
+    assert "--lr" in message
+    assert str(trainer.out / LAST) in message
+    assert (trainer.out / LAST).read_bytes() == saved
+    assert not (trainer.out / MODEL).exists()
+    assert "NaN" not in (trainer.out / "log.jsonl").read_text()
+
+
+def test_weights_that_are_not_finite_are_not_written(make: MakeTrainer) -> None:
+    """The last step's loss is that of the weights before it: it says nothing of those that it made."""
+    trainer = make(epochs=1)
+    _run(trainer)
+    trainer.save()
+    saved = (trainer.out / LAST).read_bytes()
+    with torch.no_grad():
+        trainer.detector.queries[0, 0] = math.inf
+    for write in (trainer.save, trainer.finish):
+        with pytest.raises(ActdetError, match="not finite") as caught:
+            write()
+        _one_line(caught)
+    assert (trainer.out / LAST).read_bytes() == saved
+    assert not (trainer.out / MODEL).exists()
+
+
+def test_an_absurd_learning_rate_ends_in_one_line(make: MakeTrainer) -> None:
+    trainer = make(lr=1e38, epochs=8, val=[])
+    with pytest.raises(ActdetError) as caught:
+        _run(trainer)
+        trainer.finish()
+    assert "no checkpoint had been written" in _one_line(caught)
+    assert not (trainer.out / MODEL).exists()
+
+
+def _crowded(rendered: Path, out: Path) -> Path:
+    """The same videos with three actions in every clip but the first."""
+    shutil.copytree(rendered, out)
+    for path in sorted((out / "annotations").iterdir())[1:]:
+        path.write_text("0 2 3 20 40\n1 30 10 60 50\n1 5 5 62 62\n")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "layers", "targets"),
+    [
+        ({}, {}, 1, 1),
+        ({"deep_supervision": True, "decoder_layers": 3}, {}, 3, 1),
+        ({}, {"augment": AugmentConfig(mixup=0.5)}, 1, 2),
+        ({"deep_supervision": True, "decoder_layers": 2}, {"crowded": True}, 2, 3),
+        ({}, {"crowded": True, "augment": AugmentConfig(mixup=0.5)}, 1, 6),
+        ({}, {"precision": "bf16"}, 1, 1),
+        ({"class_names": ("fight", "collapse", "third")}, {}, 1, 1),
+        ({}, {"batch_size": 64}, 1, 1),
+        ({}, {"batch_size": 1, "augment": AugmentConfig(mixup=0.5)}, 1, 1),
+    ],
+    ids=["plain", "deep", "mixup", "crowd, deep", "crowd, mixup", "bf16", "a class without clips", "one batch", "ones"],
+)
+def test_the_ways_to_train_run_and_give_what_their_names_say(
+    make: MakeTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+    rendered: Path,
+    tmp_path: Path,
+    model: dict[str, Any],
+    settings: dict[str, Any],
+    layers: int,
+    targets: int,
+) -> None:
+    shapes, inner = set(), set()
+
+    def spy(logits: torch.Tensor, boxes: torch.Tensor, wanted: Any, matched: torch.Tensor, **options: Any) -> Any:
+        shapes.add((len(logits), wanted.boxes.shape[1], logits.shape[-1], logits.dtype))
+        return set_loss(logits, boxes, wanted, matched, **options)
+
+    monkeypatch.setattr(training, "set_loss", spy)
+    settings = dict(settings)
+    data = _crowded(rendered, tmp_path / "crowd") if settings.pop("crowded", False) else rendered
+    trainer = make(model=replace(MODEL_CONFIG, **model), data=data, **({"epochs": 1} | settings))
+    trainer.detector.projection.register_forward_hook(lambda *a: inner.add(a[2].dtype))
+    _run(trainer)
+    classes = len(trainer.model.class_names) + 1
+    assert shapes == {(layers, targets, classes, torch.float32)}
+    assert inner == {torch.bfloat16 if settings.get("precision") == "bf16" else torch.float32}
+    evaluation = trainer.finish()
+    assert evaluation is not None
+    assert evaluation.metrics.clips == 2
+    assert math.isfinite(evaluation.metrics.loss["total"])
+    assert _log(trainer)[-1]["validation"]["clips"] == 2
+
+
+def test_the_finished_model_is_what_was_evaluated(make: MakeTrainer) -> None:
+    """The detector in the file gives on the held-out clips what `finish` said of them."""
+    trainer = make(epochs=1)
+    _run(trainer)
+    evaluation = trainer.finish()
+    detector, about = load_detector(trainer.out / MODEL)
+    names = [clip.name for clip in trainer.loader.index.clips]
+    assert about.held_out == tuple(names[i] for i in VAL_IDS)
+    assert about.training is None
+    assert about.reader == "pyav"
+    assert about.clip_seconds == trainer.loader.index.median_seconds()
+    trainer.detector = detector
+    again = trainer.evaluate()
+    assert evaluation is not None
+    assert torch.equal(again.decision.score, evaluation.decision.score)
+    assert again.metrics == evaluation.metrics

@@ -1,0 +1,33 @@
+"""actdet with a backbone of two convolutions, so that a test of the machinery around it takes a second.
+
+Run as a program it is the command `actdet`, so that a test can send it signals.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import actdet.cli
+import actdet.models.detector
+
+MODEL_OPTIONS = ["--image-size", "32", "--frames", "8", "--encoder-layers", "0", "--decoder-layers", "1"]
+TRAIN_OPTIONS = ["--backbone-weights", "none", "--workers", "0", "--precision", "fp32"]
+
+
+class TinyBackbone(nn.Sequential):
+    """What R(2+1)D-18 is to the detector: clips (B, 3, T, H, W) to 512 features at an eighth and a sixteenth."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv3d(3, 16, (8, 16, 16), stride=(8, 16, 16)), nn.BatchNorm3d(16), nn.ReLU(), nn.Conv3d(16, 512, 1)
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.contiguous())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    actdet.models.detector.Backbone = TinyBackbone  # pyright: ignore
+    actdet.cli.main()

@@ -1,0 +1,141 @@
+"""What the operations should give, one pair and one sample at a time, in Python floats or float64 autograd."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import torch
+import torch.nn.functional as F
+from actdet_kernels import MatchWeights, Targets
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
+
+
+def random_boxes(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Boxes of 5 to 60 percent of the picture, some across its edge, as a detector's sigmoid gives them."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.rand(*shape, 2, generator=generator, dtype=torch.float64)
+    size = 0.05 + 0.55 * torch.rand(*shape, 2, generator=generator, dtype=torch.float64)
+    return torch.cat([centre, size], -1).to(dtype)
+
+
+def random_logits(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 1000)
+    return (3 * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def random_targets(
+    counts: list[int], size: int, labels: int, *, seed: int, dtype: torch.dtype = torch.float64, garbage: bool = True
+) -> Targets:
+    """Targets of `labels` classes; the rows past a sample's count hold what must never be looked at."""
+    generator = torch.Generator().manual_seed(seed + 2000)
+    classes = torch.randint(labels, (len(counts), size), generator=generator)
+    boxes = random_boxes(len(counts), size, seed=seed + 3000, dtype=dtype)
+    targets = Targets(classes, boxes, torch.tensor(counts, dtype=torch.int32))
+    if garbage:
+        for sample, count in enumerate(counts):
+            for row in range(count, size):
+                classes[sample, row] = (-1, 10**6, -(2**63))[row % 3]
+                boxes[sample, row] = torch.tensor([math.nan, math.inf, -math.inf, -1.0])
+    return targets
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """GIoU of two boxes (4,), differentiable, by torchvision."""
+    return generalized_box_iou(*(box_convert(box[None], "cxcywh", "xyxy") for box in (a, b)))[0, 0]
+
+
+def pair_cost(
+    logits: list[float], box: list[float], label: int, target: list[float], weights: MatchWeights, class_cost: str
+) -> float:
+    """Equation 10 for one query and one target."""
+    if class_cost == "softmax":
+        top = max(logits)
+        cls = -math.exp(logits[label] - top) / sum(math.exp(value - top) for value in logits)
+    else:
+        found, missed = math.log1p(math.exp(-logits[label])), math.log1p(math.exp(logits[label]))
+        cls = 0.25 * math.exp(-2 * missed) * found - 0.75 * math.exp(-2 * found) * missed
+    l1 = sum(abs(mine - wanted) for mine, wanted in zip(box, target, strict=True))
+    spans = [[(b[i] - b[i + 2] / 2, b[i] + b[i + 2] / 2) for b in (box, target)] for i in (0, 1)]
+    inter = math.prod(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a, b in spans)
+    hull = math.prod(max(a[1], b[1]) - min(a[0], b[0]) for a, b in spans)
+    union = box[2] * box[3] + target[2] * target[3] - inter
+    return weights.cls * cls + weights.l1 * l1 + weights.giou * (1 - (inter / union - (hull - union) / hull))
+
+
+def costs(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights, class_cost: str) -> Tensor:
+    """The cost (..., B, N, M), pair by pair, zero past a sample's count."""
+    *leading, batch, queries, _ = logits.shape
+    result = torch.zeros(*leading, batch, queries, targets.labels.shape[1], dtype=torch.float64)
+    layers = math.prod(leading)
+    flat = result.view(layers, batch, *result.shape[-2:])
+    rows = logits.double().reshape(layers, batch, queries, logits.shape[-1]).tolist()
+    places = boxes.double().reshape(layers, batch, queries, 4).tolist()
+    for layer in range(layers):
+        for sample, count in enumerate(targets.counts.tolist()):
+            for query in range(queries):
+                for target in range(count):
+                    flat[layer, sample, query, target] = pair_cost(
+                        rows[layer][sample][query],
+                        places[layer][sample][query],
+                        int(targets.labels[sample, target]),
+                        targets.boxes[sample, target].double().tolist(),
+                        weights,
+                        class_cost,
+                    )
+    return result
+
+
+def best_assignment(cost: list[list[float]], rows: int, columns: int) -> tuple[int, float]:
+    """The fewest non-finite entries that an assignment of all min(rows, columns) can have, and its cheapest sum."""
+
+    def price(pairs: list[tuple[int, int]]) -> tuple[int, float]:
+        values = [cost[row][column] for row, column in pairs]
+        finite = [value for value in values if math.isfinite(value)]
+        return len(values) - len(finite), math.fsum(finite)
+
+    if rows >= columns:
+        options = (
+            [(row, column) for column, row in enumerate(chosen)] for chosen in permutations(range(rows), columns)
+        )
+    else:
+        options = (
+            [(row, column) for row, column in enumerate(chosen)] for chosen in permutations(range(columns), rows)
+        )
+    return min(map(price, options))
+
+
+def criterion(
+    logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, no_object_weight: float, class_loss: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DETR's criterion, sample by sample and pair by pair: cls, l1 and giou, differentiable, summed over layers."""
+    *leading, batch, queries, classes = logits.shape
+    layers = math.prod(leading)
+    counts = targets.counts.tolist()
+    number = max(sum(counts), 1)
+    cls = l1 = overlap = torch.zeros((), dtype=logits.dtype)
+    fields = (field.view(layers, *field.shape[-3:]) for field in (logits, boxes))
+    for layer_logits, layer_boxes, layer_matched in zip(
+        *fields, matched.view(layers, *matched.shape[-2:]), strict=True
+    ):
+        wanted = [[None] * queries for _ in range(batch)]
+        for sample, count in enumerate(counts):
+            for target in range(count):
+                query = int(layer_matched[sample, target])
+                if query >= 0:
+                    wanted[sample][query] = int(targets.labels[sample, target])
+                    box, real = layer_boxes[sample, query], targets.boxes[sample, target].to(boxes.dtype)
+                    l1 = l1 + F.l1_loss(box, real, reduction="sum") / number
+                    overlap = overlap + (1 - giou(box, real)) / number
+        flat = [label for sample in wanted for label in sample]
+        if class_loss == "cross_entropy":
+            labels = torch.tensor([classes - 1 if label is None else label for label in flat])
+            weight = torch.ones(classes, dtype=logits.dtype)
+            weight[-1] = no_object_weight
+            cls = cls + F.cross_entropy(layer_logits.flatten(0, 1), labels, weight)
+        else:
+            one_hot = torch.tensor([[float(label == index) for index in range(classes)] for label in flat])
+            one_hot = one_hot.to(logits.dtype)
+            cls = cls + sigmoid_focal_loss(layer_logits.flatten(0, 1), one_hot, reduction="sum") / number
+    return cls, l1, overlap
