@@ -122,7 +122,7 @@ class TrainConfig:
     clip_norm: float = 0.5
     """Gradients are scaled down to this norm."""
     backbone_weights: str = "kinetics"
-    """Where the backbone starts: kinetics, none, or a file of R(2+1)D-18 weights."""
+    """Where the backbone starts: kinetics, none, or a file of R(2+1)D-18 weights, such as another run's model."""
     pretrain_epochs: int = 0
     """Epochs in which the backbone first learns to tell the classes of whole clips, before `epochs` of detection: a
     stand-in for Kinetics weights where there are none."""

@@ -54,7 +54,7 @@ def draw(picture: np.ndarray, marks: Iterable[Mark]) -> np.ndarray:
             continue
         left, top, right, bottom = canvas.textbbox((0, 0), label, font=font)
         width, height = right - left + 6, bottom - top + 6
-        x, y = min(x, image.width - width), max(0.0, y - height if box is not None else y)
+        x, y = max(0.0, min(x, image.width - width)), max(0.0, y - height if box is not None else y)
         canvas.rectangle((x, y, x + width, y + height), fill=colour)
         canvas.text((x + 3 - left, y + 3 - top), label, fill="black", font=font)
         corner = y + height + 2 if box is None else corner

@@ -73,30 +73,29 @@ _STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 def load_backbone_weights(backbone: Backbone, source: str) -> None:
     """Fill `backbone` from `source`: "kinetics" (torchvision's, fetched or cached), "none" (leave as is) or a file.
 
-    A file is a state dict of torchvision's r2plus1d_18, as .safetensors or as .pth/.pt that holds tensors only
-    (read with `weights_only=True`: nothing in it is executed). Raises ActdetError where the weights cannot be had.
+    A file is an actdet checkpoint, whose backbone is taken, or a state dict of torchvision's r2plus1d_18, as
+    .safetensors or as .pth/.pt that holds tensors only (read with `weights_only=True`: nothing in it is executed).
+    Raises ActdetError where the weights cannot be had.
     """
     if source == "none":
         return
     state = _fetch_kinetics() if source == "kinetics" else _read_state(Path(source))
-    wanted = {
-        f"{_STAGES.index(stage)}.{rest}": key
-        for key in state
-        if (stage := key.partition(".")[0]) in _STAGES and (rest := key.partition(".")[2])
-    }
-    own = backbone.state_dict()
-    missing = sorted(own.keys() - wanted.keys())
-    if missing:
-        stage, _, rest = missing[0].partition(".")
-        raise DataError(source, f"not weights of R(2+1)D-18: {_STAGES[int(stage)]}.{rest} is missing")
-    for key, value in own.items():
-        if state[wanted[key]].shape != value.shape:
-            raise DataError(
-                source,
-                f"not weights of R(2+1)D-18: {wanted[key]} is "
-                f"{tuple(state[wanted[key]].shape)}, should be {tuple(value.shape)}",
-            )
-    backbone.load_state_dict({key: state[wanted[key]] for key in own})
+    found = {_own_name(key): tensor for key, tensor in state.items()}
+    for key, value in backbone.state_dict().items():
+        stage, _, rest = key.partition(".")
+        name = f"{_STAGES[int(stage)]}.{rest}"
+        if key not in found:
+            raise DataError(source, f"not weights of R(2+1)D-18: {name} is missing")
+        if found[key].shape != value.shape:
+            shapes = f"{tuple(found[key].shape)}, should be {tuple(value.shape)}"
+            raise DataError(source, f"not weights of R(2+1)D-18: {name} is {shapes}")
+    backbone.load_state_dict({key: found[key] for key in backbone.state_dict()})
+
+
+def _own_name(key: str) -> str:
+    """The name in `Backbone` of a tensor named as in torchvision or in an actdet checkpoint; else something unused."""
+    stage, _, rest = key.partition(".")
+    return f"{_STAGES.index(stage)}.{rest}" if stage in _STAGES else key.removeprefix("model.backbone.")
 
 
 def _fetch_kinetics() -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import resource
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from conftest import small_disk
 from torch import Tensor
 
 from actdet.checkpoints import About, load_detector, load_weights, read_about, read_checkpoint, save_checkpoint
@@ -95,7 +95,7 @@ def test_a_weights_checkpoint_of_the_default_detector_has_the_reports_size(tmp_p
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("small") / "c"
-    save_checkpoint(path, {name: tensor for name, tensor in _tensors().items()}, ABOUT)
+    save_checkpoint(path, _tensors(), ABOUT)
     return path.read_bytes()
 
 
@@ -196,22 +196,11 @@ def test_a_refused_checkpoint_leaves_the_detector_as_it_was(tmp_path: Path) -> N
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
 
 
-@pytest.fixture
-def small_disk() -> Callable[[int], None]:
-    """Files can grow to so many bytes only."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("room", [0, 1000, 39_000])
-def test_a_full_disk_leaves_the_old_checkpoint(
-    tmp_path: Path, small_disk: Callable[[int], None], small_file: bytes, room: int
-) -> None:
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, small_file: bytes, room: int) -> None:
     path = tmp_path / "c.safetensors"
     path.write_bytes(small_file)
-    small_disk(room)
-    with pytest.raises(DataError, match=f"^{path}: cannot be written: ") as caught:
+    with small_disk(room), pytest.raises(DataError, match=f"^{path}: cannot be written: ") as caught:
         save_checkpoint(path, {"large": torch.ones(10_000)}, ABOUT)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == small_file

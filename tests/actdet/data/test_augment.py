@@ -29,7 +29,8 @@ def some_targets(counts: list[int], size: int = 3, seed: int = 0) -> Targets:
     )
     labels = rng.integers(0, 5, (len(counts), size))
     for sample, count in enumerate(counts):
-        boxes[sample, count:], labels[sample, count:] = math.nan, -1
+        labels[sample, count:] = -1
+        boxes[sample, max(count, size - 1) :] = math.nan  # the rows between keep a box that looks real
     return Targets(
         torch.from_numpy(labels), torch.from_numpy(boxes.astype(np.float32)), torch.tensor(counts, dtype=torch.int32)
     )

@@ -14,7 +14,7 @@ from actdet.data.annotations import Annotation
 from actdet.data.index import Clip, ClipIndex
 from actdet.data.split import folds, hold_out
 from actdet.data.video import VideoInfo
-from actdet.errors import DataError
+from actdet.errors import ActdetError, DataError
 
 FIGHT, COLLAPSE, NONE = 0, 1, 2
 ROOT = Path("set")
@@ -115,3 +115,13 @@ def test_a_class_too_rare_is_named(rare: int, name: str) -> None:
     with pytest.raises(DataError, match=f"^set: only 3 clips of class {name} for 4 folds: use --folds 3 or fewer"):
         folds(index(labels), 4, 0)
     assert len(folds(index(labels), 3, 0)) == 3
+
+
+def test_shares_and_folds_out_of_range_are_refused() -> None:
+    clips = index(shuffled(5, 5, 5))
+    for share in (-0.1, 1.0, 1.5):
+        with pytest.raises(ActdetError, match=rf"must be in \[0, 1\), got {share}"):
+            hold_out(clips, share, 0)
+    for count in (1, 0, -3):
+        with pytest.raises(ActdetError, match=f"2 or more folds, got {count}"):
+            folds(clips, count, 0)

@@ -94,7 +94,7 @@ def distance(one: list[Tensor], other: list[Tensor]) -> list[float]:
 
 @pytest.mark.parametrize(
     ("shape", "training"),
-    [((1, 3, 9, 33, 47), False), ((1, 3, 1, 17, 19), False), ((2, 3, 5, 23, 31), True)],
+    [((1, 3, 9, 19, 33), False), ((1, 3, 1, 17, 19), False), ((2, 3, 5, 23, 31), True)],
 )
 def test_features_and_gradients_are_torchvisions(
     shape: tuple[int, ...], training: bool, theirs: nn.Module, ours: Backbone

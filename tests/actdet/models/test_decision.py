@@ -31,9 +31,16 @@ def test_the_surest_query_decides(batch: int, queries: int, classes: int, thresh
 
 def test_a_score_of_just_the_threshold_is_enough() -> None:
     logits = torch.tensor([[[0.0, -math.inf, 0.0]], [[-math.inf, 0.0, 0.0]], [[0.0, 0.0, 0.0]]])
-    got = decide(logits, torch.zeros(3, 1, 4))
+    got = decide(logits, torch.zeros(3, 1, 4), threshold=0.5)
     assert got.score[:2].tolist() == [0.5, 0.5]
     assert got.label.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("odds", "label"), [(9.9, 1), (10.1, 0)])
+def test_an_action_must_be_ten_times_as_likely_as_none(odds: float, label: int) -> None:
+    """The default threshold: training counts no_object a tenth, so odds of ten say as likely as not."""
+    logits = torch.tensor([[[math.log(odds), 0.0]]])
+    assert decide(logits, torch.zeros(1, 1, 4)).label.tolist() == [label]
 
 
 def test_no_object_is_never_the_likeliest_action() -> None:

@@ -1,0 +1,288 @@
+"""A detector slid over a video: the windows, the memory, the boxes, and the same answer as in evaluation."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from videos import corrupt, set_matrix, write_video
+
+from actdet import prediction
+from actdet.checkpoints import About, save_checkpoint
+from actdet.config import LossConfig, ModelConfig
+from actdet.data.index import load_index
+from actdet.data.loader import ClipLoader
+from actdet.data.readers import PyAVReader
+from actdet.data.video import VideoInfo, probe
+from actdet.errors import ActdetError, DataError
+from actdet.evaluation import evaluate
+from actdet.models import ActionDetector
+from actdet.prediction import Predictor, annotate_prediction
+
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
+
+MODEL = ModelConfig(image_size=32, frames=8, encoder_layers=0, decoder_layers=1)
+BOX = (0.5, 0.75, 0.5, 0.375)  # cxcywh: the corners are at 0.25, 0.5625 and 0.75, 0.9375
+
+
+def _checkpoint(path: Path, seconds: float, *, box: tuple[float, ...] | None = None) -> Path:
+    """A detector for clips of `seconds`; with `box`, one that always gives that box."""
+    torch.manual_seed(3)
+    detector = ActionDetector(MODEL)
+    if box:
+        with torch.no_grad():
+            detector.box_head[-1].weight.zero_()
+            detector.box_head[-1].bias.copy_(torch.logit(torch.tensor(box)))
+    tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
+    save_checkpoint(path, tensors, About(MODEL, "pyav", seconds))
+    return path
+
+
+@pytest.fixture
+def predictor(tmp_path: Path) -> Predictor:
+    return Predictor(_checkpoint(tmp_path / "m.safetensors", 2.0), threshold=0.0, device="cpu", precision="fp32")
+
+
+def _video(frames: int, fps: int, start: int = 0, base: Fraction = Fraction(1, 90000)) -> VideoInfo:
+    tick = int(1 / base) // fps
+    pts = start + tick * np.arange(frames, dtype=np.int64)
+    return VideoInfo("none", 64, 48, 0, base, pts, int(pts[-1]) + tick, "h264", True, 0)
+
+
+@pytest.mark.parametrize("start", [0, 900, -4500])
+@pytest.mark.parametrize("fps", [1, 8, 25, 30])
+@pytest.mark.parametrize("seconds", [1, 2, 3, 4, 5, 7, 8, 61])
+def test_windows_cover_the_video_and_overlap_by_half(predictor: Predictor, seconds: int, fps: int, start: int) -> None:
+    video = _video(seconds * fps, fps, start)
+    spans = predictor.spans(video)
+    assert spans[0][0] == start
+    assert spans[-1][1] == video.end == start + seconds * 90000
+    if seconds <= 3:  # one and a half windows of 2 s
+        assert spans == [(start, video.end)]
+        return
+    assert {b - a for a, b in spans} == {180000}
+    steps = [b[0] - a[0] for a, b in itertools.pairwise(spans)]
+    assert set(steps[:-1]) <= {90000}
+    assert 0 < steps[-1] <= 90000
+    assert len(spans) == seconds - 1
+
+
+def test_the_last_window_ends_with_the_video(predictor: Predictor) -> None:
+    seconds = [(a / 90000, b / 90000) for a, b in predictor.spans(_video(27, 8))]  # 3.375 s
+    assert seconds == [(0, 2), (1, 3), (1.375, 3.375)]
+
+
+@pytest.mark.parametrize("clip_seconds", [1e-9, 0.04, 1e6])
+def test_windows_of_extreme_lengths(predictor: Predictor, clip_seconds: float) -> None:
+    predictor.about = About(MODEL, "pyav", clip_seconds)
+    spans = predictor.spans(_video(5, 25, base=Fraction(1, 25)))
+    assert spans[0][0] == 0
+    assert spans[-1][1] == 5
+    assert all(a < b for a, b in spans)
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("long") / "v.mp4", frames=220, options={"bf": "2"})  # 8.8 s
+
+
+def test_windows_come_in_order_with_their_times(predictor: Predictor, long_video: Path) -> None:
+    windows = list(predictor.windows(long_video))
+    assert [window.start for window in windows] == pytest.approx([*range(7), 6.8])
+    assert [window.end for window in windows] == pytest.approx([*range(2, 9), 8.8])
+    for window in windows:
+        assert window.action in MODEL.class_names
+        assert 0 <= window.score <= 1
+
+
+def test_frames_are_those_of_their_window_and_few_are_kept(
+    predictor: Predictor, long_video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    references: list[weakref.ref[Any]] = []
+    counts, given = [], []
+    real = prediction.stream_frames
+
+    class Kept(np.ndarray):
+        """An array that can be watched."""
+
+    def spy(*arguments: Any) -> Iterator[tuple[int, np.ndarray]]:
+        for index, picture in real(*arguments):
+            given.append(index)
+            watched = picture.copy().view(Kept)
+            watched[0, 0, 0] = index  # 220 frames fit into a byte
+            counts.append(sum(reference() is not None for reference in references))
+            references.append(weakref.ref(watched))
+            yield index, watched
+            del watched
+
+    monkeypatch.setattr(prediction, "stream_frames", spy)
+    video = probe(long_video)
+    spans = predictor.spans(video)
+    numbers = []
+    for clip in predictor._clips(video, spans):
+        assert clip.shape == (8, 32, 32, 3)
+        numbers.append(clip[:, 0, 0, 0].tolist())
+    # The middles of eighths of 2 s at 25 frames a second: 3.125, 9.375, ... frames after the window's first.
+    for (start, _), found in zip(spans, numbers, strict=True):
+        first = start * float(video.time_base) * 25
+        middles = [first + (i + 0.5) * 50 / 8 for i in range(8)]
+        assert np.abs(np.array(found) - np.array(middles)).max() <= 1
+    assert given == sorted(set(given))
+    assert len(given) > 30
+    assert max(counts) <= 2 * 8
+
+
+def test_a_long_video_takes_no_more_memory_of_batches(
+    predictor: Predictor, long_video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    real = prediction.predict_batch
+
+    def spy(detector: Any, clips: torch.Tensor, dtype: Any) -> Any:
+        sizes.append(len(clips))
+        return real(detector, clips, dtype)
+
+    monkeypatch.setattr(prediction, "predict_batch", spy)
+    windows = predictor.windows(long_video)
+    next(windows)
+    assert sizes == [4]  # the rest is not looked at before it is asked for
+    list(windows)
+    assert sizes == [4, 4]
+
+
+def test_windows_in_a_batch_do_not_influence_each_other(
+    predictor: Predictor, long_video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = list(predictor.windows(long_video))
+    monkeypatch.setattr(prediction, "BATCH_SIZE", 1)
+    alone = list(predictor.windows(long_video))
+    for one, other in zip(together, alone, strict=True):
+        assert one.action == other.action
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+        assert one.box == pytest.approx(other.box, abs=0.11)
+
+
+def test_a_clip_gets_the_answer_that_evaluation_gives_it(rendered: Path, trained: Path) -> None:
+    predictor = Predictor(trained / "model.safetensors", threshold=0.0, device="cpu", precision="fp32")
+    predictor.about = About(MODEL, "pyav", 1e3)  # all of a clip is one window
+    index = load_index(rendered)
+    loader = ClipLoader(index, MODEL, PyAVReader((32, 32), 0), torch.device("cpu"))
+    evaluation = evaluate(predictor.detector, loader, list(range(12)), LossConfig(), torch.float32)
+    scores, labels, boxes = [], [], []
+    for clip in index.clips:
+        (window,) = predictor.windows(clip.video.path)
+        assert window.box is not None
+        scores.append(window.score)
+        boxes.append(window.box)
+        labels.append(window.action)
+    assert scores == pytest.approx(evaluation.decision.score.tolist(), abs=1e-5)
+    assert len(set(scores)) == 12
+    x, y, w, h = (evaluation.decision.box * 64).T
+    expected = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=1).clamp(0, 64)
+    assert torch.tensor(boxes) == pytest.approx(expected, abs=0.06)
+    # With threshold 0 the evaluation's label differs only where its score is below one half.
+    for label, score, name in zip(evaluation.decision.label.tolist(), scores, labels, strict=True):
+        assert score < 0.5 or MODEL.class_names[label] == name
+
+
+@pytest.mark.parametrize(
+    ("matrix", "size"),
+    [(None, (96, 64)), ((0, 1, -1, 0), (64, 96)), ((-1, 0, 0, -1), (96, 64)), ((0, -1, 1, 0), (64, 96))],
+    ids=["upright", "90", "180", "270"],
+)
+def test_boxes_are_pixels_of_the_video_as_displayed(
+    tmp_path: Path, matrix: tuple[int, int, int, int] | None, size: tuple[int, int]
+) -> None:
+    path = write_video(tmp_path / "v.mp4", frames=10, size=(96, 64))
+    if matrix:
+        set_matrix(path, *matrix)
+    predictor = Predictor(_checkpoint(tmp_path / "m", 2.0, box=BOX), threshold=0.0, device="cpu", precision="fp32")
+    (window,) = predictor.windows(path)
+    width, height = size
+    assert window.box == pytest.approx((0.25 * width, 0.5625 * height, 0.75 * width, 0.9375 * height), abs=0.051)
+
+
+def test_a_box_ends_at_the_picture(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", frames=10, size=(96, 64))
+    huge = _checkpoint(tmp_path / "m", 2.0, box=(0.9, 0.2, 0.99, 0.99))
+    (window,) = Predictor(huge, threshold=0.0, device="cpu", precision="fp32").windows(path)
+    assert window.box is not None
+    assert window.box == pytest.approx((0.405 * 96, 0, 96, 0.695 * 64), abs=0.06)
+    assert 0 <= window.box[0] < window.box[2] == 96
+
+
+def test_below_the_threshold_there_is_no_action_and_no_box(tmp_path: Path, long_video: Path) -> None:
+    checkpoint = _checkpoint(tmp_path / "m", 100.0)
+    (sure,) = Predictor(checkpoint, threshold=0.0, device="cpu", precision="fp32").windows(long_video)
+    for threshold, passes in ((sure.score - 1e-4, True), (sure.score + 1e-4, False)):
+        (window,) = Predictor(checkpoint, threshold=threshold, device="cpu", precision="fp32").windows(long_video)
+        assert (window.action, window.box) == ((sure.action, sure.box) if passes else (None, None))
+        assert window.score == sure.score
+
+
+@pytest.mark.parametrize("threshold", [-0.01, 1.01, float("nan")])
+def test_a_threshold_is_a_probability(tmp_path: Path, threshold: float) -> None:
+    with pytest.raises(ActdetError, match="threshold"):
+        Predictor(_checkpoint(tmp_path / "m", 2.0), threshold=threshold)
+
+
+def test_a_video_of_variable_rate_has_windows_in_seconds(predictor: Predictor, tmp_path: Path) -> None:
+    """Ten frames in the first second, then one a second: windows go by time, not by frames."""
+    pts = [100 * i for i in range(10)] + [1000 * i for i in range(1, 8)]
+    video = probe(write_video(tmp_path / "v.mkv", frames=len(pts), pts=pts))
+    windows = list(predictor.windows(video))
+    assert windows[0].start == 0
+    assert all(w.end - w.start == pytest.approx(2, abs=0.002) for w in windows)
+    assert windows[-1].end == pytest.approx(video.seconds)
+    assert [w.start for w in windows[:-1]] == pytest.approx(list(range(len(windows) - 1)), abs=0.002)
+    annotate_prediction(video, windows, MODEL.class_names, tmp_path / "o.mp4")
+    drawn = probe(tmp_path / "o.mp4")
+    times = (drawn.pts - drawn.pts[0]) * float(drawn.time_base)
+    assert times.tolist() == pytest.approx([t / 1000 for t in pts], abs=0.002)
+
+
+def test_windows_before_a_damaged_place_come_out(predictor: Predictor, tmp_path: Path) -> None:
+    path = corrupt(write_video(tmp_path / "v.mkv", "mjpeg", frames=220, size=(64, 64)), range(180, 184))
+    windows = predictor.windows(path)
+    assert [next(windows).start for _ in range(4)] == pytest.approx([0, 1, 2, 3])
+    with pytest.raises(DataError, match="damaged"):
+        list(windows)
+
+
+def test_the_annotated_video_shows_the_nearest_window(tmp_path: Path) -> None:
+    """A grey video of 4.4 s, windows whose boxes are apart, and the colour of the edges where they should be."""
+    grey = np.full((110, 480, 480, 3), 96, np.uint8)
+    video = probe(write_video(tmp_path / "v.mp4", frames=110, size=(480, 480), pictures=grey))
+    windows = [
+        prediction.Window(0.0, 2.0, "fight", 0.9, (40.0, 120.0, 200.0, 400.0)),
+        prediction.Window(1.0, 3.0, None, 0.2, None),
+        prediction.Window(2.4, 4.4, "collapse", 0.8, (280.0, 120.0, 440.0, 400.0)),
+    ]
+    annotate_prediction(video, windows, MODEL.class_names, tmp_path / "o" / "v.mp4")
+    with av.open(str(tmp_path / "o" / "v.mp4")) as container:
+        pictures = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    assert len(pictures) == 110
+    for number, picture in enumerate(pictures):
+        left, right = (np.abs(picture[300, x - 2 : x + 5] - 96).max() > 40 for x in (40, 439 - 2))
+        middle = number / 25  # the middles of the windows are at 1, 2 and 3.4 s
+        if min(abs(middle - 1.5), abs(middle - 2.7)) < 0.03:
+            continue  # as near to the one as to the other
+        assert (left, right) == (middle < 1.5, middle > 2.7), number
+        assert np.abs(picture[300, 240] - 96).max() < 12
+
+
+@pytest.mark.parametrize(("size", "frames"), [((97, 55), 7), ((64, 48), 1), ((33, 201), 5)])
+def test_odd_sizes_and_single_frames(predictor: Predictor, tmp_path: Path, size: tuple[int, int], frames: int) -> None:
+    video = probe(write_video(tmp_path / "v.mkv", "mjpeg", frames=frames, size=size))
+    windows = list(predictor.windows(video))
+    assert len(windows) == 1
+    annotate_prediction(video, windows, MODEL.class_names, tmp_path / "o.mp4")
+    assert len(probe(tmp_path / "o.mp4").pts) == frames

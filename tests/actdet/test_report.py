@@ -1,0 +1,217 @@
+"""The report shows every clip, the wrong ones first, stands alone, and its figures are those of the evaluation."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import torch
+from actdet_kernels import Targets
+from videos import write_video
+
+from actdet import report
+from actdet.config import LossConfig
+from actdet.data.index import ClipIndex, load_index
+from actdet.data.video import decode_frames, probe
+from actdet.errors import DataError
+from actdet.evaluation import Evaluation
+from actdet.metrics import decided_iou, measure, true_labels
+from actdet.models import Predictions
+from actdet.models.decision import decide
+from actdet.report import write_report
+
+NAMES = ("fight", "collapse")
+SCRIPT = "<script>alert(1)<script>"
+WANTED = (0.5, 0.5, 0.5, 0.5)
+# Clip, true class, decided class, decided box: 2 is no action.
+CASES = {
+    "a right": (0, 0, WANTED),
+    "b wrong class": (1, 0, WANTED),
+    "c right none": (2, 2, WANTED),
+    "d box off": (1, 1, (0.2, 0.2, 0.1, 0.1)),
+    "e missed": (0, 2, WANTED),
+    SCRIPT: (1, 1, WANTED),
+    'z 100%25 #1 & "q"?': (2, 0, WANTED),
+}
+WRONG = ["b wrong class", "d box off", "e missed", 'z 100%25 #1 & "q"?']
+
+
+class Page(HTMLParser):
+    """The tags of a page, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
+    root = tmp_path_factory.mktemp("set")
+    (root / "videos").mkdir()
+    (root / "annotations").mkdir()
+    for number, (name, (truth, _, _)) in enumerate(CASES.items()):
+        size, frames = [((97, 55), 5), ((64, 48), 1), ((480, 320), 9)][number % 3]
+        write_video(root / "videos" / f"{name}.mkv", "mjpeg", frames=frames, size=size)
+        box = f"{size[0] / 4} {size[1] / 4} {size[0] * 3 / 4} {size[1] * 3 / 4}"
+        (root / "annotations" / f"{name}.txt").write_text(f"{truth} {box}\n" if truth < 2 else "")
+    return load_index(root)
+
+
+def _evaluation(index: ClipIndex, ids: list[int]) -> Evaluation:
+    cases = [CASES[index.clips[i].name] for i in ids]
+    logits = torch.zeros(len(cases), 2, 3)
+    logits[..., 2] = 6.0  # no object
+    boxes = torch.full((len(cases), 2, 4), 0.3)
+    for row, (_, decided, box) in enumerate(cases):
+        logits[row, 1, 2] = 6.0 if decided == 2 else 0.0
+        logits[row, 1, decided] = 6.0
+        boxes[row, 1] = torch.tensor(box)
+    labels, wanted, counts = map(torch.from_numpy, index.targets())
+    targets = Targets(labels[ids], wanted[ids], counts[ids])
+    decision = decide(logits, boxes)
+    return Evaluation(
+        measure(Predictions(logits[None], boxes[None]), targets, NAMES, LossConfig()),
+        decision,
+        true_labels(targets, 2),
+        decided_iou(decision, targets),
+        targets,
+    )
+
+
+@pytest.fixture(scope="module")
+def written(index: ClipIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "new"
+    ids = list(range(len(index.clips)))
+    log = out.with_name("log.jsonl")
+    loss = {"total": 3.5, "cls": 1.0, "l1": 1.5, "giou": 1.0}
+    figures = {"video_accuracy": 0.5, "detection_accuracy": 0.25, "mean_iou": 0.4}
+    records = [{"epoch": 0.5, "step": 10, "lr": 1e-4, "loss": loss}, {"epoch": 1, "step": 20, "validation": figures}]
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_report(
+        out, f"All & <b>{SCRIPT}", _evaluation(index, ids), index, ids, seconds=12.34, notes=["<i>note</i>"], log=log
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> Page:
+    return Page((written / "report.html").read_text())
+
+
+def test_figures_are_those_that_the_cases_give(written: Path) -> None:
+    metrics = json.loads((written / "metrics.json").read_text())
+    assert metrics["clips"] == 7
+    assert metrics["seconds"] == 12.3
+    assert metrics["video_accuracy"] == pytest.approx(4 / 7)
+    assert metrics["detection_accuracy"] == pytest.approx(3 / 7)
+    assert 0 < metrics["mean_iou"] < 1
+    assert 0 <= metrics["average_precision"] <= metrics["average_precision_50"] <= 1
+    assert metrics["confusion"] == [[1, 0, 1], [1, 2, 0], [1, 0, 1]]
+
+
+def test_every_clip_is_there_and_wrong_ones_come_first(page: Page, written: Path) -> None:
+    pictures = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    order = list(dict.fromkeys(pictures))
+    assert len(pictures) == 4 * 7
+    names = [str(alt).removeprefix("frame of ") for alt in order]
+    assert sorted(names) == sorted(CASES)
+    assert names[:4] == sorted(WRONG)
+    text = (written / "report.html").read_text()
+    tags = re.findall(r'class="tag( wrong| loose|)"', text)
+    assert tags == [" wrong", " loose", " wrong", " wrong", "", "", ""]
+
+
+def test_nothing_from_outside_is_markup(page: Page) -> None:
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "i" not in {tag for tag, _ in page.tags}
+    assert SCRIPT in page.text
+    assert f"All & <b>{SCRIPT}" in page.text
+    assert "<i>note</i>" in page.text
+
+
+def test_the_page_stands_alone(page: Page, written: Path) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in {"link", "iframe", "script"}
+        for name in ("src", "href", "xlink:href"):
+            value = str(attributes.get(name) or "")
+            assert not value.startswith(("http", "//", "/", "file:")), value
+    assert str(written) not in (written / "report.html").read_text()
+
+
+def test_links_lead_to_the_videos(page: Page, written: Path) -> None:
+    links = [str(attributes["href"]) for tag, attributes in page.tags if tag == "a"]
+    assert len(links) == 7
+    for link in links:
+        path, _, rest = link.partition("#")
+        assert not rest
+        assert "?" not in path
+        assert (written / unquote(path)).is_file(), link
+
+
+def test_annotated_videos_have_the_frames_of_their_source(written: Path, index: ClipIndex) -> None:
+    for clip in index.clips:
+        assert len(probe(written / "videos" / f"{clip.name}.mp4").pts) == len(clip.video.pts)
+
+
+def test_the_annotated_box_is_white_and_the_decided_one_in_its_classs_colour(written: Path) -> None:
+    """The clip "d box off": annotated from a quarter to three quarters, decided at 0.15 to 0.25."""
+    video = probe(written / "videos" / "d box off.mp4")
+    picture = decode_frames(video, [0])[0].astype(int)
+    height, width = picture.shape[:2]
+
+    def around(x: float, y: float) -> torch.Tensor:
+        column, row = round(x * width), round(y * height)
+        return torch.tensor(picture[row - 3 : row + 4, column - 3 : column + 4].reshape(-1, 3))
+
+    assert around(0.75, 0.625).min(1).values.max() > 190  # white
+    assert around(0.5, 0.75).min(1).values.max() > 190
+    decided = around(0.15, 0.23)
+    colour = torch.tensor([0xFF, 0xB0, 0x00])  # the second class's
+    assert (decided - colour).abs().sum(1).min() < 120
+    assert around(0.5, 0.6).float().std(0).max() < 12  # nothing is drawn inside
+
+
+def test_the_training_curve_is_drawn_where_there_is_a_log(page: Page, index: ClipIndex, tmp_path: Path) -> None:
+    assert "svg" in {tag for tag, _ in page.tags}
+    assert "training loss" in page.text
+    write_report(tmp_path, "t", _evaluation(index, [0]), index, [0], seconds=1)
+    assert "svg" not in {tag for tag, _ in Page((tmp_path / "report.html").read_text()).tags}
+
+
+def test_a_log_without_any_line_draws_an_empty_curve(index: ClipIndex, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text("")
+    write_report(tmp_path, "t", _evaluation(index, [0]), index, [0], seconds=1, log=tmp_path / "log.jsonl")
+    assert "none during training" in (tmp_path / "report.html").read_text()
+
+
+def test_only_so_many_videos_are_written_but_all_clips_shown(
+    index: ClipIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "MOST_VIDEOS", 2)
+    ids = [5, 1, 0]
+    write_report(tmp_path, "t", _evaluation(index, ids), index, ids, seconds=1)
+    page = Page((tmp_path / "report.html").read_text())
+    assert len(list((tmp_path / "videos").iterdir())) == 2
+    assert sum(tag == "img" for tag, _ in page.tags) == 12
+    assert sum(tag == "a" for tag, _ in page.tags) == 2
+    assert (tmp_path / "videos" / f"{index.clips[1].name}.mp4").exists() or index.clips[1].name not in WRONG
+
+
+def test_a_folder_that_cannot_be_written_is_named(index: ClipIndex, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(DataError) as caught:
+        write_report(tmp_path / "out", "t", _evaluation(index, [0]), index, [0], seconds=1)
+    assert str(caught.value).startswith(str(tmp_path / "out"))
+    assert "\n" not in str(caught.value)
