@@ -45,9 +45,9 @@ def demo_for(device_type: str, clips: int | None = None, epochs: int | None = No
     model = ModelConfig(image_size=48, frames=8, deep_supervision=True, dropout=0.0)
     config = TrainConfig(
         pretrain_epochs=3,
-        epochs=epochs or 4,
+        epochs=epochs or 5,
         batch_size=8,
-        lr=3e-4,
+        lr=5e-4,
         warmup=0.3,
         workers=1,
         eval_every=1000,

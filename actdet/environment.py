@@ -22,6 +22,7 @@ def describe_environment() -> list[tuple[str, str]]:
     reader, reader_reason = choose_reader("auto", device)
     found = [("python", platform.python_version())]
     found += [(name, _version(name)) for name in _PACKAGES]
+    found.append(("torch built for", f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"))
     dali = next((f"{_version(name)} ({name})" for name in _DALI if _version(name) != _MISSING), _MISSING)
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)

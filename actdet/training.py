@@ -193,8 +193,12 @@ class Trainer:
         return record
 
     def _log(self, record: dict[str, Any]) -> None:
-        with open(self.out / "log.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        path = self.out / "log.jsonl"
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise DataError(path, f"cannot be written: {error.strerror}") from error
 
     def save(self) -> None:
         """Write the state to go on from. Raises ActdetError, and keeps the one before, where it is not finite."""

@@ -6,9 +6,10 @@ Their pixels differ slightly: a detector is evaluated with the reader that it wa
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -24,6 +25,9 @@ from actdet.errors import ActdetError, DataError
 
 # Batches that each process may be asked for before the first of them is taken.
 _AHEAD = 2
+
+# Decoded clips that a process keeps: each up to the first size, together up to the second.
+_SHORT_BYTES, _KEPT_BYTES = 64 * 2**20, 2**30
 
 # What DALI decodes: on a CPU its wheels leave out all but the first three.
 _CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
@@ -108,11 +112,13 @@ class PyAVReader:
         self._size = size
         self._count = workers
         self._workers: list[_Worker] = []
+        self._decoder: _Decoder | None = None
         self._ticket = 0
 
     def read(self, batches: Iterable[Sequence[ClipRequest]]) -> Iterator[torch.Tensor]:
         if not self._count:
-            yield from (_decode_batch(batch, self._size) for batch in batches)
+            self._decoder = self._decoder or _Decoder(self._size)
+            yield from map(self._decoder.decode, batches)
             return
         if not self._workers:
             self._workers = [_Worker(self._size) for _ in range(self._count)]
@@ -137,6 +143,7 @@ class PyAVReader:
         for worker in self._workers:
             worker.close()
         self._workers = []
+        self._decoder = None
 
     def __enter__(self) -> Self:
         return self
@@ -181,24 +188,50 @@ class _Worker:
 
     def close(self) -> None:
         self._pipe.close()
-        self._process.terminate()
+        self._process.kill()
         self._process.join()
 
 
 def _serve(pipe: Connection, size: tuple[int, int]) -> None:
     """Runs in the process: decodes what comes through the pipe until its other end is closed."""
-    # Ctrl-C reaches the whole group; ending the workers is for the parent to do.
+    # Ctrl-C, and a supervisor's SIGTERM, reach the whole group; ending the workers is for the parent to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+    decoder = _Decoder(size)
     with suppress(EOFError, OSError):
         while True:
             ticket, batch = pipe.recv()
             try:
-                answer = _decode_batch(batch, size)
+                answer = decoder.decode(batch)
             except DataError as error:
                 answer = (error.path, error.problem, error.line)
             pipe.send((ticket, answer))
 
 
-def _decode_batch(batch: Sequence[ClipRequest], size: tuple[int, int]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([decode_frames(video, indices, size) for video, indices in batch]))
+class _Decoder:
+    """Decodes batches, and keeps short clips whole, at their small size, for the epochs to come.
+
+    What is kept is at most _KEPT_BYTES; the clip that was not asked for the longest goes first.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._size = size
+        self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._bytes = 0
+
+    def decode(self, batch: Sequence[ClipRequest]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([self._frames(video, indices) for video, indices in batch]))
+
+    def _frames(self, video: VideoInfo, indices: np.ndarray) -> np.ndarray:
+        if len(video.pts) * math.prod(self._size) * 3 > _SHORT_BYTES:
+            return decode_frames(video, indices, self._size)
+        if video.path not in self._kept:
+            frames = decode_frames(video, np.arange(len(video.pts)), self._size)
+            self._kept[video.path] = frames
+            self._bytes += frames.nbytes
+            while self._bytes > _KEPT_BYTES:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+            return frames[indices]
+        self._kept.move_to_end(video.path)
+        return self._kept[video.path][indices]

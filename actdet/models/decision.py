@@ -7,9 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Training counts a query without an action only 0.1 times (eq. 12), so what it says of an action is that much too high:
-# at this probability, action and no action are equally likely.
-THRESHOLD = 1 / (1 + 0.1)
+THRESHOLD = 0.5
 
 
 class Decision(NamedTuple):

@@ -46,7 +46,7 @@ class ActionDetector(nn.Module):
         self.grid = (-(-config.frames // TEMPORAL_STRIDE), side, side)
         self.backbone = Backbone()
         self.projection = nn.Conv3d(FEATURES, HIDDEN, kernel_size=1)
-        self.positions = nn.Parameter(torch.randn(self.grid[0] * side * side, HIDDEN) * 0.02)
+        self.positions = nn.Parameter(torch.randn(self.grid[0] * side * side, HIDDEN) * 0.5)
         self.queries = nn.Parameter(torch.randn(config.queries, HIDDEN))
         layer = {
             "d_model": HIDDEN,

@@ -147,6 +147,8 @@ def set_loss(
     shape = (*logits.shape[:-2], targets.labels.shape[1])
     if matched.shape != shape:
         raise ValueError(f"matched must be {tuple(shape)}, got {tuple(matched.shape)}")
+    if matched.dtype != torch.int64 or matched.device != logits.device:
+        raise ValueError(f"matched must be int64 on {logits.device}, got {matched.dtype} on {matched.device}")
     choose_backend(backend, logits.device)
     cls, l1, giou = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss)
     return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)

@@ -26,9 +26,12 @@ def box_corners(boxes: Tensor) -> Tensor:
 def box_iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """IoU and generalized IoU (eq. 13 of the report; Rezatofighi et al. 2019) of boxes that broadcast.
 
-    Both quotients are 0 where their denominator is 0 (boxes without an area), so values and gradients are finite.
+    Both quotients are 0 where their denominator is 0 (boxes without an area), so values and gradients are finite;
+    half precision is computed in float32, where one over the area of a small box does not overflow.
     """
-    a, b = box_corners(a), box_corners(b)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    a, b = box_corners(a.to(exact)), box_corners(b.to(exact))
     area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
     area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
@@ -37,7 +40,8 @@ def box_iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     union = area_a + area_b - inter
     enclosing = hull[..., 0] * hull[..., 1]
     iou = _divide(inter, union)
-    return iou, iou - _divide(enclosing - union, enclosing)
+    giou = iou - _divide(enclosing - union, enclosing)
+    return iou.to(dtype), giou.to(dtype)
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:

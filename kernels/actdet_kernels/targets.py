@@ -80,6 +80,8 @@ def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets) -> None:
             f"logits (..., B, N, C) and boxes (..., B, N, 4) must agree, "
             f"got {tuple(logits.shape)} and {tuple(boxes.shape)}"
         )
+    if boxes.device != logits.device:
+        raise ValueError(f"boxes are on {boxes.device}, logits on {logits.device}")
     batch = logits.shape[-3]
     size = targets.labels.shape[-1]
     wanted = {"labels": (batch, size), "boxes": (batch, size, 4), "counts": (batch,)}

@@ -307,7 +307,7 @@ BAD_FILES: dict[str, tuple[str, Write, str]] = {
     "other stages": (
         "a.safetensors",
         lambda path, state: save_file({"stem.0.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)}, path),
-        "not weights of R(2+1)D-18: stem.1.bias is missing",
+        "not weights of R(2+1)D-18: stem.0.weight is (1,), should be (45, 3, 1, 7, 7)",
     ),
     "one missing": (
         "a.pth",
@@ -343,6 +343,20 @@ def test_what_holds_no_weights_is_refused_in_one_line(
     name, write, problem = BAD_FILES[kind]
     write(tmp_path / name, state)
     assert refusal(tmp_path / name, fresh).startswith(problem)
+
+
+def numbered(path: Path) -> None:
+    torch.save({0: torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda path: path.write_text("all weights\n"), lambda path: path.write_text("h2\n"), numbered],
+    ids=["text that pops", "text that looks up", "numbers for names"],
+)
+def test_other_files_are_refused_in_one_line(write: Callable[[Path], Any], tmp_path: Path, fresh: Backbone) -> None:
+    write(tmp_path / "a.pth")
+    assert refusal(tmp_path / "a.pth", fresh)
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -36,9 +36,8 @@ def test_a_score_of_just_the_threshold_is_enough() -> None:
     assert got.label.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("odds", "label"), [(9.9, 1), (10.1, 0)])
-def test_an_action_must_be_ten_times_as_likely_as_none(odds: float, label: int) -> None:
-    """The default threshold: training counts no_object a tenth, so odds of ten say as likely as not."""
+@pytest.mark.parametrize(("odds", "label"), [(0.99, 1), (1.01, 0)])
+def test_by_default_an_action_must_be_likelier_than_not(odds: float, label: int) -> None:
     logits = torch.tensor([[[math.log(odds), 0.0]]])
     assert decide(logits, torch.zeros(1, 1, 4)).label.tolist() == [label]
 
