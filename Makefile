@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml Makefile
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest
 
 demo: install
