@@ -2,61 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))  # for `videos`
-
+from command import Actdet, Outcome
 from tiny import MODEL_OPTIONS, TRAIN_OPTIONS, TinyBackbone
 
 import actdet.models.detector
 from actdet import cli
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run of the command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def complaints(self) -> list[str]:
-        """The lines on stderr that are no progress bar."""
-        lines = (line.strip() for line in re.split("[\r\n]", self.err))
-        return [line for line in lines if line and not re.search(r"\[\d\d:\d\d[^]]*\]$", line)]
-
-    def complaint(self) -> str:
-        """The one line of an error, and that it is one."""
-        assert self.code == 1, (self.code, self.err)
-        assert "Traceback" not in self.err + self.out
-        assert len(self.complaints) == 1, self.complaints
-        assert self.complaints[0].startswith("actdet: ")
-        return self.complaints[0].removeprefix("actdet: ")
-
-
-Actdet = Callable[..., Outcome]
-
-
-@contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """Within: files can grow to so many bytes only, as on a disk that is nearly full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

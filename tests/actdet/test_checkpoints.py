@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import small_disk
+from command import small_disk
 from torch import Tensor
 
 from actdet.checkpoints import About, load_detector, load_weights, read_about, read_checkpoint, save_checkpoint

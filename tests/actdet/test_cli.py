@@ -19,7 +19,7 @@ from urllib.error import URLError
 import av
 import pytest
 import torch
-from conftest import Actdet, small_disk
+from command import Actdet, small_disk
 from safetensors.torch import save_file
 from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 from torchvision.models.video import R2Plus1D_18_Weights
