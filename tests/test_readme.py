@@ -1,0 +1,35 @@
+"""The README's figures are those of the JSON files that the commands beside them wrote."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COLUMNS = ("video_accuracy", "detection_accuracy", "mean_iou")
+
+
+def figures_of(row: str) -> list[float]:
+    line = next(line for line in README.splitlines() if line.startswith(f"| {row} |"))
+    return [float(number) for number in re.findall(r"\b\d\.\d+\b", line)]
+
+
+def test_demo_row() -> None:
+    metrics = json.loads((ROOT / "docs/demo.json").read_text())
+    assert figures_of("`make demo`") == [pytest.approx(metrics[name], abs=5e-4) for name in COLUMNS]
+
+
+def test_cross_validation_row() -> None:
+    result = json.loads((ROOT / "docs/crossval_scratch.json").read_text())
+    wanted = [result[column][part] for column in COLUMNS for part in ("mean", "std")]
+    assert figures_of("`crossval_scratch`") == [pytest.approx(value, abs=5e-4) for value in wanted]
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    from actdet.cli import app
+
+    named = set(re.findall(r"^actdet (\w+)", README, flags=re.MULTILINE))
+    assert named <= set(app._subcommands)
+    assert named >= {"check", "train", "crossval", "ablate", "evaluate", "predict", "env"}
