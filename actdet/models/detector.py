@@ -3,7 +3,8 @@
     clip -> R(2+1)D-18 -> 1x1x1 projection + learned positions -> encoder -> decoder of N queries -> two heads
 
 Sections 3.2.1 to 3.2.4 of the technical report. With the defaults it has the report's 40.5 M parameters;
-`encoder_layers=0` is the model of the report's text, which names no encoder, though its parameter count has two layers of one.
+`encoder_layers=0` is the model of the report's text, which names no encoder, though its parameter count holds two
+layers of one.
 """
 
 from __future__ import annotations
