@@ -187,8 +187,9 @@ def describe_setup(setup: Setup) -> list[str]:
 
 def _describe_training(setup: Setup, train_clips: int) -> list[str]:
     model, config = setup.model, setup.config
+    before = f", after {config.pretrain_epochs} of pretraining on them" if config.pretrain_epochs else ""
     return [
-        f"Trained on {train_clips} clips for {config.epochs} epochs, batches of {config.batch_size}, "
+        f"Trained on {train_clips} clips for {config.epochs} epochs{before}, batches of {config.batch_size}, "
         f"{model.frames} frames of {model.image_size} x {model.image_size}; backbone weights: "
         f"{config.backbone_weights}.",
         _describe_device(setup.device, setup.loader.reader.name),
