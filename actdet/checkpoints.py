@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from actdet.config import ModelConfig
+from actdet.config import LossConfig, ModelConfig
 from actdet.errors import ActdetError, DataError
 from actdet.files import write_bytes
 from actdet.models import ActionDetector
@@ -34,6 +34,8 @@ class About:
     """The reader that decoded the training clips: pyav, dali-cpu or dali-gpu."""
     clip_seconds: float
     """Median duration of the training clips: the window that prediction slides over a longer video."""
+    loss: LossConfig = LossConfig()
+    """The weights of the loss that it was trained with: the rule that decides needs no_object's."""
     held_out: tuple[str, ...] = ()
     """Names of the clips that the training run kept aside for evaluation."""
     training: dict[str, Any] | None = None
@@ -73,7 +75,7 @@ def read_about(path: Path) -> About:
             raise DataError(path, f"written by another version of actdet: this one reads checkpoint format {FORMAT}")
         model = header.pop("model")
         model["class_names"], header["held_out"] = tuple(model["class_names"]), tuple(header["held_out"])
-        return About(model=ModelConfig(**model), **header)
+        return About(model=ModelConfig(**model), loss=LossConfig(**header.pop("loss")), **header)
     except (ValueError, TypeError, KeyError, AttributeError, ActdetError) as error:
         if isinstance(error, DataError):
             raise

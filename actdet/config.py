@@ -71,6 +71,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             _check(value >= 0, f"{name} must not be negative, got {value}")
+        _check(self.no_object_weight > 0, "no_object_weight must be above 0")
 
     @property
     def match_weights(self) -> MatchWeights:
@@ -123,11 +124,9 @@ class TrainConfig:
     """Gradients are scaled down to this norm."""
     backbone_weights: str = "kinetics"
     """Where the backbone starts: kinetics, none, or a file of R(2+1)D-18 weights, such as another run's model."""
-    pretrain_epochs: int = 0
-    """Epochs in which the backbone first learns to tell the classes of whole clips, before `epochs` of detection: a
-    stand-in for Kinetics weights where there are none."""
-    pretrain_lr: float = 1e-3
-    """Highest learning rate of these epochs."""
+    auxiliary_weight: float = 0.0
+    """Weight of an auxiliary loss that reads a clip's action off the backbone's averaged features, without the
+    Transformer: it teaches a backbone that starts from scratch. 1 where there are no Kinetics weights."""
     freeze_backbone: bool = False
     """Train only the Transformer and the heads (the report's section 6.4)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -150,8 +149,7 @@ class TrainConfig:
             self.lr > 0 and self.min_lr >= 0,
             f"lr must be above 0 and min_lr 0 or more, got {self.lr}, {self.min_lr}",
         )
-        _check(self.pretrain_epochs >= 0, f"pretrain_epochs must be 0 or more, got {self.pretrain_epochs}")
-        _check(self.pretrain_lr > 0, f"pretrain_lr must be above 0, got {self.pretrain_lr}")
+        _check(self.auxiliary_weight >= 0, f"auxiliary_weight must not be negative, got {self.auxiliary_weight}")
         _check(
             0 <= self.warmup < self.epochs,
             f"warmup must be shorter than the {self.epochs} epochs, got {self.warmup}",

@@ -35,6 +35,7 @@ def demo_for(device_type: str, clips: int | None = None, epochs: int | None = No
             lr=3e-4,
             warmup=0.5,
             workers=4,
+            auxiliary_weight=2.0,
             eval_every=1000,
             backbone_weights="none",
         )
@@ -44,11 +45,11 @@ def demo_for(device_type: str, clips: int | None = None, epochs: int | None = No
     test = RenderConfig(clips=60, seed=TEST_SEED, **small)
     model = ModelConfig(image_size=48, frames=8, deep_supervision=True, dropout=0.0)
     config = TrainConfig(
-        pretrain_epochs=3,
-        epochs=epochs or 5,
+        epochs=epochs or 8,
         batch_size=8,
-        lr=5e-4,
-        warmup=0.3,
+        lr=7e-4,
+        warmup=0.5,
+        auxiliary_weight=2.0,
         workers=1,
         eval_every=1000,
         backbone_weights="none",

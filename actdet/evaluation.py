@@ -54,7 +54,7 @@ def evaluate(
             progress(sum(map(len, logits)), len(ids))
     final = Predictions(torch.cat(logits), torch.cat(boxes))
     wanted = Targets(*map(torch.cat, zip(*targets, strict=True)))
-    decision = decide(*final)
+    decision = decide(*final, no_object_weight=loss.no_object_weight)
     names = detector.config.class_names
     return Evaluation(
         metrics=measure(Predictions(final.logits[None], final.boxes[None]), wanted, names, loss),

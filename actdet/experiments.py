@@ -20,7 +20,7 @@ import torch
 from actdet_kernels import explain_backend
 
 from actdet.checkpoints import load_detector
-from actdet.config import LossConfig, ModelConfig, TrainConfig
+from actdet.config import ModelConfig, TrainConfig
 from actdet.data.index import ClipIndex, load_index
 from actdet.data.loader import ClipLoader
 from actdet.data.readers import choose_reader, open_reader
@@ -153,7 +153,7 @@ def evaluate_checkpoint(
     dtype, _ = choose_precision("auto", device)
     with open_reader(reader_name, size, workers=workers) as reader:
         loader = ClipLoader(index, about.model, reader, device)
-        evaluation = evaluate(detector, loader, ids, LossConfig(), dtype, progress=progress)
+        evaluation = evaluate(detector, loader, ids, about.loss, dtype, progress=progress)
     write_report(
         out,
         title or f"{checkpoint} on {data}",
@@ -187,9 +187,9 @@ def describe_setup(setup: Setup) -> list[str]:
 
 def _describe_training(setup: Setup, train_clips: int) -> list[str]:
     model, config = setup.model, setup.config
-    before = f", after {config.pretrain_epochs} of pretraining on them" if config.pretrain_epochs else ""
+    auxiliary = f", auxiliary loss of weight {config.auxiliary_weight:g}" if config.auxiliary_weight else ""
     return [
-        f"Trained on {train_clips} clips for {config.epochs} epochs{before}, batches of {config.batch_size}, "
+        f"Trained on {train_clips} clips for {config.epochs} epochs{auxiliary}, batches of {config.batch_size}, "
         f"{model.frames} frames of {model.image_size} x {model.image_size}; backbone weights: "
         f"{config.backbone_weights}.",
         _describe_device(setup.device, setup.loader.reader.name),

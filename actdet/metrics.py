@@ -63,7 +63,7 @@ def measure(predictions: Predictions, targets: Targets, class_names: tuple[str, 
     predictions = Predictions(*(field.detach().to("cpu", torch.float32) for field in predictions))
     targets = targets.to("cpu")
     logits, boxes = predictions.final()
-    decision = decide(logits, boxes)
+    decision = decide(logits, boxes, no_object_weight=loss.no_object_weight)
     truth = true_labels(targets, len(class_names))
     overlap = decided_iou(decision, targets)
     right = decision.label == truth

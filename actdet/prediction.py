@@ -39,7 +39,7 @@ class Window:
     action: str | None
     """The window's action by the rule in `actdet.models.decision`, None for no action."""
     score: float
-    """Probability of the likeliest action, whether it passed the threshold or not."""
+    """How sure the detector is of the likeliest action, whether it passed the threshold or not."""
     box: tuple[float, float, float, float] | None
     """x1, y1, x2, y2 in pixels of the video as displayed; None where there is no action."""
 
@@ -108,7 +108,7 @@ class Predictor:
 
     def _decide(self, video: VideoInfo, spans: list[tuple[int, int]], pixels: torch.Tensor) -> Iterator[Window]:
         predictions = predict_batch(self.detector, normalise(pixels), self.dtype).final()
-        decision = decide(*predictions, threshold=self.threshold)
+        decision = decide(*predictions, no_object_weight=self.about.loss.no_object_weight, threshold=self.threshold)
         names = self.class_names
         for (start, end), label, score, box in zip(spans, *(field.tolist() for field in decision), strict=True):
             action = names[label] if label < len(names) else None

@@ -128,7 +128,10 @@ def _curve(log: Path) -> str:
     validations = [r for r in records if "validation" in r]
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _plot(left, losses, {"total": "total (weighted)", "cls": "class", "l1": "L1", "giou": "GIoU"}, "loss")
+    terms = {"total": "total (weighted)", "cls": "class", "l1": "L1", "giou": "GIoU"}
+    if any(r["loss"]["auxiliary"] for r in losses):
+        terms["auxiliary"] = "auxiliary"
+    _plot(left, losses, terms, "loss")
     left.set(title="training loss", xlabel="epoch", yscale="log")
     figures = {
         "video_accuracy": "video accuracy",

@@ -2,9 +2,8 @@
 
     loader -> detector -> match -> set loss -> clip -> AdamW        (`Trainer._step`, sections 3.3 and 3.4)
 
-With `pretrain_epochs` the backbone first learns to tell the clips' classes from its averaged features
-(`Trainer._pretraining_loss`), with the same loader and optimizer: where no pretrained weights can be had, the box terms
-of the set loss drown what says which action it is.
+With `auxiliary_weight` the averaged features of the backbone must also say, by one linear layer, what happens in the
+clip and where (`Trainer._auxiliary_loss`). A backbone without pretrained weights learns by that in half the time.
 
 `Trainer.steps()` runs it and yields after every step, so that the caller may show progress or stop and `save()`;
 nothing is printed here. A run's folder holds
@@ -26,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from actdet_kernels import SetLoss, match, set_loss
+from actdet_kernels import MatchWeights, SetLoss, Targets, match, set_loss
 from torch import Tensor, nn
 
 from actdet.checkpoints import About, load_weights, read_checkpoint, save_checkpoint
@@ -38,13 +36,14 @@ from actdet.device import choose_precision
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation import Evaluation, evaluate
 from actdet.files import write_bytes
-from actdet.metrics import true_labels
 from actdet.models import ActionDetector, load_backbone_weights
 from actdet.models.backbone import FEATURES
 
 LOG_EVERY = 10  # steps between two reads of the losses from the device
 MODEL, LAST = "model.safetensors", "last.safetensors"
 SAVE_SECONDS = 120  # least time between two training checkpoints
+LOSSES = (*SetLoss._fields, "auxiliary")
+AUXILIARY_WEIGHTS = MatchWeights(8.0, 5.0, 2.0)  # classes are slower to learn than boxes: docs/LOG.md
 
 
 @dataclass(frozen=True)
@@ -79,25 +78,24 @@ class Trainer:
         load_backbone_weights(self.detector.backbone, config.backbone_weights)
         self.detector.to(device).to(memory_format=torch.channels_last_3d)
         self.detector.backbone.requires_grad_(not config.freeze_backbone)
-        self.clip_head = nn.Linear(FEATURES, len(model.class_names) + 1).to(device)  # for the pretraining alone
+        self.clip_head = nn.Linear(FEATURES, len(model.class_names) + 1 + 4).to(device)  # for the auxiliary loss
         self.parameters = [p for p in self.detector.parameters() if p.requires_grad]
-        if config.pretrain_epochs:
+        if config.auxiliary_weight:
             self.parameters += self.clip_head.parameters()
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.steps_per_epoch = math.ceil(len(train_ids) / config.batch_size)
-        self.epochs = config.pretrain_epochs + config.epochs
-        self.total_steps = self.epochs * self.steps_per_epoch
+        self.total_steps = config.epochs * self.steps_per_epoch
         self.step = 0
-        self._losses = torch.zeros(len(SetLoss._fields), device=device)  # summed since the last log line
+        self._losses = torch.zeros(len(LOSSES), device=device)  # summed since the last log line
         self._summed = 0
 
     def steps(self) -> Iterator[Progress]:
         """Run from where the trainer stands to the end. Raises ActdetError when the loss is not finite."""
         saved = time.monotonic()
-        for epoch in range(self.step // self.steps_per_epoch, self.epochs):
+        for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
             done = self.step % self.steps_per_epoch
             if self.val_ids and epoch and not done and epoch % self.config.eval_every == 0:
                 self._check_finite()
@@ -107,7 +105,7 @@ class Trainer:
                 due = self.step % LOG_EVERY == 0 or self.step % self.steps_per_epoch == 0
                 record = self._log_losses() if due else None
                 yield Progress(epoch, self.step, self.total_steps, record)
-            if epoch + 1 < self.epochs and time.monotonic() - saved > SAVE_SECONDS:
+            if epoch + 1 < self.config.epochs and time.monotonic() - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.monotonic()
 
@@ -122,7 +120,7 @@ class Trainer:
         if not self.val_ids:
             return None
         evaluation = self.evaluate()
-        self._log({"epoch": self.epochs, "step": self.step, "validation": asdict(evaluation.metrics)})
+        self._log({"epoch": self.config.epochs, "step": self.step, "validation": asdict(evaluation.metrics)})
         return evaluation
 
     def evaluate(self) -> Evaluation:
@@ -135,9 +133,9 @@ class Trainer:
             self.detector.backbone.eval()
         torch.manual_seed(hash((self.config.seed, self.step)))  # dropout
         self._set_learning_rate()
-        losses = self._pretraining_loss(batch) if self._pretraining else self._set_loss(batch)
+        losses = self._batch_losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(losses.total).backward()
+        self.scaler.scale(losses[0]).backward()
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.scaler.step(self.optimizer)
@@ -146,31 +144,27 @@ class Trainer:
         self._summed += 1
         self.step += 1
 
-    @property
-    def _pretraining(self) -> bool:
-        return self.step < self.config.pretrain_epochs * self.steps_per_epoch
-
-    def _set_loss(self, batch: Batch) -> SetLoss:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits, boxes = self.detector(batch.clips)
-        loss = self.config.loss
-        matched = match(logits, boxes, batch.targets, weights=loss.match_weights)
-        return set_loss(
-            logits,
-            boxes,
-            batch.targets,
-            matched,
-            weights=loss.match_weights,
-            no_object_weight=loss.no_object_weight,
-        )
-
-    def _pretraining_loss(self, batch: Batch) -> SetLoss:
-        """Cross-entropy of a clip's class (that of its first target, or no action); no box terms."""
+    def _batch_losses(self, batch: Batch) -> list[Tensor]:
+        """The values of LOSSES for a batch; the first is what is minimised."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             features = self.detector.backbone(batch.clips)
-        logits = self.clip_head(features.float().mean((2, 3, 4)))
-        cls = F.cross_entropy(logits, true_labels(batch.targets, len(self.model.class_names)))
-        return SetLoss(cls, cls, torch.zeros_like(cls), torch.zeros_like(cls))
+            logits, boxes = self.detector.detect(features)
+        loss, weights = self.config.loss, self.config.loss.match_weights
+        matched = match(logits, boxes, batch.targets, weights=weights)
+        losses = set_loss(
+            logits, boxes, batch.targets, matched, weights=weights, no_object_weight=loss.no_object_weight
+        )
+        if not self.config.auxiliary_weight:
+            return [*losses, torch.zeros_like(losses.total)]
+        auxiliary = self._auxiliary_loss(features, batch.targets)
+        return [losses.total + self.config.auxiliary_weight * auxiliary, *losses[1:], auxiliary]
+
+    def _auxiliary_loss(self, features: Tensor, targets: Targets) -> Tensor:
+        """The set loss of a set of one, class and box, read off the averaged features by one linear layer."""
+        said = self.clip_head(features.float().mean((2, 3, 4)))[:, None]
+        logits, boxes = said[..., :-4], said[..., -4:].sigmoid()
+        matched = match(logits, boxes, targets, weights=AUXILIARY_WEIGHTS)
+        return set_loss(logits, boxes, targets, matched, weights=AUXILIARY_WEIGHTS, no_object_weight=1.0).total
 
     def _set_learning_rate(self) -> None:
         for group in self.optimizer.param_groups:
@@ -185,7 +179,7 @@ class Trainer:
             "epoch": self.step / self.steps_per_epoch,
             "step": self.step,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "loss": dict(zip(SetLoss._fields, values, strict=True)),
+            "loss": dict(zip(LOSSES, values, strict=True)),
         }
         if not all(map(math.isfinite, values)):
             raise self._not_finite()
@@ -268,7 +262,7 @@ class Trainer:
     def _about(self, training: dict[str, Any] | None = None) -> About:
         index = self.loader.index
         held_out = tuple(index.clips[i].name for i in self.val_ids)
-        return About(self.model, self.loader.reader.name, index.median_seconds(), held_out, training)
+        return About(self.model, self.loader.reader.name, index.median_seconds(), self.config.loss, held_out, training)
 
     def _model_tensors(self) -> dict[str, Tensor]:
         return {f"model.{name}": tensor for name, tensor in self.detector.state_dict().items()}
@@ -302,17 +296,8 @@ class Trainer:
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
-    """Cosine from `lr` to `min_lr` over the epochs (eq. 15), after a linear rise over the first `warmup` of them.
-
-    The epochs of pretraining come before, on a cosine of their own with the same rise.
-    """
-    if epoch < config.pretrain_epochs:
-        return _cosine(epoch, config.pretrain_epochs, config.pretrain_lr, config.min_lr, config.warmup)
-    return _cosine(epoch - config.pretrain_epochs, config.epochs, config.lr, config.min_lr, config.warmup)
-
-
-def _cosine(epoch: float, epochs: int, highest: float, lowest: float, warmup: float) -> float:
-    if epoch < warmup:
-        return highest * epoch / warmup
-    share = (epoch - warmup) / (epochs - warmup)
-    return lowest + (highest - lowest) * (1 + math.cos(math.pi * share)) / 2
+    """Cosine from `lr` to `min_lr` over the epochs (eq. 15), after a linear rise over the first `warmup` of them."""
+    if epoch < config.warmup:
+        return config.lr * epoch / config.warmup
+    share = (epoch - config.warmup) / (config.epochs - config.warmup)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2

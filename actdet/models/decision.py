@@ -1,7 +1,17 @@
-"""The rule that turns the N predictions of a clip into one class and one box."""
+"""The rule that turns the N predictions of a clip into one class and one box.
+
+Training gives no_object a weight w (0.1), so a query's softmax says an action 1/w times too loudly:
+
+    p_q(c) = exp(l_qc) / (sum over actions a of exp(l_qa) + exp(l_q,no_object) / w)
+
+is the probability that query q stands for an action of class c. Summed over the queries it is the number of such
+actions to be expected in the clip, however many queries share the answer. The report leaves the rule open: its eq. 16
+takes the arg max of one prediction a clip, and there are twelve.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,8 +24,8 @@ class Decision(NamedTuple):
     """One answer a clip.
 
     label: (B,) int64, class of the action; the number of action classes where there is none.
-    score: (B,) probability of the likeliest action, whether it passed the threshold or not.
-    box: (B, 4) cxcywh in [0, 1] of the query that gave the score.
+    score: (B,) expected number of actions of the likeliest class, at most 1, whether it passed the threshold or not.
+    box: (B, 4) cxcywh in [0, 1] of the query surest of that class.
     """
 
     label: Tensor
@@ -24,20 +34,21 @@ class Decision(NamedTuple):
 
 
 def action_scores(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability and class of each query's likeliest action: logits (..., N, C) to (..., N) twice."""
+    """Softmax probability and class of each query's likeliest action: logits (..., N, C) to (..., N) twice."""
     score, label = logits.softmax(-1)[..., :-1].max(-1)
     return score, label
 
 
-def decide(logits: Tensor, boxes: Tensor, threshold: float = THRESHOLD) -> Decision:
-    """The clip's action is that of the query surest of an action, if at least `threshold` sure; else there is none.
+def decide(logits: Tensor, boxes: Tensor, *, no_object_weight: float, threshold: float = THRESHOLD) -> Decision:
+    """The class of which most actions are expected, if `threshold` or more, and the box of its surest query.
 
-    logits: (B, N, C), the last class being no_object. boxes: (B, N, 4). The report leaves this rule open
-    (its eq. 16 takes the arg max of one prediction a clip, and there are twelve).
+    logits: (B, N, C), the last class being no_object. boxes: (B, N, 4). no_object_weight: the one in training.
     """
-    score, label = action_scores(logits)
-    best_score, query = score.max(-1)
-    chosen = label.gather(1, query[:, None])[:, 0]
+    weighted = logits.float().clone()
+    weighted[..., -1] -= math.log(no_object_weight)
+    probabilities = weighted.softmax(-1)[..., :-1]  # (B, N, C - 1)
+    expected, chosen = probabilities.sum(1).max(-1)
+    query = probabilities.gather(2, chosen[:, None, None].expand(-1, logits.shape[1], 1))[..., 0].argmax(-1)
     box = boxes.gather(1, query[:, None, None].expand(-1, 1, 4))[:, 0]
     no_action = logits.shape[-1] - 1
-    return Decision(torch.where(best_score >= threshold, chosen, no_action), best_score, box)
+    return Decision(torch.where(expected >= threshold, chosen, no_action), expected.clamp(max=1.0), box)

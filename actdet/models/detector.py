@@ -60,22 +60,42 @@ class ActionDetector(nn.Module):
         self.decoder = nn.ModuleList(nn.TransformerDecoderLayer(**layer) for _ in range(config.decoder_layers))
         self.class_head = _head(len(config.class_names) + 1)
         self.box_head = _head(4)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """A start from which every query sees the whole clip, where a random one sees noise for an epoch or two.
+
+        Each sublayer adds nothing yet, except the decoder's attention to the features: its value and output projections
+        are identities, so a query begins as itself plus an average of the features, and the heads learn from there.
+        """
+        for layer in (*self.encoder, *self.decoder):
+            nn.init.zeros_(layer.get_parameter("self_attn.out_proj.weight"))
+            nn.init.zeros_(layer.get_parameter("linear2.weight"))
+            nn.init.zeros_(layer.get_parameter("linear2.bias"))
+        for layer in self.decoder:
+            attention = layer.get_submodule("multihead_attn")
+            nn.init.eye_(attention.get_parameter("in_proj_weight")[2 * HIDDEN :])
+            nn.init.eye_(attention.get_parameter("out_proj.weight"))
 
     def forward(self, clips: Tensor) -> Predictions:
         size, frames = self.config.image_size, self.config.frames
         if clips.ndim != 5 or clips.shape[1:] != (3, frames, size, size):
             raise ValueError(f"clips must be (B, 3, {frames}, {size}, {size}), got {tuple(clips.shape)}")
-        features = F.adaptive_avg_pool3d(self.backbone(clips), self.grid)
-        memory = self.projection(features).flatten(2).transpose(1, 2) + self.positions  # (B, T'H'W', 256)
+        return self.detect(self.backbone(clips))
+
+    def detect(self, features: Tensor) -> Predictions:
+        """What follows the backbone: features (B, 512, T/8, S/16, S/16) to `Predictions`."""
+        pooled = F.adaptive_avg_pool3d(features, self.grid)
+        memory = self.projection(pooled).flatten(2).transpose(1, 2) + self.positions  # (B, T'H'W', 256)
         for layer in self.encoder:
             memory = layer(memory)
-        decoded = self.queries.expand(len(clips), -1, -1)
+        decoded = self.queries.expand(len(features), -1, -1)
         outputs = []
         for layer in self.decoder:
             decoded = layer(decoded, memory)
             outputs.append(decoded)
         supervised = torch.stack(outputs if self.config.deep_supervision else outputs[-1:])
-        with torch.autocast(clips.device.type, enabled=False):  # 8 bits of mantissa are too few for a coordinate
+        with torch.autocast(features.device.type, enabled=False):  # 8 bits of mantissa are too few for a coordinate
             supervised = supervised.float()
             return Predictions(self.class_head(supervised), self.box_head(supervised).sigmoid())
 

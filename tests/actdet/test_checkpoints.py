@@ -17,12 +17,19 @@ from command import small_disk
 from torch import Tensor
 
 from actdet.checkpoints import About, load_detector, load_weights, read_about, read_checkpoint, save_checkpoint
-from actdet.config import ModelConfig
+from actdet.config import LossConfig, ModelConfig
 from actdet.errors import DataError
 from actdet.models import ActionDetector
 
 SMALL = ModelConfig(image_size=32, frames=8, encoder_layers=0, decoder_layers=1, class_names=("run", "jump", "füßeln"))
-ABOUT = About(SMALL, "dali-gpu", 2.4375, ("clip 1", "clip_2"), {"step": 7, "scaler": {}, "deep": {"a": [1, None]}})
+ABOUT = About(
+    SMALL,
+    "dali-gpu",
+    2.4375,
+    LossConfig(l1_weight=3.5, no_object_weight=0.25),
+    held_out=("clip 1", "clip_2"),
+    training={"step": 7, "scaler": {}, "deep": {"a": [1, None]}},
+)
 
 
 def _tensors() -> dict[str, Tensor]:
@@ -57,7 +64,7 @@ def test_tensors_and_description_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_defaults_of_the_description_come_back(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c", {}, About(ModelConfig(), "pyav", 1.0))
-    assert read_about(tmp_path / "c") == About(ModelConfig(), "pyav", 1.0, (), None)
+    assert read_about(tmp_path / "c") == About(ModelConfig(), "pyav", 1.0, LossConfig(), (), None)
 
 
 def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:

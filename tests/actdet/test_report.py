@@ -80,7 +80,7 @@ def _evaluation(index: ClipIndex, ids: list[int]) -> Evaluation:
         boxes[row, 1] = torch.tensor(box)
     labels, wanted, counts = map(torch.from_numpy, index.targets())
     targets = Targets(labels[ids], wanted[ids], counts[ids])
-    decision = decide(logits, boxes)
+    decision = decide(logits, boxes, no_object_weight=0.1)
     return Evaluation(
         measure(Predictions(logits[None], boxes[None]), targets, NAMES, LossConfig()),
         decision,
@@ -95,7 +95,7 @@ def written(index: ClipIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "new"
     ids = list(range(len(index.clips)))
     log = out.with_name("log.jsonl")
-    loss = {"total": 3.5, "cls": 1.0, "l1": 1.5, "giou": 1.0}
+    loss = {"total": 3.5, "cls": 1.0, "l1": 1.5, "giou": 1.0, "auxiliary": 2.0}
     figures = {"video_accuracy": 0.5, "detection_accuracy": 0.25, "mean_iou": 0.4}
     records = [{"epoch": 0.5, "step": 10, "lr": 1e-4, "loss": loss}, {"epoch": 1, "step": 20, "validation": figures}]
     log.write_text("".join(json.dumps(record) + "\n" for record in records))

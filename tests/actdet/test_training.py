@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from actdet_kernels import set_loss
+from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from actdet import training
 from actdet.checkpoints import load_detector, read_checkpoint
@@ -100,7 +102,7 @@ def test_the_loss_falls_and_its_log_is_the_mean_of_the_steps(
     assert [(e.epoch, e.step, e.total_steps) for e in events] == [(i // 3, i + 1, 45) for i in range(45)]
     for first, record in zip([0, *ends], records, strict=False):
         steps = torch.tensor(seen[first : record["step"]], dtype=torch.float64)
-        assert list(record["loss"].values()) == pytest.approx(steps.mean(0).tolist(), rel=1e-5)
+        assert list(record["loss"].values()) == pytest.approx([*steps.mean(0).tolist(), 0.0], rel=1e-5)
         assert next(iter(record["loss"])) == "total"
         assert all(math.isfinite(value) for value in record["loss"].values())
         assert record["epoch"] == pytest.approx(record["step"] / 3)
@@ -140,6 +142,33 @@ def test_every_step_uses_the_learning_rate_of_its_start(make: MakeTrainer) -> No
     assert rates == pytest.approx(rising + falling)
 
 
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_the_auxiliary_loss_is_that_of_one_query_read_off_the_averaged_features(
+    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    """Class and box of the clip's action, or no object; torch's and torchvision's losses are the judge."""
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    trainer = make(epochs=1, batch_size=16, auxiliary_weight=weight, augment=NO_AUGMENTATION)
+    (first,) = list(trainer.loader.train_batches(TRAIN_IDS, trainer.config, 0))[:1]
+    with torch.no_grad():
+        features = trainer.detector.train().backbone(first.clips).mean((2, 3, 4))
+        said = features @ trainer.clip_head.weight.T + trainer.clip_head.bias
+        positive = first.targets.counts > 0
+        labels = torch.where(positive, first.targets.labels[:, 0], 2)
+        boxes, wanted = said[positive, 3:].sigmoid(), first.targets.boxes[positive, 0]
+        assert 0 < positive.sum() < len(positive)
+        giou = generalized_box_iou_loss(*(box_convert(b, "cxcywh", "xyxy") for b in (boxes, wanted)), reduction="mean")
+        expected = 8 * F.cross_entropy(said[:, :3], labels) + 5 * F.l1_loss(boxes, wanted) * 4 + 2 * giou
+    trainer = make(epochs=1, batch_size=16, auxiliary_weight=weight, augment=NO_AUGMENTATION)
+    before = trainer.clip_head.weight.clone()
+    steps = trainer.steps()
+    loss = next(steps).record["loss"]
+    assert loss["auxiliary"] == pytest.approx(expected.item(), rel=1e-4)
+    terms = 2 * loss["cls"] + 5 * loss["l1"] + 2 * loss["giou"]
+    assert loss["total"] == pytest.approx(terms + weight * loss["auxiliary"], rel=1e-5)
+    assert not torch.equal(before, trainer.clip_head.weight)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_frozen_backbone_does_not_change(make: MakeTrainer, frozen: bool) -> None:
     trainer = make(freeze_backbone=frozen, epochs=1)
@@ -156,7 +185,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "all": ({"deep_supervision": True, "decoder_layers": 2}, {"warmup": 0.5, "augment": AugmentConfig(mixup=0.4)}),
     "frozen": ({}, {"freeze_backbone": True}),
     "bf16": ({}, {"precision": "bf16"}),
-    "pretrained": ({}, {"pretrain_epochs": 1, "epochs": 2}),
+    "auxiliary": ({}, {"auxiliary_weight": 0.5}),
 }
 
 
@@ -171,9 +200,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         ("all", 6, 1),
         ("frozen", 3, 0),
         ("bf16", 4, 0),
-        ("pretrained", 2, 0),
-        ("pretrained", 3, 1),
-        ("pretrained", 4, 0),
+        ("auxiliary", 3, 1),
+        ("auxiliary", 4, 0),
     ],
 )
 def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(

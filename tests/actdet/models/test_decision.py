@@ -1,4 +1,4 @@
-"""The rule from many predictions to one answer, against a loop over the queries."""
+"""The rule from many predictions to one answer, against a loop over queries and classes."""
 
 from __future__ import annotations
 
@@ -10,36 +10,55 @@ import torch
 from actdet.models.decision import action_scores, decide
 
 
+@pytest.mark.parametrize("weight", [0.02, 0.1, 1.0])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize(("batch", "queries", "classes"), [(1, 1, 2), (40, 12, 3), (7, 100, 92), (0, 4, 3)])
-def test_the_surest_query_decides(batch: int, queries: int, classes: int, threshold: float) -> None:
+def test_the_most_expected_class_and_its_surest_query(
+    batch: int, queries: int, classes: int, threshold: float, weight: float
+) -> None:
     generator = torch.Generator().manual_seed(queries)
     logits = 4 * torch.randn(batch, queries, classes, generator=generator)
+    logits[..., -1] += 4
     boxes = torch.rand(batch, queries, 4, generator=generator)
-    got = decide(logits, boxes, threshold)
+    got = decide(logits, boxes, no_object_weight=weight, threshold=threshold)
     assert (got.label.shape, got.score.shape, got.box.shape) == ((batch,), (batch,), (batch, 4))
     for clip in range(batch):
-        best = (-1.0, -1, -1)
-        for query, row in enumerate(logits[clip].double().tolist()):
-            total = math.fsum(map(math.exp, row))
-            best = max(best, *((math.exp(row[label]) / total, query, label) for label in range(classes - 1)))
-        score, query, label = best
-        assert got.score[clip].item() == pytest.approx(score, rel=1e-5)
+        rows = []
+        for row in logits[clip].double().tolist():
+            actions = [math.exp(logit) for logit in row[:-1]]
+            total = math.fsum(actions) + math.exp(row[-1]) / weight
+            rows.append([action / total for action in actions])
+        expected = [math.fsum(column) for column in zip(*rows, strict=True)]
+        label = max(range(classes - 1), key=expected.__getitem__)
+        query = max(range(queries), key=lambda q: rows[q][label])
+        assert got.score[clip].item() == pytest.approx(min(expected[label], 1.0), rel=1e-5)
         assert got.box[clip].tolist() == boxes[clip, query].tolist()
-        assert got.label[clip].item() == (label if score >= threshold else classes - 1)
+        assert got.label[clip].item() == (label if expected[label] >= threshold else classes - 1)
+
+
+def test_queries_that_share_an_action_count_together() -> None:
+    """Three queries of 0.2, 0.25 and 0.15 make an action where none would alone, and the surest gives the box."""
+    logits = torch.tensor([[[p, 1 - p] for p in (0.2, 0.25, 0.15)]]).log()
+    boxes = torch.arange(12.0).view(1, 3, 4)
+    got = decide(logits, boxes, no_object_weight=1.0)
+    assert got.label.tolist() == [0]
+    assert got.score.item() == pytest.approx(0.6)
+    assert got.box.tolist() == [[4.0, 5.0, 6.0, 7.0]]
+    assert decide(logits[:, 1:], boxes[:, 1:], no_object_weight=1.0).label.tolist() == [1]
+
+
+@pytest.mark.parametrize(("odds", "label"), [(9.9, 1), (10.1, 0)])
+def test_the_weight_of_no_object_in_training_is_taken_back(odds: float, label: int) -> None:
+    """Trained with a weight of 0.1, odds of 10 to 1 for an action mean that there is one in half of such clips."""
+    logits = torch.tensor([[[math.log(odds), 0.0]]])
+    assert decide(logits, torch.zeros(1, 1, 4), no_object_weight=0.1).label.tolist() == [label]
 
 
 def test_a_score_of_just_the_threshold_is_enough() -> None:
     logits = torch.tensor([[[0.0, -math.inf, 0.0]], [[-math.inf, 0.0, 0.0]], [[0.0, 0.0, 0.0]]])
-    got = decide(logits, torch.zeros(3, 1, 4), threshold=0.5)
+    got = decide(logits, torch.zeros(3, 1, 4), no_object_weight=1.0, threshold=0.5)
     assert got.score[:2].tolist() == [0.5, 0.5]
     assert got.label.tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize(("odds", "label"), [(0.99, 1), (1.01, 0)])
-def test_by_default_an_action_must_be_likelier_than_not(odds: float, label: int) -> None:
-    logits = torch.tensor([[[math.log(odds), 0.0]]])
-    assert decide(logits, torch.zeros(1, 1, 4)).label.tolist() == [label]
 
 
 def test_no_object_is_never_the_likeliest_action() -> None:

@@ -123,6 +123,20 @@ def test_it_is_the_transformer_of_torch_between_backbone_and_heads(small: Action
     torch.testing.assert_close(got.boxes, 1 / (1 + (-heads[1][None]).exp()), rtol=1e-4, atol=1e-4)
 
 
+def test_a_new_detectors_queries_begin_as_themselves_plus_an_average_of_the_features() -> None:
+    detector = ActionDetector(ModelConfig(**vars(SMALL) | {"decoder_layers": 1, "deep_supervision": True})).eval()
+    features = torch.randn(2, 512, 1, 2, 2, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        got = detector.detect(features)
+        tokens = detector.projection(features).flatten(2).mT + detector.positions
+        tokens = F.layer_norm(F.layer_norm(tokens, (256,)), (256,))
+        queries = F.layer_norm(detector.queries, (256,)).expand(2, -1, -1)
+        _, attention = detector.decoder[0].multihead_attn(queries, tokens, tokens, average_attn_weights=False)
+        averages = [attention[:, head] @ tokens[..., 32 * head : 32 * (head + 1)] for head in range(8)]
+        decoded = F.layer_norm(F.layer_norm(queries + torch.cat(averages, -1), (256,)), (256,))
+        torch.testing.assert_close(got.final().logits, detector.class_head(decoded), rtol=1e-4, atol=1e-4)
+
+
 def test_clips_of_a_batch_do_not_see_each_other(small: ActionDetector) -> None:
     batch = clips(3)
     with torch.no_grad():
