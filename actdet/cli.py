@@ -31,6 +31,7 @@ from actdet.experiments import (
     ablate,
     cross_validate,
     describe_setup,
+    describe_training,
     evaluate_checkpoint,
     open_setup,
     train_run,
@@ -272,6 +273,7 @@ def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | 
     index = _index(out / "data" / "train", settings.model.class_names)
     with open_setup(index, settings.model, settings.config) as setup:
         _say(describe_setup(setup))
+        trained = describe_training(setup, len(index.clips))
         _watch(train_run(setup, list(range(len(index.clips))), [], out, "demo"))
     with tqdm(desc="evaluate", unit="clip") as bar:
         metrics = evaluate_checkpoint(
@@ -281,6 +283,7 @@ def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | 
             workers=1,
             progress=_total(bar),
             title="actdet demo",
+            notes=[trained],
             log=out / "log.jsonl",
             started=started,
         )
@@ -385,7 +388,3 @@ def _print_metrics(metrics: Metrics) -> None:
         f"{metrics.clips} clips: video accuracy {metrics.video_accuracy:.3f}, detection accuracy at IoU 0.5 "
         f"{metrics.detection_accuracy:.3f}, mean IoU {metrics.mean_iou:.3f}, AP {metrics.average_precision:.3f}"
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -45,7 +45,7 @@ def demo_for(device_type: str, clips: int | None = None, epochs: int | None = No
     test = RenderConfig(clips=60, seed=TEST_SEED, **small)
     model = ModelConfig(image_size=48, frames=8, deep_supervision=True, dropout=0.0)
     config = TrainConfig(
-        epochs=epochs or 8,
+        epochs=epochs or 7,
         batch_size=8,
         lr=7e-4,
         warmup=0.5,

@@ -110,8 +110,8 @@ def train_run(
             evaluation,
             setup.loader.index,
             list(val_ids),
-            seconds=time.monotonic() - started,
-            notes=_describe_training(setup, len(train_ids)),
+            started=started,
+            notes=[describe_training(setup, len(train_ids)), _describe_device(setup.device, setup.loader.reader.name)],
             log=out / "log.jsonl",
         )
     return evaluation
@@ -129,6 +129,7 @@ def evaluate_checkpoint(
     held_out: bool = False,
     workers: int = 1,
     title: str | None = None,
+    notes: Sequence[str] = (),
     log: Path | None = None,
     started: float | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -136,9 +137,9 @@ def evaluate_checkpoint(
     """Measure the detector in `checkpoint` on the data set `data` and write the report to `out`.
 
     The clips are decoded by the reader that the detector was trained with, or, where that cannot run here, by PyAV,
-    which the report then says. held_out: only the clips that its training run held out. log: the training's
-    log.jsonl, for the report. started: monotonic time from which the report's seconds count; by default now.
-    progress: called with (clips done, clips in all). Raises ActdetError for what cannot be read.
+    which the report then says. held_out: only the clips that its training run held out. notes: lines for the
+    report, and log: the training's log.jsonl, for its curve. started: monotonic time from which the report's seconds
+    count; by default now. progress: called with (clips done, clips in all). Raises ActdetError for what cannot be read.
     """
     started = time.monotonic() if started is None else started
     device = choose_device()
@@ -160,8 +161,8 @@ def evaluate_checkpoint(
         evaluation,
         index,
         ids,
-        seconds=time.monotonic() - started,
-        notes=[_describe_device(device, reader_name), *note],
+        started=started,
+        notes=[*notes, _describe_device(device, reader_name), *note],
         log=log,
     )
     return evaluation.metrics
@@ -185,15 +186,15 @@ def describe_setup(setup: Setup) -> list[str]:
     ]
 
 
-def _describe_training(setup: Setup, train_clips: int) -> list[str]:
+def describe_training(setup: Setup, train_clips: int) -> str:
+    """One line for a report: on what and how a detector was trained."""
     model, config = setup.model, setup.config
     auxiliary = f", auxiliary loss of weight {config.auxiliary_weight:g}" if config.auxiliary_weight else ""
-    return [
+    return (
         f"Trained on {train_clips} clips for {config.epochs} epochs{auxiliary}, batches of {config.batch_size}, "
         f"{model.frames} frames of {model.image_size} x {model.image_size}; backbone weights: "
-        f"{config.backbone_weights}.",
-        _describe_device(setup.device, setup.loader.reader.name),
-    ]
+        f"{config.backbone_weights}."
+    )
 
 
 def _describe_device(device: torch.device, reader: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,20 +52,21 @@ def write_report(
     index: ClipIndex,
     ids: Sequence[int],
     *,
-    seconds: float,
+    started: float,
     notes: Sequence[str] = (),
     log: Path | None = None,
 ) -> None:
     """Write the folder `out` for the evaluation of the clips `ids` of `index`.
 
-    seconds: what the work took, for metrics.json. notes: lines of facts about the run. log: the log.jsonl of its
-    training. Raises DataError where the disk refuses.
+    started: when the work began, by time.monotonic(), for the seconds in metrics.json. notes: lines of facts about the
+    run. log: the log.jsonl of its training. Raises DataError where the disk refuses.
     """
     names = (*index.class_names, NO_ACTION)
     order = sorted(range(len(ids)), key=lambda i: (_located(evaluation, i, len(names) - 1), i))  # wrong ones first
     rows = []
     for place, i in enumerate(order):
         rows.append(_row(out, evaluation, i, index.clips[ids[i]], names, with_video=place < MOST_VIDEOS))
+    seconds = time.monotonic() - started
     page = Environment(loader=PackageLoader("actdet", ""), autoescape=select_autoescape(default=True))
     html = page.get_template("report.html.jinja").render(
         title=title,

@@ -41,7 +41,7 @@ from actdet.models.backbone import FEATURES
 
 LOG_EVERY = 10  # steps between two reads of the losses from the device
 MODEL, LAST = "model.safetensors", "last.safetensors"
-SAVE_SECONDS = 120  # least time between two training checkpoints
+SAVE_SECONDS = 300  # least time between two training checkpoints
 LOSSES = (*SetLoss._fields, "auxiliary")
 AUXILIARY_WEIGHTS = MatchWeights(8.0, 5.0, 2.0)  # classes are slower to learn than boxes: docs/LOG.md
 

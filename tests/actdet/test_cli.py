@@ -541,7 +541,7 @@ class Process:
     """The command in a process of its own."""
 
     def __init__(self, *arguments: object, tiny: bool = True) -> None:
-        program = [str(Path(__file__).with_name("tiny.py"))] if tiny else ["-m", "actdet.cli"]
+        program = [str(Path(__file__).with_name("tiny.py"))] if tiny else ["-m", "actdet"]
         self.process = subprocess.Popen(
             [sys.executable, *program, *map(str, arguments)],
             stdout=subprocess.PIPE,

@@ -1,0 +1,18 @@
+"""The script `actdet`, and `python -m actdet`.
+
+Every spawned process imports this module again, so the command line is imported only where it is called.
+"""
+
+import sys
+
+
+def main() -> None:
+    try:
+        from actdet.cli import main as run
+    except KeyboardInterrupt:  # the imports take seconds
+        sys.exit("actdet: interrupted")
+    run()
+
+
+if __name__ == "__main__":
+    main()
