@@ -12,6 +12,8 @@ from actdet_kernels import MatchWeights
 
 from actdet.errors import ActdetError
 
+NO_ACTION = "no action"  # what a clip is called that has no action of any class
+
 
 def _check(holds: bool, problem: str) -> None:
     if not holds:
@@ -52,6 +54,9 @@ class ModelConfig:
         _check(
             len(self.class_names) >= 1 and len(set(self.class_names)) == len(self.class_names),
             f"class_names must be one or more different names, got {self.class_names}",
+        )
+        _check(
+            NO_ACTION not in self.class_names, f"class_names must not hold {NO_ACTION!r}: that is a clip without one"
         )
 
 

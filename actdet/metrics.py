@@ -9,16 +9,14 @@ from typing import Any
 
 import torch
 from actdet_kernels import SetLoss, Targets, match, set_loss
-from sklearn.metrics import classification_report, confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_convert, box_iou
 
-from actdet.config import LossConfig
+from actdet.config import NO_ACTION, LossConfig
 from actdet.models.decision import Decision, action_scores, decide
 from actdet.models.detector import Predictions
-
-NO_ACTION = "no action"
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,10 @@ def measure(predictions: Predictions, targets: Targets, class_names: tuple[str, 
     losses = set_loss(logits, boxes, targets, matched, weights=weights, no_object_weight=loss.no_object_weight)
     ap = _average_precision(logits, boxes, targets)
     labels = list(range(len(class_names) + 1))
-    per_class: Any = classification_report(
+    per_class: Any = precision_recall_fscore_support(
         truth,
         decision.label,
         labels=labels,
-        target_names=[*class_names, NO_ACTION],
-        output_dict=True,
         zero_division=0,  # pyright: ignore[reportArgumentType] (its hint knows the default alone)
     )
     return Metrics(
@@ -91,9 +87,8 @@ def measure(predictions: Predictions, targets: Targets, class_names: tuple[str, 
         average_precision_50=ap["map_50"],
         loss={name: getattr(losses, name).item() for name in SetLoss._fields},
         classes={
-            name: ClassMetrics(row["precision"], row["recall"], row["f1-score"], int(row["support"]))
-            for name, row in per_class.items()
-            if name in (*class_names, NO_ACTION)
+            name: ClassMetrics(float(precision), float(recall), float(f1), int(support))
+            for name, precision, recall, f1, support in zip((*class_names, NO_ACTION), *per_class, strict=True)
         },
         confusion=confusion_matrix(truth, decision.label, labels=labels).tolist(),
     )

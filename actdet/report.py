@@ -20,11 +20,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
+from actdet.config import NO_ACTION
 from actdet.data.index import Clip, ClipIndex
 from actdet.data.video import decode_frames, sample_frames
 from actdet.evaluation import Evaluation
 from actdet.files import write_bytes, write_json
-from actdet.metrics import NO_ACTION
 from actdet.models.decision import THRESHOLD
 from actdet.pictures import TRUTH, Mark, annotate_video, class_colour, data_url, draw, picture_size
 

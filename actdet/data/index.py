@@ -14,7 +14,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -26,6 +25,7 @@ import numpy as np
 from actdet.data.annotations import Annotation, check_annotations
 from actdet.data.video import VideoInfo, probe, stream_frames
 from actdet.errors import DataError
+from actdet.files import write_bytes
 
 CLASS_NAMES = ("fight", "collapse")
 
@@ -221,15 +221,13 @@ class _Cache:
         entries = {name: entry for name, entry in self._entries.items() if name in keep}
         if not self._changed and len(entries) == len(self._entries):
             return
-        draft = self._path.with_suffix(f".{os.getpid()}.tmp")
+        text = json.dumps({"version": self._VERSION, "videos": entries}, separators=(",", ":"))
         try:
-            draft.write_text(json.dumps({"version": self._VERSION, "videos": entries}, separators=(",", ":")))
-            os.replace(draft, self._path)
-        except OSError as error:
-            with suppress(OSError):
-                draft.unlink()
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise DataError(self._path, f"cannot be written: {error.strerror}") from None
+            write_bytes(self._path, text.encode())
+        except DataError as error:
+            reason = error.__cause__
+            if not isinstance(reason, OSError) or reason.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
 
 
 def _to_json(info: VideoInfo) -> dict[str, Any]:

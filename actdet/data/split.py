@@ -44,11 +44,9 @@ def folds(index: ClipIndex, count: int, seed: int) -> list[tuple[list[int], list
     _need_positive(index, labels)
     for label, clips in zip(*np.unique(labels, return_counts=True), strict=True):
         if clips < count:
-            raise DataError(
-                index.root,
-                f"only {clips} clips of class {_name(index, label)} for {count} folds: "
-                f"use --folds {clips} or fewer, or add clips",
-            )
+            advice = f"use --folds {clips} or fewer, or add clips" if clips > 1 else "add clips"
+            clips = f"{clips} clips" if clips > 1 else "1 clip"
+            raise DataError(index.root, f"only {clips} of class {_name(index, label)} for {count} folds: {advice}")
     splits = StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels)
     return [(train.tolist(), val.tolist()) for train, val in splits]
 

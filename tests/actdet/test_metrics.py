@@ -8,7 +8,8 @@ import pytest
 import torch
 from actdet_kernels import Targets
 
-from actdet.config import LossConfig
+from actdet.config import LossConfig, ModelConfig
+from actdet.errors import ActdetError
 from actdet.metrics import ClassMetrics, Metrics, decided_iou, measure, true_labels
 from actdet.models import Predictions
 from actdet.models.decision import Decision
@@ -81,6 +82,18 @@ def test_confusion_and_figures_of_each_class(metrics: Metrics) -> None:
         "no action": ClassMetrics(precision=1.0, recall=1 / 2, f1=pytest.approx(2 / 3), support=2),
     }
     assert list(metrics.classes) == ["fight", "collapse", "no action"]
+
+
+def test_classes_may_have_the_names_of_averages() -> None:
+    named = measure(predictions(SAID), targets(TRUE), ("accuracy", "macro avg"), LossConfig()).classes
+    assert named["accuracy"].support == 2
+    assert named["macro avg"].support == 3
+
+
+@pytest.mark.parametrize("names", [("a", "a"), (), ("fight", "no action")])
+def test_class_names_that_cannot_be_told_apart_are_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(ActdetError, match="class_names must"):
+        ModelConfig(class_names=names)
 
 
 def test_mean_iou_is_over_all_annotated_boxes(metrics: Metrics) -> None:

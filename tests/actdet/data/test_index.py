@@ -140,7 +140,7 @@ def test_a_folder_that_cannot_be_written_to_goes_without_a_cache(root: Path, mon
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     assert len(load_index(root).clips) == 4
     assert sorted(path.name for path in root.iterdir()) == ["annotations", "videos"]
 

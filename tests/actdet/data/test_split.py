@@ -117,6 +117,11 @@ def test_a_class_too_rare_is_named(rare: int, name: str) -> None:
     assert len(folds(index(labels), 3, 0)) == 3
 
 
+def test_no_number_of_folds_is_advised_where_none_would_do() -> None:
+    with pytest.raises(DataError, match=r"only 1 clip of class fight for 2 folds: add clips$"):
+        folds(index([0, 1, 1, 2, 2]), 2, 0)
+
+
 def test_shares_and_folds_out_of_range_are_refused() -> None:
     clips = index(shuffled(5, 5, 5))
     for share in (-0.1, 1.0, 1.5):
