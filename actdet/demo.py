@@ -53,6 +53,6 @@ def demo_for(device_type: str, clips: int | None = None, epochs: int | None = No
         workers=1,
         eval_every=1000,
         backbone_weights="none",
-        augment=AugmentConfig(crop=0.15, colour=0.2),
+        augment=AugmentConfig(crop=0.15, colour=0.2, jitter=False),  # 8 frames: jitter would hide how fast one falls
     )
     return Demo(video, test, model, config)
