@@ -131,7 +131,7 @@ class TrainConfig:
     """Where the backbone starts: kinetics, none, or a file of R(2+1)D-18 weights, such as another run's model."""
     auxiliary_weight: float = 0.0
     """Weight of an auxiliary loss that reads a clip's action off the backbone's averaged features, without the
-    Transformer: it teaches a backbone that starts from scratch. 1 where there are no Kinetics weights."""
+    Transformer: it teaches a backbone that starts from scratch. 2 where there are no Kinetics weights."""
     freeze_backbone: bool = False
     """Train only the Transformer and the heads (the report's section 6.4)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
