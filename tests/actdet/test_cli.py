@@ -304,7 +304,7 @@ def _one_collapse(data: Path) -> None:
         (_no_positive, ["train"], "annotations: ", "none of the 12 clips has an action"),
         (_no_positive, ["train", "--val-share", 0], "annotations: ", "none of the 12 clips has an action"),
         (_one_collapse, ["train"], ": ", "only 1 clip of class collapse"),
-        (_one_collapse, ["crossval", "--folds", 2], ": ", "only 1 clips of class collapse for 2 folds"),
+        (_one_collapse, ["crossval", "--folds", 2], ": ", "only 1 clip of class collapse for 2 folds: add clips"),
         (lambda d: None, ["crossval"], ": ", "only 4 clips of class fight for 5 folds"),
     ],
 )
