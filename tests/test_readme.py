@@ -16,9 +16,10 @@ def figures_of(row: str) -> list[float]:
     return [float(number) for number in re.findall(r"\b\d\.\d+\b", line)]
 
 
-def test_demo_row() -> None:
-    metrics = json.loads((ROOT / "docs/demo.json").read_text())
-    assert figures_of("`make demo`") == [pytest.approx(metrics[name], abs=5.1e-4) for name in COLUMNS]
+@pytest.mark.parametrize(("row", "name"), [("`make demo`", "demo"), ("its detector on 300 more", "demo_300")])
+def test_demo_rows(row: str, name: str) -> None:
+    metrics = json.loads((ROOT / f"docs/{name}.json").read_text())
+    assert figures_of(row) == [pytest.approx(metrics[name], abs=5.1e-4) for name in COLUMNS]
 
 
 @pytest.mark.parametrize("name", ["crossval_scratch", "crossval_rendered"])
