@@ -8,6 +8,7 @@ loss.total.backward()
 
 from actdet_kernels.backend import explain_backend
 from actdet_kernels.operations import (
+    Assignment,
     MatchWeights,
     SetLoss,
     assign,
@@ -16,10 +17,12 @@ from actdet_kernels.operations import (
     pairwise_cost,
     pairwise_giou,
     set_loss,
+    solve_assignment,
 )
 from actdet_kernels.targets import Targets, pad_targets
 
 __all__ = [
+    "Assignment",
     "MatchWeights",
     "SetLoss",
     "Targets",
@@ -31,4 +34,5 @@ __all__ = [
     "pairwise_cost",
     "pairwise_giou",
     "set_loss",
+    "solve_assignment",
 ]

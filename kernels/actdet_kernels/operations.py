@@ -17,6 +17,9 @@ from actdet_kernels import reference
 from actdet_kernels.backend import Backend, choose_backend
 from actdet_kernels.targets import Targets, check_predictions
 
+MAX_SIZE = 2**15  # queries or targets in one problem: the kernels keep a pair of them in 32 bits
+NO_KERNEL = "no kernel computes this operation yet"
+
 ClassCost = Literal["softmax", "focal"]
 ClassLoss = Literal["cross_entropy", "focal"]
 
@@ -27,6 +30,23 @@ class MatchWeights(NamedTuple):
     cls: float = 2.0
     l1: float = 5.0
     giou: float = 2.0
+
+
+class Assignment(NamedTuple):
+    """The solutions of B assignment problems `cost (B, N, M)`.
+
+    row_of_column: (B, M) int64, column_of_row: (B, N) int64; -1 for none.
+    row_dual: (B, N), column_dual: (B, M), 0 past the count. They prove the solution optimal:
+        row_dual[i] + column_dual[j] <= cost[i, j] (>= under `maximize`), equal on the pairs, and on the larger side
+        0 for who is left over; so the total cost equals their sum. For costs that are all finite.
+    status: (B,) int32. Bit 0: an entry is not finite; bit 1: such an entry had to be taken.
+    """
+
+    row_of_column: Tensor
+    column_of_row: Tensor
+    row_dual: Tensor
+    column_dual: Tensor
+    status: Tensor
 
 
 class SetLoss(NamedTuple):
@@ -45,7 +65,7 @@ def pairwise_giou(a: Tensor, b: Tensor, *, backend: Backend = "auto") -> Tensor:
     """
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != 4 or b.shape[-1] != 4:
         raise ValueError(f"boxes must be (..., N, 4) and (..., M, 4), got {tuple(a.shape)} and {tuple(b.shape)}")
-    choose_backend(backend, a.device)
+    choose_backend(backend, a.device, NO_KERNEL)
     return reference.pairwise_giou(a, b)
 
 
@@ -56,7 +76,7 @@ def giou_loss(a: Tensor, b: Tensor, *, backend: Backend = "auto") -> Tensor:
     """
     if a.shape[-1:] != (4,) or b.shape[-1:] != (4,):
         raise ValueError(f"boxes must be (..., 4), got {tuple(a.shape)} and {tuple(b.shape)}")
-    choose_backend(backend, a.device)
+    choose_backend(backend, a.device, NO_KERNEL)
     return reference.giou_loss(a, b)
 
 
@@ -81,25 +101,57 @@ def pairwise_cost(
     """
     check_predictions(logits, boxes, targets)
     _check_choice("class_cost", class_cost, ("softmax", "focal"))
-    choose_backend(backend, logits.device)
+    if choose_backend(backend, logits.device) == "triton":
+        from actdet_kernels import cost
+
+        return cost.pairwise_cost(logits, boxes, targets, weights, class_cost)
     return reference.pairwise_cost(logits, boxes, targets, weights, class_cost)
 
 
 @torch.no_grad()
-def assign(cost: Tensor, counts: Tensor | None = None, *, maximize: bool = False, backend: Backend = "auto") -> Tensor:
+def assign(
+    cost: Tensor,
+    counts: Tensor | None = None,
+    *,
+    maximize: bool = False,
+    check: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
     """Exact linear assignment of B independent problems (eq. 11): `cost (B, N, M)` to `(B, M)` int64.
 
     The result holds, for each column, the row that it got, and -1 for a column past `counts (B,)` or left over
     because there are more columns than rows. Where several assignments cost the same, any of them may come out.
     An entry that is not finite (NaN, either infinity) is never chosen while an assignment without it exists.
+    check: raise ValueError, naming a problem, where there is such an entry. It waits for the device.
+    Kernels compute in float32, and in float64 for float64, int32 and int64 costs.
     Raises ValueError for other shapes.
     """
+    row_of_column, *_, status = _solve(cost, counts, maximize, False, backend)
+    if check:
+        _check_status(status)
+    return row_of_column
+
+
+@torch.no_grad()
+def solve_assignment(
+    cost: Tensor, counts: Tensor | None = None, *, maximize: bool = False, backend: Backend = "auto"
+) -> Assignment:
+    """`assign` with all that is known of the solution: both sides, the dual prices that prove it, and the status."""
+    return Assignment(*_solve(cost, counts, maximize, True, backend))
+
+
+def _solve(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool, backend: Backend) -> tuple[Tensor, ...]:
     if cost.ndim != 3:
         raise ValueError(f"cost must be (B, N, M), got {tuple(cost.shape)}")
     if counts is not None and counts.shape != cost.shape[:1]:
         raise ValueError(f"counts must be ({cost.shape[0]},) for {cost.shape[0]} problems, got {tuple(counts.shape)}")
-    choose_backend(backend, cost.device)
-    return reference.assign(cost, counts, maximize)
+    if counts is not None and (counts.device != cost.device or counts.dtype not in (torch.int32, torch.int64)):
+        raise ValueError(f"counts must be int32 or int64 on {cost.device}, got {counts.dtype} on {counts.device}")
+    if choose_backend(backend, cost.device, _too_large(*cost.shape[1:])) == "triton":
+        from actdet_kernels import assignment
+
+        return assignment.solve_assignment(cost, counts, maximize, duals)
+    return reference.solve_assignment(cost, counts, maximize, duals)
 
 
 @torch.no_grad()
@@ -110,16 +162,28 @@ def match(
     *,
     weights: MatchWeights = MatchWeights(),
     class_cost: ClassCost = "softmax",
+    check: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """The query of each target under the cheapest matching (eq. 10 and 11): (..., B, M) int64, -1 past the count.
 
-    Arguments and errors as `pairwise_cost`; every leading index (decoder layer) is matched on its own.
+    Arguments and errors as `pairwise_cost` and `assign`; every leading index (decoder layer) is matched on its own.
     """
-    cost = pairwise_cost(logits, boxes, targets, weights=weights, class_cost=class_cost, backend=backend)
-    leading = cost.shape[:-2]
-    counts = targets.counts.expand(leading).reshape(-1)
-    return assign(cost.flatten(0, -3), counts, backend=backend).unflatten(0, leading)
+    check_predictions(logits, boxes, targets)
+    _check_choice("class_cost", class_cost, ("softmax", "focal"))
+    if choose_backend(backend, logits.device, _too_large(logits.shape[-2], targets.labels.shape[1])) == "triton":
+        from actdet_kernels import matching
+
+        matched, status = matching.match(logits, boxes, targets, weights, class_cost)
+    else:
+        cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost)
+        problems = cost.shape[:-2]
+        counts = targets.counts.expand(problems).reshape(-1)
+        matched, *_, status = reference.solve_assignment(cost.flatten(0, -3), counts, False, duals=False)
+        matched, status = matched.unflatten(0, problems), status.view(problems)
+    if check:
+        _check_status(status)
+    return matched
 
 
 def set_loss(
@@ -149,7 +213,7 @@ def set_loss(
         raise ValueError(f"matched must be {tuple(shape)}, got {tuple(matched.shape)}")
     if matched.dtype != torch.int64 or matched.device != logits.device:
         raise ValueError(f"matched must be int64 on {logits.device}, got {matched.dtype} on {matched.device}")
-    choose_backend(backend, logits.device)
+    choose_backend(backend, logits.device, NO_KERNEL)
     cls, l1, giou = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss)
     return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
 
@@ -157,3 +221,13 @@ def set_loss(
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_status(status: Tensor) -> None:
+    bad = (status & reference.NOT_FINITE).nonzero()
+    if len(bad):
+        raise ValueError(f"the cost of problem {tuple(bad[0].tolist())} is not finite ({len(bad)} of {status.numel()})")
+
+
+def _too_large(rows: int, columns: int) -> str | None:
+    return f"{rows} x {columns} is larger than {MAX_SIZE}" if max(rows, columns) > MAX_SIZE else None

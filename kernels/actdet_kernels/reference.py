@@ -15,6 +15,7 @@ from torch import Tensor
 from actdet_kernels.targets import Targets
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # RetinaNet (Lin et al. 2017), as in Deformable DETR
+NOT_FINITE, FORCED = 1, 2  # bits of a problem's status: has entries that are not finite; had to take one
 
 
 def box_corners(boxes: Tensor) -> Tensor:
@@ -76,15 +77,49 @@ def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights, clas
 
 
 def assign(cost: Tensor, counts: Tensor | None, maximize: bool) -> Tensor:
-    values = cost.detach().to("cpu", torch.float64).numpy()
-    batch, _, size = values.shape
-    sizes = [size] * batch if counts is None else [min(max(c, 0), size) for c in counts.tolist()]
-    rows_of_columns = np.full((batch, size), -1, dtype=np.int64)
+    return solve_assignment(cost, counts, maximize, duals=False)[0]
+
+
+def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool = True) -> tuple[Tensor, ...]:
+    """The fields of `operations.Assignment`; the duals are zero where they are not asked for."""
+    values = cost.detach().to("cpu", torch.float64).numpy() * (-1 if maximize else 1)
+    batch, size_n, size_m = values.shape
+    sizes = [size_m] * batch if counts is None else [min(max(c, 0), size_m) for c in counts.tolist()]
+    row_of_column, column_of_row = (np.full((batch, size), -1, dtype=np.int64) for size in (size_m, size_n))
+    row_dual, column_dual = np.zeros((batch, size_n)), np.zeros((batch, size_m))
+    status = np.zeros(batch, dtype=np.int32)
     for problem, count in enumerate(sizes):
-        matrix = _bounded(-values[problem, :, :count] if maximize else values[problem, :, :count])
-        rows, columns = linear_sum_assignment(matrix)
-        rows_of_columns[problem, columns] = rows
-    return torch.from_numpy(rows_of_columns).to(cost.device)
+        matrix = values[problem, :, :count]
+        finite = np.isfinite(matrix)
+        bounded = _bounded(matrix)
+        rows, columns = linear_sum_assignment(bounded)
+        row_of_column[problem, columns], column_of_row[problem, rows] = rows, columns
+        status[problem] = NOT_FINITE * (not finite.all()) + FORCED * (not finite[rows, columns].all())
+        if duals and len(rows):
+            row_dual[problem], column_dual[problem, :count] = _duals(bounded, rows, columns)
+    exact = cost.dtype in (torch.float64, torch.int32, torch.int64)
+    sign, dtype = -1 if maximize else 1, torch.float64 if exact else torch.float32
+    fields = (row_of_column, column_of_row, sign * row_dual, sign * column_dual, status)
+    return tuple(
+        torch.from_numpy(field).to(cost.device, dtype if field.dtype == np.float64 else None) for field in fields
+    )
+
+
+def _duals(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Prices with u[i] + v[j] <= matrix[i, j], equal on the pairs, and 0 for whoever is left over on the larger side.
+
+    v is the shortest distance to each column in the graph of re-assignments (Bellman and Ford).
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        v, u = _duals(matrix.T, columns, rows)
+        return u, v
+    order = np.argsort(rows)
+    columns = columns[order]  # of every row, since rows are the smaller side
+    tight = matrix[np.arange(len(rows)), columns]
+    v = np.zeros(matrix.shape[1])
+    for _ in range(len(rows)):
+        v = np.minimum(v, (matrix - (tight - v[columns])[:, None]).min(0))
+    return tight - v[columns], v
 
 
 def _bounded(matrix: np.ndarray) -> np.ndarray:
@@ -98,7 +133,8 @@ def _bounded(matrix: np.ndarray) -> np.ndarray:
     if finite.all():
         return matrix
     low, high = (matrix[finite].min(), matrix[finite].max()) if finite.any() else (0.0, 0.0)
-    return np.where(finite, matrix, high + min(matrix.shape) * (high - low) + max(1.0, abs(high)))
+    margin = (high - low) or abs(high) or 1.0
+    return np.where(finite, matrix, high + (min(matrix.shape) - 1) * (high - low) + margin)
 
 
 def set_loss(

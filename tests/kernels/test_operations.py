@@ -614,7 +614,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-def test_a_backend_that_cannot_run_raises(operation: Callable[..., Any]) -> None:
+def test_a_backend_that_cannot_run_raises(operation: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run on cpu: "):
         operation(backend="triton")
     with pytest.raises(ValueError, match="backend must be 'auto', 'triton' or 'reference', got 'cuda'"):

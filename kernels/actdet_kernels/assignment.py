@@ -1,0 +1,218 @@
+"""Exact rectangular linear assignment: shortest augmenting paths, one program for each problem.
+
+minimise  sum_i cost[i, column_i]   over one-to-one choices of a column for every row,  rows <= columns
+
+The method is Jonker and Volgenant's (1987) in the form of Crouse (2016), as in SciPy: rows get their columns one at a
+time, each along the cheapest path of re-assignments, which Dijkstra's algorithm finds on the reduced costs
+cost[i, j] - u[i] - v[j] >= 0. Rows are the smaller side, walked one by one; all that is known of the columns (dual,
+row, distance, path) lies in one block. The dual u of an assigned row is not stored: its own pair is tight, so that
+u[i] = cost[i, j] - v[j] there.
+
+`solve` does not know where costs come from: it calls a device function for the costs of a row.
+"""
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+# (what Triton compiles has types that a checker of Python does not know)
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from actdet_kernels import backend
+
+COLUMNS_PER_THREAD = 8
+INFINITY = tl.constexpr(float("inf"))
+HUGE, SHRINK = tl.constexpr(2.0**90), tl.constexpr(2.0**-40)  # exact, and sums of shrunken costs cannot overflow
+
+
+@triton.jit
+def solve(row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, columns, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """(BLOCK,) for every column: its row or -1, the dual u of that row, its own dual v. And the problem's status.
+
+    row_costs(source, i, j, KIND, DTYPE): the costs of row i in columns j; past `columns` it may return anything.
+    rows <= columns <= BLOCK. Every row gets a column, whatever the costs hold: each loop is bounded by a count, and a
+    step always finds a column, because `distance` is never NaN.
+    """
+    o_j = tl.arange(0, BLOCK)
+    m_j = o_j < columns
+    row_of = tl.full([BLOCK], -1, tl.int32)
+
+    # Look at every cost once: the finite range, and a start in which rows take their cheapest column if it is free.
+    low = tl.full([BLOCK], INFINITY, DTYPE)
+    high = -low
+    strange = tl.zeros([BLOCK], tl.int32)
+    placed = tl.zeros([BLOCK], tl.int32)  # by row
+    for i in range(rows):
+        cost = row_costs(source, i, o_j, KIND, DTYPE)
+        finite = m_j & (tl.abs(cost) < INFINITY)
+        strange = tl.where(finite | (o_j >= columns), strange, 1)
+        low = tl.where(finite, tl.minimum(low, cost), low)
+        high = tl.where(finite, tl.maximum(high, cost), high)
+        cheapest = tl.min(tl.where(finite, cost, INFINITY), axis=0)
+        j = tl.min(tl.where(finite & (row_of < 0) & (cost <= cheapest), o_j, BLOCK), axis=0)
+        row_of = tl.where(o_j == j, i, row_of)
+        placed = tl.where((o_j == i) & (j < BLOCK), 1, placed)
+    scale, instead = finite_substitute(tl.min(low, axis=0), tl.max(high, axis=0), rows)
+
+    v = tl.zeros([BLOCK], DTYPE)
+    root = tl.min(tl.where((placed == 0) & (o_j < rows), o_j, BLOCK), axis=0)
+    zero = root * 0  # a tensor: a comparison of Python numbers would be a Python bool, which no mask takes
+    while root < rows:
+        # Dijkstra from `root` to the nearest free column. A column is open until its shortest path is known.
+        open = m_j
+        distance = tl.full([BLOCK], INFINITY, DTYPE)
+        path = tl.zeros([BLOCK], tl.int32)  # the row before this column, and the column before that: i * BLOCK + j
+        nearest = tl.full([], 0, DTYPE)
+        i, j, steps = root, zero, zero
+        while (i >= 0) & (steps < rows):
+            slack = bounded(row_costs(source, i, o_j, KIND, DTYPE), scale, instead) - v
+            u = tl.sum(tl.where((o_j == j) & (steps > 0), slack, 0), axis=0)  # any value does for the root
+            through = nearest + (slack - u)
+            closer = open & (through < distance)
+            distance = tl.where(closer, through, distance)
+            path = tl.where(closer, i * BLOCK + j, path)
+            nearest = tl.min(tl.where(open, distance, INFINITY), axis=0)
+            # Of equally near columns a free one comes first, which ends the search.
+            key = tl.where(open & (distance <= nearest), (row_of + 1) * BLOCK + o_j, 2147483647)
+            first = tl.min(key, axis=0)
+            i, j = first // BLOCK - 1, first % BLOCK
+            open = open & (o_j != j)
+            steps += 1
+        v += tl.where(m_j & (open == 0), distance - nearest, 0)
+        # Every row on the path moves to the column after it.
+        i = zero - 1
+        while (i != root) & (steps > 0):
+            before = tl.sum(tl.where(o_j == j, path, 0), axis=0)
+            i = before // BLOCK
+            row_of = tl.where(o_j == j, i, row_of)
+            j = before % BLOCK
+            steps -= 1
+        root = tl.min(tl.where((placed == 0) & (o_j < rows) & (o_j > root), o_j, BLOCK), axis=0)
+
+    taken = row_of >= 0
+    cost = row_costs(source, tl.maximum(row_of, 0), o_j, KIND, DTYPE)
+    u = tl.where(taken, bounded(cost, scale, instead) - v, 0)
+    forced = tl.max(tl.where(taken & (tl.abs(cost) < INFINITY), 0, taken.to(tl.int32)), axis=0)
+    return row_of, u / scale, v / scale, tl.max(strange, axis=0) * (rows > 0) + 2 * forced
+
+
+@triton.jit
+def finite_substitute(low, high, rows):
+    """The scale at which sums of costs do not overflow, and at that scale the cost to use for one that is not finite.
+
+    With finite costs in [low, high], `rows` pairs of which b are substitutes s cost at most b s + (rows - b) high, and
+    with b + 1 at least (b + 1) s + (rows - b - 1) low: s > high + (rows - 1) (high - low) makes fewer always cheaper.
+    No larger than that and a margin, so that in float32 it swallows as little as possible of the others.
+    """
+    some = low <= high
+    low, high = tl.where(some, low, 0.0), tl.where(some, high, 0.0)
+    largest = tl.maximum(tl.abs(low), tl.abs(high))
+    scale = tl.where(largest > HUGE, SHRINK, 1.0).to(low.dtype)
+    spread = high * scale - low * scale
+    margin = tl.where(spread > 0, spread, tl.where(largest > 0, largest * scale, 1.0))
+    return scale, high * scale + (rows - 1) * spread + margin
+
+
+@triton.jit
+def bounded(cost, scale, instead):
+    return tl.where(tl.abs(cost) < INFINITY, cost * scale, instead)
+
+
+@triton.jit
+def matrix_costs(source, i, j, SIGN: tl.constexpr, DTYPE: tl.constexpr):
+    pointer, stride_i, stride_j, columns = source
+    return SIGN * tl.load(pointer + i * stride_i + j * stride_j, mask=j < columns, other=0).to(DTYPE)
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "s_p", "s_n", "s_m"])
+def assign_kernel(
+    cost, counts, row_of_column, column_of_row, row_dual, column_dual, status,
+    rows, columns, s_p, s_n, s_m,
+    SIGN: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program solves one problem: cost (rows, columns), of which as many columns count as its count says."""
+    i_p = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, BLOCK)
+    count = columns
+    if counts is not None:
+        count = tl.minimum(tl.maximum(tl.load(counts + i_p), 0), columns).to(tl.int32)
+
+    few = count <= rows  # the columns are the smaller side
+    smaller, larger = tl.minimum(count, rows), tl.maximum(count, rows)
+    stride_i, stride_j = tl.where(few, s_m, s_n).to(tl.int64), tl.where(few, s_n, s_m).to(tl.int64)
+    readable = tl.where(smaller > 0, larger, 0)  # without a row there is no column to look at
+    source = (cost + i_p * s_p, stride_i, stride_j, readable)
+    partner, u, v, flags = solve(matrix_costs, SIGN, source, smaller, larger, DTYPE, BLOCK)
+
+    # partner, u and v lie along the larger side; the smaller side's answers are written through them.
+    m_pair = partner >= 0
+    p_row, p_column = column_of_row + i_p * rows, row_of_column + i_p * columns
+    p_larger, size_larger = tl.where(few, p_row, p_column), tl.where(few, rows, columns)
+    p_smaller, size_smaller = tl.where(few, p_column, p_row), tl.where(few, columns, rows)
+    m_larger, m_padding = o < size_larger, (o >= smaller) & (o < size_smaller)
+    tl.store(p_larger + o, partner, mask=m_larger)
+    tl.store(p_smaller + o, tl.full([BLOCK], -1, tl.int32), mask=m_padding)
+    tl.store(p_smaller + partner, o, mask=m_pair)
+    tl.store(status + i_p, flags)
+    if row_dual is not None:
+        p_u, p_v = row_dual + i_p * rows, column_dual + i_p * columns
+        tl.store(tl.where(few, p_u, p_v) + o, SIGN * v, mask=m_larger)
+        tl.store(tl.where(few, p_v, p_u) + o, tl.zeros([BLOCK], DTYPE), mask=m_padding)
+        tl.store(tl.where(few, p_v, p_u) + partner, SIGN * u, mask=m_pair)
+
+
+def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool = True) -> tuple[Tensor, ...]:
+    """`operations.Assignment` of `cost (B, N, M)`; the duals are empty where they are not asked for."""
+    batch, rows, columns = cost.shape
+    exact = cost.dtype in (torch.float64, torch.int32, torch.int64)  # float32 would round such integers
+    if cost.dtype == torch.bool:
+        cost = cost.view(torch.uint8)
+    dtype = torch.float64 if exact else torch.float32
+    row_of_column, column_of_row, row_dual, column_dual, status = (
+        backend.empty((batch, *shape), dtype, cost.device)
+        for shape, dtype in (
+            ((columns,), torch.int64),
+            ((rows,), torch.int64),
+            ((rows if duals else 0,), dtype),
+            ((columns if duals else 0,), dtype),
+            ((), torch.int32),
+        )
+    )
+    block = block_size(rows, columns)
+    backend.launch(
+        assign_kernel,
+        batch,
+        cost,
+        None if counts is None else counts.contiguous(),
+        row_of_column,
+        column_of_row,
+        row_dual if duals else None,
+        column_dual if duals else None,
+        status,
+        rows,
+        columns,
+        *cost.stride(),
+        SIGN=-1 if maximize else 1,
+        DTYPE=tl.float64 if exact else tl.float32,
+        BLOCK=block,
+        **launch_options(block, COLUMNS_PER_THREAD),
+    )
+    return row_of_column, column_of_row, row_dual, column_dual, status
+
+
+def block_size(rows: int, columns: int) -> int:
+    return max(triton.next_power_of_2(max(rows, columns)), 16)
+
+
+def launch_options(block: int, columns_per_thread: int) -> dict[str, Any]:
+    """More columns a thread mean fewer exchanges between warps, until registers spill.
+
+    The register limit is the hardware's own: some versions of ptxas spill rather than go near it.
+    Without fused multiply-adds, near ties fall the same way with every compiler.
+    """
+    warps = min(max(block // (32 * columns_per_thread), 1), 16)
+    return {"num_warps": warps, "maxnreg": min(255, 65536 // (32 * warps)), "enable_fp_fusion": False}

@@ -1,0 +1,144 @@
+"""The matching cost of every query with every target: device functions, and the kernel that writes it out.
+
+cost[i, j] = cls * class_cost + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j))
+
+class_cost with "softmax": -softmax(logits_i)[label_j]
+           with "focal":   alpha (1 - p)^2 -log(p) - (1 - alpha) p^2 -log(1 - p),  p = sigmoid(logits_i[label_j])
+
+Everything is computed in float32, or in float64 where logits or boxes are float64. A label that no logit has makes the
+cost NaN, which the assignment avoids and reports.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from actdet_kernels import backend
+from actdet_kernels.boxes import box_iou_and_giou, box_l1, load_box
+from actdet_kernels.reference import FOCAL_ALPHA
+from actdet_kernels.targets import Targets
+
+BLOCK_N, BLOCK_M = 64, 16  # queries and targets that one program compares at a time
+ALPHA = tl.constexpr(FOCAL_ALPHA)
+
+
+@triton.jit
+def pair_cost(x, normaliser, query, target, weights, CLASS_COST: tl.constexpr):
+    """The cost of pairs: x is the query's logit of the target's class, query and target are boxes."""
+    class_cost = softmax_cost(x, normaliser) if CLASS_COST == "softmax" else focal_cost(x)
+    l1 = box_l1(query, target)
+    giou = box_iou_and_giou(query, target)[1]
+    return weights[0] * class_cost + weights[1] * l1 + weights[2] * (1 - giou)
+
+
+@triton.jit
+def softmax_cost(x, normaliser):
+    peak, total = normaliser
+    return -tl.exp(x - peak) / total
+
+
+@triton.jit
+def focal_cost(x):
+    """The focal loss of calling it this class, less that of calling it none (Lin et al. 2017, as Deformable DETR).
+
+    sigmoid(x) and sigmoid(-x) come from one exponential that cannot overflow; neither is one less the other.
+    """
+    tail = tl.exp(-tl.abs(x))
+    larger, smaller = 1 / (1 + tail), tail / (1 + tail)
+    p, rest = tl.where(x > 0, larger, smaller), tl.where(x > 0, smaller, larger)
+    common = tl.log(1 + tail)
+    found, missed = common + tl.where(x < 0, -x, 0.0), common + tl.where(x > 0, x, 0.0)  # -log(p), -log(1 - p)
+    return ALPHA * rest * rest * found - (1 - ALPHA) * p * p * missed
+
+
+@triton.jit
+def softmax_normaliser(pointer, classes, mask, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
+    """max(x) and sum(exp(x - max(x))) over the `classes` logits behind each pointer; nothing for "focal"."""
+    peak = tl.load(pointer, mask=mask).to(DTYPE)
+    total = tl.zeros_like(peak)
+    if CLASS_COST == "softmax":
+        for index in range(1, classes):
+            x = tl.load(pointer + index, mask=mask).to(DTYPE)
+            peak = tl.where(x > peak, x, peak)
+        for index in range(classes):
+            total += tl.exp(tl.load(pointer + index, mask=mask).to(DTYPE) - peak)
+    return peak, total
+
+
+@triton.jit
+def load_logit(pointer, label, classes, DTYPE: tl.constexpr):
+    """The logit of class `label` behind each pointer, NaN for a class there is not."""
+    known = (label >= 0) & (label < classes)
+    x = tl.load(pointer + tl.where(known, label, 0)).to(DTYPE)
+    return tl.where(known, x, float("nan"))
+
+
+@triton.jit(do_not_specialize=["batch", "queries", "size", "classes"])
+def pairwise_cost_kernel(
+    logits, boxes, labels, target_boxes, counts, out,
+    batch, queries, size, classes,
+    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CLASS_COST: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """out (problems, size, queries): one program writes BLOCK_N queries of one problem, BLOCK_M targets at a time."""
+    tiles = tl.cdiv(queries, BLOCK_N)
+    i_p = (tl.program_id(0) // tiles).to(tl.int64)  # problem: layer and sample
+    i_b = i_p % batch
+    o_n = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    m_n = o_n < queries
+    count = tl.minimum(tl.load(counts + i_b), size)
+
+    weights = (tl.full([], CLS, DTYPE), tl.full([], L1, DTYPE), tl.full([], GIOU, DTYPE))
+    row = tl.where(m_n, i_p * queries + o_n, 0)
+    p_logits = logits + row * classes
+    normaliser = softmax_normaliser(p_logits, classes, m_n, CLASS_COST, DTYPE)
+    query = load_box(boxes + row * 4, m_n, DTYPE)
+    for first in range(0, size, BLOCK_M):
+        o_m = first + tl.arange(0, BLOCK_M)[None, :]
+        m_m = o_m < count
+        label = tl.load(labels + i_b * size + o_m, mask=m_m, other=-1)
+        x = load_logit(p_logits, label, classes, DTYPE)
+        target = load_box(target_boxes + (i_b * size + o_m) * 4, m_m, DTYPE)
+        cost = tl.where(m_m, pair_cost(x, normaliser, query, target, weights, CLASS_COST), 0)
+        tl.store(out + (i_p * size + o_m) * queries + o_n, cost, mask=m_n & (o_m < size))
+
+
+def pairwise_cost(
+    logits: Tensor, boxes: Tensor, targets: Targets, weights: tuple[float, float, float], class_cost: str
+) -> Tensor:
+    """(..., B, N, M), of which the queries of one target lie together in memory: so the assignment reads them."""
+    *leading, batch, queries, classes = logits.shape
+    size = targets.labels.shape[1]
+    out = backend.empty((*leading, batch, size, queries), torch.promote_types(logits.dtype, boxes.dtype), logits.device)
+    problems = out.shape[:-2].numel() if out.numel() else 0
+    backend.launch(
+        pairwise_cost_kernel,
+        problems * triton.cdiv(queries, BLOCK_N),
+        *(tensor.contiguous() for tensor in (logits, boxes, *targets)),
+        out,
+        batch,
+        queries,
+        size,
+        classes,
+        BLOCK_N=BLOCK_N,
+        BLOCK_M=BLOCK_M,
+        enable_fp_fusion=False,
+        **cost_options(compute_dtype(logits, boxes), weights, class_cost),
+    )
+    return out.mT
+
+
+def compute_dtype(logits: Tensor, boxes: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(logits.dtype, boxes.dtype), torch.float32)
+
+
+def cost_options(compute: torch.dtype, weights: tuple[float, float, float], class_cost: str) -> dict[str, Any]:
+    """Compile-time arguments. The weights are among them because a Python float would reach a kernel as float32."""
+    cls, l1, giou = map(float, weights)
+    dtype = tl.float64 if compute == torch.float64 else tl.float32
+    return {"CLS": cls, "L1": l1, "GIOU": giou, "CLASS_COST": class_cost, "DTYPE": dtype}

@@ -1,0 +1,118 @@
+"""Logits, boxes and targets in, the query of each target out: cost and assignment in one launch.
+
+matched = argmin over one-to-one matchings of  sum_j cost[matched_j, j],  cost as in `cost.py`
+
+A cost is computed when the assignment looks at it, from logits and boxes; no cost matrix is written.
+"""
+# pyright: reportArgumentType=false
+# (what Triton compiles has types that a checker of Python does not know)
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from actdet_kernels import backend
+from actdet_kernels.assignment import block_size, launch_options, solve, solve_assignment
+from actdet_kernels.boxes import load_box
+from actdet_kernels.cost import compute_dtype, cost_options, load_logit, pair_cost, pairwise_cost, softmax_normaliser
+from actdet_kernels.targets import Targets
+
+COLUMNS_PER_THREAD = {torch.float32: 4, torch.float64: 2}
+FUSED_BLOCK = {torch.float32: 1024, torch.float64: 512}  # above, a cost matrix is written and read: two launches
+
+
+@triton.jit
+def target_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
+    """The costs of target i for every query j: what is known of the queries stays in registers."""
+    query, normaliser, weights, logits, labels, target_boxes, classes = source
+    x = load_logit(logits, tl.load(labels + i), classes, DTYPE)
+    target = load_box(target_boxes + i * 4, None, DTYPE)
+    return pair_cost(x, normaliser, query, target, weights, CLASS_COST)
+
+
+@triton.jit
+def query_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
+    """The costs of query i for every target j: what is known of the targets stays in registers."""
+    target, label, weights, logits, boxes, classes = source
+    row = logits + i * classes
+    x = load_logit(row, label, classes, DTYPE)
+    normaliser = softmax_normaliser(row, classes, None, CLASS_COST, DTYPE)
+    query = load_box(boxes + i * 4, None, DTYPE)
+    return pair_cost(x, normaliser, query, target, weights, CLASS_COST)
+
+
+@triton.jit(do_not_specialize=["batch", "queries", "size", "classes"])
+def match_kernel(
+    logits, boxes, labels, target_boxes, counts, matched, status,
+    batch, queries, size, classes,
+    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CLASS_COST: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program matches one problem, a sample under one decoder layer; the layers share the samples' targets."""
+    i_p = tl.program_id(0).to(tl.int64)
+    i_b = i_p % batch
+    o = tl.arange(0, BLOCK)
+    count = tl.minimum(tl.maximum(tl.load(counts + i_b), 0), size).to(tl.int32)
+    classes = classes.to(tl.int64)
+    weights = (tl.full([], CLS, DTYPE), tl.full([], L1, DTYPE), tl.full([], GIOU, DTYPE))
+    logits += i_p * queries * classes
+    boxes += i_p * queries * 4
+    labels += i_b * size
+    target_boxes += i_b * size * 4
+    matched += i_p * size
+
+    if count <= queries:
+        m_n = o < queries
+        p_logits = logits + tl.where(m_n, o, 0) * classes
+        query = load_box(boxes + o * 4, m_n, DTYPE)
+        normaliser = softmax_normaliser(p_logits, classes, m_n, CLASS_COST, DTYPE)
+        for_targets = (query, normaliser, weights, p_logits, labels, target_boxes, classes)
+        of_queries = solve(target_costs, CLASS_COST, for_targets, count, queries, DTYPE, BLOCK)
+        tl.store(matched + o, tl.full([BLOCK], -1, tl.int32), mask=(o >= count) & (o < size))
+        tl.store(matched + of_queries[0], o, mask=of_queries[0] >= 0)
+        tl.store(status + i_p, of_queries[3])
+    else:
+        m_m = o < count
+        target = load_box(target_boxes + o * 4, m_m, DTYPE)
+        label = tl.load(labels + o, mask=m_m, other=-1)
+        for_queries = (target, label, weights, logits, boxes, classes)
+        of_targets = solve(query_costs, CLASS_COST, for_queries, queries, count, DTYPE, BLOCK)
+        tl.store(matched + o, of_targets[0], mask=o < size)
+        tl.store(status + i_p, of_targets[3])
+
+
+def match(
+    logits: Tensor, boxes: Tensor, targets: Targets, weights: tuple[float, float, float], class_cost: str
+) -> tuple[Tensor, Tensor]:
+    """The query of each target (..., B, M) int64, -1 for none, and the status of each problem (..., B) int32."""
+    *leading, batch, queries, classes = logits.shape
+    size = targets.labels.shape[1]
+    problems = (*leading, batch)
+    block, compute = block_size(queries, size), compute_dtype(logits, boxes)
+    if block > FUSED_BLOCK[compute] or queries == 0:
+        cost = pairwise_cost(logits, boxes, targets, weights, class_cost).flatten(0, -3)
+        counts = targets.counts.expand(problems).reshape(-1)
+        matched, _, _, _, status = solve_assignment(cost, counts, maximize=False, duals=False)
+        return matched.view(*problems, size), status.view(problems)
+    matched = backend.empty((*problems, size), torch.int64, logits.device)
+    status = backend.empty(problems, torch.int32, logits.device)
+    if size == 0:
+        return matched, status.zero_()  # the kernel looks at target 0 even where a count is 0
+    backend.launch(
+        match_kernel,
+        status.numel(),
+        *(tensor.contiguous() for tensor in (logits, boxes, *targets)),
+        matched,
+        status,
+        batch,
+        queries,
+        size,
+        classes,
+        BLOCK=block,
+        **cost_options(compute, weights, class_cost),
+        **launch_options(block, COLUMNS_PER_THREAD[compute]),
+    )
+    return matched, status

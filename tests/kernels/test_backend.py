@@ -1,0 +1,88 @@
+"""Which implementation runs where, and that the reference does without Triton."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from actdet_kernels import assign, backend, explain_backend
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    backend._obstacle.cache_clear()
+    yield
+    backend._obstacle.cache_clear()
+
+
+@pytest.mark.parametrize("interpret", ["0", "1"])
+def test_the_automatic_choice_on_a_cpu_is_the_reference(interpret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    assert backend.choose_backend("auto", CPU) == backend.choose_backend("reference", CPU) == "reference"
+    assert explain_backend(CPU).startswith("reference: ")
+
+
+def test_the_interpreter_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="there is no Triton for this platform")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend.choose_backend("triton", CPU) == "triton"
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run on cpu: no kernel computes this"):
+        backend.choose_backend("triton", CPU, "no kernel computes this")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(RuntimeError, match="cannot run on cpu: kernels run on CUDA devices, and on a CPU under"):
+        backend.choose_backend("triton", CPU)
+    with pytest.raises(RuntimeError, match="cannot run on mps: kernels run on CUDA devices"):
+        backend.choose_backend("triton", torch.device("mps"))
+
+
+@pytest.mark.parametrize(("capability", "choice"), [((5, 2), "reference"), ((6, 0), "triton"), ((9, 0), "triton")])
+def test_the_automatic_choice_on_a_gpu(
+    capability: tuple[int, int], choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="there is no Triton for this platform")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    assert backend.choose_backend("auto", CUDA) == choice
+    assert backend.choose_backend("auto", CUDA, "no kernel computes this") == "reference"
+    text = explain_backend(CUDA)
+    assert text.startswith(choice)
+    assert "\n" not in text
+
+
+def test_a_problem_beyond_the_kernels_is_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    cost = torch.zeros(1, 1, 2**15 + 1)
+    with pytest.raises(RuntimeError, match="cannot run on cpu: 1 x 32769 is larger than 32768"):
+        assign(cost, backend="triton")
+    assert (assign(cost) >= 0).sum() == 1
+
+
+BROKEN = """
+import sys, torch, actdet_kernels
+assert "triton" not in sys.modules
+cost = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+assert actdet_kernels.assign(cost).tolist() == [[1, 0]]
+assert "triton" not in sys.modules
+try:
+    actdet_kernels.assign(cost, backend="triton")
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_without_a_working_triton_the_reference_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text("raise OSError('libcuda is\\nnowhere')")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", BROKEN], env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    reason = "Triton cannot be imported (OSError: libcuda is nowhere)"
+    assert done.stdout.strip() == f"backend 'triton' cannot run on cpu: {reason}"
