@@ -34,8 +34,8 @@ def solve(row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, columns, DT
     """(BLOCK,) for every column: its row or -1, the dual u of that row, its own dual v. And the problem's status.
 
     row_costs(source, i, j, KIND, DTYPE): the costs of row i in columns j; past `columns` it may return anything.
-    rows <= columns <= BLOCK. Every row gets a column, whatever the costs hold: each loop is bounded by a count, and a
-    step always finds a column, because `distance` is never NaN.
+    rows <= columns <= BLOCK. Every row gets a column, whatever the costs hold: every loop is bounded by a count, and
+    every step finds a column, because `distance` is never NaN.
     """
     o_j = tl.arange(0, BLOCK)
     m_j = o_j < columns
@@ -169,19 +169,15 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
     """`operations.Assignment` of `cost (B, N, M)`; the duals are empty where they are not asked for."""
     batch, rows, columns = cost.shape
     exact = cost.dtype in (torch.float64, torch.int32, torch.int64)  # float32 would round such integers
+    dual_dtype = torch.float64 if exact else torch.float32
     if cost.dtype == torch.bool:
         cost = cost.view(torch.uint8)
-    dtype = torch.float64 if exact else torch.float32
-    row_of_column, column_of_row, row_dual, column_dual, status = (
-        backend.empty((batch, *shape), dtype, cost.device)
-        for shape, dtype in (
-            ((columns,), torch.int64),
-            ((rows,), torch.int64),
-            ((rows if duals else 0,), dtype),
-            ((columns if duals else 0,), dtype),
-            ((), torch.int32),
-        )
-    )
+
+    row_of_column = backend.empty((batch, columns), torch.int64, cost.device)
+    column_of_row = backend.empty((batch, rows), torch.int64, cost.device)
+    row_dual = backend.empty((batch, rows if duals else 0), dual_dtype, cost.device)
+    column_dual = backend.empty((batch, columns if duals else 0), dual_dtype, cost.device)
+    status = backend.empty((batch,), torch.int32, cost.device)
     block = block_size(rows, columns)
     backend.launch(
         assign_kernel,
