@@ -9,6 +9,7 @@ loss.total.backward()
 from actdet_kernels.backend import explain_backend
 from actdet_kernels.operations import (
     Assignment,
+    Matching,
     MatchWeights,
     SetLoss,
     assign,
@@ -18,14 +19,17 @@ from actdet_kernels.operations import (
     pairwise_giou,
     set_loss,
     solve_assignment,
+    solve_matching,
 )
-from actdet_kernels.targets import Targets, pad_targets
+from actdet_kernels.targets import Targets, Tubelets, pad_targets
 
 __all__ = [
     "Assignment",
     "MatchWeights",
+    "Matching",
     "SetLoss",
     "Targets",
+    "Tubelets",
     "assign",
     "explain_backend",
     "giou_loss",
@@ -35,4 +39,5 @@ __all__ = [
     "pairwise_giou",
     "set_loss",
     "solve_assignment",
+    "solve_matching",
 ]

@@ -23,6 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
+from actdet_kernels.arguments import compiler_options, triton_dtype
+from actdet_kernels.reference import dual_dtype
 
 COLUMNS_PER_THREAD = 8
 INFINITY = tl.constexpr(float("inf"))
@@ -165,18 +167,17 @@ def assign_kernel(
         tl.store(tl.where(few, p_v, p_u) + partner, SIGN * u, mask=m_pair)
 
 
-def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool = True) -> tuple[Tensor, ...]:
+def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
     """`operations.Assignment` of `cost (B, N, M)`; the duals are empty where they are not asked for."""
     batch, rows, columns = cost.shape
-    exact = cost.dtype in (torch.float64, torch.int32, torch.int64)  # float32 would round such integers
-    dual_dtype = torch.float64 if exact else torch.float32
+    dtype = dual_dtype(cost.dtype)
     if cost.dtype == torch.bool:
         cost = cost.view(torch.uint8)
 
     row_of_column = backend.empty((batch, columns), torch.int64, cost.device)
     column_of_row = backend.empty((batch, rows), torch.int64, cost.device)
-    row_dual = backend.empty((batch, rows if duals else 0), dual_dtype, cost.device)
-    column_dual = backend.empty((batch, columns if duals else 0), dual_dtype, cost.device)
+    row_dual = backend.empty((batch, rows if duals else 0), dtype, cost.device)
+    column_dual = backend.empty((batch, columns if duals else 0), dtype, cost.device)
     status = backend.empty((batch,), torch.int32, cost.device)
     block = block_size(rows, columns)
     backend.launch(
@@ -193,7 +194,7 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
         columns,
         *cost.stride(),
         SIGN=-1 if maximize else 1,
-        DTYPE=tl.float64 if exact else tl.float32,
+        DTYPE=triton_dtype(dtype),
         BLOCK=block,
         **launch_options(block, COLUMNS_PER_THREAD),
     )
@@ -205,10 +206,5 @@ def block_size(rows: int, columns: int) -> int:
 
 
 def launch_options(block: int, columns_per_thread: int) -> dict[str, Any]:
-    """More columns a thread mean fewer exchanges between warps, until registers spill.
-
-    The register limit is the hardware's own: some versions of ptxas spill rather than go near it.
-    Without fused multiply-adds, near ties fall the same way with every compiler.
-    """
-    warps = min(max(block // (32 * columns_per_thread), 1), 16)
-    return {"num_warps": warps, "maxnreg": min(255, 65536 // (32 * warps)), "enable_fp_fusion": False}
+    """More columns a thread mean fewer exchanges between warps, until registers spill."""
+    return compiler_options(warps=min(max(block // (32 * columns_per_thread), 1), 16))

@@ -43,7 +43,7 @@ def explain_backend(device: torch.device) -> str:
     obstacle = _obstacle(device, os.environ.get("TRITON_INTERPRET") == "1")
     if obstacle is not None:
         return f"reference: {obstacle}"
-    return f"triton for costs and matching, reference for losses: {torch.cuda.get_device_name(device)}"
+    return f"triton: {torch.cuda.get_device_name(device)}"
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -70,7 +70,7 @@ def _obstacle(device: torch.device, interpreted: bool) -> str | None:
     elif not interpreted:
         return "kernels run on CUDA devices, and on a CPU under TRITON_INTERPRET=1, for tests"
     try:
-        importlib.import_module("actdet_kernels.matching")
+        importlib.import_module("actdet_kernels.losses")
     except Exception as error:
         return f"Triton cannot be imported ({type(error).__name__}: {error})".replace("\n", " ")
     return None

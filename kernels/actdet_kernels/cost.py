@@ -5,13 +5,12 @@ cost[i, j] = cls * class_cost + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j))
 class_cost with "softmax": -softmax(logits_i)[label_j]
            with "focal":   alpha (1 - p)^2 -log(p) - (1 - alpha) p^2 -log(1 - p),  p = sigmoid(logits_i[label_j])
 
+The L1 and GIoU terms of tubelets are means over the visible frames.
 Everything is computed in float32, or in float64 where logits or boxes are float64. A label that no logit has makes the
 cost NaN, which the assignment avoids and reports.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -19,21 +18,20 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
-from actdet_kernels.boxes import box_iou_and_giou, box_l1, load_box
+from actdet_kernels.arguments import compiler_options, compute_dtype, cost_options, frames, inputs
+from actdet_kernels.boxes import tubelet_terms
 from actdet_kernels.reference import FOCAL_ALPHA
-from actdet_kernels.targets import Targets
+from actdet_kernels.targets import Targets, Tubelets
 
-BLOCK_N, BLOCK_M = 64, 16  # queries and targets that one program compares at a time
+BLOCK_N, BLOCK_M = 64, 8  # queries and targets that one program compares at a time
 ALPHA = tl.constexpr(FOCAL_ALPHA)
 
 
 @triton.jit
-def pair_cost(x, normaliser, query, target, weights, CLASS_COST: tl.constexpr):
-    """The cost of pairs: x is the query's logit of the target's class, query and target are boxes."""
+def pair_cost(x, normaliser, box_terms, weights, CLASS_COST: tl.constexpr):
+    """The cost of pairs: x is the query's logit of the target's class, box_terms their L1 and GIoU terms."""
     class_cost = softmax_cost(x, normaliser) if CLASS_COST == "softmax" else focal_cost(x)
-    l1 = box_l1(query, target)
-    giou = box_iou_and_giou(query, target)[1]
-    return weights[0] * class_cost + weights[1] * l1 + weights[2] * (1 - giou)
+    return weights[0] * class_cost + weights[1] * box_terms[0] + weights[2] * box_terms[1]
 
 
 @triton.jit
@@ -78,10 +76,10 @@ def load_logit(pointer, label, classes, DTYPE: tl.constexpr):
     return tl.where(known, x, float("nan"))
 
 
-@triton.jit(do_not_specialize=["batch", "queries", "size", "classes"])
+@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames"])
 def pairwise_cost_kernel(
-    logits, boxes, labels, target_boxes, counts, out,
-    batch, queries, size, classes,
+    logits, boxes, labels, target_boxes, counts, visible, out,
+    batch, queries, size, classes, frames,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CLASS_COST: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
@@ -97,48 +95,46 @@ def pairwise_cost_kernel(
     row = tl.where(m_n, i_p * queries + o_n, 0)
     p_logits = logits + row * classes
     normaliser = softmax_normaliser(p_logits, classes, m_n, CLASS_COST, DTYPE)
-    query = load_box(boxes + row * 4, m_n, DTYPE)
+    p_boxes = boxes + row * frames * 4
     for first in range(0, size, BLOCK_M):
         o_m = first + tl.arange(0, BLOCK_M)[None, :]
         m_m = o_m < count
-        label = tl.load(labels + i_b * size + o_m, mask=m_m, other=-1)
+        target = i_b * size + o_m
+        label = tl.load(labels + target, mask=m_m, other=-1)
         x = load_logit(p_logits, label, classes, DTYPE)
-        target = load_box(target_boxes + (i_b * size + o_m) * 4, m_m, DTYPE)
-        cost = tl.where(m_m, pair_cost(x, normaliser, query, target, weights, CLASS_COST), 0)
+        p_targets = target_boxes + target * frames * 4
+        p_visible = None if visible is None else visible + target * frames
+        terms = tubelet_terms(p_boxes, p_targets, p_visible, frames, m_n, m_m, DTYPE)
+        cost = tl.where(m_m, pair_cost(x, normaliser, terms, weights, CLASS_COST), 0)
         tl.store(out + (i_p * size + o_m) * queries + o_n, cost, mask=m_n & (o_m < size))
 
 
 def pairwise_cost(
-    logits: Tensor, boxes: Tensor, targets: Targets, weights: tuple[float, float, float], class_cost: str
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    weights: tuple[float, float, float],
+    class_cost: str,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """(..., B, N, M), of which the queries of one target lie together in memory: so the assignment reads them."""
+    """(..., B, M, N) of `dtype`: the queries of one target lie together in memory, as the assignment reads them."""
     *leading, batch, queries, classes = logits.shape
     size = targets.labels.shape[1]
-    out = backend.empty((*leading, batch, size, queries), torch.promote_types(logits.dtype, boxes.dtype), logits.device)
+    out = backend.empty((*leading, batch, size, queries), dtype, logits.device)
     problems = out.shape[:-2].numel() if out.numel() else 0
     backend.launch(
         pairwise_cost_kernel,
         problems * triton.cdiv(queries, BLOCK_N),
-        *(tensor.contiguous() for tensor in (logits, boxes, *targets)),
+        *inputs(logits, boxes, targets),
         out,
         batch,
         queries,
         size,
         classes,
+        frames(targets),
         BLOCK_N=BLOCK_N,
         BLOCK_M=BLOCK_M,
-        enable_fp_fusion=False,
+        **compiler_options(),
         **cost_options(compute_dtype(logits, boxes), weights, class_cost),
     )
-    return out.mT
-
-
-def compute_dtype(logits: Tensor, boxes: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(logits.dtype, boxes.dtype), torch.float32)
-
-
-def cost_options(compute: torch.dtype, weights: tuple[float, float, float], class_cost: str) -> dict[str, Any]:
-    """Compile-time arguments. The weights are among them because a Python float would reach a kernel as float32."""
-    cls, l1, giou = map(float, weights)
-    dtype = tl.float64 if compute == torch.float64 else tl.float32
-    return {"CLS": cls, "L1": l1, "GIOU": giou, "CLASS_COST": class_cost, "DTYPE": dtype}
+    return out

@@ -2,7 +2,9 @@
 
 matched = argmin over one-to-one matchings of  sum_j cost[matched_j, j],  cost as in `cost.py`
 
-A cost is computed when the assignment looks at it, from logits and boxes; no cost matrix is written.
+A cost is computed when the assignment looks at it, from logits and boxes; no cost matrix is written. Two launches, with
+the matrix between them, serve what would not fit or not pay: many queries, and tubelets, whose pairs cost T times as
+much to look at again.
 """
 # pyright: reportArgumentType=false
 # (what Triton compiles has types that a checker of Python does not know)
@@ -15,10 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
+from actdet_kernels.arguments import compute_dtype, cost_options, inputs
 from actdet_kernels.assignment import block_size, launch_options, solve, solve_assignment
-from actdet_kernels.boxes import load_box
-from actdet_kernels.cost import compute_dtype, cost_options, load_logit, pair_cost, pairwise_cost, softmax_normaliser
-from actdet_kernels.targets import Targets
+from actdet_kernels.boxes import box_terms, load_box
+from actdet_kernels.cost import load_logit, pair_cost, pairwise_cost, softmax_normaliser
+from actdet_kernels.targets import Targets, Tubelets
 
 COLUMNS_PER_THREAD = {torch.float32: 4, torch.float64: 2}
 FUSED_BLOCK = {torch.float32: 1024, torch.float64: 512}  # above, a cost matrix is written and read: two launches
@@ -30,7 +33,7 @@ def target_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
     query, normaliser, weights, logits, labels, target_boxes, classes = source
     x = load_logit(logits, tl.load(labels + i), classes, DTYPE)
     target = load_box(target_boxes + i * 4, None, DTYPE)
-    return pair_cost(x, normaliser, query, target, weights, CLASS_COST)
+    return pair_cost(x, normaliser, box_terms(query, target), weights, CLASS_COST)
 
 
 @triton.jit
@@ -41,7 +44,7 @@ def query_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
     x = load_logit(row, label, classes, DTYPE)
     normaliser = softmax_normaliser(row, classes, None, CLASS_COST, DTYPE)
     query = load_box(boxes + i * 4, None, DTYPE)
-    return pair_cost(x, normaliser, query, target, weights, CLASS_COST)
+    return pair_cost(x, normaliser, box_terms(query, target), weights, CLASS_COST)
 
 
 @triton.jit(do_not_specialize=["batch", "queries", "size", "classes"])
@@ -85,15 +88,19 @@ def match_kernel(
 
 
 def match(
-    logits: Tensor, boxes: Tensor, targets: Targets, weights: tuple[float, float, float], class_cost: str
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    weights: tuple[float, float, float],
+    class_cost: str,
 ) -> tuple[Tensor, Tensor]:
     """The query of each target (..., B, M) int64, -1 for none, and the status of each problem (..., B) int32."""
     *leading, batch, queries, classes = logits.shape
     size = targets.labels.shape[1]
     problems = (*leading, batch)
     block, compute = block_size(queries, size), compute_dtype(logits, boxes)
-    if block > FUSED_BLOCK[compute] or queries == 0:
-        cost = pairwise_cost(logits, boxes, targets, weights, class_cost).flatten(0, -3)
+    if isinstance(targets, Tubelets) or block > FUSED_BLOCK[compute] or queries == 0:
+        cost = pairwise_cost(logits, boxes, targets, weights, class_cost, compute).flatten(0, -3).mT
         counts = targets.counts.expand(problems).reshape(-1)
         matched, _, _, _, status = solve_assignment(cost, counts, maximize=False, duals=False)
         return matched.view(*problems, size), status.view(problems)
@@ -104,7 +111,7 @@ def match(
     backend.launch(
         match_kernel,
         status.numel(),
-        *(tensor.contiguous() for tensor in (logits, boxes, *targets)),
+        *inputs(logits, boxes, targets)[:-1],
         matched,
         status,
         batch,

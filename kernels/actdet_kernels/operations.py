@@ -1,9 +1,9 @@
 """The public operations of set prediction: cost, assignment, matching, set loss.
 
-Each checks shapes, asks `backend.choose_backend` which implementation runs, and calls it. Shapes: L (any
-number of leading dimensions, usually the supervised decoder layers), B samples, N queries, M padded targets,
-C logits. Equations are those of the fight-and-collapse technical report (Saun and Sharma 2026), which follows
-DETR (Carion et al. 2020).
+Each checks shapes and calls an operator of `dispatch`, which chooses the implementation. Shapes: L (any number of
+leading dimensions, usually the supervised decoder layers), B samples, N queries, M padded targets, C logits, T frames.
+Wherever boxes are (..., B, N, 4) with `Targets`, they may be (..., B, N, T, 4) with `Tubelets`. Equations are those of
+the fight-and-collapse technical report (Saun and Sharma 2026), which follows DETR (Carion et al. 2020).
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from actdet_kernels import reference
+from actdet_kernels import dispatch, reference
 from actdet_kernels.backend import Backend, choose_backend
-from actdet_kernels.targets import Targets, check_predictions
+from actdet_kernels.targets import Targets, Tubelets, check_predictions
 
-MAX_SIZE = 2**15  # queries or targets in one problem: the kernels keep a pair of them in 32 bits
 NO_KERNEL = "no kernel computes this operation yet"
 
 ClassCost = Literal["softmax", "focal"]
@@ -49,8 +48,20 @@ class Assignment(NamedTuple):
     status: Tensor
 
 
+class Matching(NamedTuple):
+    """matched: (..., B, M) int64, the query of each target, -1 for none.
+    status: (..., B) int32, of each problem, as in `Assignment`.
+    """
+
+    matched: Tensor
+    status: Tensor
+
+
 class SetLoss(NamedTuple):
-    """0-d tensors: `total = weights.cls * cls + weights.l1 * l1 + weights.giou * giou`, all differentiable."""
+    """`total = weights.cls * cls + weights.l1 * l1 + weights.giou * giou`, all differentiable once.
+
+    0-d tensors, or (...), one for each layer; float32, or float64 where logits or boxes are float64.
+    """
 
     total: Tensor
     cls: Tensor
@@ -84,7 +95,7 @@ def giou_loss(a: Tensor, b: Tensor, *, backend: Backend = "auto") -> Tensor:
 def pairwise_cost(
     logits: Tensor,
     boxes: Tensor,
-    targets: Targets,
+    targets: Targets | Tubelets,
     *,
     weights: MatchWeights = MatchWeights(),
     class_cost: ClassCost = "softmax",
@@ -101,11 +112,7 @@ def pairwise_cost(
     """
     check_predictions(logits, boxes, targets)
     _check_choice("class_cost", class_cost, ("softmax", "focal"))
-    if choose_backend(backend, logits.device) == "triton":
-        from actdet_kernels import cost
-
-        return cost.pairwise_cost(logits, boxes, targets, weights, class_cost)
-    return reference.pairwise_cost(logits, boxes, targets, weights, class_cost)
+    return dispatch.pairwise_cost(logits, boxes, *dispatch.flat(targets), weights, class_cost, backend).mT
 
 
 @torch.no_grad()
@@ -126,7 +133,7 @@ def assign(
     Kernels compute in float32, and in float64 for float64, int32 and int64 costs.
     Raises ValueError for other shapes.
     """
-    row_of_column, *_, status = _solve(cost, counts, maximize, False, backend)
+    row_of_column, *_, status = _solve(cost, counts, maximize, backend, duals=False)
     if check:
         _check_status(status)
     return row_of_column
@@ -137,28 +144,24 @@ def solve_assignment(
     cost: Tensor, counts: Tensor | None = None, *, maximize: bool = False, backend: Backend = "auto"
 ) -> Assignment:
     """`assign` with all that is known of the solution: both sides, the dual prices that prove it, and the status."""
-    return Assignment(*_solve(cost, counts, maximize, True, backend))
+    return Assignment(*_solve(cost, counts, maximize, backend, duals=True))
 
 
-def _solve(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool, backend: Backend) -> tuple[Tensor, ...]:
+def _solve(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Backend, duals: bool) -> tuple[Tensor, ...]:
     if cost.ndim != 3:
         raise ValueError(f"cost must be (B, N, M), got {tuple(cost.shape)}")
     if counts is not None and counts.shape != cost.shape[:1]:
         raise ValueError(f"counts must be ({cost.shape[0]},) for {cost.shape[0]} problems, got {tuple(counts.shape)}")
     if counts is not None and (counts.device != cost.device or counts.dtype not in (torch.int32, torch.int64)):
         raise ValueError(f"counts must be int32 or int64 on {cost.device}, got {counts.dtype} on {counts.device}")
-    if choose_backend(backend, cost.device, _too_large(*cost.shape[1:])) == "triton":
-        from actdet_kernels import assignment
-
-        return assignment.solve_assignment(cost, counts, maximize, duals)
-    return reference.solve_assignment(cost, counts, maximize, duals)
+    return dispatch.assign(cost, counts, maximize, duals, backend)
 
 
 @torch.no_grad()
 def match(
     logits: Tensor,
     boxes: Tensor,
-    targets: Targets,
+    targets: Targets | Tubelets,
     *,
     weights: MatchWeights = MatchWeights(),
     class_cost: ClassCost = "softmax",
@@ -169,41 +172,49 @@ def match(
 
     Arguments and errors as `pairwise_cost` and `assign`; every leading index (decoder layer) is matched on its own.
     """
-    check_predictions(logits, boxes, targets)
-    _check_choice("class_cost", class_cost, ("softmax", "focal"))
-    if choose_backend(backend, logits.device, _too_large(logits.shape[-2], targets.labels.shape[1])) == "triton":
-        from actdet_kernels import matching
-
-        matched, status = matching.match(logits, boxes, targets, weights, class_cost)
-    else:
-        cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost)
-        problems = cost.shape[:-2]
-        counts = targets.counts.expand(problems).reshape(-1)
-        matched, *_, status = reference.solve_assignment(cost.flatten(0, -3), counts, False, duals=False)
-        matched, status = matched.unflatten(0, problems), status.view(problems)
+    matched, status = solve_matching(logits, boxes, targets, weights=weights, class_cost=class_cost, backend=backend)
     if check:
         _check_status(status)
     return matched
 
 
+@torch.no_grad()
+def solve_matching(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    *,
+    weights: MatchWeights = MatchWeights(),
+    class_cost: ClassCost = "softmax",
+    backend: Backend = "auto",
+) -> Matching:
+    """`match` with the status of each problem, for who wants to know without waiting for the device."""
+    check_predictions(logits, boxes, targets)
+    _check_choice("class_cost", class_cost, ("softmax", "focal"))
+    return Matching(*dispatch.match(logits, boxes, *dispatch.flat(targets), weights, class_cost, backend))
+
+
 def set_loss(
     logits: Tensor,
     boxes: Tensor,
-    targets: Targets,
+    targets: Targets | Tubelets,
     matched: Tensor,
     *,
     weights: MatchWeights = MatchWeights(),
     no_object_weight: float = 0.1,
     class_loss: ClassLoss = "cross_entropy",
+    per_layer: bool = False,
     backend: Backend = "auto",
 ) -> SetLoss:
     """The loss over matched pairs and unmatched queries (eq. 12), summed over the leading (layer) dimensions.
 
-    logits: (..., B, N, C). boxes: (..., B, N, 4). matched: (..., B, M) from `match`, -1 for no query.
+    logits: (..., B, N, C). boxes: (..., B, N, 4). matched: (..., B, M) from `match`, -1 for no query; no query twice.
+    per_layer: give the losses of each leading index, not their sums.
     cls: with "cross_entropy" the weighted mean over all queries, a query without a target being of the last class
         (no_object) at weight `no_object_weight`; with "focal" the sigmoid-focal sum over all logits, every one a
         class, divided by the number of targets.
     l1, giou: sums over the matched pairs, divided by the number of targets in the batch (at least 1), as in DETR.
+    Deterministic: the kernels add up in a fixed order. Targets get no gradient.
     Raises ValueError where shapes, dtypes or devices disagree.
     """
     check_predictions(logits, boxes, targets)
@@ -213,8 +224,12 @@ def set_loss(
         raise ValueError(f"matched must be {tuple(shape)}, got {tuple(matched.shape)}")
     if matched.dtype != torch.int64 or matched.device != logits.device:
         raise ValueError(f"matched must be int64 on {logits.device}, got {matched.dtype} on {matched.device}")
-    choose_backend(backend, logits.device, NO_KERNEL)
-    cls, l1, giou = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss)
+    if choose_backend(backend, logits.device) == "triton":
+        options = (weights, no_object_weight, class_loss, per_layer)
+        flat = dispatch.flat(targets)
+        return SetLoss(*dispatch.DifferentiableSetLoss.apply(logits, boxes, *flat, matched, *options))
+    terms = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss)
+    cls, l1, giou = terms if per_layer else (term.sum() for term in terms)
     return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
 
 
@@ -227,7 +242,3 @@ def _check_status(status: Tensor) -> None:
     bad = (status & reference.NOT_FINITE).nonzero()
     if len(bad):
         raise ValueError(f"the cost of problem {tuple(bad[0].tolist())} is not finite ({len(bad)} of {status.numel()})")
-
-
-def _too_large(rows: int, columns: int) -> str | None:
-    return f"{rows} x {columns} is larger than {MAX_SIZE}" if max(rows, columns) > MAX_SIZE else None

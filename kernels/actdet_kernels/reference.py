@@ -1,7 +1,7 @@
 """The operations in plain PyTorch and SciPy: their definition, the oracle of every test, and the fallback.
 
-Any floating-point dtype, any device, any number of leading dimensions. Nothing here is meant to be fast.
-Notation: B samples, N queries, M padded targets, C logits; boxes are cxcywh in [0, 1].
+Any floating-point dtype, any device, any number of leading dimensions; half precision is computed in float32.
+Notation: B samples, N queries, M padded targets, C logits, T frames; boxes are cxcywh in [0, 1].
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from actdet_kernels.targets import Targets
+from actdet_kernels.targets import Targets, Tubelets
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # RetinaNet (Lin et al. 2017), as in Deformable DETR
+SMALLEST_AREA = 2.0**-100  # what is no larger counts as zero: its reciprocal times a side would leave float32
 NOT_FINITE, FORCED = 1, 2  # bits of a problem's status: has entries that are not finite; had to take one
 
 
@@ -24,15 +25,13 @@ def box_corners(boxes: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
-def box_iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and generalized IoU (eq. 13 of the report; Rezatofighi et al. 2019) of boxes that broadcast.
+def box_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalized IoU (eq. 13 of the report; Rezatofighi et al. 2019) of boxes that broadcast.
 
-    Both quotients are 0 where their denominator is 0 (boxes without an area), so values and gradients are finite;
-    half precision is computed in float32, where one over the area of a small box does not overflow.
+    Both quotients are 0 where their denominator is (boxes without an area), so values and gradients are finite.
     """
     dtype = torch.promote_types(a.dtype, b.dtype)
-    exact = torch.promote_types(dtype, torch.float32)
-    a, b = box_corners(a.to(exact)), box_corners(b.to(exact))
+    a, b = box_corners(_at_least_float32(a)), box_corners(_at_least_float32(b))
     area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
     area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
@@ -40,27 +39,31 @@ def box_iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     inter = overlap[..., 0] * overlap[..., 1]
     union = area_a + area_b - inter
     enclosing = hull[..., 0] * hull[..., 1]
-    iou = _divide(inter, union)
-    giou = iou - _divide(enclosing - union, enclosing)
-    return iou.to(dtype), giou.to(dtype)
+    return (_divide(inter, union) - _divide(enclosing - union, enclosing)).to(dtype)
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    positive = denominator > 0
+    positive = denominator > SMALLEST_AREA
     return torch.where(positive, numerator / torch.where(positive, denominator, 1), 0)
 
 
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
-    return box_iou_and_giou(a[..., :, None, :], b[..., None, :, :])[1]
+    return box_giou(a[..., :, None, :], b[..., None, :, :])
 
 
 def giou_loss(a: Tensor, b: Tensor) -> Tensor:
-    return 1 - box_iou_and_giou(a, b)[1]
+    return 1 - box_giou(a, b)
 
 
-def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights, class_cost: str) -> Tensor:
+def pairwise_cost(
+    logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, weights: tuple[float, float, float], class_cost: str
+) -> Tensor:
+    logits, boxes = _at_least_float32(logits), _at_least_float32(boxes)
     labels = torch.where(targets.valid, targets.labels, 0)
-    target_boxes = targets.boxes.masked_fill(~targets.valid[..., None], 0).to(boxes.dtype)
     if class_cost == "softmax":
         score = -logits.softmax(-1)
     else:
@@ -70,23 +73,37 @@ def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights, clas
         score = positive - negative
     index = labels[:, None, :].expand(*logits.shape[:-1], labels.shape[-1])
     cls = score.gather(-1, index)
-    l1 = (boxes[..., :, None, :] - target_boxes[..., None, :, :]).abs().sum(-1)
-    giou = 1 - pairwise_giou(boxes, target_boxes)
-    cost = weights.cls * cls + weights.l1 * l1 + weights.giou * giou
+    queries_first = boxes.unsqueeze(logits.ndim - 1)  # (..., B, N, 1, 4), with T before the 4 in tubelets
+    l1, giou = _box_terms(queries_first, targets, _clean_boxes(targets, boxes)[:, None])
+    cost = weights[0] * cls + weights[1] * l1 + weights[2] * giou
     return cost.masked_fill(~targets.valid[:, None, :], 0)
 
 
-def assign(cost: Tensor, counts: Tensor | None, maximize: bool) -> Tensor:
-    return solve_assignment(cost, counts, maximize, duals=False)[0]
+def _clean_boxes(targets: Targets | Tubelets, like: Tensor) -> Tensor:
+    """The target boxes in the dtype of the predicted ones, zero where they hold nothing."""
+    valid = targets.valid
+    if isinstance(targets, Tubelets):
+        valid = valid[..., None] & targets.visible
+    return targets.boxes.detach().masked_fill(~valid[..., None], 0).to(like.dtype)
 
 
-def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool = True) -> tuple[Tensor, ...]:
-    """The fields of `operations.Assignment`; the duals are zero where they are not asked for."""
+def _box_terms(boxes: Tensor, targets: Targets | Tubelets, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and 1 - GIoU of boxes (..., 4) that broadcast; of tubelets (..., T, 4), means over the visible frames."""
+    l1, giou = (boxes - target_boxes).abs().sum(-1), giou_loss(boxes, target_boxes)
+    if isinstance(targets, Tubelets):
+        visible = targets.visible.reshape(target_boxes.shape[:-1])
+        seen = visible.sum(-1).clamp(min=1)
+        l1, giou = (torch.where(visible, term, 0).sum(-1) / seen for term in (l1, giou))
+    return l1, giou
+
+
+def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
+    """The fields of `operations.Assignment`; the duals are empty where they are not asked for."""
     values = cost.detach().to("cpu", torch.float64).numpy() * (-1 if maximize else 1)
     batch, size_n, size_m = values.shape
     sizes = [size_m] * batch if counts is None else [min(max(c, 0), size_m) for c in counts.tolist()]
     row_of_column, column_of_row = (np.full((batch, size), -1, dtype=np.int64) for size in (size_m, size_n))
-    row_dual, column_dual = np.zeros((batch, size_n)), np.zeros((batch, size_m))
+    row_dual, column_dual = (np.zeros((batch, size if duals else 0)) for size in (size_n, size_m))
     status = np.zeros(batch, dtype=np.int32)
     for problem, count in enumerate(sizes):
         matrix = values[problem, :, :count]
@@ -97,12 +114,16 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
         status[problem] = NOT_FINITE * (not finite.all()) + FORCED * (not finite[rows, columns].all())
         if duals and len(rows):
             row_dual[problem], column_dual[problem, :count] = _duals(bounded, rows, columns)
-    exact = cost.dtype in (torch.float64, torch.int32, torch.int64)
-    sign, dtype = -1 if maximize else 1, torch.float64 if exact else torch.float32
+    sign, dtype = -1 if maximize else 1, dual_dtype(cost.dtype)
     fields = (row_of_column, column_of_row, sign * row_dual, sign * column_dual, status)
     return tuple(
         torch.from_numpy(field).to(cost.device, dtype if field.dtype == np.float64 else None) for field in fields
     )
+
+
+def dual_dtype(cost: torch.dtype) -> torch.dtype:
+    """In what assignments are computed: float64 for integers that float32 would round."""
+    return torch.float64 if cost in (torch.float64, torch.int32, torch.int64) else torch.float32
 
 
 def _duals(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,9 +159,15 @@ def _bounded(matrix: np.ndarray) -> np.ndarray:
 
 
 def set_loss(
-    logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, no_object_weight: float, class_loss: str
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    matched: Tensor,
+    no_object_weight: float,
+    class_loss: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The three unweighted terms (cls, l1, giou), each summed over the leading (layer) dimensions."""
+    """The three unweighted terms (cls, l1, giou) of every layer."""
+    logits, boxes = _at_least_float32(logits), _at_least_float32(boxes)
     *leading, batch, queries, classes = logits.shape
     pairs = (matched >= 0) & targets.valid
     query = torch.where(pairs, matched, queries)  # one place too many, cut off again: where misses are written
@@ -152,7 +179,8 @@ def set_loss(
     if class_loss == "cross_entropy":
         loss = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
         weight = torch.ones_like(loss).masked_fill(wanted == no_object, no_object_weight)
-        cls = (weight * loss).sum((-2, -1)) / weight.sum((-2, -1))
+        weights = weight.sum((-2, -1))
+        cls = (weight * loss).sum((-2, -1)) / torch.where(weights > 0, weights, 1)
     else:
         one_hot = F.one_hot(wanted, classes + 1)[..., :classes].to(logits.dtype)
         p = logits.sigmoid()
@@ -161,8 +189,8 @@ def set_loss(
         missed = (1 - p) * one_hot + p * (1 - one_hot)
         cls = (alpha * missed**FOCAL_GAMMA * entropy).sum((-3, -2, -1)) / normaliser
 
-    chosen = boxes.gather(-2, torch.where(pairs, matched, 0)[..., None].expand(*matched.shape, 4))
-    target_boxes = targets.boxes.masked_fill(~targets.valid[..., None], 0).to(boxes.dtype).expand_as(chosen)
-    l1 = (chosen - target_boxes).abs().sum(-1).masked_fill(~pairs, 0).sum() / normaliser
-    giou = giou_loss(chosen, target_boxes).masked_fill(~pairs, 0).sum() / normaliser
-    return cls.sum(), l1, giou
+    index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))
+    chosen = boxes.gather(matched.ndim - 1, index.expand(*matched.shape, *boxes.shape[matched.ndim :]))
+    terms = _box_terms(chosen, targets, _clean_boxes(targets, boxes))
+    l1, giou = (term.masked_fill(~pairs, 0).sum((-2, -1)) / normaliser for term in terms)
+    return cls, l1, giou

@@ -6,6 +6,7 @@ targets is a new value in `counts`, never a new shape.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -32,8 +33,35 @@ class Targets(NamedTuple):
     @property
     def valid(self) -> Tensor:
         """(B, M) bool: the rows that are real targets."""
-        rows = torch.arange(self.labels.shape[1], device=self.labels.device)
-        return rows < self.counts[:, None]
+        return _valid(self.labels, self.counts)
+
+
+class Tubelets(NamedTuple):
+    """Targets that are boxes over T frames each (action tubelets), for predictions of boxes (..., B, N, T, 4).
+
+    labels, counts: as in `Targets`.
+    boxes: (B, M, T, 4) floating point, cxcywh in [0, 1].
+    visible: (B, M, T) bool; costs and losses are means over the visible frames, whatever the others hold. A tubelet
+        that is visible nowhere has no box to compare: its L1 and GIoU terms are 0.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    counts: Tensor
+    visible: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Tubelets:
+        """The same tubelets on `device`."""
+        return Tubelets(*(field.to(device, non_blocking=non_blocking) for field in self))
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, M) bool: the rows that are real targets."""
+        return _valid(self.labels, self.counts)
+
+
+def _valid(labels: Tensor, counts: Tensor) -> Tensor:
+    return torch.arange(labels.shape[1], device=labels.device) < counts[:, None]
 
 
 def pad_targets(
@@ -46,6 +74,7 @@ def pad_targets(
     max_targets: the padded length M; by default the longest sample's, at least 1. Give it to keep one
         shape for a whole training. A sample with more targets raises ValueError.
     device: where the result lives; by default that of the first sample's labels.
+    A few launches whatever the number of samples, and no wait for the device.
     """
     counts = [len(sample["labels"]) for sample in targets]
     for index, (sample, count) in enumerate(zip(targets, counts, strict=True)):
@@ -61,30 +90,44 @@ def pad_targets(
     if device is None:
         device = targets[0]["labels"].device if targets else "cpu"
 
+    # All samples one after the other, behind a row of zeros to which the padding points.
     dtype = targets[0]["boxes"].dtype if targets else torch.float32
-    labels = torch.zeros(len(targets), size, dtype=torch.int64, device=device)
-    boxes = torch.zeros(len(targets), size, 4, dtype=dtype, device=device)
-    for row, (sample, count) in enumerate(zip(targets, counts, strict=True)):
-        labels[row, :count] = sample["labels"].to(device)
-        boxes[row, :count] = sample["boxes"].to(device)
-    return Targets(labels, boxes, torch.tensor(counts, dtype=torch.int32, device=device))
+    labels = [torch.zeros(1, dtype=torch.int64, device=device)]
+    boxes = [torch.zeros(1, 4, dtype=dtype, device=device)]
+    for sample in targets:
+        labels.append(sample["labels"].to(device, torch.int64))
+        boxes.append(sample["boxes"].to(device, dtype))
+    ends = itertools.accumulate(counts)
+    rows = [
+        [1 + end - count + row if row < count else 0 for row in range(size)]
+        for end, count in zip(ends, counts, strict=True)
+    ]
+    index = torch.tensor(rows, dtype=torch.int64).reshape(len(targets), size).to(device, non_blocking=True)
+    number = torch.tensor(counts, dtype=torch.int32).to(device, non_blocking=True)
+    return Targets(torch.cat(labels)[index], torch.cat(boxes)[index], number)
 
 
-def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets) -> None:
-    """Raise ValueError where `logits (..., B, N, C)`, `boxes (..., B, N, 4)` and `targets` disagree.
+def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> None:
+    """Raise ValueError where `logits (..., B, N, C)`, `boxes` and `targets` disagree.
 
+    boxes: (..., B, N, 4) with `Targets`, (..., B, N, T, 4) with `Tubelets`.
     Looks at shapes, dtypes and devices, never at values, so it costs no synchronisation.
     """
-    if logits.ndim < 3 or boxes.shape != (*logits.shape[:-1], 4):
+    frames = boxes.shape[-2:-1] if isinstance(targets, Tubelets) else ()
+    if logits.ndim < 3 or boxes.shape != (*logits.shape[:-1], *frames, 4):
         raise ValueError(
-            f"logits (..., B, N, C) and boxes (..., B, N, 4) must agree, "
-            f"got {tuple(logits.shape)} and {tuple(boxes.shape)}"
+            f"logits (..., B, N, C) and boxes (..., B, N, {'T, ' if isinstance(targets, Tubelets) else ''}4) "
+            f"must agree, got {tuple(logits.shape)} and {tuple(boxes.shape)}"
         )
     if boxes.device != logits.device:
         raise ValueError(f"boxes are on {boxes.device}, logits on {logits.device}")
     batch = logits.shape[-3]
     size = targets.labels.shape[-1]
-    wanted = {"labels": (batch, size), "boxes": (batch, size, 4), "counts": (batch,)}
+    wanted = {"labels": (batch, size), "boxes": (batch, size, *frames, 4), "counts": (batch,)}
+    if isinstance(targets, Tubelets):
+        wanted["visible"] = (batch, size, *frames)
+        if targets.visible.dtype != torch.bool:
+            raise ValueError(f"targets.visible must be bool, got {targets.visible.dtype}")
     for name, shape in wanted.items():
         tensor = getattr(targets, name)
         if tuple(tensor.shape) != shape:

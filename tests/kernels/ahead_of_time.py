@@ -18,14 +18,16 @@ import triton
 import triton.backends
 import triton.language as tl
 from actdet_kernels import assignment, matching
+from actdet_kernels.arguments import compiler_options
 from actdet_kernels.assignment import assign_kernel, launch_options
 from actdet_kernels.cost import BLOCK_M, BLOCK_N, pairwise_cost_kernel
+from actdet_kernels.losses import BLOCK_I, BLOCK_L, gradient_kernel, loss_options, set_loss_kernel, total_kernel
 from actdet_kernels.matching import match_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 WEIGHTS = {"CLS": 2.0, "L1": 5.0, "GIOU": 2.0}
-TARGETS = {"labels": "*i64", "target_boxes": "*fp32", "counts": "*i32"}
+TARGETS = {"labels": "*i64", "target_boxes": "*fp32", "counts": "*i32", "visible": None}
 
 
 def predictions(dtype: str, class_cost: str, **more: Any) -> dict[str, Any]:
@@ -44,6 +46,28 @@ DUALS = {"counts": "*i32", "row_dual": "*fp64", "column_dual": "*fp64"}
 FOUND = {"matched": "*i64", "status": "*i32"}
 TILE = {"out": "*fp32", "BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M}
 
+LOSSES = dict.fromkeys(("sums", "total", "cls", "l1", "giou", "divisors"), "*fp32")
+TOTALS = {"DTYPE": tl.float32, "BLOCK_L": BLOCK_L, "BLOCK_I": BLOCK_I}
+GRADIENTS = {"d_total": "*fp32", "d_cls": None, "d_l1": None, "d_giou": None, "d_logits": "*bf16", "d_boxes": "*fp32"}
+
+
+def losses(dtype: str, class_loss: str, classes: int, **more: Any) -> dict[str, Any]:
+    compute = torch.float64 if dtype == "*fp64" else torch.float32
+    options = loss_options(compute, 0.1, class_loss, classes)
+    return {
+        "logits": dtype,
+        "boxes": "*fp32",
+        **TARGETS,
+        **WEIGHTS,
+        "matched": "*i64",
+        "sums": "*fp32",
+        "divisors": "*fp32",
+        "PER_LAYER": False,
+        **options,
+        **more,
+    }
+
+
 CASES = [
     (assign_kernel, problem("*bf16", 1024, **NO_DUALS)),
     (assign_kernel, problem("*fp64", 1024, **DUALS)),
@@ -52,6 +76,12 @@ CASES = [
     (match_kernel, predictions("*fp32", "softmax", **FOUND, BLOCK=128)),
     (match_kernel, predictions("*bf16", "softmax", **FOUND, BLOCK=matching.FUSED_BLOCK[torch.float32])),
     (match_kernel, predictions("*fp64", "focal", **FOUND, BLOCK=matching.FUSED_BLOCK[torch.float64])),
+    (pairwise_cost_kernel, predictions("*fp32", "softmax", visible="*i1", **TILE)),
+    (set_loss_kernel, losses("*bf16", "cross_entropy", 92)),
+    (set_loss_kernel, losses("*fp64", "focal", 3, visible="*i1")),
+    (total_kernel, {**WEIGHTS, **LOSSES, "counts": "*i32", "CROSS_ENTROPY": True, "PER_LAYER": False, **TOTALS}),
+    (gradient_kernel, losses("*bf16", "cross_entropy", 92, **GRADIENTS)),
+    (gradient_kernel, losses("*fp64", "focal", 3, visible="*i1", **GRADIENTS)),
 ]
 
 
@@ -64,7 +94,7 @@ def compile_case(kernel: Any, arguments: dict[str, Any], capability: int) -> dic
             signature[name] = value
         else:
             signature[name], constants[name] = "constexpr", value
-    options = {"num_warps": 4, "enable_fp_fusion": False}
+    options = compiler_options()
     if kernel is assign_kernel:
         options = launch_options(arguments["BLOCK"], assignment.COLUMNS_PER_THREAD)
     elif kernel is match_kernel:
@@ -74,7 +104,7 @@ def compile_case(kernel: Any, arguments: dict[str, Any], capability: int) -> dic
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return {
         "kernel": kernel.__name__,
-        "inputs": arguments.get("cost") or arguments["logits"],
+        "inputs": arguments.get("cost") or arguments.get("logits"),
         "block": arguments.get("BLOCK"),
         "recompiled_for": specialised(kernel, signature),
         **resources(compiled.asm["cubin"]),

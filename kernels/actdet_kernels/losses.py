@@ -1,0 +1,373 @@
+"""The set criterion over matched and unmatched queries: losses in two launches, gradients in one.
+
+cls  = sum_n w_n (-log softmax(logits_n)[label_n]) / sum_n w_n           "cross_entropy": w is no_object_weight where
+                                                                         label_n is no_object, else 1
+     = sum_nc alpha_t (1 - p_t)^2 (-log p_t) / targets                   "focal": p_t = sigmoid(+-logits_nc), + for the
+                                                                         label, - for every other class
+l1   = sum over matched n of |b_n - target|_1 / targets                  tubelets: means over the visible frames
+giou = sum over matched n of 1 - GIoU(b_n, target) / targets
+
+for every layer. A program takes some queries of one problem (a sample under one layer). `set_loss_kernel` writes the
+sums of each program and `total_kernel` adds them up in one fixed order, so that two runs give the same bits;
+`gradient_kernel` computes the softmax again, which is less to move than gradients kept from the forward pass.
+"""
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportPossiblyUnboundVariable=false
+# (what Triton compiles has types that a checker of Python does not know)
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from actdet_kernels import backend
+from actdet_kernels.arguments import compiler_options, compute_dtype, frames, inputs, triton_dtype, weight_options
+from actdet_kernels.boxes import giou_gradient, load_box, tubelet_terms
+from actdet_kernels.cost import ALPHA
+from actdet_kernels.targets import Targets, Tubelets
+
+BLOCK_N, BLOCK_M = 16, 32  # queries of one program, and targets among which it looks for theirs at a time
+LARGEST_BLOCK_C = 64  # logits of a query that are in registers at a time
+BLOCK_L, BLOCK_I = 8, 128  # layers and programs whose sums are added up at a time
+MINUS_INFINITY = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def find_targets(matched, o_n, count, BLOCK_M: tl.constexpr):
+    """(BLOCK_N,) the target of each query, -1 for none: the inverse of `matched`."""
+    target = o_n * 0 - 1
+    for first in range(0, count, BLOCK_M):
+        o_m = first + tl.arange(0, BLOCK_M)
+        query = tl.load(matched + o_m, mask=o_m < count, other=-1)
+        found = tl.where(query[None, :] == o_n[:, None], o_m[None, :], -1)
+        target = tl.maximum(target, tl.max(found, axis=1))
+    return target
+
+
+@triton.jit
+def find_labels(labels, target, classes, NO_OBJECT: tl.constexpr):
+    """(BLOCK_N,) the label of each query: its target's, else no_object, the last logit, or -1 where there is none."""
+    label = tl.load(labels + target, mask=target >= 0, other=-1)
+    if NO_OBJECT:
+        label = tl.where(target >= 0, label, classes - 1)
+    return label
+
+
+@triton.jit
+def log_normaliser(logits, m_n, classes, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """(BLOCK_N,) log sum_c exp(logits[c]) behind each pointer."""
+    peak, total = tl.full([BLOCK_N], MINUS_INFINITY, DTYPE), tl.zeros([BLOCK_N], DTYPE)
+    for first in range(0, classes, BLOCK_C):
+        o_c = first + tl.arange(0, BLOCK_C)[None, :]
+        x = load_logits(logits, m_n, o_c, classes, MINUS_INFINITY, DTYPE)
+        higher = tl.maximum(peak, tl.max(x, axis=1))
+        shift = tl.where(higher == MINUS_INFINITY, 0.0, higher)
+        total = total * tl.exp(peak - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
+        peak = higher
+    return peak + tl.log(total)
+
+
+@triton.jit
+def load_logits(logits, m_n, o_c, classes, other, DTYPE: tl.constexpr):
+    return tl.load(logits[:, None] + o_c, mask=m_n[:, None] & (o_c < classes), other=other).to(DTYPE)
+
+
+@triton.jit
+def focal_terms(x, hit):
+    """(alpha_t (1 - p_t)^2 (-log p_t), its derivative) of logits x (Lin et al. 2017); hit: it is the label's."""
+    sign = tl.where(hit, 1.0, -1.0).to(x.dtype)
+    x = x * sign
+    tail = tl.exp(-tl.abs(x))
+    p = tl.where(x > 0, 1.0, tail) / (1 + tail)
+    rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
+    surprise = tl.log(1 + tail) + tl.where(x < 0, -x, 0.0)  # -log(p)
+    alpha = tl.where(hit, ALPHA, 1 - ALPHA).to(x.dtype)
+    return alpha * rest * rest * surprise, -sign * alpha * rest * rest * (2 * p * surprise + rest)
+
+
+@triton.jit
+def locate(matched, labels, counts, batch, queries, size, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """What a program works on: problem, sample, queries and which of them there are, their targets."""
+    tiles = tl.cdiv(queries, BLOCK_N)
+    i_p = (tl.program_id(0) // tiles).to(tl.int64)
+    i_b = i_p % batch
+    o_n = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < queries
+    count = tl.minimum(tl.load(counts + i_b), size)
+    return i_p, i_b, i_p * queries + o_n, m_n, find_targets(matched + i_p * size, o_n, count, BLOCK_M)
+
+
+@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames"])
+def set_loss_kernel(
+    logits, boxes, labels, target_boxes, counts, visible, matched, sums,
+    batch, queries, size, classes, frames,
+    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """sums (4, programs): weighted class losses, their weights, L1 and GIoU terms of BLOCK_N queries."""
+    _, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
+    m_pair = target >= 0
+    label = find_labels(labels + i_b * size, target, classes, CROSS_ENTROPY)
+    p_logits = logits + tl.where(m_n, row, 0) * classes
+
+    if CROSS_ENTROPY:
+        known = (label >= 0) & (label < classes)
+        picked = tl.load(p_logits + tl.where(known, label, 0)).to(DTYPE)
+        loss = log_normaliser(p_logits, m_n, classes, DTYPE, BLOCK_N, BLOCK_C) - tl.where(known, picked, float("nan"))
+        weight = tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
+        cls, weight = tl.where(m_n, weight * loss, 0.0), tl.where(m_n, weight, 0.0)
+    else:
+        cls, weight = tl.zeros([BLOCK_N], DTYPE), tl.zeros([BLOCK_N], DTYPE)
+        for first in range(0, classes, BLOCK_C):
+            o_c = first + tl.arange(0, BLOCK_C)[None, :]
+            x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
+            value = focal_terms(x, o_c == label[:, None])[0]
+            cls += tl.sum(tl.where(m_n[:, None] & (o_c < classes), value, 0.0), axis=1)
+        cls = tl.where(m_pair & ((label < 0) | (label >= classes)), float("nan"), cls)
+
+    goal = tl.where(m_pair, i_b * size + target, 0)
+    p_visible = None if visible is None else visible + goal * frames
+    l1, giou = tubelet_terms(
+        boxes + row * frames * 4, target_boxes + goal * frames * 4, p_visible, frames, m_pair, m_pair, DTYPE
+    )
+    p_sums, programs = sums + tl.program_id(0), tl.num_programs(0).to(tl.int64)
+    tl.store(p_sums, tl.sum(cls, axis=0))
+    tl.store(p_sums + programs, tl.sum(weight, axis=0))
+    tl.store(p_sums + 2 * programs, tl.sum(l1, axis=0))
+    tl.store(p_sums + 3 * programs, tl.sum(giou, axis=0))
+
+
+@triton.jit(do_not_specialize=["batch", "layers", "tiles"])
+def total_kernel(
+    sums, counts, total, cls, l1, giou, divisors,
+    batch, layers, tiles,
+    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CROSS_ENTROPY: tl.constexpr, PER_LAYER: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """One program: the losses, of each layer or of all together, and what they were divided by, (2, layers)."""
+    o_i = tl.arange(0, BLOCK_I)
+    targets = tl.zeros([BLOCK_I], tl.int64)
+    for first in range(0, batch, BLOCK_I):
+        targets += tl.load(counts + first + o_i, mask=first + o_i < batch, other=0)
+    targets = tl.maximum(tl.sum(targets, axis=0), 1).to(DTYPE)
+
+    each = batch * tiles
+    all_cls, all_l1, all_giou = tl.zeros([BLOCK_L], DTYPE), tl.zeros([BLOCK_L], DTYPE), tl.zeros([BLOCK_L], DTYPE)
+    for first in range(0, layers, BLOCK_L):
+        o_l = first + tl.arange(0, BLOCK_L)
+        m_l = o_l < layers
+        p_sums = sums + o_l * each
+        weight = sum_of(p_sums, 1, layers, each, m_l, DTYPE, BLOCK_L, BLOCK_I)
+        divisor = tl.where(weight > 0, weight, 1.0) if CROSS_ENTROPY else weight * 0 + targets
+        b_cls = tl.where(m_l, sum_of(p_sums, 0, layers, each, m_l, DTYPE, BLOCK_L, BLOCK_I) / divisor, 0.0)
+        b_l1 = sum_of(p_sums, 2, layers, each, m_l, DTYPE, BLOCK_L, BLOCK_I) / targets
+        b_giou = sum_of(p_sums, 3, layers, each, m_l, DTYPE, BLOCK_L, BLOCK_I) / targets
+        tl.store(divisors + o_l, divisor, mask=m_l)
+        tl.store(divisors + layers + o_l, weight * 0 + targets, mask=m_l)
+        if PER_LAYER:
+            tl.store(total + o_l, weigh(b_cls, b_l1, b_giou, CLS, L1, GIOU, DTYPE), mask=m_l)
+            tl.store(cls + o_l, b_cls, mask=m_l)
+            tl.store(l1 + o_l, b_l1, mask=m_l)
+            tl.store(giou + o_l, b_giou, mask=m_l)
+        all_cls += b_cls
+        all_l1 += b_l1
+        all_giou += b_giou
+    if not PER_LAYER:
+        s_cls, s_l1, s_giou = tl.sum(all_cls, axis=0), tl.sum(all_l1, axis=0), tl.sum(all_giou, axis=0)
+        tl.store(total, weigh(s_cls, s_l1, s_giou, CLS, L1, GIOU, DTYPE))
+        tl.store(cls, s_cls)
+        tl.store(l1, s_l1)
+        tl.store(giou, s_giou)
+
+
+@triton.jit
+def sum_of(p_sums, term, layers, each, m_l, DTYPE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_I: tl.constexpr):
+    """(BLOCK_L,) one term of the programs' sums, added up for each layer."""
+    block = tl.zeros([BLOCK_L, BLOCK_I], DTYPE)
+    for first in range(0, each, BLOCK_I):
+        o_i = first + tl.arange(0, BLOCK_I)[None, :]
+        block += tl.load(p_sums[:, None] + term * layers * each + o_i, mask=m_l[:, None] & (o_i < each), other=0)
+    return tl.sum(block, axis=1)
+
+
+@triton.jit
+def weigh(cls, l1, giou, CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, DTYPE: tl.constexpr):
+    return tl.full([], CLS, DTYPE) * cls + tl.full([], L1, DTYPE) * l1 + tl.full([], GIOU, DTYPE) * giou
+
+
+@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames", "layers"])
+def gradient_kernel(
+    logits, boxes, labels, target_boxes, counts, visible, matched, divisors,
+    d_total, d_cls, d_l1, d_giou, d_logits, d_boxes,
+    batch, queries, size, classes, frames, layers,
+    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, PER_LAYER: tl.constexpr,
+    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """d_logits and d_boxes of BLOCK_N queries, from the gradients of the four losses, None for those not used."""
+    i_p, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
+    m_pair = target >= 0
+    label = find_labels(labels + i_b * size, target, classes, CROSS_ENTROPY)
+    i_l = i_p // batch
+    by_cls = cotangent(d_total, d_cls, i_l, CLS, PER_LAYER, DTYPE) / tl.load(divisors + i_l)
+    by_l1 = cotangent(d_total, d_l1, i_l, L1, PER_LAYER, DTYPE) / tl.load(divisors + layers + i_l)
+    by_giou = cotangent(d_total, d_giou, i_l, GIOU, PER_LAYER, DTYPE) / tl.load(divisors + layers + i_l)
+
+    p_logits = logits + tl.where(m_n, row, 0) * classes
+    if CROSS_ENTROPY:
+        log_total = log_normaliser(p_logits, m_n, classes, DTYPE, BLOCK_N, BLOCK_C)
+        by_query = by_cls * tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
+    for first in range(0, classes, BLOCK_C):
+        o_c = first + tl.arange(0, BLOCK_C)[None, :]
+        x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
+        hit = o_c == label[:, None]
+        if CROSS_ENTROPY:
+            gradient = by_query[:, None] * (tl.exp(x - log_total[:, None]) - tl.where(hit, 1.0, 0.0))
+        else:
+            gradient = by_cls * focal_terms(x, hit)[1]
+        tl.store(d_logits + row[:, None] * classes + o_c, gradient, mask=m_n[:, None] & (o_c < classes))
+
+    goal = tl.where(m_pair, i_b * size + target, 0)
+    seen = tl.full([BLOCK_N], 1, DTYPE)
+    if visible is not None:
+        seen = tl.zeros([BLOCK_N], DTYPE)
+        for frame in range(frames):
+            seen += tl.load(visible + goal * frames + frame, mask=m_pair, other=0).to(DTYPE)
+    by_l1, by_giou = by_l1 / tl.maximum(seen, 1.0), by_giou / tl.maximum(seen, 1.0)
+    for frame in range(frames):
+        m = m_pair if visible is None else tl.load(visible + goal * frames + frame, mask=m_pair, other=0) != 0
+        p_box = (row * frames + frame) * 4
+        box = load_box(boxes + p_box, m, DTYPE)
+        wanted = load_box(target_boxes + (goal * frames + frame) * 4, m, DTYPE)
+        of_giou = giou_gradient(box, wanted)
+        for axis in tl.static_range(4):
+            gradient = by_l1 * sign_of(box[axis] - wanted[axis]) - by_giou * of_giou[axis]
+            tl.store(d_boxes + p_box + axis, tl.where(m, gradient, 0.0), mask=m_n)
+
+
+@triton.jit
+def cotangent(d_total, d_term, i_l, WEIGHT: tl.constexpr, PER_LAYER: tl.constexpr, DTYPE: tl.constexpr):
+    """The gradient that reaches one term of layer i_l, through the total and by itself."""
+    i_l = i_l if PER_LAYER else i_l * 0
+    value = tl.full([], 0, DTYPE)
+    if d_total is not None:
+        value += tl.full([], WEIGHT, DTYPE) * tl.load(d_total + i_l)
+    if d_term is not None:
+        value += tl.load(d_term + i_l)
+    return value
+
+
+@triton.jit
+def sign_of(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
+
+
+def set_loss(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    matched: Tensor,
+    weights: tuple[float, float, float],
+    no_object_weight: float,
+    class_loss: str,
+    per_layer: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """total, cls, l1, giou, (...) where `per_layer` and 0-d otherwise; and the divisors, which the gradient needs."""
+    *leading, batch, queries, classes = logits.shape
+    tiles, layers = triton.cdiv(queries, BLOCK_N), torch.Size(leading).numel()
+    compute = compute_dtype(logits, boxes)
+    shape = tuple(leading) if per_layer else ()
+    sums = backend.empty((4, layers * batch * tiles), compute, logits.device)
+    total, cls, l1, giou = (backend.empty(shape, compute, logits.device) for _ in range(4))
+    divisors = backend.empty((2, layers), compute, logits.device)
+    backend.launch(
+        set_loss_kernel,
+        sums.shape[1],
+        *inputs(logits, boxes, targets),
+        matched.contiguous(),
+        sums,
+        batch,
+        queries,
+        targets.labels.shape[1],
+        classes,
+        frames(targets),
+        **loss_options(compute, no_object_weight, class_loss, classes),
+    )
+    backend.launch(
+        total_kernel,
+        1,
+        sums,
+        targets.counts.contiguous(),
+        total,
+        cls,
+        l1,
+        giou,
+        divisors,
+        batch,
+        layers,
+        tiles,
+        PER_LAYER=per_layer,
+        CROSS_ENTROPY=class_loss == "cross_entropy",
+        DTYPE=triton_dtype(compute),
+        BLOCK_L=BLOCK_L,
+        BLOCK_I=BLOCK_I,
+        **compiler_options(),
+        **weight_options(weights),
+    )
+    return total, cls, l1, giou, divisors
+
+
+def set_loss_gradient(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    matched: Tensor,
+    divisors: Tensor,
+    cotangents: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    weights: tuple[float, float, float],
+    no_object_weight: float,
+    class_loss: str,
+    per_layer: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of logits and boxes, from those of total, cls, l1 and giou."""
+    *leading, batch, queries, classes = logits.shape
+    layers = torch.Size(leading).numel()
+    compute = compute_dtype(logits, boxes)
+    d_logits = backend.empty(tuple(logits.shape), logits.dtype, logits.device)
+    d_boxes = backend.empty(tuple(boxes.shape), boxes.dtype, boxes.device)
+    backend.launch(
+        gradient_kernel,
+        layers * batch * triton.cdiv(queries, BLOCK_N),
+        *inputs(logits, boxes, targets),
+        matched.contiguous(),
+        divisors,
+        *(None if value is None else value.contiguous() for value in cotangents),
+        d_logits,
+        d_boxes,
+        batch,
+        queries,
+        targets.labels.shape[1],
+        classes,
+        frames(targets),
+        layers,
+        PER_LAYER=per_layer,
+        **weight_options(weights),
+        **loss_options(compute, no_object_weight, class_loss, classes),
+    )
+    return d_logits, d_boxes
+
+
+def loss_options(compute: torch.dtype, no_object_weight: float, class_loss: str, classes: int) -> dict[str, Any]:
+    return {
+        "NO_OBJECT_WEIGHT": float(no_object_weight),
+        "CROSS_ENTROPY": class_loss == "cross_entropy",
+        "DTYPE": triton_dtype(compute),
+        "BLOCK_N": BLOCK_N,
+        "BLOCK_M": BLOCK_M,
+        "BLOCK_C": min(max(triton.next_power_of_2(classes), 4), LARGEST_BLOCK_C),
+        **compiler_options(),
+    }
