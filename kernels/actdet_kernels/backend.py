@@ -15,6 +15,7 @@ Backend = Literal["auto", "triton", "reference"]
 LEAST_CAPABILITY = (6, 0)
 
 
+@torch.compiler.assume_constant_result  # tracing need not look inside
 def choose_backend(
     backend: Backend, device: torch.device, obstacle: str | None = None
 ) -> Literal["triton", "reference"]:
