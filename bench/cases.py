@@ -1,0 +1,97 @@
+"""The problems that the benchmarks solve: sizes that people train with, in the three regimes of a training.
+
+uniform: random logits and boxes, as most benchmarks have. near-identical: every query says almost the same, as in the
+first steps of a training; the hardest. trained: every target has a query that found it, the others say no_object.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from actdet_kernels import Targets, Tubelets
+from torch import Tensor
+
+REGIMES = ("uniform", "near-identical", "trained")
+
+
+class Size(NamedTuple):
+    batch: int
+    layers: int
+    queries: int
+    targets: int
+    classes: int = 92
+    frames: int | None = None
+
+    def __str__(self) -> str:
+        frames = "" if self.frames is None else f"xT{self.frames}"
+        return f"B{self.batch}xL{self.layers}xN{self.queries}xM{self.targets}{frames}"
+
+
+SIZES = [
+    Size(16, 3, 12, 4, classes=3),
+    Size(16, 6, 100, 20),
+    Size(16, 6, 100, 63),
+    Size(16, 7, 300, 20),
+    Size(16, 7, 300, 100),
+    Size(16, 7, 900, 30),
+    Size(16, 7, 900, 100),
+    Size(8, 5, 3900, 30),
+    Size(8, 1, 64, 8, classes=3, frames=32),
+]
+SMALL_SIZES = SIZES[:3]
+
+# (problems, rows, columns): torch-linear-assignment's own table, and few and large
+MATRICES = [(208, 300, 100), (208, 300, 300), (208, 300, 600), (1, 1024, 1024), (5, 1024, 1024)]
+SMALL_MATRICES = [(48, 12, 4), (96, 100, 20), (96, 100, 63)]
+
+
+class Problem(NamedTuple):
+    logits: Tensor
+    boxes: Tensor
+    targets: Targets | Tubelets
+
+
+def make_problem(size: Size, regime: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Problem:
+    """Logits (L, B, N, C), boxes (L, B, N, 4) or (L, B, N, T, 4), and targets whose every row is real."""
+    generator = torch.Generator().manual_seed(0)
+    leading = (size.layers, size.batch)
+    frames = () if size.frames is None else (size.frames,)
+    labels = torch.randint(size.classes - 1, (size.batch, size.targets), generator=generator)
+    goals = _boxes(generator, size.batch, size.targets, *frames)
+    logits = torch.randn(*leading, size.queries, size.classes, generator=generator)
+    boxes = _boxes(generator, *leading, size.queries, *frames)
+    if regime == "near-identical":
+        logits = logits[:1, :1, :1] + 1e-3 * logits
+        boxes = (boxes[:1, :1, :1] + 1e-3 * (boxes - 0.5)).clamp(0, 1)
+    elif regime == "trained":
+        chosen = torch.stack([torch.randperm(size.queries, generator=generator)[: size.targets] for _ in labels])
+        sample = torch.arange(size.batch)[:, None]
+        logits[..., -1] += 5
+        logits[:, sample, chosen, labels] += 10
+        boxes[:, sample, chosen] = goals + 0.02 * torch.randn(goals.shape, generator=generator)
+        boxes = boxes.clamp(0, 1)
+    fields = (labels, goals, torch.full((size.batch,), size.targets, dtype=torch.int32))
+    targets = Targets(*fields)
+    if frames:
+        targets = Tubelets(*fields, torch.rand(*labels.shape, *frames, generator=generator) < 0.8)
+    return Problem(logits.to(device, dtype), boxes.to(device, dtype), targets.to(device))
+
+
+def make_cost(shape: tuple[int, int, int], regime: str, device: torch.device) -> Tensor:
+    """(problems, rows, columns) float32."""
+    generator = torch.Generator().manual_seed(0)
+    problems, rows, columns = shape
+    cost = torch.rand(shape, generator=generator)
+    if regime == "near-identical":
+        cost = cost[:, :1] + 1e-3 * cost
+    elif regime == "trained":
+        paired = min(rows, columns)
+        order = torch.stack([torch.randperm(rows, generator=generator)[:paired] for _ in range(problems)])
+        cost[torch.arange(problems)[:, None], order, torch.arange(paired)] -= 1
+    return cost.to(device)
+
+
+def _boxes(generator: torch.Generator, *shape: int) -> Tensor:
+    centre = 0.2 + 0.6 * torch.rand(*shape, 2, generator=generator)
+    return torch.cat([centre, 0.05 + 0.3 * torch.rand(*shape, 2, generator=generator)], -1)

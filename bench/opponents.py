@@ -1,0 +1,190 @@
+"""Everything that can do the same work, each at its best settings, under one signature for each kind of work.
+
+assign:    cost (B, N, M) -> (B, M) row of each column
+match:     Problem -> (L, B, M) query of each target
+criterion: Problem -> total loss and the gradients of logits and boxes
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from actdet_kernels import MatchWeights, assign, match, set_loss
+from cases import Problem
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+WEIGHTS = MatchWeights()
+NO_OBJECT_WEIGHT = 0.1
+
+
+class Absent(Exception):
+    """This opponent is not installed, or cannot do this."""
+
+
+# Assignment
+
+
+def ours_assign(cost: Tensor) -> Tensor:
+    return assign(cost)
+
+
+def scipy_assign(cost: Tensor) -> Tensor:
+    """DETR's way: to the host, a loop over problems, and back."""
+    result = np.full((cost.shape[0], cost.shape[2]), -1)
+    for problem, matrix in enumerate(cost.cpu().numpy()):
+        rows, columns = linear_sum_assignment(matrix)
+        result[problem, columns] = rows
+    return torch.from_numpy(result).to(cost.device)
+
+
+def lapx_assign(cost: Tensor) -> Tensor:
+    """lapx.lapjvr_batch, the fastest on a CPU, with a thread for each core."""
+    lap = _peer("lap")
+    result = np.full((cost.shape[0], cost.shape[2]), -1)
+    matrices = cost.cpu().numpy().astype(np.float64)
+    _, rows, columns = lap.lapjvr_batch(matrices, extend_cost=True, return_cost=True, n_threads=0)
+    for problem, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        result[problem, column] = row
+    return torch.from_numpy(result).to(cost.device)
+
+
+def tla_assign(cost: Tensor) -> Tensor:
+    """torch-linear-assignment: on a CPU it is SciPy in a loop, and not asked."""
+    peer = _peer("torch_linear_assignment")
+    if not cost.is_cuda:
+        raise Absent("torch-linear-assignment has nothing of its own on a CPU")
+    return peer.batch_linear_assignment(cost.mT)
+
+
+ASSIGN: dict[str, Callable[[Tensor], Tensor]] = {
+    "actdet": ours_assign,
+    "scipy": scipy_assign,
+    "lapx": lapx_assign,
+    "torch-linear-assignment": tla_assign,
+}
+
+
+# Matching
+
+
+def ours_match(problem: Problem) -> Tensor:
+    return match(*problem)
+
+
+def eager_match(problem: Problem) -> Tensor:
+    return match(*problem, backend="reference")
+
+
+def huggingface_match(problem: Problem) -> Tensor:
+    """The matcher of transformers, layer by layer."""
+    matcher = _huggingface_matcher()
+    result = torch.full(problem.logits.shape[:2] + problem.targets.labels.shape[1:], -1)
+    wanted = _list_of_targets(problem)
+    for layer, (logits, boxes) in enumerate(zip(problem.logits, problem.boxes, strict=True)):
+        for sample, (query, target) in enumerate(matcher({"logits": logits, "pred_boxes": boxes}, wanted)):
+            result[layer, sample, target] = query
+    return result.to(problem.logits.device)
+
+
+MATCH: dict[str, Callable[[Problem], Tensor]] = {
+    "actdet": ours_match,
+    "eager PyTorch + scipy": eager_match,
+    "huggingface": huggingface_match,
+}
+
+
+# Matching, losses and gradients
+
+Outcome = tuple[Tensor, Tensor, Tensor]
+
+
+def ours_criterion(problem: Problem) -> Outcome:
+    return _with_gradients(problem, _ours)
+
+
+def eager_criterion(problem: Problem) -> Outcome:
+    return _with_gradients(problem, _reference)
+
+
+def compiled_criterion(problem: Problem) -> Outcome:
+    """torch.compile of the eager code; the matching within it is an operator that goes through SciPy."""
+    return _with_gradients(problem, _compiled())
+
+
+def huggingface_criterion(problem: Problem) -> Outcome:
+    """transformers' ImageLoss over all layers, which matches each of them, and the sum under DETR's weights."""
+    loss = _huggingface_loss(problem.logits.shape[-1] - 1).to(problem.logits.device)
+    wanted = _list_of_targets(problem)
+
+    def total(logits: Tensor, boxes: Tensor, _: Any) -> Tensor:
+        layers = [{"logits": a, "pred_boxes": b} for a, b in zip(logits, boxes, strict=True)]
+        terms = loss({**layers[-1], "auxiliary_outputs": layers[:-1]}, wanted)
+        weights = {"loss_ce": WEIGHTS.cls, "loss_bbox": WEIGHTS.l1, "loss_giou": WEIGHTS.giou}
+        return sum(weights[key] * terms[name] for name in terms for key in weights if name.startswith(key))
+
+    return _with_gradients(problem, total)
+
+
+CRITERION: dict[str, Callable[[Problem], Outcome]] = {
+    "actdet": ours_criterion,
+    "eager PyTorch + scipy": eager_criterion,
+    "torch.compile + scipy": compiled_criterion,
+    "huggingface": huggingface_criterion,
+}
+
+
+def _ours(logits: Tensor, boxes: Tensor, targets: Any) -> Tensor:
+    return set_loss(logits, boxes, targets, match(logits, boxes, targets)).total
+
+
+def _reference(logits: Tensor, boxes: Tensor, targets: Any) -> Tensor:
+    matched = match(logits, boxes, targets, backend="reference")
+    return set_loss(logits, boxes, targets, matched, backend="reference").total
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_reference)
+
+
+def _with_gradients(problem: Problem, total: Callable[..., Tensor]) -> Outcome:
+    leaves = [value.detach().requires_grad_() for value in (problem.logits, problem.boxes)]
+    loss = total(*leaves, problem.targets)
+    return loss, *torch.autograd.grad(loss, leaves)
+
+
+@cache
+def _huggingface_matcher() -> Any:
+    return _peer("transformers.loss.loss_for_object_detection").HungarianMatcher(
+        class_cost=WEIGHTS.cls, bbox_cost=WEIGHTS.l1, giou_cost=WEIGHTS.giou
+    )
+
+
+@cache
+def _huggingface_loss(labels: int) -> Any:
+    module = _peer("transformers.loss.loss_for_object_detection")
+    losses = ["labels", "boxes"]
+    return module.ImageLoss(
+        matcher=_huggingface_matcher(), num_classes=labels, eos_coef=NO_OBJECT_WEIGHT, losses=losses
+    )
+
+
+def _list_of_targets(problem: Problem) -> list[dict[str, Tensor]]:
+    """Every row of a benchmark's targets is real."""
+    if problem.boxes.ndim != problem.logits.ndim:
+        raise Absent("no tubelets")
+    pairs = zip(problem.targets.labels, problem.targets.boxes, strict=True)
+    return [{"class_labels": labels, "boxes": boxes} for labels, boxes in pairs]
+
+
+def _peer(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Absent(f"{module} cannot be imported: {error}") from None

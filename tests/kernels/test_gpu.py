@@ -1,0 +1,212 @@
+"""What only a GPU can show: the sizes of a training, no wait for the device, graph capture, the same bits twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from actdet_kernels import (
+    Targets,
+    Tubelets,
+    assign,
+    match,
+    pairwise_cost,
+    set_loss,
+    solve_assignment,
+    solve_matching,
+)
+from oracles import random_boxes, random_logits, random_targets
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+# layers, samples, queries, targets, classes, frames
+SIZES = [
+    (3, 16, 12, 4, 3, None),
+    (6, 16, 100, 20, 92, None),
+    (6, 16, 100, 63, 92, None),
+    (7, 16, 300, 100, 92, None),
+    (7, 4, 900, 100, 92, None),
+    (5, 2, 3900, 30, 92, None),
+    (2, 4, 20, 300, 9, None),
+    (1, 8, 64, 8, 3, 32),
+]
+
+
+def make(
+    size: tuple[Any, ...], seed: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Targets | Tubelets]:
+    """Predictions on the GPU and targets of random counts."""
+    layers, samples, queries, targets, classes, frames = size
+    counts = np.random.default_rng(seed).integers(0, targets + 1, samples).tolist()
+    padded = random_targets(counts, targets, classes - 1, seed=seed, dtype=torch.float32)
+    logits = random_logits(layers, samples, queries, classes, seed=seed, dtype=dtype)
+    if frames is None:
+        boxes = random_boxes(layers, samples, queries, seed=seed, dtype=dtype)
+        return logits.cuda(), boxes.cuda(), padded.to("cuda")
+    boxes = random_boxes(layers, samples, queries, frames, seed=seed, dtype=dtype)
+    visible = torch.from_numpy(np.random.default_rng(seed).random((samples, targets, frames)) < 0.7)
+    goals = random_boxes(samples, targets, frames, seed=seed + 1, dtype=torch.float32)
+    goals[~visible] = math.nan
+    return logits.cuda(), boxes.cuda(), Tubelets(padded.labels, goals, padded.counts, visible).to("cuda")
+
+
+def criterion(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, kind: str = "softmax") -> list[Tensor]:
+    """Everything that a training step asks for: the matching, the losses, the gradients."""
+    class_loss: Any = {"softmax": "cross_entropy", "focal": "focal"}[kind]
+    leaves = [value.detach().requires_grad_() for value in (logits, boxes)]
+    matched, status = solve_matching(*leaves, targets, class_cost=kind)  # pyright: ignore
+    losses = set_loss(*leaves, targets, matched, class_loss=class_loss)
+    return [matched, status, *losses, *torch.autograd.grad(losses.total, leaves)]
+
+
+@pytest.mark.parametrize("kind", ["softmax", "focal"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_real_sizes_are_the_references_in_float64(size: tuple[Any, ...], kind: Any) -> None:
+    logits, boxes, targets = make(size, seed=1)
+    got = [value.cpu() for value in criterion(logits, boxes, targets, kind)]
+    leaves = [value.cpu().double().requires_grad_() for value in (logits, boxes)]
+    on_host = targets.to("cpu")
+    cost = pairwise_cost(*leaves, on_host, class_cost=kind).flatten(0, 1)
+    counts = on_host.counts.tolist() * logits.shape[0]
+    for matrix, count, rows in zip(cost.numpy(), counts, got[0].flatten(0, 1).tolist(), strict=True):
+        pairs = [(row, column) for column, row in enumerate(rows) if row >= 0]
+        assert len({row for row, _ in pairs}) == len(pairs) == min(count, matrix.shape[0])
+        best = matrix[:, :count][linear_sum_assignment(matrix[:, :count])].sum()
+        assert math.fsum(matrix[pair] for pair in pairs) == pytest.approx(best, rel=1e-5, abs=1e-5 * len(pairs))
+    class_loss: Any = {"softmax": "cross_entropy", "focal": "focal"}[kind]
+    losses = set_loss(*leaves, on_host, got[0], class_loss=class_loss)
+    for mine, theirs in zip(got[2:], [*losses, *torch.autograd.grad(losses.total, leaves)], strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(208, 300, 100), (8, 300, 300), (8, 300, 600), (5, 1024, 1024), (2, 1500, 700)])
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+def test_real_assignments_cost_what_scipys_do(shape: tuple[int, int, int], spread: float) -> None:
+    rng = np.random.default_rng(2)
+    cost = rng.random((shape[0], 1, shape[2])) + spread * rng.random(shape)
+    for values in (cost.astype(np.float32), np.floor(cost * 1e4).astype(np.int32)):
+        solution = solve_assignment(torch.from_numpy(values).cuda())
+        for matrix, rows, u, v in zip(
+            values.astype(float), *(field.cpu().numpy() for field in (solution[0], *solution[2:4])), strict=True
+        ):
+            pairs = [(row, column) for column, row in enumerate(rows.tolist()) if row >= 0]
+            assert len({row for row, _ in pairs}) == len(pairs) == min(matrix.shape)
+            best = matrix[linear_sum_assignment(matrix)].sum()
+            error = 1e-6 * np.abs(matrix).max() * len(pairs)
+            assert math.fsum(matrix[pair] for pair in pairs) == pytest.approx(best, abs=error)
+            assert (matrix - u[:, None] - v).min() >= -error
+
+
+@pytest.fixture
+def refuse_waiting() -> Iterator[Callable[[bool], None]]:
+    """Switches on that PyTorch raises where the host waits for the device."""
+    yield lambda on: torch.cuda.set_sync_debug_mode("error" if on else "default")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_nothing_waits_for_the_device(size: tuple[Any, ...], refuse_waiting: Callable[[bool], None]) -> None:
+    predictions = make(size, seed=3)
+    costs = torch.rand(4, 30, 20, device="cuda")
+    criterion(*predictions)  # compiles
+    solve_assignment(costs, maximize=True)
+    refuse_waiting(True)
+    criterion(*predictions)
+    solve_assignment(costs, maximize=True)
+    assign(costs, torch.zeros(4, dtype=torch.int32, device="cuda"))
+    pairwise_cost(*predictions)
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        costs.sum().item()  # the mode does refuse
+
+
+@pytest.mark.parametrize("kind", ["softmax", "focal"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_captured_graph_replays_other_inputs_targets_and_counts(size: tuple[Any, ...], kind: str) -> None:
+    logits, boxes, targets = make(size, seed=4)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        criterion(logits, boxes, targets, kind)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = criterion(logits, boxes, targets, kind)
+    for seed in (5, 6):
+        others = make(size, seed=seed)
+        for mine, other in zip((logits, boxes, *targets), (*others[:2], *others[2]), strict=True):
+            mine.copy_(other)
+        graph.replay()
+        for mine, wanted in zip(captured, criterion(*others, kind), strict=True):
+            assert torch.equal(mine, wanted)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_two_runs_give_the_same_bits(size: tuple[Any, ...]) -> None:
+    predictions = make(size, seed=7, dtype=torch.bfloat16)
+    first = criterion(*predictions)
+    for _ in range(20):
+        for mine, wanted in zip(criterion(*predictions), first, strict=True):
+            assert torch.equal(mine, wanted)
+
+
+@pytest.mark.parametrize("size", [SIZES[1], SIZES[-1]], ids=str)
+def test_the_whole_criterion_takes_at_most_six_launches(size: tuple[Any, ...]) -> None:
+    predictions = make(size, seed=8)
+    criterion(*predictions)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        criterion(*predictions)
+    on_device = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    assert 4 <= len(on_device) <= 6, on_device
+
+
+def test_few_kernels_serve_all_sizes() -> None:
+    """As many entries as the runtime's own caches gain while M walks from 1 to 100, L and B with it."""
+    from actdet_kernels import cost, losses, matching
+
+    kernels = [matching.match_kernel, cost.pairwise_cost_kernel]
+    kernels += [losses.set_loss_kernel, losses.total_kernel, losses.gradient_kernel]
+
+    def compiled() -> int:
+        return sum(len(cache[0]) for kernel in kernels for cache in kernel.device_caches.values())
+
+    before = compiled()
+    for targets in range(1, 101):
+        criterion(*make((1 + targets % 7, 1 + targets % 5, 100, targets, 17, None), seed=targets))
+    assert 0 < compiled() - before <= 8
+
+
+def test_torch_compile_takes_it_whole() -> None:
+    logits, boxes, targets = make(SIZES[1], seed=9)
+
+    def loss(logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        return set_loss(logits, boxes, targets, match(logits, boxes, targets)).total
+
+    wanted = criterion(logits, boxes, targets)
+    for mode in ("default", "reduce-overhead"):
+        compiled = torch.compile(loss, fullgraph=True, mode=mode)
+        for _ in range(3):
+            leaves = [value.detach().requires_grad_() for value in (logits, boxes)]
+            total = compiled(*leaves, targets)
+            gradients = torch.autograd.grad(total, leaves)
+            for mine, other in zip((total, *gradients), (wanted[2], *wanted[-2:]), strict=True):
+                assert torch.equal(mine, other)
+
+
+def test_bad_numbers_stay_within_their_problem() -> None:
+    logits, boxes, targets = make(SIZES[2], seed=10)
+    clean = match(logits, boxes, targets)
+    logits[2, 3, 5:] = math.nan
+    matched, status = solve_matching(logits, boxes, targets)
+    untouched = torch.ones(status.shape, dtype=torch.bool, device="cuda")
+    untouched[2, 3] = False
+    assert torch.equal(matched[untouched], clean[untouched])
+    assert not status[untouched].any()
+    if targets.counts[3] > 5:
+        assert status[2, 3].item() == 3
