@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -37,6 +38,11 @@ def weight_options(weights: tuple[float, float, float]) -> dict[str, float]:
 
 def cost_options(compute: torch.dtype, weights: tuple[float, float, float], class_cost: str) -> dict[str, Any]:
     return {**weight_options(weights), "CLASS_COST": class_cost, "DTYPE": triton_dtype(compute)}
+
+
+def block_of_classes(classes: int, largest: int) -> int:
+    """How many logits of a query are looked at together: all, or the largest block, one after the other."""
+    return min(max(triton.next_power_of_2(classes), 4), largest)
 
 
 def compiler_options(warps: int = 4) -> dict[str, Any]:

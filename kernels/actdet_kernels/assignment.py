@@ -10,7 +10,7 @@ u[i] = cost[i, j] - v[j] there.
 
 `solve` does not know where costs come from: it calls a device function for the costs of a row.
 """
-# pyright: reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 # (what Triton compiles has types that a checker of Python does not know)
 
 from __future__ import annotations
@@ -26,39 +26,25 @@ from actdet_kernels import backend
 from actdet_kernels.arguments import compiler_options, triton_dtype
 from actdet_kernels.reference import dual_dtype
 
-COLUMNS_PER_THREAD = 8
 INFINITY = tl.constexpr(float("inf"))
 HUGE, SHRINK = tl.constexpr(2.0**90), tl.constexpr(2.0**-40)  # exact, and sums of shrunken costs cannot overflow
 
 
 @triton.jit
-def solve(row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, columns, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+def solve(
+    row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, columns,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """(BLOCK,) for every column: its row or -1, the dual u of that row, its own dual v. And the problem's status.
 
-    row_costs(source, i, j, KIND, DTYPE): the costs of row i in columns j; past `columns` it may return anything.
-    rows <= columns <= BLOCK. Every row gets a column, whatever the costs hold: every loop is bounded by a count, and
-    every step finds a column, because `distance` is never NaN.
+    row_costs(source, i, j, KIND, DTYPE): the costs of rows i in columns j, which broadcast; past `columns` it may
+    return anything. rows <= columns <= BLOCK. Every row gets a column, whatever the costs hold: every loop is bounded
+    by a count, and every step finds a column, because `distance` is never NaN.
     """
     o_j = tl.arange(0, BLOCK)
     m_j = o_j < columns
-    row_of = tl.full([BLOCK], -1, tl.int32)
-
-    # Look at every cost once: the finite range, and a start in which rows take their cheapest column if it is free.
-    low = tl.full([BLOCK], INFINITY, DTYPE)
-    high = -low
-    strange = tl.zeros([BLOCK], tl.int32)
-    placed = tl.zeros([BLOCK], tl.int32)  # by row
-    for i in range(rows):
-        cost = row_costs(source, i, o_j, KIND, DTYPE)
-        finite = m_j & (tl.abs(cost) < INFINITY)
-        strange = tl.where(finite | (o_j >= columns), strange, 1)
-        low = tl.where(finite, tl.minimum(low, cost), low)
-        high = tl.where(finite, tl.maximum(high, cost), high)
-        cheapest = tl.min(tl.where(finite, cost, INFINITY), axis=0)
-        j = tl.min(tl.where(finite & (row_of < 0) & (cost <= cheapest), o_j, BLOCK), axis=0)
-        row_of = tl.where(o_j == j, i, row_of)
-        placed = tl.where((o_j == i) & (j < BLOCK), 1, placed)
-    scale, instead = finite_substitute(tl.min(low, axis=0), tl.max(high, axis=0), rows)
+    row_of, placed, low, high, strange = greedy_start(row_costs, KIND, source, rows, columns, DTYPE, BLOCK, TILE)
+    scale, instead = finite_substitute(low, high, rows)
 
     v = tl.zeros([BLOCK], DTYPE)
     root = tl.min(tl.where((placed == 0) & (o_j < rows), o_j, BLOCK), axis=0)
@@ -72,15 +58,13 @@ def solve(row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, columns, DT
         i, j, steps = root, zero, zero
         while (i >= 0) & (steps < rows):
             slack = bounded(row_costs(source, i, o_j, KIND, DTYPE), scale, instead) - v
-            u = tl.sum(tl.where((o_j == j) & (steps > 0), slack, 0), axis=0)  # any value does for the root
+            u = value_at(slack, (o_j == j) & (steps > 0))  # any value does for the root
             through = nearest + (slack - u)
             closer = open & (through < distance)
             distance = tl.where(closer, through, distance)
             path = tl.where(closer, i * BLOCK + j, path)
-            nearest = tl.min(tl.where(open, distance, INFINITY), axis=0)
             # Of equally near columns a free one comes first, which ends the search.
-            key = tl.where(open & (distance <= nearest), (row_of + 1) * BLOCK + o_j, 2147483647)
-            first = tl.min(key, axis=0)
+            nearest, first = nearest_column(distance, open, (row_of + 1) * BLOCK + o_j)
             i, j = first // BLOCK - 1, first % BLOCK
             open = open & (o_j != j)
             steps += 1
@@ -88,7 +72,7 @@ def solve(row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, columns, DT
         # Every row on the path moves to the column after it.
         i = zero - 1
         while (i != root) & (steps > 0):
-            before = tl.sum(tl.where(o_j == j, path, 0), axis=0)
+            before = value_at(path, o_j == j)
             i = before // BLOCK
             row_of = tl.where(o_j == j, i, row_of)
             j = before % BLOCK
@@ -99,7 +83,88 @@ def solve(row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, columns, DT
     cost = row_costs(source, tl.maximum(row_of, 0), o_j, KIND, DTYPE)
     u = tl.where(taken, bounded(cost, scale, instead) - v, 0)
     forced = tl.max(tl.where(taken & (tl.abs(cost) < INFINITY), 0, taken.to(tl.int32)), axis=0)
-    return row_of, u / scale, v / scale, tl.max(strange, axis=0) * (rows > 0) + 2 * forced
+    return row_of, u / scale, v / scale, strange + 2 * forced
+
+
+@triton.jit
+def greedy_start(
+    row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, columns,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A look at every cost, TILE rows at a time: each row takes its cheapest column, if it is free.
+
+    (BLOCK,) the row of each column or -1, and which rows have one; the least and the largest finite cost; 1 where an
+    entry is not finite.
+    """
+    o_j = tl.arange(0, BLOCK)[None, :]
+    m_j = o_j < columns
+    row_of = tl.full([1, BLOCK], -1, tl.int32)
+    placed = tl.zeros([1, BLOCK], tl.int32)  # by row
+    low = tl.full([1, BLOCK], INFINITY, DTYPE)
+    high = -low
+    strange = tl.zeros([1, BLOCK], tl.int32)
+    for first in range(0, rows, TILE):
+        o_i = first + tl.arange(0, TILE)[:, None]
+        m = m_j & (o_i < rows)
+        cost = row_costs(source, tl.minimum(o_i, rows - 1), o_j, KIND, DTYPE)
+        finite = m & (tl.abs(cost) < INFINITY)
+        strange = tl.maximum(strange, tl.max(tl.where(m & (finite == 0), 1, 0), axis=0)[None, :])
+        low = tl.minimum(low, tl.min(tl.where(finite, cost, INFINITY), axis=0)[None, :])
+        high = tl.maximum(high, tl.max(tl.where(finite, cost, -INFINITY), axis=0)[None, :])
+        cheapest = smallest_of_rows(tl.where(finite, cost, INFINITY))
+        j = tl.min(tl.where(finite & (row_of < 0) & (cost <= cheapest[:, None]), o_j, BLOCK), axis=1)[:, None]
+        wanted_by = tl.min(tl.where(o_j == j, o_i, BLOCK), axis=0)[None, :]
+        row_of = tl.where(wanted_by < BLOCK, wanted_by, row_of)
+        won = tl.max(tl.where(row_of == o_i, 1, 0), axis=1)[:, None]
+        placed = tl.maximum(placed, tl.max(tl.where(o_j == o_i, won, 0), axis=0)[None, :])
+    low, high, strange = tl.min(low, axis=1), tl.max(high, axis=1), tl.max(strange, axis=1)
+    return (
+        tl.reshape(row_of, [BLOCK]), tl.reshape(placed, [BLOCK]), tl.max(low, axis=0), tl.max(high, axis=0),
+        tl.max(strange, axis=0),
+    )  # fmt: skip
+
+
+@triton.jit
+def nearest_column(distance, open, tie):
+    """The least distance of an open column, and of those that have it the least `tie`, which is not negative.
+
+    One reduction in float32, of the two packed into 64 bits; order-preserving integers are reduced without shuffles.
+    """
+    if distance.dtype == tl.float32:
+        key = (ordered(distance).to(tl.int64) << 32) | tie.to(tl.int64)
+        key = tl.min(tl.where(open, key, 0x7FFFFFFFFFFFFFFF), axis=0)
+        nearest = ordered((key >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
+        first = (key & 0xFFFFFFFF).to(tl.int32)
+    else:
+        nearest = tl.min(tl.where(open, distance, INFINITY), axis=0)
+        first = tl.min(tl.where(open & (distance <= nearest), tie, 0x7FFFFFFF), axis=0)
+    return nearest, first
+
+
+@triton.jit
+def ordered(x):
+    """float32 to int32 of the same order; the same again, on the bits, goes back."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def smallest_of_rows(x):
+    if x.dtype == tl.float32:
+        least = ordered(tl.min(ordered(x), axis=1)).to(tl.float32, bitcast=True)
+    else:
+        least = tl.min(x, axis=1)
+    return least
+
+
+@triton.jit
+def value_at(x, chosen):
+    """The one value that is chosen, 0 if there is none; a sum of integers, which is exact and needs no shuffles."""
+    if x.dtype == tl.float32:
+        value = tl.sum(tl.where(chosen, x.to(tl.int32, bitcast=True), 0), axis=0).to(tl.float32, bitcast=True)
+    else:
+        value = tl.sum(tl.where(chosen, x, 0), axis=0)
+    return value
 
 
 @triton.jit
@@ -134,7 +199,7 @@ def matrix_costs(source, i, j, SIGN: tl.constexpr, DTYPE: tl.constexpr):
 def assign_kernel(
     cost, counts, row_of_column, column_of_row, row_dual, column_dual, status,
     rows, columns, s_p, s_n, s_m,
-    SIGN: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    SIGN: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One program solves one problem: cost (rows, columns), of which as many columns count as its count says."""
     i_p = tl.program_id(0).to(tl.int64)
@@ -148,7 +213,7 @@ def assign_kernel(
     stride_i, stride_j = tl.where(few, s_m, s_n).to(tl.int64), tl.where(few, s_n, s_m).to(tl.int64)
     readable = tl.where(smaller > 0, larger, 0)  # without a row there is no column to look at
     source = (cost + i_p * s_p, stride_i, stride_j, readable)
-    partner, u, v, flags = solve(matrix_costs, SIGN, source, smaller, larger, DTYPE, BLOCK)
+    partner, u, v, flags = solve(matrix_costs, SIGN, source, smaller, larger, DTYPE, BLOCK, TILE)
 
     # partner, u and v lie along the larger side; the smaller side's answers are written through them.
     m_pair = partner >= 0
@@ -195,8 +260,7 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
         *cost.stride(),
         SIGN=-1 if maximize else 1,
         DTYPE=triton_dtype(dtype),
-        BLOCK=block,
-        **launch_options(block, COLUMNS_PER_THREAD),
+        **solver_options(block),
     )
     return row_of_column, column_of_row, row_dual, column_dual, status
 
@@ -205,6 +269,8 @@ def block_size(rows: int, columns: int) -> int:
     return max(triton.next_power_of_2(max(rows, columns)), 16)
 
 
-def launch_options(block: int, columns_per_thread: int) -> dict[str, Any]:
-    """More columns a thread mean fewer exchanges between warps, until registers spill."""
-    return compiler_options(warps=min(max(block // (32 * columns_per_thread), 1), 16))
+def solver_options(block: int) -> dict[str, Any]:
+    """A thread for each column, up to 8 warps: all of a multiprocessor works on the costs, and the warps wait for each
+    other in every step. TILE rows at a time make four costs a thread."""
+    warps = min(max(block // 32, 1), 8)
+    return {"BLOCK": block, "TILE": max(128 * warps // block, 1), **compiler_options(warps)}

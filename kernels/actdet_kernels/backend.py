@@ -15,7 +15,6 @@ Backend = Literal["auto", "triton", "reference"]
 LEAST_CAPABILITY = (6, 0)
 
 
-@torch.compiler.assume_constant_result  # tracing need not look inside
 def choose_backend(
     backend: Backend, device: torch.device, obstacle: str | None = None
 ) -> Literal["triton", "reference"]:
@@ -35,6 +34,10 @@ def choose_backend(
     if backend == "triton":
         raise RuntimeError(f"backend 'triton' cannot run on {device}: {obstacle}")
     return "reference"
+
+
+# Tracing need not look inside: what torch.compiler.assume_constant_result sets, without importing the compiler.
+choose_backend.__dict__["_dynamo_marked_constant"] = True
 
 
 def explain_backend(device: torch.device) -> str:

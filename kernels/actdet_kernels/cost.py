@@ -18,13 +18,15 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
-from actdet_kernels.arguments import compiler_options, compute_dtype, cost_options, frames, inputs
+from actdet_kernels.arguments import block_of_classes, compiler_options, compute_dtype, cost_options, frames, inputs
 from actdet_kernels.boxes import tubelet_terms
 from actdet_kernels.reference import FOCAL_ALPHA
 from actdet_kernels.targets import Targets, Tubelets
 
 BLOCK_N, BLOCK_M = 64, 8  # queries and targets that one program compares at a time
+LARGEST_BLOCK_C = 64  # logits of a query that are in registers at a time
 ALPHA = tl.constexpr(FOCAL_ALPHA)
+MINUS_INFINITY = tl.constexpr(float("-inf"))
 
 
 @triton.jit
@@ -55,17 +57,25 @@ def focal_cost(x):
 
 
 @triton.jit
-def softmax_normaliser(pointer, classes, mask, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
-    """max(x) and sum(exp(x - max(x))) over the `classes` logits behind each pointer; nothing for "focal"."""
-    peak = tl.load(pointer, mask=mask).to(DTYPE)
-    total = tl.zeros_like(peak)
+def softmax_normaliser(
+    logits, m_n, classes, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """(BLOCK_N,) max(x) and sum(exp(x - max(x))) over the `classes` logits behind each pointer; not for "focal"."""
+    peak, total = tl.full([BLOCK_N], MINUS_INFINITY, DTYPE), tl.zeros([BLOCK_N], DTYPE)
     if CLASS_COST == "softmax":
-        for index in range(1, classes):
-            x = tl.load(pointer + index, mask=mask).to(DTYPE)
-            peak = tl.where(x > peak, x, peak)
-        for index in range(classes):
-            total += tl.exp(tl.load(pointer + index, mask=mask).to(DTYPE) - peak)
+        for first in range(0, classes, BLOCK_C):
+            o_c = first + tl.arange(0, BLOCK_C)[None, :]
+            x = load_logits(logits, m_n, o_c, classes, MINUS_INFINITY, DTYPE)
+            higher = tl.maximum(peak, tl.max(x, axis=1))
+            shift = tl.where(higher == MINUS_INFINITY, 0.0, higher)  # infinity less infinity is NaN
+            total = total * tl.exp(peak - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
+            peak = higher
     return peak, total
+
+
+@triton.jit
+def load_logits(logits, m_n, o_c, classes, other, DTYPE: tl.constexpr):
+    return tl.load(logits[:, None] + o_c, mask=m_n[:, None] & (o_c < classes), other=other).to(DTYPE)
 
 
 @triton.jit
@@ -81,21 +91,21 @@ def pairwise_cost_kernel(
     logits, boxes, labels, target_boxes, counts, visible, out,
     batch, queries, size, classes, frames,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CLASS_COST: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out (problems, size, queries): one program writes BLOCK_N queries of one problem, BLOCK_M targets at a time."""
     tiles = tl.cdiv(queries, BLOCK_N)
     i_p = (tl.program_id(0) // tiles).to(tl.int64)  # problem: layer and sample
     i_b = i_p % batch
-    o_n = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    o_n = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < queries
     count = tl.minimum(tl.load(counts + i_b), size)
 
     weights = (tl.full([], CLS, DTYPE), tl.full([], L1, DTYPE), tl.full([], GIOU, DTYPE))
     row = tl.where(m_n, i_p * queries + o_n, 0)
-    p_logits = logits + row * classes
-    normaliser = softmax_normaliser(p_logits, classes, m_n, CLASS_COST, DTYPE)
-    p_boxes = boxes + row * frames * 4
+    peak, total = softmax_normaliser(logits + row * classes, m_n, classes, CLASS_COST, DTYPE, BLOCK_N, BLOCK_C)
+    o_n, m_n, row, normaliser = o_n[:, None], m_n[:, None], row[:, None], (peak[:, None], total[:, None])
+    p_logits, p_boxes = logits + row * classes, boxes + row * frames * 4
     for first in range(0, size, BLOCK_M):
         o_m = first + tl.arange(0, BLOCK_M)[None, :]
         m_m = o_m < count
@@ -134,6 +144,7 @@ def pairwise_cost(
         frames(targets),
         BLOCK_N=BLOCK_N,
         BLOCK_M=BLOCK_M,
+        BLOCK_C=block_of_classes(classes, LARGEST_BLOCK_C),
         **compiler_options(),
         **cost_options(compute_dtype(logits, boxes), weights, class_cost),
     )

@@ -25,15 +25,21 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
-from actdet_kernels.arguments import compiler_options, compute_dtype, frames, inputs, triton_dtype, weight_options
+from actdet_kernels.arguments import (
+    block_of_classes,
+    compiler_options,
+    compute_dtype,
+    frames,
+    inputs,
+    triton_dtype,
+    weight_options,
+)
 from actdet_kernels.boxes import giou_gradient, load_box, tubelet_terms
-from actdet_kernels.cost import ALPHA
+from actdet_kernels.cost import ALPHA, LARGEST_BLOCK_C, load_logits, softmax_normaliser
 from actdet_kernels.targets import Targets, Tubelets
 
 BLOCK_N, BLOCK_M = 16, 32  # queries of one program, and targets among which it looks for theirs at a time
-LARGEST_BLOCK_C = 64  # logits of a query that are in registers at a time
 BLOCK_L, BLOCK_I = 8, 128  # layers and programs whose sums are added up at a time
-MINUS_INFINITY = tl.constexpr(float("-inf"))
 
 
 @triton.jit
@@ -55,25 +61,6 @@ def find_labels(labels, target, classes, NO_OBJECT: tl.constexpr):
     if NO_OBJECT:
         label = tl.where(target >= 0, label, classes - 1)
     return label
-
-
-@triton.jit
-def log_normaliser(logits, m_n, classes, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
-    """(BLOCK_N,) log sum_c exp(logits[c]) behind each pointer."""
-    peak, total = tl.full([BLOCK_N], MINUS_INFINITY, DTYPE), tl.zeros([BLOCK_N], DTYPE)
-    for first in range(0, classes, BLOCK_C):
-        o_c = first + tl.arange(0, BLOCK_C)[None, :]
-        x = load_logits(logits, m_n, o_c, classes, MINUS_INFINITY, DTYPE)
-        higher = tl.maximum(peak, tl.max(x, axis=1))
-        shift = tl.where(higher == MINUS_INFINITY, 0.0, higher)
-        total = total * tl.exp(peak - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
-        peak = higher
-    return peak + tl.log(total)
-
-
-@triton.jit
-def load_logits(logits, m_n, o_c, classes, other, DTYPE: tl.constexpr):
-    return tl.load(logits[:, None] + o_c, mask=m_n[:, None] & (o_c < classes), other=other).to(DTYPE)
 
 
 @triton.jit
@@ -117,7 +104,8 @@ def set_loss_kernel(
     if CROSS_ENTROPY:
         known = (label >= 0) & (label < classes)
         picked = tl.load(p_logits + tl.where(known, label, 0)).to(DTYPE)
-        loss = log_normaliser(p_logits, m_n, classes, DTYPE, BLOCK_N, BLOCK_C) - tl.where(known, picked, float("nan"))
+        peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
+        loss = tl.log(total) - (tl.where(known, picked, float("nan")) - peak)
         weight = tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
         cls, weight = tl.where(m_n, weight * loss, 0.0), tl.where(m_n, weight, 0.0)
     else:
@@ -219,14 +207,14 @@ def gradient_kernel(
 
     p_logits = logits + tl.where(m_n, row, 0) * classes
     if CROSS_ENTROPY:
-        log_total = log_normaliser(p_logits, m_n, classes, DTYPE, BLOCK_N, BLOCK_C)
+        peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
         by_query = by_cls * tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
     for first in range(0, classes, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)[None, :]
         x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
         hit = o_c == label[:, None]
         if CROSS_ENTROPY:
-            gradient = by_query[:, None] * (tl.exp(x - log_total[:, None]) - tl.where(hit, 1.0, 0.0))
+            gradient = by_query[:, None] * (tl.exp(x - peak[:, None]) / total[:, None] - tl.where(hit, 1.0, 0.0))
         else:
             gradient = by_cls * focal_terms(x, hit)[1]
         tl.store(d_logits + row[:, None] * classes + o_c, gradient, mask=m_n[:, None] & (o_c < classes))
@@ -368,6 +356,6 @@ def loss_options(compute: torch.dtype, no_object_weight: float, class_loss: str,
         "DTYPE": triton_dtype(compute),
         "BLOCK_N": BLOCK_N,
         "BLOCK_M": BLOCK_M,
-        "BLOCK_C": min(max(triton.next_power_of_2(classes), 4), LARGEST_BLOCK_C),
+        "BLOCK_C": block_of_classes(classes, LARGEST_BLOCK_C),
         **compiler_options(),
     }

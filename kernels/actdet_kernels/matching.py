@@ -17,13 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
-from actdet_kernels.arguments import compute_dtype, cost_options, inputs
-from actdet_kernels.assignment import block_size, launch_options, solve, solve_assignment
+from actdet_kernels.arguments import block_of_classes, compute_dtype, cost_options, inputs
+from actdet_kernels.assignment import block_size, solve, solve_assignment, solver_options
 from actdet_kernels.boxes import box_terms, load_box
 from actdet_kernels.cost import load_logit, pair_cost, pairwise_cost, softmax_normaliser
 from actdet_kernels.targets import Targets, Tubelets
 
-COLUMNS_PER_THREAD = {torch.float32: 4, torch.float64: 2}
+LARGEST_BLOCK_C = 8  # logits of each query that are in registers at a time
 FUSED_BLOCK = {torch.float32: 1024, torch.float64: 512}  # above, a cost matrix is written and read: two launches
 
 
@@ -42,7 +42,11 @@ def query_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
     target, label, weights, logits, boxes, classes = source
     row = logits + i * classes
     x = load_logit(row, label, classes, DTYPE)
-    normaliser = softmax_normaliser(row, classes, None, CLASS_COST, DTYPE)
+    ROWS: tl.constexpr = i.numel
+    p_rows = tl.reshape(row + tl.zeros([1], tl.int32), [ROWS])
+    normaliser = softmax_normaliser(p_rows, tl.full([ROWS], 1, tl.int1), classes, CLASS_COST, DTYPE, ROWS, 8)
+    if len(i.shape) == 2:
+        normaliser = (normaliser[0][:, None], normaliser[1][:, None])
     query = load_box(boxes + i * 4, None, DTYPE)
     return pair_cost(x, normaliser, box_terms(query, target), weights, CLASS_COST)
 
@@ -52,7 +56,7 @@ def match_kernel(
     logits, boxes, labels, target_boxes, counts, matched, status,
     batch, queries, size, classes,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CLASS_COST: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program matches one problem, a sample under one decoder layer; the layers share the samples' targets."""
     i_p = tl.program_id(0).to(tl.int64)
@@ -71,9 +75,9 @@ def match_kernel(
         m_n = o < queries
         p_logits = logits + tl.where(m_n, o, 0) * classes
         query = load_box(boxes + o * 4, m_n, DTYPE)
-        normaliser = softmax_normaliser(p_logits, classes, m_n, CLASS_COST, DTYPE)
+        normaliser = softmax_normaliser(p_logits, m_n, classes, CLASS_COST, DTYPE, BLOCK, BLOCK_C)
         for_targets = (query, normaliser, weights, p_logits, labels, target_boxes, classes)
-        of_queries = solve(target_costs, CLASS_COST, for_targets, count, queries, DTYPE, BLOCK)
+        of_queries = solve(target_costs, CLASS_COST, for_targets, count, queries, DTYPE, BLOCK, TILE)
         tl.store(matched + o, tl.full([BLOCK], -1, tl.int32), mask=(o >= count) & (o < size))
         tl.store(matched + of_queries[0], o, mask=of_queries[0] >= 0)
         tl.store(status + i_p, of_queries[3])
@@ -82,7 +86,7 @@ def match_kernel(
         target = load_box(target_boxes + o * 4, m_m, DTYPE)
         label = tl.load(labels + o, mask=m_m, other=-1)
         for_queries = (target, label, weights, logits, boxes, classes)
-        of_targets = solve(query_costs, CLASS_COST, for_queries, queries, count, DTYPE, BLOCK)
+        of_targets = solve(query_costs, CLASS_COST, for_queries, queries, count, DTYPE, BLOCK, TILE)
         tl.store(matched + o, of_targets[0], mask=o < size)
         tl.store(status + i_p, of_targets[3])
 
@@ -118,8 +122,8 @@ def match(
         queries,
         size,
         classes,
-        BLOCK=block,
+        BLOCK_C=block_of_classes(classes, LARGEST_BLOCK_C),
         **cost_options(compute, weights, class_cost),
-        **launch_options(block, COLUMNS_PER_THREAD[compute]),
+        **solver_options(block),
     )
     return matched, status

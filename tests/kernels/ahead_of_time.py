@@ -17,9 +17,9 @@ import torch
 import triton
 import triton.backends
 import triton.language as tl
-from actdet_kernels import assignment, matching
+from actdet_kernels import matching
 from actdet_kernels.arguments import compiler_options
-from actdet_kernels.assignment import assign_kernel, launch_options
+from actdet_kernels.assignment import assign_kernel, solver_options
 from actdet_kernels.cost import BLOCK_M, BLOCK_N, pairwise_cost_kernel
 from actdet_kernels.losses import BLOCK_I, BLOCK_L, gradient_kernel, loss_options, set_loss_kernel, total_kernel
 from actdet_kernels.matching import match_kernel
@@ -43,8 +43,8 @@ def problem(dtype: str, block: int, **more: Any) -> dict[str, Any]:
 
 NO_DUALS = {"counts": None, "row_dual": None, "column_dual": None}
 DUALS = {"counts": "*i32", "row_dual": "*fp64", "column_dual": "*fp64"}
-FOUND = {"matched": "*i64", "status": "*i32"}
-TILE = {"out": "*fp32", "BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M}
+FOUND = {"matched": "*i64", "status": "*i32", "BLOCK_C": 8}
+TILE = {"out": "*fp32", "BLOCK_N": BLOCK_N, "BLOCK_M": BLOCK_M, "BLOCK_C": 64}
 
 LOSSES = dict.fromkeys(("sums", "total", "cls", "l1", "giou", "divisors"), "*fp32")
 TOTALS = {"DTYPE": tl.float32, "BLOCK_L": BLOCK_L, "BLOCK_I": BLOCK_I}
@@ -95,11 +95,11 @@ def compile_case(kernel: Any, arguments: dict[str, Any], capability: int) -> dic
         else:
             signature[name], constants[name] = "constexpr", value
     options = compiler_options()
-    if kernel is assign_kernel:
-        options = launch_options(arguments["BLOCK"], assignment.COLUMNS_PER_THREAD)
-    elif kernel is match_kernel:
-        compute = torch.float64 if arguments["DTYPE"] == tl.float64 else torch.float32
-        options = launch_options(arguments["BLOCK"], matching.COLUMNS_PER_THREAD[compute])
+    if "BLOCK" in arguments:
+        options = solver_options(arguments["BLOCK"])
+        constants["TILE"] = options.pop("TILE")
+        signature["TILE"] = "constexpr"
+        del options["BLOCK"]
     source = ASTSource(kernel, signature, constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return {
