@@ -1,15 +1,18 @@
 # make test: installs, runs every test.   make demo: installs, renders, trains, evaluates, reports.
+# make test-pascal: the kernels' tests and gates in an environment of the last PyTorch for Pascal GPUs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PASCAL := .venv-pascal
+CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"actdet needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 
-.PHONY: install test demo clean
+.PHONY: install test test-pascal demo clean
 
 install: $(VENV)/installed
 
 # torch first: DALI's wheel must fit the CUDA version that this torch was built with.
 $(VENV)/installed: pyproject.toml Makefile
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"actdet needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
 	cuda=$$($(BIN)/python -c 'import torch; print((torch.version.cuda or "13").split(".")[0])') && \
@@ -22,9 +25,21 @@ test: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest
 
+# PyTorch 2.7.1 brings Triton 3.3.1, whose interpreter fails with NumPy 2.4.
+$(PASCAL)/installed: Makefile
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(PASCAL)
+	$(PASCAL)/bin/pip install --quiet --disable-pip-version-check torch==2.7.1 torchvision==0.22.1 "numpy<2.4" scipy \
+		hypothesis pytest pytest-benchmark pytest-timeout
+	touch $@
+
+test-pascal: $(PASCAL)/installed
+	PYTHONPATH=kernels $(PASCAL)/bin/pytest tests/kernels
+	PYTHONPATH=kernels $(PASCAL)/bin/python -m actdet_kernels.gates
+
 demo: install
 	rm -rf runs/demo
 	$(BIN)/actdet demo --out runs/demo
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(PASCAL) runs

@@ -24,7 +24,7 @@ from actdet_kernels.reference import FOCAL_ALPHA
 from actdet_kernels.targets import Targets, Tubelets
 
 BLOCK_N, BLOCK_M = 64, 8  # queries and targets that one program compares at a time
-LARGEST_BLOCK_C = 64  # logits of a query that are in registers at a time
+LARGEST_BLOCK_C = 16  # logits of a query that are in registers at a time
 ALPHA = tl.constexpr(FOCAL_ALPHA)
 MINUS_INFINITY = tl.constexpr(float("-inf"))
 

@@ -129,7 +129,7 @@ def match(
     problems = cost.shape[:-2]
     every = counts.expand(problems).reshape(-1)
     matched, *_, status = reference.solve_assignment(cost.flatten(0, -3), every, maximize=False, duals=False)
-    return matched.view(*problems, -1), status.view(problems)
+    return matched.view(*problems, labels.shape[1]), status.view(problems)
 
 
 def _loss_shapes(logits: Tensor, boxes: Tensor, *rest: Any) -> tuple[Tensor, ...]:

@@ -35,10 +35,11 @@ from actdet_kernels.arguments import (
     weight_options,
 )
 from actdet_kernels.boxes import giou_gradient, load_box, tubelet_terms
-from actdet_kernels.cost import ALPHA, LARGEST_BLOCK_C, load_logits, softmax_normaliser
+from actdet_kernels.cost import ALPHA, load_logits, softmax_normaliser
 from actdet_kernels.targets import Targets, Tubelets
 
 BLOCK_N, BLOCK_M = 16, 32  # queries of one program, and targets among which it looks for theirs at a time
+LARGEST_BLOCK_C = 64  # logits of a query that are in registers at a time
 BLOCK_L, BLOCK_I = 8, 128  # layers and programs whose sums are added up at a time
 
 

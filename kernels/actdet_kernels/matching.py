@@ -23,7 +23,6 @@ from actdet_kernels.boxes import box_terms, load_box
 from actdet_kernels.cost import load_logit, pair_cost, pairwise_cost, softmax_normaliser
 from actdet_kernels.targets import Targets, Tubelets
 
-LARGEST_BLOCK_C = 8  # logits of each query that are in registers at a time
 FUSED_BLOCK = {torch.float32: 1024, torch.float64: 512}  # above, a cost matrix is written and read: two launches
 
 
@@ -43,8 +42,9 @@ def query_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
     row = logits + i * classes
     x = load_logit(row, label, classes, DTYPE)
     ROWS: tl.constexpr = i.numel
+    BLOCK_C: tl.constexpr = max(64 // ROWS, 4)
     p_rows = tl.reshape(row + tl.zeros([1], tl.int32), [ROWS])
-    normaliser = softmax_normaliser(p_rows, tl.full([ROWS], 1, tl.int1), classes, CLASS_COST, DTYPE, ROWS, 8)
+    normaliser = softmax_normaliser(p_rows, tl.full([ROWS], 1, tl.int1), classes, CLASS_COST, DTYPE, ROWS, BLOCK_C)
     if len(i.shape) == 2:
         normaliser = (normaliser[0][:, None], normaliser[1][:, None])
     query = load_box(boxes + i * 4, None, DTYPE)
@@ -112,6 +112,7 @@ def match(
     status = backend.empty(problems, torch.int32, logits.device)
     if size == 0:
         return matched, status.zero_()  # the kernel looks at target 0 even where a count is 0
+    solver = solver_options(block)
     backend.launch(
         match_kernel,
         status.numel(),
@@ -122,8 +123,8 @@ def match(
         queries,
         size,
         classes,
-        BLOCK_C=block_of_classes(classes, LARGEST_BLOCK_C),
+        BLOCK_C=block_of_classes(classes, 512 * solver["num_warps"] // block),  # 16 logits a thread
         **cost_options(compute, weights, class_cost),
-        **solver_options(block),
+        **solver,
     )
     return matched, status

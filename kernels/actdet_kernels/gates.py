@@ -1,0 +1,281 @@
+"""Static gates: every kernel is compiled for every architecture, without a GPU, and held to limits written here.
+
+python -m actdet_kernels.gates [--capability 60 90] [--json rows.json]
+
+No kernel may spill, take more registers than its case allows, or be compiled again for other sizes. A case is a call on
+tensors without data: what it would launch is compiled with that launch's settings. A new kernel needs one more line in
+CASES.
+
+Assignments of more than 2048 rows or columns are no case: their blocks take all 65,536 registers of a multiprocessor,
+and most of them spill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import io
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+import triton.backends
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from actdet_kernels import assignment, backend, cost, losses, matching
+from actdet_kernels.targets import Targets, Tubelets
+
+CAPABILITIES = (60, 70, 75, 80, 86, 89, 90, 100, 120)
+NO_CODE = "no code"
+WEIGHTS = (2.0, 5.0, 2.0)
+FP16, BF16, FP32, FP64, I32, I64, BOOL = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool,
+)  # fmt: skip
+POINTERS = {FP16: "*fp16", BF16: "*bf16", FP32: "*fp32", FP64: "*fp64", I32: "*i32", I64: "*i64", BOOL: "*i1"}
+
+
+class Case(NamedTuple):
+    """A call, and how many registers a thread of each kernel that it launches may take.
+
+    A limit is the most that any architecture takes with Triton 3.3 or 3.9, rounded up to a multiple of 8.
+    """
+
+    inputs: str
+    call: Callable[[], object]
+    limits: dict[str, int]
+
+
+def tensor(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+class Predictions(NamedTuple):
+    logits: Tensor
+    boxes: Tensor
+    targets: Targets | Tubelets
+
+
+def predictions(queries: int, classes: int, logits: torch.dtype, boxes: torch.dtype) -> Predictions:
+    targets = Targets(tensor(I64, 1, 8), tensor(FP32, 1, 8, 4), tensor(I32, 1))
+    return Predictions(tensor(logits, 1, queries, classes), tensor(boxes, 1, queries, 4), targets)
+
+
+def tubelets(dtype: torch.dtype) -> Predictions:
+    targets = Tubelets(tensor(I64, 1, 8), tensor(FP32, 1, 8, 32, 4), tensor(I32, 1), tensor(BOOL, 1, 8, 32))
+    return Predictions(tensor(dtype, 1, 64, 3), tensor(dtype, 1, 64, 32, 4), targets)
+
+
+def pairwise_cost(class_cost: str, predictions: Predictions) -> object:
+    return cost.pairwise_cost(*predictions, WEIGHTS, class_cost, predictions.boxes.dtype)
+
+
+def assign(rows: int, columns: int, dtype: torch.dtype, counts: Tensor | None = None, duals: bool = False) -> object:
+    return assignment.solve_assignment(tensor(dtype, 1, rows, columns), counts, maximize=False, duals=duals)
+
+
+def match(queries: int, classes: int, class_cost: str, dtype: torch.dtype) -> object:
+    return matching.match(*predictions(queries, classes, dtype, dtype), WEIGHTS, class_cost)
+
+
+def set_loss(class_loss: str, predictions: Predictions, per_layer: bool = False) -> object:
+    """The losses, and the gradients from that of the total."""
+    matched, options = tensor(I64, 1, 8), (WEIGHTS, 0.1, class_loss, per_layer)
+    *_, divisors = losses.set_loss(*predictions, matched, *options)
+    cotangents = (tensor(divisors.dtype), None, None, None)
+    return losses.set_loss_gradient(*predictions, matched, divisors, cotangents, *options)
+
+
+LOSSES = {"set_loss_kernel": 0, "total_kernel": 0, "gradient_kernel": 0}
+CASES = [
+    Case(
+        "softmax, fp16 and fp32",
+        lambda: pairwise_cost("softmax", predictions(100, 92, FP16, FP32)),
+        {"pairwise_cost_kernel": 120},
+    ),
+    Case(
+        "focal, bf16", lambda: pairwise_cost("focal", predictions(100, 91, BF16, BF16)), {"pairwise_cost_kernel": 104}
+    ),
+    Case(
+        "softmax, fp64",
+        lambda: pairwise_cost("softmax", predictions(100, 92, FP64, FP64)),
+        {"pairwise_cost_kernel": 208},
+    ),
+    Case("tubelets, softmax, fp32", lambda: pairwise_cost("softmax", tubelets(FP32)), {"pairwise_cost_kernel": 208}),
+    Case("12 x 5, bf16", lambda: assign(12, 5, BF16), {"assign_kernel": 48}),
+    Case("100 x 63, fp32, duals", lambda: assign(100, 63, FP32, tensor(I64, 1), duals=True), {"assign_kernel": 96}),
+    Case("2000 x 63, fp32", lambda: assign(2000, 63, FP32, tensor(I32, 1)), {"assign_kernel": 176}),
+    Case("2000 x 63, fp64, duals", lambda: assign(2000, 63, FP64, duals=True), {"assign_kernel": 216}),
+    Case("12 queries, softmax, fp32", lambda: match(12, 3, "softmax", FP32), {"match_kernel": 80}),
+    Case("100 queries, softmax, bf16", lambda: match(100, 92, "softmax", BF16), {"match_kernel": 168}),
+    Case("300 queries, softmax, fp32", lambda: match(300, 92, "softmax", FP32), {"match_kernel": 168}),
+    Case("300 queries, focal, fp64", lambda: match(300, 91, "focal", FP64), {"match_kernel": 208}),
+    Case("900 queries, focal, fp16", lambda: match(900, 91, "focal", FP16), {"match_kernel": 192}),
+    Case("900 queries, softmax, fp32", lambda: match(900, 92, "softmax", FP32), {"match_kernel": 192}),
+    Case("cross entropy, 3, fp32", lambda: set_loss("cross_entropy", predictions(12, 3, FP32, FP32)), {**LOSSES}),
+    Case(
+        "cross entropy, 92, bf16",
+        lambda: set_loss("cross_entropy", predictions(100, 92, BF16, FP32), per_layer=True),
+        {**LOSSES},
+    ),
+    Case("focal, 91, fp32", lambda: set_loss("focal", predictions(100, 91, FP32, FP32)), {**LOSSES}),
+    Case("tubelets, fp64", lambda: set_loss("cross_entropy", tubelets(FP64)), {**LOSSES}),
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a launch takes on one architecture: registers and spilt bytes of a thread, shared bytes of a program."""
+
+    kernel: str
+    case: str
+    block: str
+    warps: int
+    limit: int
+    capability: int
+    recompiled_for: str
+    registers: int = 0
+    spill: int = 0
+    shared: int = 0
+    error: str = ""  # why there is nothing of the above: NO_CODE, or what went wrong
+
+    def faults(self) -> list[str]:
+        faults = []
+        if self.error not in ("", NO_CODE):
+            faults.append(self.error)
+        if self.registers > self.limit:
+            faults.append(f"{self.registers} registers, {self.limit} allowed")
+        if self.spill:
+            faults.append(f"{self.spill} bytes spilt")
+        if self.recompiled_for:
+            faults.append(f"compiled again for other values of {self.recompiled_for}")
+        return faults
+
+    def cell(self) -> str:
+        if self.error:
+            return NO_CODE if self.error == NO_CODE else "error"
+        return f"{self.registers}!" if self.faults() else str(self.registers)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m actdet_kernels.gates", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--capability", type=int, nargs="+", choices=CAPABILITIES, default=CAPABILITIES)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a row for each kernel, case and architecture")
+    options = parser.parse_args(arguments)
+
+    started = time.perf_counter()
+    rows: list[Row] = []
+    print_line("kernel", "case", "block", "warps", "limit", [f"sm_{capability}" for capability in options.capability])
+    workers = min(os.cpu_count() or 1, len(options.capability))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for case in [[pool.submit(compile_case, i, sm) for sm in options.capability] for i in range(len(CASES))]:
+            for launch in zip(*(future.result() for future in case), strict=True):
+                row = launch[0]
+                print_line(row.kernel, row.case, row.block, row.warps, row.limit, [row.cell() for row in launch])
+                rows += launch
+
+    for row in rows:
+        for fault in row.faults():
+            print(f"{row.kernel} ({row.case}) on sm_{row.capability}: {fault}")
+    if options.json:
+        date = datetime.date.today().isoformat()
+        about = {"triton": triton.__version__, "torch": torch.__version__, "date": date}
+        table = [asdict(row) | about for row in rows if not row.error]
+        options.json.write_text(json.dumps(table, indent=1) + "\n")
+    failed = failure(rows)
+    seconds = time.perf_counter() - started
+    passed = f"all passed, with Triton {triton.__version__} and PyTorch {torch.__version__}, in {seconds:.0f} s"
+    print(f"FAILED: {failed}" if failed else passed)
+    return 1 if failed else 0
+
+
+def print_line(kernel: str, case: str, block: str, warps: object, limit: object, cells: Iterable[str]) -> None:
+    text = f"{kernel:<20}  {case:<26}  {block:>5}  {warps:>5}  {limit:>5}" + "".join(f"{cell:>9}" for cell in cells)
+    print(text, flush=True)
+
+
+def failure(rows: Sequence[Row]) -> str | None:
+    """What failed, in one line, or None."""
+    failed = dict.fromkeys(f"{row.kernel} ({row.case})" for row in rows if row.faults())
+    if failed:
+        return ", ".join(failed)
+    if all(row.error for row in rows):
+        return "this Triton has code for none of these architectures"
+    return None
+
+
+def compile_case(index: int, capability: int) -> list[Row]:
+    """A row for each launch of a case. In a process of its own, where kernels are never interpreted."""
+    launches = []
+
+    def record(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+        launches.append((kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | options))
+
+    with mock.patch.object(backend, "launch", record):
+        CASES[index].call()
+    return [compile_launch(CASES[index], kernel, values, capability) for kernel, values in launches]
+
+
+def compile_launch(case: Case, kernel: Any, values: dict[str, Any], capability: int) -> Row:
+    """Compiled as Triton does before such a launch; every tensor lies at a multiple of 16 bytes, as PyTorch's do."""
+    signature, constants, attributes, recompiled_for = {}, {}, {}, []
+    for index, parameter in enumerate(kernel.params):
+        value = values.pop(parameter.name)
+        if isinstance(value, Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+            attributes[index,] = [["tt.divisibility", 16]]
+        elif parameter.is_constexpr or value is None:
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+        else:
+            signature[parameter.name] = "i32" if isinstance(value, int) else "fp32"
+            if isinstance(value, int) and not parameter.do_not_specialize:
+                recompiled_for.append(parameter.name)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # Triton prints all of the assembly that ptxas refuses
+            source = ASTSource(kernel, signature, constants, attributes)
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=values)
+        taken: dict[str, Any] = resources(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
+    except Exception as error:
+        unknown = "is not defined for option 'gpu-name'" in str(error)
+        taken = {"error": NO_CODE if unknown else " ".join(f"{type(error).__name__}: {error}".split())}
+    return Row(
+        kernel=kernel.__name__,
+        case=case.inputs,
+        block="x".join(str(value) for name, value in constants.items() if name.startswith("BLOCK")),
+        warps=values.get("num_warps", 4),
+        limit=case.limits.get(kernel.__name__, 0),
+        capability=capability,
+        recompiled_for=", ".join(recompiled_for),
+        **taken,
+    )
+
+
+def resources(cubin: bytes) -> dict[str, Any]:
+    """Registers of a thread, and bytes of its stack and local memory, to which registers are spilt."""
+    tool = Path(triton.backends.__file__).parent / "nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True).stdout
+    fields = dict(field.split(":")[:2] for field in text.split() if field.startswith(("REG:", "STACK:", "LOCAL:")))
+    return {"registers": int(fields["REG"]), "spill": int(fields["STACK"]) + int(fields["LOCAL"])}
+
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)  # for the processes that compile: interpreted kernels cannot be
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Every kernel passes the static gates, and they fail where they should. Needs neither a GPU nor a C compiler."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import actdet_kernels
+import pytest
+
+pytest.importorskip("triton", reason="there is no Triton for this platform")
+
+pytestmark = pytest.mark.timeout(900)  # Triton caches what it compiles, but the first time takes its time
+CAPABILITIES = 60, 75, 90, 120  # oldest and newest and two between: all nine would take 90 s of one core, not 40
+
+
+def run(*command: str | Path, interpret: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_INTERPRET": interpret, "PATH": ""}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the command finds, though whoever calls it has the kernels interpreted."""
+    file = tmp_path_factory.mktemp("gates") / "rows.json"
+    capabilities = map(str, CAPABILITIES)
+    done = run("-m", "actdet_kernels.gates", "--capability", *capabilities, "--json", file, interpret="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("all passed"), done.stdout
+    return json.loads(file.read_text())
+
+
+def test_every_kernel_passes(rows: list[dict[str, Any]]) -> None:
+    assert {row["capability"] for row in rows} <= set(CAPABILITIES)
+    for row in rows:
+        assert 0 < row["registers"] <= row["limit"]
+        assert row["spill"] == 0
+        assert {"kernel", "case", "shared", "triton", "torch", "date"} < set(row)
+
+
+def test_every_kernel_has_a_case(rows: list[dict[str, Any]]) -> None:
+    sources = [file.read_text() for file in Path(actdet_kernels.__file__).parent.glob("*.py")]
+    kernels = {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE)}
+    assert kernels == {row["kernel"] for row in rows}
+    launched = {name for source in sources for name in re.findall(r"\blaunch\(\s*(\w+),", source)}
+    assert launched == kernels
+
+
+# A file, because Triton reads a kernel's source there, and the processes that compile import it again.
+FAULTY = """
+import sys
+import triton
+import triton.language as tl
+from actdet_kernels import backend, gates
+from actdet_kernels.gates import FP32, Case, assign, tensor
+
+@triton.jit
+def sized_kernel(out, size):
+    tl.store(out + size, 0.0)
+
+@triton.jit
+def wrong_kernel(out):
+    tl.store(out, nothing)
+
+def launch(kernel, *arguments):
+    backend.launch(kernel, 1, tensor(FP32, 9), *arguments, num_warps=1)
+
+gates.CAPABILITIES = (35, 90)  # no ptxas that comes with Triton knows sm_35
+gates.CASES = [
+    Case("fine", lambda: assign(12, 5, FP32), {"assign_kernel": 96}),
+    Case("tight", lambda: assign(12, 5, FP32), {"assign_kernel": 16}),
+    Case("spilling", lambda: assign(8000, 5, FP32), {"assign_kernel": 255}),
+    Case("sized", lambda: launch(sized_kernel, 7), {"sized_kernel": 96}),
+    Case("wrong", lambda: launch(wrong_kernel), {"wrong_kernel": 96}),
+    Case("no limit", lambda: assign(12, 5, FP32), {}),
+]
+if __name__ == "__main__":
+    sys.exit(gates.main())
+"""
+
+
+def test_faults_are_named_and_an_architecture_without_code_is_none(tmp_path: Path) -> None:
+    script, file = tmp_path / "faulty.py", tmp_path / "rows.json"
+    script.write_text(FAULTY)
+    done = run(script, "--capability", "35", "90", "--json", file, interpret="0")
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    for case, fault in {
+        "assign_kernel (tight)": r"\d+ registers, 16 allowed",
+        "assign_kernel (spilling)": r"\d+ bytes spilt",
+        "sized_kernel (sized)": "compiled again for other values of size",
+        "wrong_kernel (wrong)": "CompilationError: .*nothing.*",
+        "assign_kernel (no limit)": r"\d+ registers, 0 allowed",
+    }.items():
+        assert [line for line in lines if re.fullmatch(rf"{re.escape(case)} on sm_90: {fault}", line)], done.stdout
+        assert case in lines[-1]
+    assert lines[-1].startswith("FAILED: ")
+    assert "fine" not in lines[-1]
+    fine = next(line.split() for line in lines if " fine " in line)
+    assert fine[-3:-1] == ["no", "code"]
+    compiled = [(row["case"], row["capability"]) for row in json.loads(file.read_text())]
+    assert compiled == [(case, 90) for case in ("fine", "tight", "spilling", "sized", "no limit")]
+
+
+def test_code_for_no_architecture_at_all_is_a_failure() -> None:
+    from actdet_kernels.gates import NO_CODE, Row, failure
+
+    def row(error: str) -> Row:
+        return Row("some_kernel", "case", "16", 1, 255, 35, "", error=error)
+
+    assert failure([row(NO_CODE), row(NO_CODE)]) == "this Triton has code for none of these architectures"
+    assert failure([row(NO_CODE), row("")]) is None
+
+
+def test_few_block_sizes_serve_all_target_counts() -> None:
+    from actdet_kernels.assignment import block_size
+
+    assert {block_size(12, targets) for targets in range(1, 101)} == {16, 32, 64, 128}
+    assert {block_size(100, targets) for targets in range(1, 101)} == {128}
