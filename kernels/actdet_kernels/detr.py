@@ -1,0 +1,295 @@
+"""The matcher and the criterion of DETR under their usual names: code that has them changes one import.
+
+    from actdet_kernels.detr import HungarianMatcher, SetCriterion  # in place of models.matcher and models.detr
+
+    matcher = HungarianMatcher(cost_class=1, cost_bbox=5, cost_giou=2)
+    criterion = SetCriterion(91, matcher, weight_dict, eos_coef=0.1, losses=["labels", "boxes", "cardinality"])
+    losses = criterion(outputs, targets)
+    sum(losses[name] * weight for name, weight in weight_dict.items()).backward()
+
+The models of Hugging Face's transformers build theirs in a loss function, where two names are to be changed:
+
+    from transformers.loss import loss_for_object_detection
+    loss_for_object_detection.HungarianMatcher = actdet_kernels.detr.HungarianMatcher
+    loss_for_object_detection.ImageLoss = actdet_kernels.detr.ImageLoss
+
+All decoder layers are matched together and their losses computed together, by `match` and `set_loss`, without a wait
+for the device. Values and gradients are those of the originals: Carion et al. 2020 (github.com/facebookresearch/detr),
+Zhu et al. 2021 (github.com/fundamentalvision/Deformable-DETR), transformers' loss_for_object_detection. What differs:
+boxes without an area have a GIoU of 0 where theirs is NaN, boxes of a negative size are no error, half precision is
+computed in float32, and a cross entropy whose weights add up to zero is 0 where theirs is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actdet_kernels.operations import MatchWeights, SetLoss, match, set_loss
+from actdet_kernels.reference import FOCAL_ALPHA
+from actdet_kernels.targets import Targets, pad_targets
+
+__all__ = ["HungarianMatcher", "ImageLoss", "SetCriterion"]
+
+LOSSES = ("labels", "boxes", "cardinality")
+OTHER_LAYERS = ("aux_outputs", "auxiliary_outputs", "enc_outputs")
+
+Pairs = Sequence[tuple[Any, Any]]
+
+
+class HungarianMatcher(nn.Module):
+    """The cheapest one-to-one matching of queries and targets (eq. 10 and 11).
+
+    cost_class, cost_bbox, cost_giou: weights of the three terms; class_cost, bbox_cost and giou_cost are what
+        transformers calls them. ValueError where all are 0.
+    focal: the class term of Deformable DETR, where every logit is a class, in place of -softmax.
+    """
+
+    def __init__(
+        self,
+        cost_class: float = 1,
+        cost_bbox: float = 1,
+        cost_giou: float = 1,
+        *,
+        class_cost: float | None = None,
+        bbox_cost: float | None = None,
+        giou_cost: float | None = None,
+        focal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.cost_class = cost_class if class_cost is None else class_cost
+        self.cost_bbox = cost_bbox if bbox_cost is None else bbox_cost
+        self.cost_giou = cost_giou if giou_cost is None else giou_cost
+        self.focal = focal
+        if self.cost_class == self.cost_bbox == self.cost_giou == 0:
+            raise ValueError("all costs of the matcher are 0")
+
+    def extra_repr(self) -> str:
+        focal = ", focal=True" if self.focal else ""
+        return f"cost_class={self.cost_class}, cost_bbox={self.cost_bbox}, cost_giou={self.cost_giou}{focal}"
+
+    def match(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        """(..., B, M) int64, the query of each target: what the criterion asks for, in place of lists of pairs."""
+        weights = MatchWeights(self.cost_class, self.cost_bbox, self.cost_giou)
+        return match(logits, boxes, targets, weights=weights, class_cost="focal" if self.focal else "softmax")
+
+    def forward(
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The pairs of each sample: (queries, targets), both (min(N, m),) int64, by ascending query.
+
+        outputs: "pred_logits" or "logits" (B, N, C) and "pred_boxes" (B, N, 4) cxcywh.
+        targets: a sample each, "labels" or "class_labels" (m,) and "boxes" (m, 4) cxcywh.
+
+        Unlike those of the originals, which copy a cost matrix to the host and wait for it, the pairs are on the device
+        of the predictions and are not waited for: the host knows their number from `targets`. They index tensors there
+        as those on the CPU do.
+        """
+        logits = _logits(outputs)
+        queries = logits.shape[-2]
+        sizes = [min(len(_labels(sample)), queries) for sample in targets]
+        matched = self.match(logits, outputs["pred_boxes"], _pad(targets, logits.device))
+        by_query = matched.masked_fill(matched < 0, queries).sort(-1)  # who has no query goes last
+        return [(query[:size], target[:size]) for query, target, size in zip(*by_query, sizes, strict=True)]
+
+
+class SetCriterion(nn.Module):
+    """The losses of DETR, of every decoder layer, each without its weight.
+
+    num_classes: the classes without no_object, which is the last logit.
+    matcher: a `HungarianMatcher`. Any other callable with its arguments and results does, too: it is called for one
+        layer after the other, and its pairs are read on the host. ValueError where it gives a query or target twice.
+    weight_dict: kept for the caller, who multiplies the losses by it.
+    eos_coef: the weight of no_object in the cross entropy; buffer `empty_weight` holds it for state dicts, as
+        (num_classes + 1,) class weights, all others 1.
+    losses: some of "labels", "boxes" and "cardinality". ValueError for others; there are no mask losses.
+    focal_alpha: given in place of `eos_coef`, and only 0.25, the class loss is the sigmoid-focal one of Deformable
+        DETR, every logit a class: `SetCriterion(num_classes, HungarianMatcher(..., focal=True), weight_dict,
+        losses=losses, focal_alpha=0.25)`. The cardinality leaves out the last logit all the same, as there.
+    A subclass cannot change single losses: there are no methods such as `loss_labels`.
+    """
+
+    matcher: Any
+    empty_weight: Tensor | None
+    logs_class_error = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: Callable[..., Any],
+        weight_dict: dict[str, float],
+        eos_coef: float | None = None,
+        losses: Iterable[str] = LOSSES,
+        *,
+        focal_alpha: float | None = None,
+    ) -> None:
+        super().__init__()
+        if (eos_coef is None) == (focal_alpha is None):
+            raise ValueError("SetCriterion needs either eos_coef (DETR) or focal_alpha (Deformable DETR)")
+        if focal_alpha not in (None, FOCAL_ALPHA):
+            raise ValueError(f"focal_alpha must be {FOCAL_ALPHA}, got {focal_alpha}")
+        if isinstance(matcher, HungarianMatcher) and matcher.focal != (eos_coef is None):
+            raise ValueError("focal_alpha and HungarianMatcher(focal=True) go together, and only one is given")
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weight_dict = weight_dict
+        self.eos_coef = eos_coef
+        self.losses = list(losses)
+        if "masks" in self.losses:
+            raise ValueError("there are no mask losses here: leave 'masks' out of losses")
+        for loss in self.losses:
+            if loss not in LOSSES:
+                raise ValueError(f"losses must be among {', '.join(map(repr, LOSSES))}, got {loss!r}")
+        weight = None if eos_coef is None else torch.tensor([1.0] * num_classes + [eos_coef])
+        self.register_buffer("empty_weight", weight)
+        self.register_load_state_dict_post_hook(_take_loaded_weight)
+
+    def extra_repr(self) -> str:
+        kind = f"focal_alpha={FOCAL_ALPHA}" if self.eos_coef is None else f"eos_coef={self.eos_coef}"
+        return f"num_classes={self.num_classes}, {kind}, losses={self.losses}"
+
+    def forward(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The losses by name, 0-d: float32, or float64 where logits or boxes are float64.
+
+        outputs, targets: as for the matcher; "aux_outputs" or "auxiliary_outputs" lists the same of other decoder
+            layers, all of one shape. Targets on another device are copied, three tensors in all.
+        "labels" gives loss_ce and class_error, the percentage of matched queries with another class than their target's
+        (100 without any); "boxes" gives loss_bbox and loss_giou, sums over the matched pairs divided by the number of
+        targets, its average over the processes where torch.distributed runs, at least 1; "cardinality" gives
+        cardinality_error, how far on average the number of queries that are not no_object is from that of targets.
+        Those of the auxiliary layer i end in _i; class_error is the last layer's alone. The "enc_outputs" of a
+        two-stage Deformable DETR have losses that end in _enc, every target being of class 0.
+        """
+        others = outputs.get("aux_outputs", outputs.get("auxiliary_outputs")) or []
+        last = {name: value for name, value in outputs.items() if name not in OTHER_LAYERS}
+        result, *auxiliary = self._of_layers([last, *others], targets)
+        named = {str(index): layer for index, layer in enumerate(auxiliary)}
+        if self.eos_coef is None and "enc_outputs" in outputs:
+            binary = [{"labels": torch.zeros_like(_labels(sample)), "boxes": sample["boxes"]} for sample in targets]
+            (named["enc"],) = self._of_layers([outputs["enc_outputs"]], binary)
+        for suffix, layer in named.items():
+            result |= {f"{name}_{suffix}": value for name, value in layer.items() if name != "class_error"}
+        return result
+
+    def _of_layers(
+        self, layers: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Tensor]]
+    ) -> list[dict[str, Tensor]]:
+        """The losses of each layer."""
+        logits = torch.stack([_logits(layer) for layer in layers])
+        boxes = torch.stack([layer["pred_boxes"] for layer in layers])
+        focal = self.eos_coef is None
+        if logits.shape[-1] != self.num_classes + (not focal):
+            raise ValueError(
+                f"with num_classes={self.num_classes} there must be {self.num_classes + (not focal)} logits, "
+                f"got {logits.shape[-1]}"
+            )
+        padded = _pad(targets, logits.device)
+        if type(self.matcher) is HungarianMatcher:
+            matched = self.matcher.match(logits, boxes, padded)
+        else:
+            size = padded.labels.shape[1]
+            matched = torch.stack([_from_pairs(self.matcher(layer, targets), size) for layer in layers])
+            matched = matched.to(logits.device, non_blocking=True)
+
+        loss = set_loss(
+            logits,
+            boxes,
+            padded,
+            matched,
+            no_object_weight=self.eos_coef or 0.0,
+            class_loss="focal" if focal else "cross_entropy",
+            per_layer=True,
+        )
+        loss = _average_targets_over_processes(loss, padded, focal)
+        predicted = logits.detach().argmax(-1)
+        values = {}
+        for kind in self.losses:
+            if kind == "labels":
+                values["loss_ce"] = loss.cls
+                if self.logs_class_error:
+                    values["class_error"] = _class_error(predicted, padded, matched)
+            elif kind == "boxes":
+                values["loss_bbox"], values["loss_giou"] = loss.l1, loss.giou
+            elif kind == "cardinality":
+                values["cardinality_error"] = _cardinality_error(predicted, padded, logits.shape[-1])
+        # Unlike what unbind gives, these may be changed in place, as `losses[name] *= weight` does.
+        split = {name: torch.unsafe_split(value, 1) for name, value in values.items()}
+        return [{name: parts[index].squeeze(0) for name, parts in split.items()} for index in range(len(layers))]
+
+
+class ImageLoss(SetCriterion):
+    """`SetCriterion` with the arguments of transformers' ImageLoss, and without class_error.
+
+    It has no buffer, since transformers builds a criterion for every batch, and to move one would wait for the device.
+    The box losses are divided by DETR's average over the processes, which transformers' divides by their number again.
+    """
+
+    logs_class_error = False
+
+    def __init__(self, matcher: Callable[..., Any], num_classes: int, eos_coef: float, losses: Iterable[str]) -> None:
+        super().__init__(num_classes, matcher, {}, eos_coef, losses)
+        self.empty_weight = None
+
+
+def _logits(outputs: Mapping[str, Any]) -> Tensor:
+    return outputs["logits" if "logits" in outputs else "pred_logits"]
+
+
+def _labels(sample: Mapping[str, Tensor]) -> Tensor:
+    return sample["class_labels" if "class_labels" in sample else "labels"]
+
+
+def _pad(targets: Sequence[Mapping[str, Tensor]], device: torch.device) -> Targets:
+    """The targets as they are on their own device, then as three tensors to the other, if it is another."""
+    samples = [{"labels": _labels(sample), "boxes": sample["boxes"]} for sample in targets]
+    return pad_targets(samples).to(device, non_blocking=True)
+
+
+def _from_pairs(pairs: Pairs, size: int) -> Tensor:
+    """(B, M) int64 on the CPU, as `match` gives it, from (queries, targets) of every sample."""
+    rows = []
+    for sample, (queries, targets) in enumerate(pairs):
+        queries, targets = torch.as_tensor(queries).tolist(), torch.as_tensor(targets).tolist()
+        if len(set(queries)) < len(queries) or len(set(targets)) < len(targets):
+            raise ValueError(f"the matcher gives a query or a target of sample {sample} twice")
+        query_of = dict(zip(targets, queries, strict=True))
+        rows.append([query_of.get(target, -1) for target in range(size)])
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, size)
+
+
+def _average_targets_over_processes(loss: SetLoss, targets: Targets, focal: bool) -> SetLoss:
+    """What is divided by the targets of this process is divided by the average of all processes, at least 1."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return loss
+    own = targets.counts.sum().to(loss.l1.dtype)
+    average = own.clone()
+    torch.distributed.all_reduce(average)
+    share = own.clamp(min=1) / (average / torch.distributed.get_world_size()).clamp(min=1)
+    return loss._replace(cls=loss.cls * share if focal else loss.cls, l1=loss.l1 * share, giou=loss.giou * share)
+
+
+def _class_error(predicted: Tensor, targets: Targets, matched: Tensor) -> Tensor:
+    """(L,): the percentage of pairs whose query (L, B, N) is not of its target's class; 100 without pairs."""
+    pairs = matched >= 0
+    right = (predicted.gather(-1, matched.clamp(min=0)) == targets.labels) & pairs
+    return 100 - 100 * right.sum((-2, -1)) / pairs.sum((-2, -1)).clamp(min=1)
+
+
+def _cardinality_error(predicted: Tensor, targets: Targets, classes: int) -> Tensor:
+    """(L,): the mean over samples of |queries (L, B, N) that are not of the last class - targets|."""
+    found = (predicted != classes - 1).sum(-1)
+    return (found - targets.counts).abs().mean(-1, dtype=torch.float32)
+
+
+def _take_loaded_weight(criterion: SetCriterion, _: Any) -> None:
+    """After load_state_dict: no_object weighs what `empty_weight` says. ValueError for other classes than 1."""
+    if criterion.empty_weight is None:
+        return
+    *classes, no_object = criterion.empty_weight.tolist()
+    if any(weight != 1 for weight in classes):
+        raise ValueError("empty_weight must be 1 for every class but no_object")
+    if no_object != criterion.empty_weight.new_tensor(criterion.eos_coef).item():
+        criterion.eos_coef = no_object
