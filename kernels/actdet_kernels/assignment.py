@@ -273,4 +273,4 @@ def solver_options(block: int) -> dict[str, Any]:
     """A thread for each column, up to 8 warps: all of a multiprocessor works on the costs, and the warps wait for each
     other in every step. TILE rows at a time make four costs a thread."""
     warps = min(max(block // 32, 1), 8)
-    return {"BLOCK": block, "TILE": max(128 * warps // block, 1), **compiler_options(warps)}
+    return {"BLOCK": block, "TILE": min(max(128 * warps // block, 1), 4), **compiler_options(warps)}

@@ -42,7 +42,7 @@ def query_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
     row = logits + i * classes
     x = load_logit(row, label, classes, DTYPE)
     ROWS: tl.constexpr = i.numel
-    BLOCK_C: tl.constexpr = max(64 // ROWS, 4)
+    BLOCK_C: tl.constexpr = 16 if ROWS == 1 else 4
     p_rows = tl.reshape(row + tl.zeros([1], tl.int32), [ROWS])
     normaliser = softmax_normaliser(p_rows, tl.full([ROWS], 1, tl.int1), classes, CLASS_COST, DTYPE, ROWS, BLOCK_C)
     if len(i.shape) == 2:
