@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from itertools import permutations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from actdet_kernels import MatchWeights, Targets
+from actdet_kernels import MatchWeights, Targets, Tubelets
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
@@ -39,6 +40,23 @@ def random_targets(
                 classes[sample, row] = (-1, 10**6, -(2**63))[row % 3]
                 boxes[sample, row] = torch.tensor([math.nan, math.inf, -math.inf, -1.0])
     return targets
+
+
+def loss_case(
+    leading: tuple[int, ...], queries: int, classes: int, counts: list[int], size: int, class_loss: str
+) -> tuple[Tensor, Tensor, Targets, Tensor]:
+    """logits, boxes, targets and any one-to-one matching: the loss does not ask for the best."""
+    labels = classes - (class_loss == "cross_entropy")
+    targets = random_targets(counts, size, labels, seed=16)
+    logits = random_logits(*leading, len(counts), queries, classes, seed=16)
+    boxes = random_boxes(*leading, len(counts), queries, seed=17)
+    generator = torch.Generator().manual_seed(18)
+    matched = torch.full((*leading, len(counts), size), -1)
+    for place in np.ndindex(*leading, len(counts)):
+        count = min(counts[place[-1]], queries)
+        columns = torch.randperm(counts[place[-1]], generator=generator)[:count]
+        matched[(*place, columns)] = torch.randperm(queries, generator=generator)[:count]
+    return logits, boxes, targets, matched
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
@@ -138,4 +156,69 @@ def criterion(
             one_hot = torch.tensor([[float(label == index) for index in range(classes)] for label in flat])
             one_hot = one_hot.to(logits.dtype)
             cls = cls + sigmoid_focal_loss(layer_logits.flatten(0, 1), one_hot, reduction="sum") / number
+    return cls, l1, overlap
+
+
+# Tubelets: the class terms of plain boxes, and box terms frame by frame
+
+
+def random_tubelets(
+    counts: list[int], size: int, frames: int, labels: int, *, seed: int, dtype: torch.dtype = torch.float64
+) -> Tubelets:
+    """As `random_targets`; frames in which a tubelet is not visible hold what must never be looked at, too."""
+    plain = random_targets(counts, size, labels, seed=seed, dtype=dtype)
+    visible = torch.rand(len(counts), size, frames, generator=torch.Generator().manual_seed(seed)) < 0.6
+    visible[:, 1::3] = False  # nowhere
+    boxes = random_boxes(len(counts), size, frames, seed=seed + 4000, dtype=dtype)
+    boxes[~visible] = torch.tensor([math.nan, math.inf, -math.inf, -1e30], dtype=dtype)
+    boxes = torch.where(plain.valid[..., None, None], boxes, math.nan)
+    return Tubelets(plain.labels, boxes, plain.counts, visible)
+
+
+def frame_mean(values: list[Tensor], visible: list[bool]) -> Tensor:
+    """The mean of the visible ones, 0 where there is none."""
+    seen = [value for value, here in zip(values, visible, strict=True) if here]
+    return sum(seen, torch.zeros((), dtype=torch.float64)) / max(len(seen), 1)
+
+
+def tubelet_costs(logits: Tensor, boxes: Tensor, targets: Tubelets, weights: MatchWeights, class_cost: str) -> Tensor:
+    """The cost (..., B, N, M), pair by pair and frame by frame, zero past a sample's count."""
+    places = torch.full((*boxes.shape[:-2], 4), 0.5)
+    cls = costs(logits, places, plain(targets), MatchWeights(weights.cls, 0.0, 0.0), class_cost)
+    result = cls.clone()
+    for place in np.ndindex(*cls.shape):
+        *problem, query, target = place
+        if target < targets.counts[problem[-1]]:
+            l1, overlap = tube_terms(boxes[(*problem, query)], targets, problem[-1], target)
+            result[place] += weights.l1 * l1 + weights.giou * overlap
+    return result
+
+
+def tube_terms(tube: Tensor, targets: Tubelets, sample: int, target: int) -> tuple[Tensor, Tensor]:
+    """The L1 and 1 - GIoU terms of one tubelet (T, 4), differentiable."""
+    tube, real = tube.double(), targets.boxes[sample, target].double()
+    visible = targets.visible[sample, target].tolist()
+    l1 = [(mine - wanted).abs().sum() for mine, wanted in zip(tube, real, strict=True)]
+    overlap = [1 - giou(mine, wanted) for mine, wanted in zip(tube, real, strict=True)]
+    return frame_mean(l1, visible), frame_mean(overlap, visible)
+
+
+def plain(targets: Tubelets) -> Targets:
+    """The same labels and counts, with some box."""
+    return Targets(targets.labels, torch.full((*targets.labels.shape, 4), 0.5), targets.counts)
+
+
+def tubelet_criterion(
+    logits: Tensor, boxes: Tensor, targets: Tubelets, matched: Tensor, no_object_weight: float, class_loss: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`criterion` of tubelets."""
+    places = torch.full((*logits.shape[:-1], 4), 0.5, dtype=logits.dtype)
+    cls = criterion(logits, places, plain(targets), matched, no_object_weight, class_loss)[0]
+    l1 = overlap = torch.zeros((), dtype=torch.float64)
+    number = max(int(targets.counts.sum()), 1)
+    for place in np.ndindex(*matched.shape):
+        *problem, target = place
+        if matched[place] >= 0 and target < targets.counts[problem[-1]]:
+            terms = tube_terms(boxes[(*problem, int(matched[place]))], targets, problem[-1], target)
+            l1, overlap = l1 + terms[0] / number, overlap + terms[1] / number
     return cls, l1, overlap

@@ -6,7 +6,6 @@ On a CPU they run in Triton's interpreter, which is slow: sizes are small, and j
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from actdet_kernels import (
     pairwise_cost,
     solve_assignment,
 )
+from device import DEVICE, POISONED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import best_assignment, costs, random_boxes, random_logits, random_targets
@@ -28,29 +28,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-OBSTACLE = backend._obstacle(DEVICE, os.environ.get("TRITON_INTERPRET") == "1")
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
 
-pytestmark = [
-    pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE)),
-    # NumPy's, within the interpreter: on NaN and infinity, and on the way in which Triton 3.3 reads a scalar
-    pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Conversion of an array:DeprecationWarning"),
-]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def allocated() -> Any:
-    """Kernels write into memory full of NaN or -7, which shows what nobody wrote. Gives the shapes asked for."""
-    shapes = []
-
-    def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        shapes.append(tuple(shape))
-        return torch.full(shape, math.nan if dtype.is_floating_point else -7, dtype=dtype, device=device)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "empty", poisoned)
-        yield shapes
+pytestmark = POISONED
 
 
 def on_device(targets: Targets) -> Targets:

@@ -23,7 +23,7 @@ from actdet_kernels import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import best_assignment, costs, criterion, random_boxes, random_logits, random_targets
+from oracles import best_assignment, costs, criterion, loss_case, random_boxes, random_logits, random_targets
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
@@ -355,22 +355,6 @@ LOSS_CASES = [
     ((3,), 4, 3, [0, 0], 2),  # no targets at all
     ((), 4, 3, [0, 0], 0),
 ]
-
-
-def loss_case(
-    leading: tuple[int, ...], queries: int, classes: int, counts: list[int], size: int, class_loss: str
-) -> tuple[Tensor, Tensor, Targets, Tensor]:
-    labels = classes - (class_loss == "cross_entropy")
-    targets = random_targets(counts, size, labels, seed=16)
-    logits = random_logits(*leading, len(counts), queries, classes, seed=16)
-    boxes = random_boxes(*leading, len(counts), queries, seed=17)
-    generator = torch.Generator().manual_seed(18)
-    matched = torch.full((*leading, len(counts), size), -1)
-    for place in np.ndindex(*leading, len(counts)):  # any one-to-one matching, the loss does not ask for the best
-        count = min(counts[place[-1]], queries)
-        columns = torch.randperm(counts[place[-1]], generator=generator)[:count]
-        matched[(*place, columns)] = torch.randperm(queries, generator=generator)[:count]
-    return logits, boxes, targets, matched
 
 
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
