@@ -1,0 +1,145 @@
+"""The operators as PyTorch sees them: schemas, fake outputs, `torch.compile`, and what a call asks of the device."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from actdet_kernels import MatchWeights, Targets, Tubelets, match, set_loss
+from device import DEVICE, NEEDS_KERNELS
+from oracles import loss_case, random_boxes, random_tubelets
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+pytestmark = NEEDS_KERNELS
+OPERATORS = torch.ops.actdet_kernels
+WEIGHTS = [1.3, 4.1, 0.7]
+CHECKS = [
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_static",
+    "test_aot_dispatch_dynamic",
+]
+
+
+def make(dtype: torch.dtype, tubelets: bool = False, leading: tuple[int, ...] = (2,)) -> tuple[Any, ...]:
+    """logits, boxes, targets, matched: four queries and two samples."""
+    logits, boxes, targets, matched = loss_case(leading, 4, 3, [1, 3], 3, "cross_entropy")
+    if tubelets:
+        drawn = random_tubelets([1, 3], 3, 2, 2, seed=1)
+        targets = drawn._replace(labels=targets.labels)
+        boxes = random_boxes(*leading, 2, 4, 2, seed=2)
+    targets = targets._replace(boxes=targets.boxes.float()).to(DEVICE)
+    return logits.to(DEVICE, dtype), boxes.to(DEVICE, dtype), targets, matched.to(DEVICE)
+
+
+def flat(targets: Targets | Tubelets) -> list[Tensor | None]:
+    return [*targets, *[None] * (4 - len(targets))]
+
+
+def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
+    """Arguments for every operator, the reference's where it has one."""
+    logits, boxes, targets, matched = make(dtype, tubelets)
+    wide = torch.promote_types(dtype, torch.float32)
+    divisors, cotangent = torch.ones(2, 2, dtype=wide, device=DEVICE), torch.ones(2, dtype=wide, device=DEVICE)
+    loss = (WEIGHTS, 0.1, "cross_entropy", True)
+    cost = torch.rand(2, 4, 5, device=DEVICE).to(dtype)
+    found = {}
+    for kind in ("triton", "reference"):
+        found[f"pairwise_cost {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", kind)
+        found[f"match {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", kind)
+        found[f"assign {kind}"] = (cost, targets.counts, False, True, kind)
+        found[f"assign {kind} without duals and counts"] = (cost.mT, None, True, False, kind)
+    found["set_loss"] = (logits, boxes, *flat(targets), matched, *loss)
+    found["set_loss_gradient"] = (
+        *(logits, boxes, *flat(targets), matched, divisors),
+        *(cotangent, None, cotangent, None, *loss),
+    )
+    return found
+
+
+CALLS = list(calls(torch.float32, False))
+
+
+@pytest.mark.parametrize("tubelets", [False, True], ids=["boxes", "tubelets"])
+@pytest.mark.parametrize("name", CALLS)
+def test_operators_keep_their_contracts(name: str, tubelets: bool) -> None:
+    arguments = calls(torch.float32, tubelets)[name]
+    torch.library.opcheck(getattr(OPERATORS, name.split()[0]).default, arguments, test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("name", ["match triton", "match reference", "set_loss", "set_loss_gradient"])
+def test_operators_keep_their_contracts_for_predictions_that_want_a_gradient(name: str) -> None:
+    """Which `DifferentiableSetLoss` gives them: an operator has no derivative of its own."""
+    logits, boxes, *rest = calls(torch.float32, False)[name]
+    arguments = (logits.requires_grad_(), boxes.requires_grad_(), *rest)
+    torch.library.opcheck(getattr(OPERATORS, name.split()[0]).default, arguments, test_utils=CHECKS[:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", CALLS)
+def test_fake_outputs_are_as_the_real_ones(name: str, dtype: torch.dtype) -> None:
+    """In shape, dtype and strides; with predictions of other strides, too."""
+    for strided in (False, True):
+        arguments = calls(dtype, strided)[name]
+        if strided:
+            mix = [
+                value.mT.contiguous().mT if torch.is_tensor(value) and value.ndim > 1 else value for value in arguments
+            ]
+            arguments = tuple(mix)
+        real = getattr(OPERATORS, name.split()[0])(*arguments)
+        with FakeTensorMode() as mode:
+            fake = getattr(OPERATORS, name.split()[0])(*tree_map_only(Tensor, mode.from_tensor, arguments))
+        alone = isinstance(real, Tensor)
+        for one, other in zip([real] if alone else real, [fake] if alone else fake, strict=True):
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)
+            assert one.stride() == other.stride() or one.numel() == 0
+            assert one.device.type == other.device.type
+
+
+def criterion(logits: Tensor, boxes: Tensor, targets: Any, kind: Any, per_layer: bool) -> tuple[Tensor, ...]:
+    matched = match(logits, boxes, targets, backend=kind)
+    return matched, *set_loss(
+        logits, boxes, targets, matched, weights=MatchWeights(*WEIGHTS), per_layer=per_layer, backend=kind
+    )
+
+
+def check_compiled(compiled: Any, kind: Any, tubelets: bool, leading: tuple[int, ...], exact: bool = True) -> None:
+    logits, boxes, targets, _ = make(torch.float32, tubelets, leading)
+    results = []
+    for function in (compiled, criterion):
+        leaves = [value.clone().requires_grad_() for value in (logits, boxes)]
+        matched, *losses = function(*leaves, targets, kind, True)
+        cotangents = [torch.full_like(loss, weight) for loss, weight in zip(losses, (1.0, 0.3, -0.4, 2.0), strict=True)]
+        results.append([matched, *losses, *torch.autograd.grad(losses, leaves, cotangents)])
+    for one, other in zip(*results, strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        error = {"rtol": 0, "atol": 0} if exact else {}  # inductor has its own order of adding up
+        torch.testing.assert_close(one, other, **error)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("kind", ["triton", "reference"])
+def test_compiled_whole_it_gives_what_it_gives_eagerly(kind: str, compiler: str, dynamic: bool | None) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(criterion, fullgraph=True, backend=compiler, dynamic=dynamic)
+    for leading in ((2,), (3,)):  # another number of layers in the same graph, or in another
+        check_compiled(compiled, kind, False, leading)
+
+
+@pytest.mark.parametrize("kind", ["triton", "reference", "auto"])
+def test_compiled_tubelets_give_what_they_give_eagerly(kind: str) -> None:
+    torch.compiler.reset()
+    check_compiled(torch.compile(criterion, fullgraph=True, backend="aot_eager"), kind, True, ())
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("kind", ["triton", "reference"])
+def test_compiled_by_inductor_it_gives_what_it_gives_eagerly(kind: str) -> None:
+    torch.compiler.reset()
+    check_compiled(torch.compile(criterion, fullgraph=True), kind, False, (2,), exact=kind == "triton")
