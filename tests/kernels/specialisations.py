@@ -1,0 +1,65 @@
+"""Counts the kernels that Triton would compile for the criterion while M walks from 1 to 100, without a GPU.
+
+A process of its own, because kernels that were imported under TRITON_INTERPRET=1 know nothing of it:
+python tests/kernels/specialisations.py
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from actdet_kernels import Targets, Tubelets, backend, dispatch, match, operations, set_loss
+from torch import Tensor
+
+KEYS: dict[str, set[Any]] = {}
+
+
+def specialisation(value: Any, specialise: bool) -> Any:
+    """What Triton compiles an argument for: a type, and whether 16 divides the number or the address, or it is 1."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, int):
+        wide = "i32" if -(2**31) <= value < 2**31 else "i64"
+        return (wide, value == 1, value % 16 == 0) if specialise else wide
+    return value
+
+
+def record(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    if programs > 0:
+        positional = [parameter for parameter in kernel.params if parameter.name not in options]
+        assert [parameter.is_constexpr for parameter in positional] == [False] * len(arguments), kernel
+        key = tuple(
+            specialisation(value, not parameter.do_not_specialize)
+            for parameter, value in zip(positional, arguments, strict=True)
+        )
+        KEYS.setdefault(kernel.__name__, set()).add((key, tuple(sorted((k, str(v)) for k, v in options.items()))))
+
+
+def step(layers: int, samples: int, queries: int, size: int, frames: int | None) -> None:
+    """Everything that a training step asks for; memory holds whatever it held, as nothing runs."""
+    tube = () if frames is None else (frames,)
+    leading = () if layers == 1 else (layers,)
+    logits = torch.empty(*leading, samples, queries, 17, requires_grad=True)
+    boxes = torch.empty(*leading, samples, queries, *tube, 4, requires_grad=True)
+    labels, goals = torch.empty(samples, size, dtype=torch.int64), torch.empty(samples, size, *tube, 4)
+    counts = torch.empty(samples, dtype=torch.int32)
+    targets = Targets(labels, goals, counts)
+    if frames is not None:
+        targets = Tubelets(*targets, torch.empty(samples, size, frames, dtype=torch.bool))
+    matched = match(logits, boxes, targets)
+    set_loss(logits, boxes, targets, matched).total.backward()
+
+
+if __name__ == "__main__":
+    backend.launch = record
+    dispatch.choose_backend = operations.choose_backend = lambda *arguments: "triton"
+    found = {}
+    for name, frames in (("boxes", None), ("tubelets", 8)):
+        KEYS.clear()
+        for queries in (12, 100):
+            for size in range(1, 101):
+                step(1 + size % 7, 1 + size % 5, queries, size, None if frames is None else 1 + size % frames)
+        found[name] = {kernel: len(keys) for kernel, keys in KEYS.items()}
+    print(json.dumps(found))

@@ -1,0 +1,135 @@
+"""What the criterion asks of a device: few launches for all layers, nothing read back, no shape that data decide."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from actdet_kernels import MatchWeights, Targets, Tubelets, backend, match, set_loss
+from device import DEVICE, NEEDS_KERNELS
+from oracles import loss_case, random_boxes, random_tubelets
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytestmark = NEEDS_KERNELS
+WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
+LAYERS = 6
+# what waits for the device: its numbers are read, or decide on a shape
+WAITS = re.compile(
+    r"_local_scalar_dense|item|nonzero|masked_select|_?unique|is_nonzero|equal$|bincount|repeat_interleave"
+)
+
+
+class Watch(TorchDispatchMode):
+    """Refuses operators that wait for the device, and counts those that launch something there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launching: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        assert not WAITS.match(name), name
+        if name == "_to_copy":
+            assert kwargs.get("device", args[0].device) == args[0].device, "copied to another device"
+        if name in ("copy_", "_copy_from"):
+            assert args[0].device == args[1].device, "copied to another device"
+        result = func(*args, **kwargs)
+        silent = func.is_view or name in ("detach", "_unsafe_view") or name.startswith("empty")
+        if func.namespace == "aten" and isinstance(result, Tensor) and not silent:
+            self.launching.append(name)
+        return result
+
+
+def make(tubelets: bool) -> tuple[Any, ...]:
+    logits, boxes, targets, matched = loss_case((LAYERS,), 4, 3, [2, 0], 2, "cross_entropy")
+    if tubelets:
+        targets = random_tubelets([2, 0], 2, 2, 2, seed=1)._replace(labels=targets.labels)
+        boxes = random_boxes(LAYERS, 2, 4, 2, seed=2)
+    return logits.float().to(DEVICE), boxes.float().to(DEVICE), targets.to(DEVICE), matched.to(DEVICE)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
+    """The kernels launched, and by how many programs."""
+    found = []
+    launch = backend.launch
+
+    def counted(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+        found.append((kernel.__name__, programs))
+        launch(kernel, programs, *arguments, **options)
+
+    monkeypatch.setattr(backend, "launch", counted)
+    return found
+
+
+@pytest.mark.parametrize(("tubelets", "most"), [(False, 6), (True, 7)])
+def test_a_training_step_takes_few_launches_and_reads_nothing_back(
+    tubelets: bool, most: int, launched: list[tuple[Any, int]]
+) -> None:
+    """Kernels, and the operators around them; those within are counted below, on a device that does not exist."""
+    logits, boxes, targets, _ = make(tubelets)
+    leaves = [value.requires_grad_() for value in (logits, boxes)]
+    with Watch() as watch:
+        matched = match(*leaves, targets, backend="triton")
+        loss = set_loss(*leaves, targets, matched, backend="triton")
+        loss.total.backward()
+    within = len(operators_within(make(tubelets)))
+    assert len(launched) + len(watch.launching) + within <= most, (launched, watch.launching, within)
+    kernels = ["pairwise_cost_kernel", "assign_kernel"] if tubelets else ["match_kernel"]
+    assert [name for name, _ in launched] == [*kernels, "set_loss_kernel", "total_kernel", "gradient_kernel"]
+    assert watch.launching == ["ones_like"]
+    assert all(value.grad is not None for value in leaves)
+
+
+def operators_within(arguments: tuple[Any, ...]) -> list[str]:
+    """The operators that the implementations run, on a GPU that only fake tensors believe in: nothing can be read.
+
+    Launches are recorded, and not made.
+    """
+    from actdet_kernels import losses, matching
+
+    launched = []
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode() as mode, Watch() as watch:
+        patch.setattr(backend, "launch", lambda *everything, **options: launched.append((everything, options)))
+        logits, boxes, targets, matched = (
+            type(value)(*map(mode.from_tensor, value))
+            if isinstance(value, Targets | Tubelets)
+            else mode.from_tensor(value)
+            for value in arguments
+        )
+        logits, boxes, matched = (torch.empty_like(value, device="cuda") for value in (logits, boxes, matched))
+        targets = type(targets)(*(torch.empty_like(value, device="cuda") for value in targets))
+        matching.match(logits, boxes, targets, WEIGHTS, "softmax")
+        for per_layer in (False, True):
+            options = (WEIGHTS, 0.1, "cross_entropy", per_layer)
+            *loss, divisors = losses.set_loss(logits, boxes, targets, matched, *options)
+            cotangents = (*(torch.empty_like(value) for value in loss[:2]), None, None)
+            losses.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
+    tensors = [value for everything, _ in launched for value in everything if isinstance(value, Tensor)]
+    assert {value.device.type for value in tensors} == {"cuda"}
+    assert len(launched) == 7 + isinstance(targets, Tubelets)
+    return watch.launching
+
+
+@pytest.mark.parametrize(("tubelets", "within"), [(False, []), (True, ["clone"])])
+def test_the_implementations_read_nothing_back(tubelets: bool, within: list[str]) -> None:
+    """Where a cost matrix is written, the counts are repeated for every layer."""
+    assert operators_within(make(tubelets)) == within
+
+
+@pytest.mark.parametrize("name", ["item", "tolist", "cpu", "nonzero", "unique", "mask"])
+def test_the_watch_does_refuse(name: str) -> None:
+    reads = {
+        "item": lambda value: value[0].item(),
+        "tolist": lambda value: value.tolist(),
+        "cpu": lambda value: value.cpu(),
+        "nonzero": lambda value: value.nonzero(),
+        "unique": lambda value: value.unique(),
+        "mask": lambda value: value[value > 0],
+    }
+    with pytest.raises((AssertionError, RuntimeError)), FakeTensorMode(), Watch():
+        reads[name](torch.empty(3, device="cuda"))

@@ -1,0 +1,27 @@
+"""The criterion is not compiled again for other numbers of targets, samples, layers and frames."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="there is no Triton for this platform")
+
+
+def test_few_kernels_serve_the_criterion_at_all_sizes() -> None:
+    """M from 1 to 100, at 12 and at 100 queries, with other numbers of samples, layers and frames each time."""
+    script = Path(__file__).parent / "specialisations.py"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    losses = {"set_loss_kernel": 1, "total_kernel": 1, "gradient_kernel": 1}
+    assert json.loads(done.stdout) == {
+        "boxes": {"match_kernel": 4, **losses},  # a block of 16, 32, 64 and 128
+        "tubelets": {"pairwise_cost_kernel": 1, "assign_kernel": 4, **losses},
+    }
