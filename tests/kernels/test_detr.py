@@ -19,6 +19,7 @@ import pytest
 import torch
 from actdet_kernels import MatchWeights, Targets, backend, dispatch, operations
 from actdet_kernels.detr import HungarianMatcher, ImageLoss, SetCriterion
+from device import DEVICE, OBSTACLE
 from oracles import costs, criterion, random_boxes, random_logits
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -31,8 +32,6 @@ COSTS = (1.5, 4.0, 3.0)
 LOSSES = ["labels", "boxes", "cardinality"]
 RAGGED = [2, 0, 9, 3]  # a sample without targets, and one with more than there are queries
 TARGETS = [RAGGED, [3], [0, 0], [1, 2], [9, 7], [6, 0, 6]]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-OBSTACLE = backend._obstacle(DEVICE, os.environ.get("TRITON_INTERPRET") == "1")
 PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 2e-5)]
 DETR = {"logits": "pred_logits", "labels": "labels", "others": "aux_outputs"}
 TRANSFORMERS = {"logits": "logits", "labels": "class_labels", "others": "auxiliary_outputs"}

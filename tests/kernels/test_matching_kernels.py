@@ -268,6 +268,7 @@ PREDICTIONS = [
     ((3,), 1, 5, [3, 0], 5),
     ((1,), 17, 11, [0, 0], 1),
     ((2,), 3, 4, [7, 2], 9),
+    ((), 5, 67, [3, 7], 7),  # more classes than any block has, and more targets than queries
 ]
 
 
