@@ -243,9 +243,7 @@ def _labels(sample: Mapping[str, Tensor]) -> Tensor:
 
 
 def _pad(targets: Sequence[Mapping[str, Tensor]], device: torch.device) -> Targets:
-    """The targets as they are on their own device, then as three tensors to the other, if it is another."""
-    samples = [{"labels": _labels(sample), "boxes": sample["boxes"]} for sample in targets]
-    return pad_targets(samples).to(device, non_blocking=True)
+    return pad_targets([{"labels": _labels(sample), "boxes": sample["boxes"]} for sample in targets], device)
 
 
 def _from_pairs(pairs: Pairs, size: int) -> Tensor:

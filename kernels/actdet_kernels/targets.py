@@ -87,24 +87,24 @@ def pad_targets(
     size = max(longest, 1) if max_targets is None else max_targets
     if longest > size:
         raise ValueError(f"targets[{counts.index(longest)}]: {longest} targets, but max_targets={size}")
-    if device is None:
-        device = targets[0]["labels"].device if targets else "cpu"
 
     # All samples one after the other, behind a row of zeros to which the padding points.
+    own = targets[0]["labels"].device if targets else torch.device("cpu")
     dtype = targets[0]["boxes"].dtype if targets else torch.float32
-    labels = [torch.zeros(1, dtype=torch.int64, device=device)]
-    boxes = [torch.zeros(1, 4, dtype=dtype, device=device)]
+    labels = [torch.zeros(1, dtype=torch.int64, device=own)]
+    boxes = [torch.zeros(1, 4, dtype=dtype, device=own)]
     for sample in targets:
-        labels.append(sample["labels"].to(device, torch.int64))
-        boxes.append(sample["boxes"].to(device, dtype))
+        labels.append(sample["labels"].to(own, torch.int64))
+        boxes.append(sample["boxes"].to(own, dtype))
     ends = itertools.accumulate(counts)
     rows = [
         [1 + end - count + row if row < count else 0 for row in range(size)]
         for end, count in zip(ends, counts, strict=True)
     ]
-    index = torch.tensor(rows, dtype=torch.int64).reshape(len(targets), size).to(device, non_blocking=True)
-    number = torch.tensor(counts, dtype=torch.int32).to(device, non_blocking=True)
-    return Targets(torch.cat(labels)[index], torch.cat(boxes)[index], number)
+    index = torch.tensor(rows, dtype=torch.int64).reshape(len(targets), size).to(own, non_blocking=True)
+    number = torch.tensor(counts, dtype=torch.int32)
+    padded = Targets(torch.cat(labels)[index], torch.cat(boxes)[index], number)
+    return padded.to(own if device is None else device, non_blocking=True)
 
 
 def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> None:
