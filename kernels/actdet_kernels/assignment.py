@@ -271,6 +271,8 @@ def block_size(rows: int, columns: int) -> int:
 
 def solver_options(block: int) -> dict[str, Any]:
     """A thread for each column, up to 8 warps: all of a multiprocessor works on the costs, and the warps wait for each
-    other in every step. TILE rows at a time make four costs a thread."""
+    other in every step. TILE rows at a time make four costs a thread; eight for 1,024 columns, because Triton 3.3
+    unrolls a tile of one row over all its columns."""
     warps = min(max(block // 32, 1), 8)
-    return {"BLOCK": block, "TILE": min(max(128 * warps // block, 1), 4), **compiler_options(warps)}
+    tile = 4 if block <= 256 else 2 if block <= 1024 else 1
+    return {"BLOCK": block, "TILE": tile, **compiler_options(warps)}
