@@ -195,10 +195,10 @@ def matrix_costs(source, i, j, SIGN: tl.constexpr, DTYPE: tl.constexpr):
     return SIGN * tl.load(pointer + i * stride_i + j * stride_j, mask=j < columns, other=0).to(DTYPE)
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "s_p", "s_n", "s_m"])
+@triton.jit(do_not_specialize=["samples", "rows", "columns", "s_p", "s_n", "s_m"])
 def assign_kernel(
     cost, counts, row_of_column, column_of_row, row_dual, column_dual, status,
-    rows, columns, s_p, s_n, s_m,
+    samples, rows, columns, s_p, s_n, s_m,
     SIGN: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One program solves one problem: cost (rows, columns), of which as many columns count as its count says."""
@@ -206,7 +206,7 @@ def assign_kernel(
     o = tl.arange(0, BLOCK)
     count = columns
     if counts is not None:
-        count = tl.minimum(tl.maximum(tl.load(counts + i_p), 0), columns).to(tl.int32)
+        count = tl.minimum(tl.maximum(tl.load(counts + i_p % samples), 0), columns).to(tl.int32)
 
     few = count <= rows  # the columns are the smaller side
     smaller, larger = tl.minimum(count, rows), tl.maximum(count, rows)
@@ -233,7 +233,10 @@ def assign_kernel(
 
 
 def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
-    """`operations.Assignment` of `cost (B, N, M)`; the duals are empty where they are not asked for."""
+    """`operations.Assignment` of `cost (B, N, M)`; the duals are empty where they are not asked for.
+
+    counts: (B,), or fewer, of which each problem takes its own modulo their number: layers share the samples' counts.
+    """
     batch, rows, columns = cost.shape
     dtype = dual_dtype(cost.dtype)
     if cost.dtype == torch.bool:
@@ -255,6 +258,7 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
         row_dual if duals else None,
         column_dual if duals else None,
         status,
+        batch if counts is None else counts.shape[0],
         rows,
         columns,
         *cost.stride(),

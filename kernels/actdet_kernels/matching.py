@@ -105,8 +105,7 @@ def match(
     block, compute = block_size(queries, size), compute_dtype(logits, boxes)
     if isinstance(targets, Tubelets) or block > FUSED_BLOCK[compute] or queries == 0:
         cost = pairwise_cost(logits, boxes, targets, weights, class_cost, compute).flatten(0, -3).mT
-        counts = targets.counts.expand(problems).reshape(-1)
-        matched, _, _, _, status = solve_assignment(cost, counts, maximize=False, duals=False)
+        matched, _, _, _, status = solve_assignment(cost, targets.counts, maximize=False, duals=False)
         return matched.view(*problems, size), status.view(problems)
     matched = backend.empty((*problems, size), torch.int64, logits.device)
     status = backend.empty(problems, torch.int32, logits.device)

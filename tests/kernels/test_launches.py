@@ -66,7 +66,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
     return found
 
 
-@pytest.mark.parametrize(("tubelets", "most"), [(False, 6), (True, 7)])
+@pytest.mark.parametrize(("tubelets", "most"), [(False, 5), (True, 6)])
 def test_a_training_step_takes_few_launches_and_reads_nothing_back(
     tubelets: bool, most: int, launched: list[tuple[Any, int]]
 ) -> None:
@@ -115,10 +115,9 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
     return watch.launching
 
 
-@pytest.mark.parametrize(("tubelets", "within"), [(False, []), (True, ["clone"])])
-def test_the_implementations_read_nothing_back(tubelets: bool, within: list[str]) -> None:
-    """Where a cost matrix is written, the counts are repeated for every layer."""
-    assert operators_within(make(tubelets)) == within
+@pytest.mark.parametrize("tubelets", [False, True])
+def test_the_implementations_run_nothing_but_kernels(tubelets: bool) -> None:
+    assert operators_within(make(tubelets)) == []
 
 
 @pytest.mark.parametrize("name", ["item", "tolist", "cpu", "nonzero", "unique", "mask"])
