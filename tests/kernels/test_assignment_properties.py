@@ -16,14 +16,20 @@ import pytest
 import torch
 from actdet_kernels import Assignment, match, solve_assignment, solve_matching
 from device import DEVICE, POISONED
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oracles import best_assignment, random_boxes, random_logits, random_targets
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 pytestmark = POISONED
-drawn: Any = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+# A seed cannot be shrunk, and every example takes the interpreter a third of a second.
+drawn: Any = {
+    "deadline": None,
+    "derandomize": True,
+    "phases": [Phase.generate],
+    "suppress_health_check": list(HealthCheck),
+}
 
 TOP = {
     torch.float16: 2**11,
@@ -134,6 +140,24 @@ def test_larger_costs_are_solved_exactly_and_proved_so(kind: str, shape: tuple[i
     matrices = drawn_costs(kind, np.random.default_rng(len(kind)), *shape, TOP[torch.float32])[None]
     cost = torch.from_numpy(matrices).float().to(DEVICE)
     check_exact(solve_assignment(cost, backend="triton"), matrices, [shape[1]], False)
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9)])
+def test_costs_whose_sums_overflow_are_solved_exactly(shape: tuple[int, int], maximize: bool) -> None:
+    """Of almost 2^128, the largest float32, so that a sum is infinite. The solver shrinks them, by a power of two."""
+    rng = np.random.default_rng(len(shape))
+    matrices = np.stack([drawn_costs(kind, rng, *shape, 2**15 - 1) for kind in KINDS])
+    both = np.concatenate([matrices, np.where(matrices % 5 == 0, 2 - 2**15, 2**15 - 1 - abs(matrices) // 4)])
+    matrices = np.concatenate([both, np.where(np.arange(shape[1]) == 0, 1 - 2**15, abs(both) // 2 + 2**14)])
+    cost = (torch.from_numpy(matrices).double() * 2.0**113).float()
+    solution = solve_assignment(cost.to(DEVICE), maximize=maximize, backend="triton")
+    assert not solution.status.any()
+    for matrix, taken in zip(matrices, solution.row_of_column.tolist(), strict=True):
+        pairs = [(row, column) for column, row in enumerate(taken) if row != -1]
+        assert len({row for row, _ in pairs}) == len(pairs) == min(shape)
+        best = matrix[linear_sum_assignment(matrix, maximize=maximize)].sum()
+        assert sum(matrix[pair] for pair in pairs) == best
 
 
 @settings(max_examples=20, **drawn)
