@@ -120,5 +120,6 @@ def box_corners(box):
 
 @triton.jit
 def divide_or_zero(numerator, denominator):
-    positive = denominator > SMALLEST_AREA
-    return tl.where(positive, numerator / tl.where(positive, denominator, 1.0), 0.0)
+    """NaN stays NaN."""
+    none = denominator <= SMALLEST_AREA
+    return tl.where(none, 0.0, numerator / tl.where(none, 1.0, denominator))

@@ -86,7 +86,8 @@ def locate(matched, labels, counts, batch, queries, size, BLOCK_N: tl.constexpr,
     o_n = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < queries
     count = tl.minimum(tl.load(counts + i_b), size)
-    return i_p, i_b, i_p * queries + o_n, m_n, find_targets(matched + i_p * size, o_n, count, BLOCK_M)
+    target = tl.where(m_n, find_targets(matched + i_p * size, o_n, count, BLOCK_M), -1)
+    return i_p, i_b, i_p * queries + o_n, m_n, target
 
 
 @triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames"])

@@ -21,7 +21,7 @@ NOT_FINITE, FORCED = 1, 2  # bits of a problem's status: has entries that are no
 
 def box_corners(boxes: Tensor) -> Tensor:
     """(..., 4) cxcywh to (..., 4) x1y1x2y2; a negative width or height counts as zero."""
-    centre, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) / 2
+    centre, half = boxes[..., :2], _not_negative(boxes[..., 2:]) / 2
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
@@ -31,10 +31,10 @@ def box_giou(a: Tensor, b: Tensor) -> Tensor:
     Both quotients are 0 where their denominator is (boxes without an area), so values and gradients are finite.
     """
     dtype = torch.promote_types(a.dtype, b.dtype)
-    a, b = box_corners(_at_least_float32(a)), box_corners(_at_least_float32(b))
+    a, b = map(box_corners, _at_least_float32(a, b))
     area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
     area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
-    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    overlap = _not_negative(torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]))
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     inter = overlap[..., 0] * overlap[..., 1]
     union = area_a + area_b - inter
@@ -42,13 +42,19 @@ def box_giou(a: Tensor, b: Tensor) -> Tensor:
     return (_divide(inter, union) - _divide(enclosing - union, enclosing)).to(dtype)
 
 
+def _not_negative(values: Tensor) -> Tensor:
+    """NaN stays NaN; the derivative at 0 is 1, where that of `clamp` depends on the version of PyTorch."""
+    return torch.where(values < 0, 0, values)
+
+
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    positive = denominator > SMALLEST_AREA
-    return torch.where(positive, numerator / torch.where(positive, denominator, 1), 0)
+    none = denominator <= SMALLEST_AREA
+    return torch.where(none, 0, numerator / torch.where(none, 1, denominator))
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+def _at_least_float32(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return a.to(dtype), b.to(dtype)
 
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
@@ -62,7 +68,7 @@ def giou_loss(a: Tensor, b: Tensor) -> Tensor:
 def pairwise_cost(
     logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, weights: tuple[float, float, float], class_cost: str
 ) -> Tensor:
-    logits, boxes = _at_least_float32(logits), _at_least_float32(boxes)
+    logits, boxes = _at_least_float32(logits, boxes)
     labels = torch.where(targets.valid, targets.labels, 0)
     if class_cost == "softmax":
         score = -logits.softmax(-1)
@@ -167,8 +173,11 @@ def set_loss(
     class_loss: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three unweighted terms (cls, l1, giou) of every layer."""
-    logits, boxes = _at_least_float32(logits), _at_least_float32(boxes)
+    logits, boxes = _at_least_float32(logits, boxes)
     *leading, batch, queries, classes = logits.shape
+    if queries == 0:
+        nothing = logits.sum((-3, -2, -1)) + boxes.flatten(logits.ndim - 3).sum(-1)
+        return nothing, nothing, nothing
     pairs = (matched >= 0) & targets.valid
     query = torch.where(pairs, matched, queries)  # one place too many, cut off again: where misses are written
     no_object = classes - 1 if class_loss == "cross_entropy" else classes
@@ -182,12 +191,10 @@ def set_loss(
         weights = weight.sum((-2, -1))
         cls = (weight * loss).sum((-2, -1)) / torch.where(weights > 0, weights, 1)
     else:
-        one_hot = F.one_hot(wanted, classes + 1)[..., :classes].to(logits.dtype)
-        p = logits.sigmoid()
-        entropy = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
-        alpha = FOCAL_ALPHA * one_hot + (1 - FOCAL_ALPHA) * (1 - one_hot)
-        missed = (1 - p) * one_hot + p * (1 - one_hot)
-        cls = (alpha * missed**FOCAL_GAMMA * entropy).sum((-3, -2, -1)) / normaliser
+        is_label = F.one_hot(wanted, classes + 1)[..., :classes].bool()
+        alpha = torch.where(is_label, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
+        right = torch.where(is_label, logits, -logits)  # the logit of what is true of each class
+        cls = (alpha * (-right).sigmoid() ** FOCAL_GAMMA * -F.logsigmoid(right)).sum((-3, -2, -1)) / normaliser
 
     index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))
     chosen = boxes.gather(matched.ndim - 1, index.expand(*matched.shape, *boxes.shape[matched.ndim :]))
