@@ -35,6 +35,16 @@ def test_ablation_rows() -> None:
         assert figures_of(name) == [pytest.approx(value, abs=5.1e-4) for value in wanted]
 
 
+def test_the_gates_table_is_what_the_command_wrote() -> None:
+    found = {}
+    for row in json.loads((ROOT / "docs/gates.json").read_text()):
+        kernel = f"`{row['kernel'].removesuffix('_kernel')}`"
+        found.setdefault((kernel, row["case"], row["block"], str(row["limit"])), []).append(str(row["registers"]))
+    lines = (ROOT / "kernels/README.md").read_text().partition("## Gates")[2].splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]
+    assert rows == [[*case, *registers] for case, registers in found.items()]
+
+
 def test_every_command_in_the_readme_exists() -> None:
     from actdet.cli import app
 
