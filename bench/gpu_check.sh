@@ -12,11 +12,12 @@ $python -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || {
     exit 1
 }
 mkdir -p "$out"
+$python -c 'import xdist' 2>/dev/null && parallel="-n 8"  # most of the tests' time is the compiler's
 failed=0
 $python -m actdet_kernels.gates --capability "$($python -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')" \
     --json "$out/gates.json" || failed=1
-timeout 270 $python -m pytest -q -p no:cacheprovider tests/kernels --durations=5 --junitxml="$out/tests.xml" || failed=1
-timeout 270 $python -m pytest -q -p no:cacheprovider bench --benchmark-json="$out/benchmarks.json" \
+timeout 300 $python -m pytest -q -p no:cacheprovider tests/kernels ${parallel:-} --durations=5 --junitxml="$out/tests.xml" || failed=1
+timeout 270 $python -m pytest -q -p no:cacheprovider -W default bench --benchmark-json="$out/benchmarks.json" \
     --benchmark-columns=median > "$out/benchmarks.log" 2>&1 || failed=1
 tail -n 3 "$out/benchmarks.log"
 exit $failed

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-ROUNDS, REPEATS = 30, 20  # a round times so many calls together; quantiles are over rounds
+MOST_ROUNDS, MOST_REPEATS = 30, 20  # a round times so many calls together; quantiles are over rounds
+SECONDS = 0.15  # for each figure; slow calls are timed one by one, three times at least
 
 
 def measure(run: Callable[[], Any]) -> dict[str, Any]:
@@ -22,14 +23,16 @@ def measure(run: Callable[[], Any]) -> dict[str, Any]:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
+    start = time.perf_counter()
     run()
     torch.cuda.synchronize()
+    repeats = min(max(int(0.01 / (time.perf_counter() - start)), 1), MOST_REPEATS)
     peak = torch.cuda.max_memory_allocated() - before
     replay = capture(run)
     return {
-        "graph_us": None if replay is None else _device_time(replay),
-        "eager_us": _device_time(run),
-        "host_us": _host_time(run),
+        "graph_us": None if replay is None else _device_time(replay, repeats),
+        "eager_us": _device_time(run, repeats),
+        "host_us": _host_time(run, repeats),
         **count_launches(run),
         "peak_bytes": peak,
     }
@@ -63,31 +66,34 @@ def count_launches(run: Callable[[], Any]) -> dict[str, int]:
     return {"launches": len(on_device), "synchronisations": len(waits)}
 
 
-def _device_time(run: Callable[[], Any]) -> dict[str, float]:
-    times = []
-    for _ in range(ROUNDS):
+def _device_time(run: Callable[[], Any], repeats: int) -> dict[str, float]:
+    def once() -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
         start.record()
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             run()
         end.record()
         end.synchronize()
-        times.append(1e3 * start.elapsed_time(end) / REPEATS)
-    return _quantiles(times)
+        return 1e3 * start.elapsed_time(end) / repeats
+
+    return _quantiles(once)
 
 
-def _host_time(run: Callable[[], Any]) -> dict[str, float]:
-    times = []
-    for _ in range(ROUNDS):
-        torch.cuda.synchronize()
+def _host_time(run: Callable[[], Any], repeats: int) -> dict[str, float]:
+    def once() -> float:
         start = time.perf_counter()
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             run()
-        times.append(1e6 * (time.perf_counter() - start) / REPEATS)
-    return _quantiles(times)
+        return 1e6 * (time.perf_counter() - start) / repeats
+
+    return _quantiles(once)
 
 
-def _quantiles(times: list[float]) -> dict[str, float]:
-    deciles = statistics.quantiles(times, n=10)
-    return {"median": statistics.median(times), "p10": deciles[0], "p90": deciles[-1]}
+def _quantiles(once: Callable[[], float]) -> dict[str, float]:
+    """The median, and the 10th and 90th percentile, of many rounds, each begun when the device is idle."""
+    times, stop = [], time.perf_counter() + SECONDS
+    while len(times) < 3 or (len(times) < MOST_ROUNDS and time.perf_counter() < stop):
+        torch.cuda.synchronize()
+        times.append(once())
+    deciles = statistics.quantiles(times, n=10, method="inclusive")
+    return {"median": statistics.median(times), "p10": deciles[0], "p90": deciles[-1], "rounds": len(times)}

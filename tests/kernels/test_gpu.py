@@ -23,7 +23,11 @@ from oracles import random_boxes, random_logits, random_targets
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("default"),  # PyTorch says that its refusal to wait is a prototype
+]
 
 # layers, samples, queries, targets, classes, frames
 SIZES = [
