@@ -86,6 +86,8 @@ def test_losses_and_gradients_are_the_loops(case: Any, class_loss: Any) -> None:
     options: Any = {"no_object_weight": 0.3, "class_loss": class_loss}
     drawn = loss_case(*case, class_loss)
     leading = case[0]
+    fewer = drawn[3].view(math.prod(leading), *drawn[3].shape[-2:])[1::2]  # other layers match fewer, and weigh less
+    fewer[:, :, :1] = -1
     cotangents = drawn_cotangents(leading)
     wanted, slopes = exactly(drawn, options, cotangents)
     arguments = on_device(*drawn)
@@ -239,7 +241,7 @@ def test_degenerate_boxes_give_finite_losses_and_the_references_gradients(dtype:
 
 def test_more_samples_than_a_block_has_sums() -> None:
     """129 programs, one for each sample, and 129 counts."""
-    case = loss_case((), 1, 2, [1] * 128 + [0], 1, "cross_entropy")
+    case = loss_case((), 1, 2, [1, 0] * 64 + [1], 1, "cross_entropy")
     options: Any = {"no_object_weight": 0.3, "class_loss": "cross_entropy"}
     wanted = exactly(case, options, drawn_cotangents(()))[0]
     got = set_loss(*on_device(*case), weights=WEIGHTS, backend="triton", **options)
@@ -282,6 +284,23 @@ def test_a_class_that_cannot_be_costs_nothing_where_nobody_wants_it() -> None:
     gradient = gradients_of(got, arguments[:2], torch.ones(4))[0]
     torch.testing.assert_close(gradient[..., 1:], slopes[0], rtol=1e-12, atol=1e-12)
     assert (gradient[..., 0] == 0).all()
+
+
+@pytest.mark.parametrize("masked", [slice(64), slice(64, 128), slice(128, 130)])
+def test_whole_blocks_of_classes_may_be_masked(masked: slice) -> None:
+    """64 logits at a time, of 130."""
+    logits, boxes, targets, matched = loss_case((), 3, 130, [2], 2, "cross_entropy")
+    logits[..., :129][..., masked] = -math.inf
+    targets.labels[:] = 10 if masked.start == 64 else 100
+    arguments = on_device(logits, boxes, targets, matched)
+    wanted = torch.nn.functional.cross_entropy(
+        logits[0],
+        torch.tensor([targets.labels[0, 0] if query in matched[0].tolist() else 129 for query in range(3)]),
+        torch.tensor([1.0] * 129 + [0.1], dtype=torch.float64),
+    )
+    got = set_loss(*arguments, backend="triton")
+    torch.testing.assert_close(got.cls.cpu(), wanted, rtol=1e-12, atol=0)
+    assert all(value.isfinite().all() for value in torch.autograd.grad(got.total, arguments[:2]))
 
 
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])

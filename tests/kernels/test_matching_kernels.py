@@ -325,6 +325,20 @@ def test_extreme_logits_and_boxes_without_area_are_finite_and_the_references(cla
     torch.testing.assert_close(got, pairwise_cost(*arguments, class_cost=class_cost, backend="reference"))
 
 
+@pytest.mark.parametrize("masked", [slice(0, 64), slice(64, 128), slice(16, 32)])
+def test_whole_blocks_of_classes_may_be_masked(masked: slice) -> None:
+    """By -inf: they have no share in a softmax. At more targets than queries, and at fewer."""
+    targets = random_targets([2, 6], 6, 130, seed=36)
+    targets.labels[:] = 129
+    logits, boxes = random_logits(2, 3, 130, seed=36), random_boxes(2, 3, seed=36)
+    logits[..., masked] = -math.inf
+    got = match(logits.to(DEVICE), boxes.to(DEVICE), on_device(targets), check=True, backend="triton")
+    cost = pairwise_cost(logits.to(DEVICE), boxes.to(DEVICE), on_device(targets), backend="triton").cpu()
+    wanted = costs(logits, boxes, targets, MatchWeights(), "softmax")
+    torch.testing.assert_close(cost, wanted, rtol=1e-12, atol=1e-12)
+    check_match(got.cpu(), wanted, [2, 6], 1e-12)
+
+
 def test_a_label_without_a_logit_costs_nan_and_is_reported() -> None:
     targets = random_targets([3], 3, 2, seed=30)
     targets.labels[0, 1], targets.labels[0, 2] = 3, -1
