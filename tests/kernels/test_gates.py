@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("triton", reason="there is no Triton for this platform")
 
 pytestmark = pytest.mark.timeout(900)  # Triton caches what it compiles, but the first time takes its time
-CAPABILITIES = 60, 75, 90, 120  # oldest and newest and two between: all nine would take 90 s of one core, not 40
+CAPABILITIES = 60, 75, 90, 120  # oldest and newest and two between: all nine would take 200 s of one core, not 90
 
 
 def run(*command: str | Path, interpret: str) -> subprocess.CompletedProcess[str]:
