@@ -39,7 +39,8 @@ def operator(schema: str, shapes: Callable[..., Any]) -> Callable[[Callable[...,
 
 def flat(targets: Targets | Tubelets) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """A batch of targets as the operators take it."""
-    return *targets[:3], targets.visible if isinstance(targets, Tubelets) else None
+    visible = targets.visible if isinstance(targets, Tubelets) else None
+    return targets.labels, targets.boxes, targets.counts, visible
 
 
 def _targets(labels: Tensor, boxes: Tensor, counts: Tensor, visible: Tensor | None) -> Targets | Tubelets:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.targets import Targets, Tubelets, valid_rows
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # RetinaNet (Lin et al. 2017), as in Deformable DETR
 SMALLEST_AREA = 2.0**-100  # what is no larger counts as zero: its reciprocal times a side would leave float32
@@ -69,7 +69,7 @@ def pairwise_cost(
     logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, weights: tuple[float, float, float], class_cost: str
 ) -> Tensor:
     logits, boxes = _at_least_float32(logits, boxes)
-    labels = torch.where(targets.valid, targets.labels, 0)
+    labels = torch.where(valid_rows(targets), targets.labels, 0)
     if class_cost == "softmax":
         score = -logits.softmax(-1)
     else:
@@ -82,12 +82,12 @@ def pairwise_cost(
     queries_first = boxes.unsqueeze(logits.ndim - 1)  # (..., B, N, 1, 4), with T before the 4 in tubelets
     l1, giou = _box_terms(queries_first, targets, _clean_boxes(targets, boxes)[:, None])
     cost = weights[0] * cls + weights[1] * l1 + weights[2] * giou
-    return cost.masked_fill(~targets.valid[:, None, :], 0)
+    return cost.masked_fill(~valid_rows(targets)[:, None, :], 0)
 
 
 def _clean_boxes(targets: Targets | Tubelets, like: Tensor) -> Tensor:
     """The target boxes in the dtype of the predicted ones, zero where they hold nothing."""
-    valid = targets.valid
+    valid = valid_rows(targets)
     if isinstance(targets, Tubelets):
         valid = valid[..., None] & targets.visible
     return targets.boxes.detach().masked_fill(~valid[..., None], 0).to(like.dtype)
@@ -178,7 +178,7 @@ def set_loss(
     if queries == 0:
         nothing = logits.sum((-3, -2, -1)) + boxes.flatten(logits.ndim - 3).sum(-1)
         return nothing, nothing, nothing
-    pairs = (matched >= 0) & targets.valid
+    pairs = (matched >= 0) & valid_rows(targets)
     query = torch.where(pairs, matched, queries)  # one place too many, cut off again: where misses are written
     no_object = classes - 1 if class_loss == "cross_entropy" else classes
     wanted = torch.full((*leading, batch, queries + 1), no_object, device=logits.device)

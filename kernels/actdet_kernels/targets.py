@@ -33,7 +33,7 @@ class Targets(NamedTuple):
     @property
     def valid(self) -> Tensor:
         """(B, M) bool: the rows that are real targets."""
-        return _valid(self.labels, self.counts)
+        return valid_rows(self)
 
 
 class Tubelets(NamedTuple):
@@ -57,11 +57,12 @@ class Tubelets(NamedTuple):
     @property
     def valid(self) -> Tensor:
         """(B, M) bool: the rows that are real targets."""
-        return _valid(self.labels, self.counts)
+        return valid_rows(self)
 
 
-def _valid(labels: Tensor, counts: Tensor) -> Tensor:
-    return torch.arange(labels.shape[1], device=labels.device) < counts[:, None]
+def valid_rows(targets: Targets | Tubelets) -> Tensor:
+    """`targets.valid`, for what torch.compile traces: PyTorch 2.7 stops at a property of a tuple."""
+    return torch.arange(targets.labels.shape[1], device=targets.labels.device) < targets.counts[:, None]
 
 
 def pad_targets(

@@ -286,6 +286,10 @@ def without_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     backend._obstacle.cache_clear()
     with FakeTensorMode():
+        try:
+            torch.empty(1, device="cuda")[0]
+        except RuntimeError:
+            pytest.skip("this PyTorch asks for a driver")  # 2.7 does, where there is none
         yield
     backend._obstacle.cache_clear()
 

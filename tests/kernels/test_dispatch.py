@@ -14,7 +14,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-pytestmark = NEEDS_KERNELS
+pytestmark = [
+    *NEEDS_KERNELS,
+    # PyTorch 2.7's, of its own tracing
+    pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not:DeprecationWarning"),
+]
 OPERATORS = torch.ops.actdet_kernels
 WEIGHTS = [1.3, 4.1, 0.7]
 CHECKS = [
