@@ -127,7 +127,7 @@ CASES = [
     Case("100 queries, softmax, bf16", lambda: match(100, 92, "softmax", BF16), {"match_kernel": 168}),
     Case("300 queries, softmax, fp32", lambda: match(300, 92, "softmax", FP32), {"match_kernel": 184}),
     Case("300 queries, focal, fp64", lambda: match(300, 91, "focal", FP64), {"match_kernel": 248}),
-    Case("900 queries, focal, fp16", lambda: match(900, 91, "focal", FP16), {"match_kernel": 255}),
+    Case("900 queries, focal, fp16", lambda: match(900, 91, "focal", FP16), {"match_kernel": 184}),
     Case("900 queries, softmax, fp32", lambda: match(900, 92, "softmax", FP32), {"match_kernel": 248}),
     Case(
         "cross entropy, 3, fp32",

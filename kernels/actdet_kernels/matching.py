@@ -112,6 +112,8 @@ def match(
     if size == 0:
         return matched, status.zero_()  # the kernel looks at target 0 even where a count is 0
     solver = solver_options(block)
+    if class_cost == "focal" and block > 512:
+        solver["TILE"] = 1  # two rows spill, with Triton 3.3
     backend.launch(
         match_kernel,
         status.numel(),
