@@ -1,4 +1,4 @@
-"""Benchmarks of assignment, matching and the whole criterion against everything that does the same; `make bench`.
+"""Benchmarks of assignment, matching and the whole criterion against everything that does the same: `pytest bench`.
 
 A row is timed only once its output has been checked: the total cost against SciPy's float64 optimum, the loss and the
 gradients against the reference in float64. On a GPU the time that counts is in `extra_info`, from `measure.measure`.

@@ -204,8 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         date = datetime.date.today().isoformat()
         about = {"triton": triton.__version__, "torch": torch.__version__, "date": date}
-        table = [asdict(row) | about for row in rows if not row.error]
-        options.json.write_text(json.dumps(table, indent=1) + "\n")
+        table = [json.dumps(asdict(row) | about) for row in rows if not row.error]
+        options.json.write_text("[\n" + ",\n".join(table) + "\n]\n")  # a line for each
     failed = failure(rows)
     seconds = time.perf_counter() - started
     passed = f"all passed, with Triton {triton.__version__} and PyTorch {torch.__version__}, in {seconds:.0f} s"

@@ -19,7 +19,7 @@ import pytest
 import torch
 from actdet_kernels import MatchWeights, Targets, backend, dispatch, operations
 from actdet_kernels.detr import HungarianMatcher, ImageLoss, SetCriterion
-from device import DEVICE, OBSTACLE
+from device import DEVICE, NEEDS_TRITON
 from oracles import costs, criterion, random_boxes, random_logits
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -331,7 +331,7 @@ def test_the_originals_code_takes_pairs_on_the_gpu(theirs: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Conversion of an array:DeprecationWarning")  # interpreter
-@pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
+@NEEDS_TRITON
 def test_the_kernels_give_what_the_reference_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs, leaves = predictions(2, len(RAGGED))
     loss = SetCriterion(CLASSES, HungarianMatcher(*COSTS), {}, 0.1)

@@ -16,7 +16,6 @@ import pytest
 pytest.importorskip("triton", reason="there is no Triton for this platform")
 
 pytestmark = pytest.mark.timeout(900)  # Triton caches what it compiles, but the first time takes its time
-CAPABILITIES = 60, 75, 90, 120  # oldest and newest and two between: all nine would take 200 s of one core, not 90
 
 
 def run(*command: str | Path, interpret: str) -> subprocess.CompletedProcess[str]:
@@ -28,15 +27,15 @@ def run(*command: str | Path, interpret: str) -> subprocess.CompletedProcess[str
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the command finds, though whoever calls it has the kernels interpreted."""
     file = tmp_path_factory.mktemp("gates") / "rows.json"
-    capabilities = map(str, CAPABILITIES)
-    done = run("-m", "actdet_kernels.gates", "--capability", *capabilities, "--json", file, interpret="1")
+    done = run("-m", "actdet_kernels.gates", "--json", file, interpret="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("all passed"), done.stdout
     return json.loads(file.read_text())
 
 
 def test_every_kernel_passes(rows: list[dict[str, Any]]) -> None:
-    assert {row["capability"] for row in rows} <= set(CAPABILITIES)
+    assert {row["capability"] for row in rows} <= {60, 70, 75, 80, 86, 89, 90, 100, 120}
+    assert {75, 80, 86, 89, 90} <= {row["capability"] for row in rows}  # which every supported Triton has code for
     for row in rows:
         assert 0 < row["registers"] <= row["limit"]
         assert row["spill"] == 0

@@ -80,6 +80,7 @@ def test_a_training_step_takes_few_launches_and_reads_nothing_back(
     within = len(operators_within(make(tubelets)))
     assert len(launched) + len(watch.launching) + within <= most, (launched, watch.launching, within)
     kernels = ["pairwise_cost_kernel", "assign_kernel"] if tubelets else ["match_kernel"]
+    assert launched[0][1] == LAYERS * 2  # a program for each sample under each layer
     assert [name for name, _ in launched] == [*kernels, "set_loss_kernel", "total_kernel", "gradient_kernel"]
     assert watch.launching == ["ones_like"]
     assert all(value.grad is not None for value in leaves)
