@@ -1,4 +1,5 @@
 # make test: installs, runs every test.   make demo: installs, renders, trains, evaluates, reports.
+# make bench: installs the benchmarks' opponents, too, runs all that this machine can, writes runs/bench/report.md.
 # make test-pascal: the kernels' tests and gates in an environment of the last PyTorch for Pascal GPUs.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 PASCAL := .venv-pascal
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"actdet needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 
-.PHONY: install test test-pascal demo clean
+.PHONY: install test test-pascal demo bench clean
 
 install: $(VENV)/installed
 
@@ -40,6 +41,14 @@ test-pascal: $(PASCAL)/installed
 demo: install
 	rm -rf runs/demo
 	$(BIN)/actdet demo --out runs/demo
+
+$(VENV)/opponents: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	touch $@
+
+bench: $(VENV)/opponents
+	$(BIN)/pytest -q -W default bench --results runs/bench/results.json --benchmark-columns=median,iqr,rounds
+	$(BIN)/python bench/report.py runs/bench/results.json
 
 clean:
 	rm -rf $(VENV) $(PASCAL) runs

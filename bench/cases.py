@@ -39,11 +39,27 @@ SIZES = [
     Size(8, 5, 3900, 30),
     Size(8, 1, 64, 8, classes=3, frames=32),
 ]
-SMALL_SIZES = SIZES[:3]
 
-# (problems, rows, columns): torch-linear-assignment's own table, and few and large
-MATRICES = [(208, 300, 100), (208, 300, 300), (208, 300, 600), (1, 1024, 1024), (5, 1024, 1024)]
-SMALL_MATRICES = [(48, 12, 4), (96, 100, 20), (96, 100, 63)]
+
+class Matrices(NamedTuple):
+    problems: int
+    rows: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"{self.problems} of {self.rows}x{self.columns}"
+
+
+MATRICES = [
+    Matrices(48, 12, 4),
+    Matrices(96, 100, 20),
+    Matrices(96, 100, 63),
+    Matrices(208, 300, 100),  # these three: torch-linear-assignment's own table
+    Matrices(208, 300, 300),
+    Matrices(208, 300, 600),
+    Matrices(1, 1024, 1024),  # few and large
+    Matrices(5, 1024, 1024),
+]
 
 
 class Problem(NamedTuple):
@@ -78,7 +94,7 @@ def make_problem(size: Size, regime: str, device: torch.device, dtype: torch.dty
     return Problem(logits.to(device, dtype), boxes.to(device, dtype), targets.to(device))
 
 
-def make_cost(shape: tuple[int, int, int], regime: str, device: torch.device) -> Tensor:
+def make_cost(shape: Matrices, regime: str, device: torch.device) -> Tensor:
     """(problems, rows, columns) float32."""
     generator = torch.Generator().manual_seed(0)
     problems, rows, columns = shape

@@ -17,7 +17,7 @@ failed=0
 $python -m actdet_kernels.gates --capability "$($python -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')" \
     --json "$out/gates.json" || failed=1
 timeout 300 $python -m pytest -q -p no:cacheprovider tests/kernels ${parallel:-} --durations=5 --junitxml="$out/tests.xml" || failed=1
-timeout 270 $python -m pytest -q -p no:cacheprovider -W default bench --benchmark-json="$out/benchmarks.json" \
+timeout 270 $python -m pytest -q -p no:cacheprovider -W default bench/test_kernels.py --results "$out/benchmarks.json" \
     --benchmark-columns=median > "$out/benchmarks.log" 2>&1 || failed=1
 tail -n 3 "$out/benchmarks.log"
 exit $failed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def measure(run: Callable[[], Any]) -> dict[str, Any]:
         "host_us": _host_time(run, repeats),
         **count_launches(run),
         "peak_bytes": peak,
+        "copy_bytes_per_s": copy_rate(),
     }
 
 
@@ -52,6 +54,14 @@ def capture(run: Callable[[], Any]) -> Callable[[], None] | None:
         torch.cuda.synchronize()
         return None
     return graph.replay
+
+
+@cache
+def copy_rate() -> float:
+    """Bytes read and written in a second by a large copy: what this card's memory gives."""
+    source = torch.empty(2**29, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / (1e-6 * _device_time(lambda: target.copy_(source), repeats=5)["median"])
 
 
 def count_launches(run: Callable[[], Any]) -> dict[str, int]:

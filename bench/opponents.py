@@ -1,6 +1,7 @@
 """Everything that can do the same work, each at its best settings, under one signature for each kind of work.
 
 assign:    cost (B, N, M) -> (B, M) row of each column
+cost:      Problem -> (L, B, N, M) matching cost
 match:     Problem -> (L, B, M) query of each target
 criterion: Problem -> total loss and the gradients of logits and boxes
 """
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from actdet_kernels import MatchWeights, assign, match, set_loss
+from actdet_kernels import MatchWeights, assign, match, pairwise_cost, reference, set_loss
 from cases import Problem
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -70,6 +71,33 @@ ASSIGN: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# The matching cost
+
+
+def ours_cost(problem: Problem) -> Tensor:
+    return pairwise_cost(*problem)
+
+
+def eager_cost(problem: Problem) -> Tensor:
+    _only_beside_kernels(problem.logits)
+    return _reference_cost(*problem)
+
+
+def compiled_cost(problem: Problem) -> Tensor:
+    return _compiled(_reference_cost)(*problem)
+
+
+COST: dict[str, Callable[[Problem], Tensor]] = {
+    "actdet": ours_cost,
+    "eager PyTorch": eager_cost,
+    "torch.compile": compiled_cost,
+}
+
+
+def _reference_cost(logits: Tensor, boxes: Tensor, targets: Any) -> Tensor:
+    return reference.pairwise_cost(logits, boxes, targets, WEIGHTS, "softmax")
+
+
 # Matching
 
 
@@ -78,6 +106,7 @@ def ours_match(problem: Problem) -> Tensor:
 
 
 def eager_match(problem: Problem) -> Tensor:
+    _only_beside_kernels(problem.logits)
     return match(*problem, backend="reference")
 
 
@@ -109,12 +138,13 @@ def ours_criterion(problem: Problem) -> Outcome:
 
 
 def eager_criterion(problem: Problem) -> Outcome:
+    _only_beside_kernels(problem.logits)
     return _with_gradients(problem, _reference)
 
 
 def compiled_criterion(problem: Problem) -> Outcome:
     """torch.compile of the eager code; the matching within it is an operator that goes through SciPy."""
-    return _with_gradients(problem, _compiled())
+    return _with_gradients(problem, _compiled(_reference))
 
 
 def huggingface_criterion(problem: Problem) -> Outcome:
@@ -149,8 +179,13 @@ def _reference(logits: Tensor, boxes: Tensor, targets: Any) -> Tensor:
 
 
 @cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(_reference)
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function)
+
+
+def _only_beside_kernels(tensor: Tensor) -> None:
+    if not tensor.is_cuda:
+        raise Absent("on a CPU it is what actdet runs")
 
 
 def _with_gradients(problem: Problem, total: Callable[..., Tensor]) -> Outcome:
@@ -181,6 +216,11 @@ def _list_of_targets(problem: Problem) -> list[dict[str, Tensor]]:
         raise Absent("no tubelets")
     pairs = zip(problem.targets.labels, problem.targets.boxes, strict=True)
     return [{"class_labels": labels, "boxes": boxes} for labels, boxes in pairs]
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors of a problem or of an outcome."""
+    return [value] if isinstance(value, Tensor) else [tensor for part in value for tensor in tensors_of(part)]
 
 
 def _peer(module: str) -> Any:

@@ -1,12 +1,13 @@
-"""Benchmarks of assignment, matching and the whole criterion against everything that does the same: `pytest bench`.
+"""Cost, assignment, matching and the whole criterion, timed against everything that does the same: `pytest bench`.
 
 A row is timed only once its output has been checked: the total cost against SciPy's float64 optimum, the loss and the
-gradients against the reference in float64. On a GPU the time that counts is in `extra_info`, from `measure.measure`.
+gradients against the reference in float64. On a GPU the time that counts comes from `measure.measure`.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from functools import cache
@@ -15,19 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from actdet_kernels import explain_backend, match, pairwise_cost, set_loss
-from cases import (
-    MATRICES,
-    REGIMES,
-    SIZES,
-    SMALL_MATRICES,
-    SMALL_SIZES,
-    Problem,
-    Size,
-    make_cost,
-    make_problem,
-)
-from opponents import ASSIGN, CRITERION, MATCH, Absent
+from actdet_kernels import match, pairwise_cost, set_loss
+from cases import MATRICES, REGIMES, SIZES, Matrices, Problem, Size, make_cost, make_problem
+from measure import measure
+from opponents import ASSIGN, COST, CRITERION, MATCH, Absent, tensors_of
 from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -35,88 +27,122 @@ from torch import Tensor
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 MOST_ROUNDS, SECONDS = 7, 1.0  # of pytest-benchmark's, whose times include the wait for the device
+Record = Callable[..., None]
 
 
-def time_it(benchmark: BenchmarkFixture, run: Callable[[], Any], **what: Any) -> None:
-    """pytest-benchmark times calls that are waited for; on a GPU what the device did is added."""
-    benchmark.extra_info.update(what, device=_device_name(), torch=torch.__version__, backend=explain_backend(DEVICE))
-    if ON_GPU:
-        from measure import measure
+@pytest.mark.parametrize("name", ASSIGN)
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("size", MATRICES, ids=str)
+def test_assign(benchmark: BenchmarkFixture, record: Record, size: Matrices, regime: str, name: str) -> None:
+    cost = make_cost(size, regime, DEVICE)
+    row = {"operation": "assign", "size": str(size), "regime": regime, "name": name}
+    compare(
+        benchmark, record, row, ASSIGN[name], cost, lambda rows: check_assignment(*optimum_of_cost(size, regime), rows)
+    )
 
-        benchmark.extra_info.update(measure(run))
+
+@pytest.mark.parametrize("name", COST)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_cost(benchmark: BenchmarkFixture, record: Record, size: Size, name: str) -> None:
+    row = {"operation": "cost", "size": str(size), "regime": REGIMES[0], "name": name}
+    problem = make_problem(size, REGIMES[0], DEVICE)
+    compare(benchmark, record, row, COST[name], problem, lambda cost: close(cost, exact_cost(size, REGIMES[0])))
+
+
+@pytest.mark.parametrize("name", MATCH)
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_match(benchmark: BenchmarkFixture, record: Record, size: Size, regime: str, name: str) -> None:
+    row = {"operation": "match", "size": str(size), "regime": regime, "name": name}
+    problem = make_problem(size, regime, DEVICE)
+
+    def check(matched: Tensor) -> None:
+        check_assignment(*optimum_of_problem(size, regime), matched.flatten(0, 1))
+
+    compare(benchmark, record, row, MATCH[name], problem, check)
+
+
+@pytest.mark.parametrize("name", CRITERION)
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_criterion(benchmark: BenchmarkFixture, record: Record, size: Size, regime: str, name: str) -> None:
+    row = {"operation": "criterion", "size": str(size), "regime": regime, "name": name}
+    problem = make_problem(size, regime, DEVICE)
+
+    def check(outcome: tuple[Tensor, ...]) -> None:
+        for got, wanted in zip(outcome, exact_criterion(size, regime), strict=True):
+            if got.ndim == 0 or regime != "near-identical":  # gradients of another, equally cheap matching differ
+                close(got, wanted)
+
+    compare(benchmark, record, row, CRITERION[name], problem, check)
+
+
+def compare(
+    benchmark: BenchmarkFixture,
+    record: Record,
+    row: dict[str, str],
+    function: Callable[[Any], Any],
+    problem: Any,
+    check: Callable[[Any], None],
+) -> None:
+    """A row with the time of function(problem), or with why it has none. Ours must be right; others are left out."""
+    benchmark.group = " ".join((row["operation"], row["size"], row["regime"]))
+    try:
+        outcome = function(problem)
+        check(outcome)
+    except (Absent, AssertionError, RuntimeError) as reason:
+        what = {Absent: "", AssertionError: "disagrees with the reference: "}.get(type(reason), "fails: ")
+        record(kind="time", **row, why=what + str(reason).strip().partition("\n")[0])
+        if row["name"] == "actdet":
+            raise
+        pytest.skip(what + str(reason))
+    times = time_it(benchmark, lambda: function(problem))
+    sizes = {"input_bytes": bytes_of(tensors_of(problem)), "output_bytes": bytes_of(tensors_of(outcome))}
+    del outcome
+    record(kind="time", **row, wall_us=times, **sizes, **(measure(lambda: function(problem)) if ON_GPU else {}))
+
+
+def time_it(benchmark: BenchmarkFixture, run: Callable[[], Any]) -> dict[str, float]:
+    """Microseconds of calls that are waited for, by pytest-benchmark."""
 
     def wait() -> None:
         run()
         if ON_GPU:
             torch.cuda.synchronize()
 
-    wait()
     start = time.perf_counter()
     wait()
     rounds = min(max(int(SECONDS / (time.perf_counter() - start)), 1), MOST_ROUNDS)
     benchmark.pedantic(wait, rounds=rounds, iterations=1)
+    times = [1e6 * value for value in benchmark.stats.stats.data]
+    deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
+    return {"median": statistics.median(times), "p10": deciles[0], "p90": deciles[-1], "rounds": len(times)}
 
 
-def _device_name() -> str:
-    if ON_GPU:
-        return torch.cuda.get_device_name()
-    with open("/proc/cpuinfo") as file:
-        models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    return f"{models[0]}, {torch.get_num_threads()} threads" if models else "CPU"
+def bytes_of(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def run_or_skip(function: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except Absent as reason:
-        pytest.skip(str(reason))
-
-
-@pytest.mark.parametrize("name", ASSIGN)
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("shape", MATRICES if ON_GPU else SMALL_MATRICES, ids=lambda shape: "x".join(map(str, shape)))
-def test_assign(benchmark: BenchmarkFixture, shape: tuple[int, int, int], regime: str, name: str) -> None:
-    cost = make_cost(shape, regime, DEVICE)
-    check_assignment(*optimum_of_cost(shape, regime), run_or_skip(ASSIGN[name], cost))
-    benchmark.group = f"assign {shape} {regime}"
-    time_it(benchmark, lambda: ASSIGN[name](cost), what="assign", size=list(shape), regime=regime, name=name)
-
-
-@pytest.mark.parametrize("name", MATCH)
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("size", SIZES if ON_GPU else SMALL_SIZES, ids=str)
-def test_match(benchmark: BenchmarkFixture, size: Size, regime: str, name: str) -> None:
-    problem = make_problem(size, regime, DEVICE)
-    matched = run_or_skip(MATCH[name], problem)
-    check_assignment(*optimum_of_problem(size, regime), matched.flatten(0, 1))
-    benchmark.group = f"match {size} {regime}"
-    time_it(benchmark, lambda: MATCH[name](problem), what="match", size=str(size), regime=regime, name=name)
-
-
-@pytest.mark.parametrize("name", CRITERION)
-@pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("size", SIZES if ON_GPU else SMALL_SIZES, ids=str)
-def test_criterion(benchmark: BenchmarkFixture, size: Size, regime: str, name: str) -> None:
-    problem = make_problem(size, regime, DEVICE)
-    outcome = run_or_skip(CRITERION[name], problem)
-    for got, wanted in zip(outcome, exact_criterion(size, regime), strict=True):
-        if got.ndim == 0 or regime != "near-identical":  # gradients of another matching, as cheap to rounding, differ
-            torch.testing.assert_close(got.cpu().double(), wanted, rtol=1e-4, atol=1e-5)
-    benchmark.group = f"criterion {size} {regime}"
-    time_it(benchmark, lambda: CRITERION[name](problem), what="criterion", size=str(size), regime=regime, name=name)
+def close(got: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(got.cpu().double(), wanted, rtol=1e-4, atol=1e-5)
 
 
 @cache
-def optimum_of_cost(shape: tuple[int, int, int], regime: str) -> tuple[np.ndarray, list[float]]:
+def optimum_of_cost(size: Matrices, regime: str) -> tuple[np.ndarray, list[float]]:
     """(problems, rows, columns) in float64, and the least total cost of each problem, by SciPy."""
-    matrices = make_cost(shape, regime, torch.device("cpu")).double().numpy()
+    matrices = make_cost(size, regime, torch.device("cpu")).double().numpy()
     return matrices, [matrix[linear_sum_assignment(matrix)].sum() for matrix in matrices]
 
 
 @cache
 def optimum_of_problem(size: Size, regime: str) -> tuple[np.ndarray, list[float]]:
-    matrices = pairwise_cost(*in_float64(size, regime)).flatten(0, 1).numpy()
+    matrices = exact_cost(size, regime).flatten(0, 1).numpy()
     return matrices, [matrix[linear_sum_assignment(matrix)].sum() for matrix in matrices]
+
+
+@cache
+def exact_cost(size: Size, regime: str) -> Tensor:
+    return pairwise_cost(*in_float64(size, regime))
 
 
 @cache

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
-from actdet_kernels.arguments import compiler_options, triton_dtype
+from actdet_kernels.arguments import compiler_options, power_of_2, triton_dtype
 from actdet_kernels.reference import dual_dtype
 
 INFINITY = tl.constexpr(float("inf"))
@@ -32,39 +32,57 @@ HUGE, SHRINK = tl.constexpr(2.0**90), tl.constexpr(2.0**-40)  # exact, and sums 
 
 @triton.jit
 def solve(
-    row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, columns,
-    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    row_costs: tl.constexpr, KIND: tl.constexpr, source, memo, rows, columns,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SQUARE: tl.constexpr,
 ):  # fmt: skip
     """(BLOCK,) for every column: its row or -1, the dual u of that row, its own dual v. And the problem's status.
 
     row_costs(source, i, j, KIND, DTYPE): the costs of rows i in columns j, which broadcast; past `columns` it may
     return anything. rows <= columns <= BLOCK. Every row gets a column, whatever the costs hold: every loop is bounded
     by a count, and every step finds a column, because `distance` is never NaN.
+    memo: room for `rows` values of DTYPE, where the duals of assigned rows wait to be looked up: a load that nothing
+    waits for, where to pick a value from registers would be one more reduction in every step.
+    SQUARE: where there are as many rows as columns, start with prices of the columns.
     """
-    o_j = tl.arange(0, BLOCK)
+    o_j = tl.max_contiguous(tl.arange(0, BLOCK), 1)  # or two layouts meet in every step: see bench/LOG.md
     m_j = o_j < columns
-    row_of, placed, low, high, strange = greedy_start(row_costs, KIND, source, rows, columns, DTYPE, BLOCK, TILE)
-    scale, instead = finite_substitute(low, high, rows)
-
     v = tl.zeros([BLOCK], DTYPE)
-    root = tl.min(tl.where((placed == 0) & (o_j < rows), o_j, BLOCK), axis=0)
-    zero = root * 0  # a tensor: a comparison of Python numbers would be a Python bool, which no mask takes
+    if SQUARE:  # noqa: SIM102 - known when it is compiled
+        if rows == columns:
+            v = starting_prices(row_costs, KIND, source, rows, DTYPE, BLOCK, TILE)
+    row_of, own, low, high, strange = greedy_start(row_costs, KIND, source, v, rows, columns, DTYPE, BLOCK, TILE)
+    scale, instead = finite_substitute(low, high, rows)
+    own *= scale
+    v *= scale
+
+    root = rows
+    waiting = m_j & (o_j < 0)
+    if tl.sum((row_of >= 0).to(tl.int32), axis=0) < rows:
+        tl.store(memo + o_j, tl.full([BLOCK], INFINITY, DTYPE), mask=o_j < rows)
+        tl.debug_barrier()
+        tl.store(memo + row_of, own - v, mask=row_of >= 0)
+        tl.debug_barrier()
+        waiting = tl.load(memo + o_j, mask=o_j < rows, other=0) == INFINITY
+        root = tl.min(tl.where(waiting, o_j, BLOCK), axis=0)
     while root < rows:
         # Dijkstra from `root` to the nearest free column. A column is open until its shortest path is known.
         open = m_j
         distance = tl.full([BLOCK], INFINITY, DTYPE)
         path = tl.zeros([BLOCK], tl.int32)  # the row before this column, and the column before that: i * BLOCK + j
+        last = tl.zeros([BLOCK], DTYPE)  # the cost of that row in this column
         nearest = tl.full([], 0, DTYPE)
+        zero = root * 0  # a tensor: a comparison of Python numbers would be a Python bool, which no mask takes
         i, j, steps = root, zero, zero
         while (i >= 0) & (steps < rows):
-            slack = bounded(row_costs(source, i, o_j, KIND, DTYPE), scale, instead) - v
-            u = value_at(slack, (o_j == j) & (steps > 0))  # any value does for the root
-            through = nearest + (slack - u)
+            cost = bounded(row_costs(source, i, o_j, KIND, DTYPE), scale, instead)
+            u = tl.where(steps > 0, tl.load(memo + i), 0)  # any finite value does for the root
+            through = nearest + (cost - v - u)
             closer = open & (through < distance)
             distance = tl.where(closer, through, distance)
             path = tl.where(closer, i * BLOCK + j, path)
+            last = tl.where(closer, cost, last)
             # Of equally near columns a free one comes first, which ends the search.
-            nearest, first = nearest_column(distance, open, (row_of + 1) * BLOCK + o_j)
+            nearest, first = least_and_first(tl.where(open, distance, INFINITY), (row_of + 1) * BLOCK + o_j)
             i, j = first // BLOCK - 1, first % BLOCK
             open = open & (o_j != j)
             steps += 1
@@ -72,34 +90,71 @@ def solve(
         # Every row on the path moves to the column after it.
         i = zero - 1
         while (i != root) & (steps > 0):
-            before = value_at(path, o_j == j)
+            before = tl.sum(tl.where(o_j == j, path, 0), axis=0)
             i = before // BLOCK
             row_of = tl.where(o_j == j, i, row_of)
+            own = tl.where(o_j == j, last, own)
             j = before % BLOCK
             steps -= 1
-        root = tl.min(tl.where((placed == 0) & (o_j < rows) & (o_j > root), o_j, BLOCK), axis=0)
+        tl.store(memo + row_of, own - v, mask=row_of >= 0)
+        tl.debug_barrier()
+        root = tl.min(tl.where(waiting & (o_j > root), o_j, BLOCK), axis=0)
 
-    taken = row_of >= 0
-    cost = row_costs(source, tl.maximum(row_of, 0), o_j, KIND, DTYPE)
-    u = tl.where(taken, bounded(cost, scale, instead) - v, 0)
-    forced = tl.max(tl.where(taken & (tl.abs(cost) < INFINITY), 0, taken.to(tl.int32)), axis=0)
-    return row_of, u / scale, v / scale, strange + 2 * forced
+    forced = strange * 0
+    if strange > 0:
+        cost = row_costs(source, tl.maximum(row_of, 0), o_j, KIND, DTYPE)
+        forced = tl.max(((row_of >= 0) & not_finite(cost)).to(tl.int32), axis=0)
+    return row_of, tl.where(row_of >= 0, own - v, 0) / scale, v / scale, strange + 2 * forced
+
+
+@triton.jit
+def starting_prices(
+    row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK,) duals of the columns to start with, for as many rows as columns: they may be anything, as all are taken.
+
+    What the rows' minima leave of each column's; or each column's minimum: whichever gives the larger bound on the
+    total cost. 0 where costs are not finite or huge.
+    """
+    o_j = tl.arange(0, BLOCK)[None, :]
+    left = tl.full([1, BLOCK], INFINITY, DTYPE)
+    least = left
+    bound_left, bound_least = tl.full([], 0, DTYPE), tl.full([], 0, DTYPE)
+    strange = tl.zeros([1, BLOCK], tl.int32)
+    for first in range(0, rows, TILE):
+        o_i = first + tl.arange(0, TILE)
+        cost = row_costs(source, tl.minimum(o_i, rows - 1)[:, None], o_j, KIND, DTYPE)
+        cost = tl.where(o_j < rows, cost, HUGE)
+        strange = tl.maximum(strange, tl.max(((tl.abs(cost) <= HUGE) == 0).to(tl.int32), axis=0)[None, :])
+        u = smallest_of_rows(cost)
+        least = tl.minimum(least, tl.min(cost, axis=0)[None, :])
+        left = tl.minimum(left, tl.min(cost - u[:, None], axis=0)[None, :])
+        bound_left += tl.sum(tl.where(o_i < rows, u, 0), axis=0)
+    for first in range(0, rows, TILE):
+        o_i = first + tl.arange(0, TILE)
+        cost = row_costs(source, tl.minimum(o_i, rows - 1)[:, None], o_j, KIND, DTYPE)
+        u = smallest_of_rows(tl.where(o_j < rows, cost - least, HUGE))
+        bound_least += tl.sum(tl.where(o_i < rows, u, 0), axis=0)
+    bound_left += tl.sum(tl.sum(tl.where(o_j < rows, left, 0), axis=1), axis=0)
+    bound_least += tl.sum(tl.sum(tl.where(o_j < rows, least, 0), axis=1), axis=0)
+    usable = (tl.max(tl.max(strange, axis=1), axis=0) == 0) & (o_j < rows)
+    return tl.reshape(tl.where(usable, tl.where(bound_left >= bound_least, left, least), 0), [BLOCK])
 
 
 @triton.jit
 def greedy_start(
-    row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, columns,
+    row_costs: tl.constexpr, KIND: tl.constexpr, source, v, rows, columns,
     DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A look at every cost, TILE rows at a time: each row takes its cheapest column, if it is free.
+    """A look at every cost, TILE rows at a time: each row takes its cheapest column under the prices v, if it is free.
 
-    (BLOCK,) the row of each column or -1, and which rows have one; the least and the largest finite cost; 1 where an
-    entry is not finite.
+    (BLOCK,) the row of each column or -1, and its cost; the least and the largest finite cost; 1 where an entry is not
+    finite.
     """
     o_j = tl.arange(0, BLOCK)[None, :]
     m_j = o_j < columns
-    row_of = tl.full([1, BLOCK], -1, tl.int32)
-    placed = tl.zeros([1, BLOCK], tl.int32)  # by row
+    row_of, own = tl.full([1, BLOCK], -1, tl.int32), tl.zeros([1, BLOCK], DTYPE)
     low = tl.full([1, BLOCK], INFINITY, DTYPE)
     high = -low
     strange = tl.zeros([1, BLOCK], tl.int32)
@@ -107,38 +162,38 @@ def greedy_start(
         o_i = first + tl.arange(0, TILE)[:, None]
         m = m_j & (o_i < rows)
         cost = row_costs(source, tl.minimum(o_i, rows - 1), o_j, KIND, DTYPE)
-        finite = m & (tl.abs(cost) < INFINITY)
-        strange = tl.maximum(strange, tl.max(tl.where(m & (finite == 0), 1, 0), axis=0)[None, :])
+        finite = m & (not_finite(cost) == 0)
+        strange = tl.maximum(strange, tl.max((m & not_finite(cost)).to(tl.int32), axis=0)[None, :])
         low = tl.minimum(low, tl.min(tl.where(finite, cost, INFINITY), axis=0)[None, :])
         high = tl.maximum(high, tl.max(tl.where(finite, cost, -INFINITY), axis=0)[None, :])
-        cheapest = smallest_of_rows(tl.where(finite, cost, INFINITY))
-        j = tl.min(tl.where(finite & (row_of < 0) & (cost <= cheapest[:, None]), o_j, BLOCK), axis=1)[:, None]
-        wanted_by = tl.min(tl.where(o_j == j, o_i, BLOCK), axis=0)[None, :]
-        row_of = tl.where(wanted_by < BLOCK, wanted_by, row_of)
-        won = tl.max(tl.where(row_of == o_i, 1, 0), axis=1)[:, None]
-        placed = tl.maximum(placed, tl.max(tl.where(o_j == o_i, won, 0), axis=0)[None, :])
+        taken_later = tl.where(row_of < 0, o_j, BLOCK + o_j)
+        price, j = least_and_first(tl.where(finite, cost - v[None, :], INFINITY), taken_later)
+        j = tl.where(price < INFINITY, j, BLOCK)[:, None]  # BLOCK or more: another row has it
+        row = tl.min(tl.where(o_j == j, o_i, BLOCK), axis=0)[None, :]
+        own = tl.where(row < BLOCK, tl.sum(tl.where(o_i == row, cost, 0), axis=0)[None, :], own)
+        row_of = tl.where(row < BLOCK, row, row_of)
     low, high, strange = tl.min(low, axis=1), tl.max(high, axis=1), tl.max(strange, axis=1)
     return (
-        tl.reshape(row_of, [BLOCK]), tl.reshape(placed, [BLOCK]), tl.max(low, axis=0), tl.max(high, axis=0),
+        tl.reshape(row_of, [BLOCK]), tl.reshape(own, [BLOCK]), tl.max(low, axis=0), tl.max(high, axis=0),
         tl.max(strange, axis=0),
     )  # fmt: skip
 
 
 @triton.jit
-def nearest_column(distance, open, tie):
-    """The least distance of an open column, and of those that have it the least `tie`, which is not negative.
+def least_and_first(x, tie):
+    """Along the last axis: the least x, and of those that have it the least `tie`, which is not negative.
 
     One reduction in float32, of the two packed into 64 bits; order-preserving integers are reduced without shuffles.
     """
-    if distance.dtype == tl.float32:
-        key = (ordered(distance).to(tl.int64) << 32) | tie.to(tl.int64)
-        key = tl.min(tl.where(open, key, 0x7FFFFFFFFFFFFFFF), axis=0)
-        nearest = ordered((key >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
+    axis: tl.constexpr = len(x.shape) - 1
+    if x.dtype == tl.float32:
+        key = tl.min((ordered(x).to(tl.int64) << 32) | tie.to(tl.int64), axis=axis)
+        least = ordered((key >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
         first = (key & 0xFFFFFFFF).to(tl.int32)
     else:
-        nearest = tl.min(tl.where(open, distance, INFINITY), axis=0)
-        first = tl.min(tl.where(open & (distance <= nearest), tie, 0x7FFFFFFF), axis=0)
-    return nearest, first
+        least = tl.min(x, axis=axis)
+        first = tl.min(tl.where(x <= tl.expand_dims(least, axis), tie, 0x7FFFFFFF), axis=axis)
+    return least, first
 
 
 @triton.jit
@@ -155,16 +210,6 @@ def smallest_of_rows(x):
     else:
         least = tl.min(x, axis=1)
     return least
-
-
-@triton.jit
-def value_at(x, chosen):
-    """The one value that is chosen, 0 if there is none; a sum of integers, which is exact and needs no shuffles."""
-    if x.dtype == tl.float32:
-        value = tl.sum(tl.where(chosen, x.to(tl.int32, bitcast=True), 0), axis=0).to(tl.float32, bitcast=True)
-    else:
-        value = tl.sum(tl.where(chosen, x, 0), axis=0)
-    return value
 
 
 @triton.jit
@@ -186,7 +231,12 @@ def finite_substitute(low, high, rows):
 
 @triton.jit
 def bounded(cost, scale, instead):
-    return tl.where(tl.abs(cost) < INFINITY, cost * scale, instead)
+    return tl.where(not_finite(cost), instead, cost * scale)
+
+
+@triton.jit
+def not_finite(cost):
+    return (tl.abs(cost) < INFINITY) == 0
 
 
 @triton.jit
@@ -213,13 +263,14 @@ def assign_kernel(
     stride_i, stride_j = tl.where(few, s_m, s_n).to(tl.int64), tl.where(few, s_n, s_m).to(tl.int64)
     readable = tl.where(smaller > 0, larger, 0)  # without a row there is no column to look at
     source = (cost + i_p * s_p, stride_i, stride_j, readable)
-    partner, u, v, flags = solve(matrix_costs, SIGN, source, smaller, larger, DTYPE, BLOCK, TILE)
-
-    # partner, u and v lie along the larger side; the smaller side's answers are written through them.
-    m_pair = partner >= 0
     p_row, p_column = column_of_row + i_p * rows, row_of_column + i_p * columns
     p_larger, size_larger = tl.where(few, p_row, p_column), tl.where(few, rows, columns)
     p_smaller, size_smaller = tl.where(few, p_column, p_row), tl.where(few, columns, rows)
+    memo = p_smaller.to(tl.pointer_type(DTYPE), bitcast=True)
+    partner, u, v, flags = solve(matrix_costs, SIGN, source, memo, smaller, larger, DTYPE, BLOCK, TILE, SQUARE=True)
+
+    # partner, u and v lie along the larger side; the smaller side's answers are written through them.
+    m_pair = partner >= 0
     m_larger, m_padding = o < size_larger, (o >= smaller) & (o < size_smaller)
     tl.store(p_larger + o, partner, mask=m_larger)
     tl.store(p_smaller + o, tl.full([BLOCK], -1, tl.int32), mask=m_padding)
@@ -264,19 +315,21 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
         *cost.stride(),
         SIGN=-1 if maximize else 1,
         DTYPE=triton_dtype(dtype),
-        **solver_options(block),
+        **solver_options(block, one_warp=128 if dtype == torch.float32 else 32),  # float64 would spill
     )
     return row_of_column, column_of_row, row_dual, column_dual, status
 
 
 def block_size(rows: int, columns: int) -> int:
-    return max(triton.next_power_of_2(max(rows, columns)), 16)
+    return max(power_of_2(max(rows, columns)), 32)
 
 
-def solver_options(block: int) -> dict[str, Any]:
-    """A thread for each column, up to 8 warps: all of a multiprocessor works on the costs, and the warps wait for each
-    other in every step. TILE rows at a time make four costs a thread; eight for 1,024 columns, because Triton 3.3
-    unrolls a tile of one row over all its columns."""
-    warps = min(max(block // 32, 1), 8)
-    tile = 4 if block <= 256 else 2 if block <= 1024 else 1
-    return {"BLOCK": block, "TILE": tile, **compiler_options(warps)}
+def solver_options(block: int, one_warp: int) -> dict[str, Any]:
+    """One warp up to `one_warp` columns, which waits for no other; above, a thread for each column, up to 8 warps.
+
+    TILE rows at a time make four costs a thread; eight where a thread has four columns, because Triton 3.3 unrolls a
+    tile of one row over all its columns.
+    """
+    warps = 1 if block <= one_warp else min(block // 32, 8)
+    each = block // (32 * warps)
+    return {"BLOCK": block, "TILE": 4 if each == 1 else 2 if each <= 4 else 1, **compiler_options(warps)}

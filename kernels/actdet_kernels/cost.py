@@ -18,7 +18,15 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
-from actdet_kernels.arguments import block_of_classes, compiler_options, compute_dtype, cost_options, frames, inputs
+from actdet_kernels.arguments import (
+    block_of_classes,
+    compiler_options,
+    compute_dtype,
+    cost_options,
+    frames,
+    inputs,
+    tile_count,
+)
 from actdet_kernels.boxes import tubelet_terms
 from actdet_kernels.reference import FOCAL_ALPHA
 from actdet_kernels.targets import Targets, Tubelets
@@ -134,7 +142,7 @@ def pairwise_cost(
     problems = out.shape[:-2].numel() if out.numel() else 0
     backend.launch(
         pairwise_cost_kernel,
-        problems * triton.cdiv(queries, BLOCK_N),
+        problems * tile_count(queries, BLOCK_N),
         *inputs(logits, boxes, targets),
         out,
         batch,

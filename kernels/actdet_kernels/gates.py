@@ -119,16 +119,19 @@ CASES = [
         {"pairwise_cost_kernel": 255},
     ),
     Case("tubelets, softmax, fp32", lambda: pairwise_cost("softmax", tubelets(FP32)), {"pairwise_cost_kernel": 152}),
-    Case("12 x 5, bf16", lambda: assign(12, 5, BF16), {"assign_kernel": 64}),
-    Case("100 x 63, fp32, duals", lambda: assign(100, 63, FP32, tensor(I64, 1), duals=True), {"assign_kernel": 104}),
-    Case("2000 x 63, fp32", lambda: assign(2000, 63, FP32, tensor(I32, 1)), {"assign_kernel": 168}),
-    Case("2000 x 63, fp64, duals", lambda: assign(2000, 63, FP64, duals=True), {"assign_kernel": 200}),
-    Case("12 queries, softmax, fp32", lambda: match(12, 3, "softmax", FP32), {"match_kernel": 120}),
-    Case("100 queries, softmax, bf16", lambda: match(100, 92, "softmax", BF16), {"match_kernel": 168}),
+    Case("12 x 5, bf16", lambda: assign(12, 5, BF16), {"assign_kernel": 96}),
+    Case("100 x 63, fp32, duals", lambda: assign(100, 63, FP32, tensor(I64, 1), duals=True), {"assign_kernel": 168}),
+    Case("100 x 63, fp64, duals", lambda: assign(100, 63, FP64, duals=True), {"assign_kernel": 144}),
+    Case("300 x 100, fp32", lambda: assign(300, 100, FP32), {"assign_kernel": 96}),
+    Case("1024 x 1024, fp32", lambda: assign(1024, 1024, FP32), {"assign_kernel": 160}),
+    Case("2000 x 63, fp32", lambda: assign(2000, 63, FP32, tensor(I32, 1)), {"assign_kernel": 200}),
+    Case("2000 x 63, fp64, duals", lambda: assign(2000, 63, FP64, duals=True), {"assign_kernel": 240}),
+    Case("12 queries, softmax, fp32", lambda: match(12, 3, "softmax", FP32), {"match_kernel": 152}),
+    Case("100 queries, softmax, bf16", lambda: match(100, 92, "softmax", BF16), {"match_kernel": 184}),
     Case("300 queries, softmax, fp32", lambda: match(300, 92, "softmax", FP32), {"match_kernel": 184}),
-    Case("300 queries, focal, fp64", lambda: match(300, 91, "focal", FP64), {"match_kernel": 248}),
-    Case("900 queries, focal, fp16", lambda: match(900, 91, "focal", FP16), {"match_kernel": 184}),
-    Case("900 queries, softmax, fp32", lambda: match(900, 92, "softmax", FP32), {"match_kernel": 248}),
+    Case("300 queries, focal, fp64", lambda: match(300, 91, "focal", FP64), {"match_kernel": 255}),
+    Case("900 queries, focal, fp16", lambda: match(900, 91, "focal", FP16), {"match_kernel": 192}),
+    Case("900 queries, softmax, fp32", lambda: match(900, 92, "softmax", FP32), {"match_kernel": 255}),
     Case(
         "cross entropy, 3, fp32",
         lambda: set_loss("cross_entropy", predictions(12, 3, FP32, FP32)),
@@ -230,21 +233,49 @@ def failure(rows: Sequence[Row]) -> str | None:
 
 def compile_case(index: int, capability: int) -> list[Row]:
     """A row for each launch of a case. In a process of its own, where kernels are never interpreted."""
+    case = CASES[index]
+    return [compile_launch(case, kernel, values, capability) for kernel, values in launches_of(case.call)]
+
+
+def launches_of(call: Callable[[], object]) -> list[tuple[Any, dict[str, Any]]]:
+    """The kernels that a call launches, with their arguments and settings."""
     launches = []
 
     def record(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
         launches.append((kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | options))
 
     with mock.patch.object(backend, "launch", record):
-        CASES[index].call()
-    return [compile_launch(CASES[index], kernel, values, capability) for kernel, values in launches]
+        call()
+    return launches
 
 
 def compile_launch(case: Case, kernel: Any, values: dict[str, Any], capability: int) -> Row:
-    """Compiled as Triton does before such a launch; every tensor lies at a multiple of 16 bytes, as PyTorch's do."""
-    signature, constants, attributes, recompiled_for = {}, {}, {}, []
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # Triton prints all of the assembly that ptxas refuses
+            compiled = compiled_for(kernel, values, capability)
+        taken: dict[str, Any] = resources(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
+    except Exception as error:
+        unknown = "is not defined for option 'gpu-name'" in str(error)
+        taken = {"error": NO_CODE if unknown else cause(error)}
+    sizes = [name for name in kernel.arg_names if isinstance(values[name], int)]
+    again = [parameter for parameter in kernel.params if not (parameter.is_constexpr or parameter.do_not_specialize)]
+    return Row(
+        kernel=kernel.__name__,
+        case=case.inputs,
+        block="x".join(str(values[name]) for name in kernel.arg_names if name.startswith("BLOCK")),
+        warps=values.get("num_warps", 4),
+        limit=case.limits.get(kernel.__name__, 0),
+        capability=capability,
+        recompiled_for=", ".join(parameter.name for parameter in again if parameter.name in sizes),
+        **taken,
+    )
+
+
+def compiled_for(kernel: Any, values: dict[str, Any], capability: int) -> Any:
+    """As Triton compiles before such a launch; every tensor lies at a multiple of 16 bytes, as PyTorch's do."""
+    signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
-        value = values.pop(parameter.name)
+        value = values[parameter.name]
         if isinstance(value, Tensor):
             signature[parameter.name] = POINTERS[value.dtype]
             attributes[index,] = [["tt.divisibility", 16]]
@@ -253,26 +284,9 @@ def compile_launch(case: Case, kernel: Any, values: dict[str, Any], capability: 
             constants[parameter.name] = value
         else:
             signature[parameter.name] = "i32" if isinstance(value, int) else "fp32"
-            if isinstance(value, int) and not parameter.do_not_specialize:
-                recompiled_for.append(parameter.name)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # Triton prints all of the assembly that ptxas refuses
-            source = ASTSource(kernel, signature, constants, attributes)
-            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=values)
-        taken: dict[str, Any] = resources(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
-    except Exception as error:
-        unknown = "is not defined for option 'gpu-name'" in str(error)
-        taken = {"error": NO_CODE if unknown else cause(error)}
-    return Row(
-        kernel=kernel.__name__,
-        case=case.inputs,
-        block="x".join(str(value) for name, value in constants.items() if name.startswith("BLOCK")),
-        warps=values.get("num_warps", 4),
-        limit=case.limits.get(kernel.__name__, 0),
-        capability=capability,
-        recompiled_for=", ".join(recompiled_for),
-        **taken,
-    )
+    options = {name: value for name, value in values.items() if name not in kernel.arg_names}
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def cause(error: BaseException) -> str:

@@ -31,6 +31,7 @@ from actdet_kernels.arguments import (
     compute_dtype,
     frames,
     inputs,
+    tile_count,
     triton_dtype,
     weight_options,
 )
@@ -268,7 +269,7 @@ def set_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """total, cls, l1, giou, (...) where `per_layer` and 0-d otherwise; and the divisors, which the gradient needs."""
     *leading, batch, queries, classes = logits.shape
-    tiles, layers = triton.cdiv(queries, BLOCK_N), torch.Size(leading).numel()
+    tiles, layers = tile_count(queries, BLOCK_N), torch.Size(leading).numel()
     compute = compute_dtype(logits, boxes)
     shape = tuple(leading) if per_layer else ()
     sums = backend.empty((4, layers * batch * tiles), compute, logits.device)
@@ -331,7 +332,7 @@ def set_loss_gradient(
     d_boxes = backend.empty(tuple(boxes.shape), boxes.dtype, boxes.device)
     backend.launch(
         gradient_kernel,
-        layers * batch * triton.cdiv(queries, BLOCK_N),
+        layers * batch * tile_count(queries, BLOCK_N),
         *inputs(logits, boxes, targets),
         matched.contiguous(),
         divisors,

@@ -157,7 +157,6 @@ def _solve(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Backend
     return dispatch.assign(cost, counts, maximize, duals, backend)
 
 
-@torch.no_grad()
 def match(
     logits: Tensor,
     boxes: Tensor,

@@ -111,13 +111,15 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
     row_of_column, column_of_row = (np.full((batch, size), -1, dtype=np.int64) for size in (size_m, size_n))
     row_dual, column_dual = (np.zeros((batch, size if duals else 0)) for size in (size_n, size_m))
     status = np.zeros(batch, dtype=np.int32)
+    all_finite = np.isfinite(values).all()
     for problem, count in enumerate(sizes):
         matrix = values[problem, :, :count]
-        finite = np.isfinite(matrix)
-        bounded = _bounded(matrix)
+        bounded = matrix if all_finite else _bounded(matrix)
         rows, columns = linear_sum_assignment(bounded)
         row_of_column[problem, columns], column_of_row[problem, rows] = rows, columns
-        status[problem] = NOT_FINITE * (not finite.all()) + FORCED * (not finite[rows, columns].all())
+        if not all_finite:
+            finite = np.isfinite(matrix)
+            status[problem] = NOT_FINITE * (not finite.all()) + FORCED * (not finite[rows, columns].all())
         if duals and len(rows):
             row_dual[problem], column_dual[problem, :count] = _duals(bounded, rows, columns)
     sign, dtype = -1 if maximize else 1, dual_dtype(cost.dtype)

@@ -120,5 +120,5 @@ def test_code_for_no_architecture_at_all_is_a_failure() -> None:
 def test_few_block_sizes_serve_all_target_counts() -> None:
     from actdet_kernels.assignment import block_size
 
-    assert {block_size(12, targets) for targets in range(1, 101)} == {16, 32, 64, 128}
+    assert {block_size(12, targets) for targets in range(1, 101)} == {32, 64, 128}
     assert {block_size(100, targets) for targets in range(1, 101)} == {128}

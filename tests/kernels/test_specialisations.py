@@ -22,6 +22,6 @@ def test_few_kernels_serve_the_criterion_at_all_sizes() -> None:
     assert done.returncode == 0, done.stderr
     losses = {"set_loss_kernel": 1, "total_kernel": 1, "gradient_kernel": 1}
     assert json.loads(done.stdout) == {
-        "boxes": {"match_kernel": 4, **losses},  # a block of 16, 32, 64 and 128
-        "tubelets": {"pairwise_cost_kernel": 1, "assign_kernel": 4, **losses},
+        "boxes": {"match_kernel": 3, **losses},  # a block of 32, 64 and 128
+        "tubelets": {"pairwise_cost_kernel": 1, "assign_kernel": 3, **losses},
     }

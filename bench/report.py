@@ -1,0 +1,443 @@
+"""Turns the rows that the benchmarks write into Markdown tables and plots.
+
+python bench/report.py FILE... [--out DIR]               writes DIR/report.md and its plots
+python bench/report.py bench/results/*.json --readme     writes the same into bench/README.md and bench/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+README = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
+OURS = "actdet"
+DASH = "—"
+LEGEND = (
+    "Median times; in brackets, the time of an opponent over that of actdet, **bold** where actdet is slower. On a GPU,"
+    " calls are replayed from a CUDA graph; † marks those that cannot be captured and are launched one by one."
+)
+RESOURCES = (
+    "Peak memory is (input + what the call allocates) / (input + output). Of copy rate: the bytes of input and output"
+    " over the time in a graph, as a share of what a large copy reaches on this card."
+)
+
+Row = dict[str, Any]
+NUMBER, MAYBE = int | float, dict | None
+KEYS = {
+    "time": ("operation", "size", "regime", "name"),
+    "steps": ("operation", "size", "regime"),
+    "compiled": ("kernel", "case", "capability"),
+    "counted": ("operation", "size", "name"),
+}
+COMPILED = ("warps", "registers", "spill", "shared", "instructions")
+STEP = ("instructions", "barriers", "shuffles", "reductions", "loads", "special")
+FIELDS = {
+    "time": dict.fromkeys(KEYS["time"], str),
+    "steps": dict.fromkeys(KEYS["steps"], str)
+    | {"problems": int, "rows": int, "placed": NUMBER, "steps": NUMBER, "most": int},
+    "compiled": {"kernel": str, "case": str, "step": MAYBE} | dict.fromkeys(("capability", *COMPILED), int),
+    "counted": dict.fromkeys(KEYS["counted"], str) | {"launches": int, "reads": int},
+}
+EVERY = {"device": str, "versions": dict, "commit": str, "date": str}
+COUNTS = ("launches", "synchronisations", "peak_bytes", "input_bytes", "output_bytes")
+GPU_FIELDS = {"graph_us": MAYBE, "eager_us": dict, "host_us": dict, "copy_bytes_per_s": NUMBER}
+GPU_FIELDS |= dict.fromkeys(COUNTS, int)
+NESTED = {field: {"median": NUMBER} for field in ("wall_us", "graph_us", "eager_us", "host_us")}
+NESTED |= {"step": dict.fromkeys(STEP, int)}
+POSITIVE = ("median", "input_bytes", "copy_bytes_per_s")
+
+
+class ReportError(Exception):
+    """What is wrong with the input, in one line."""
+
+
+class Time(NamedTuple):
+    us: float
+    uncaptured: bool = False
+
+
+class Comparison(NamedTuple):
+    """An opponent's time over that of actdet."""
+
+    ratio: float
+    name: str
+    line: tuple[str, str]
+    uncaptured: bool
+
+    def __str__(self) -> str:
+        return plain(f"{times(self.ratio)} ({self.name}, {', '.join(self.line)})")
+
+
+Lines = dict[tuple[str, str], dict[str, Row]]  # (size, regime) -> name -> row
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python bench/report.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSON: a list of rows")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/bench"), help="default: %(default)s")
+    where.add_argument("--readme", action="store_true", help="write into bench/README.md, and plots to bench/results")
+    options = parser.parse_args(arguments)
+    plots = README.parent / "results" if options.readme else options.out
+    try:
+        rows = read(options.files)
+        text = within_readme(report(rows, images="results/")) if options.readme else report(rows, images="")
+        plots.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures(rows).items():
+            figure.savefig(plots / name, metadata={"Software": None})
+        (README if options.readme else plots / "report.md").write_text(text, encoding="utf-8")
+    except ReportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{error.filename or plots}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+# Reading
+
+
+def read(files: Iterable[Path]) -> list[Row]:
+    """The rows of all files; ReportError where one lacks something or was there before."""
+    rows: dict[Hashable, Row] = {}
+    origins: dict[Hashable, str] = {}
+    for file in files:
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
+        except ValueError as error:
+            raise ReportError(f"{file}: not JSON: {error}") from None
+        if not isinstance(found, list):
+            raise ReportError(f"{file}: not a list of rows")
+        for number, row in enumerate(found, 1):
+            origin = f"{file}, row {number}"
+            if fault := fault_of(row):
+                raise ReportError(f"{origin}: {fault}")
+            key = (row["device"], row["kind"], *(row[field] for field in KEYS[row["kind"]]))
+            if key in rows:
+                raise ReportError(f"{origin}: {', '.join(map(str, key))} is already in {origins[key]}")
+            rows[key], origins[key] = row, origin
+    return list(rows.values())
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+def fault_of(row: Any) -> str | None:
+    if not isinstance(row, dict):
+        return "not an object"
+    if "kind" not in row:
+        return "has no kind"
+    if row["kind"] not in list(FIELDS):
+        return f"kind is {row['kind']!r}, not one of {', '.join(FIELDS)}"
+    return fault_among(row, EVERY | FIELDS[row["kind"]] | (fields_of_time(row) if row["kind"] == "time" else {}))
+
+
+def fault_among(row: Row, fields: dict[str, Any]) -> str | None:
+    for field, kind in fields.items():
+        if field not in row:
+            return f"has no {field}"
+        value = row[field]
+        if not isinstance(value, kind):
+            return f"{field} is {value!r}, not {getattr(kind, '__name__', kind)}"
+        if isinstance(value, NUMBER) and (value < 0 or (value == 0 and field in POSITIVE)):
+            return f"{field} is {value!r}, which is too little"
+        if field in NESTED and value is not None and (fault := fault_among(value, NESTED[field])):
+            return f"{field}: {fault}"
+    return None
+
+
+def fields_of_time(row: Row) -> dict[str, Any]:
+    if "why" in row:
+        return {"why": str}
+    return GPU_FIELDS if GPU_FIELDS.keys() & row.keys() else {"wall_us": dict}
+
+
+# Markdown
+
+
+def report(rows: Sequence[Row], images: str) -> str:
+    """All of it; `images` stands before the names of the plots."""
+    blocks = [LEGEND]
+    for device, of_device in grouped(rows, lambda row: row["device"]).items():
+        blocks += [f"## {plain(device)}", about(of_device)]
+        of_kind = grouped(of_device, lambda row: row["kind"])
+        for operation, timed in grouped(of_kind.get("time", []), lambda row: row["operation"]).items():
+            lines = lines_of(timed)
+            blocks += [f"### {plain(operation)}: time", *time_table(lines), summary(lines)]
+            if comparisons(lines):
+                alt = f"{operation} on {device}: time of each opponent over that of actdet"
+                blocks.append(f"![{plain(alt)}]({images}{plot_name(device, operation)})")
+            if any("graph_us" in row for row in timed):
+                blocks += [f"### {plain(operation)}: resources", RESOURCES, resources_table(lines)]
+        for kind, title, make in (
+            ("steps", "Steps of the solver", steps_table),
+            ("compiled", "What the kernels compile to", compiled_table),
+            ("counted", "Launches and reads", counted_table),
+        ):
+            if kind in of_kind:
+                blocks += [f"### {title}", make(of_kind[kind])]
+    return "\n\n".join(blocks) + "\n"
+
+
+def within_readme(text: str) -> str:
+    lines = README.read_text(encoding="utf-8").splitlines()
+    for marker in (BEGIN, END):
+        if lines.count(marker) != 1:
+            raise ReportError(f"{README}: {lines.count(marker)} lines are {marker}, not one")
+    begin, end = lines.index(BEGIN), lines.index(END)
+    if end < begin:
+        raise ReportError(f"{README}: {END} stands before {BEGIN}")
+    return "\n".join([*lines[: begin + 1], "", text, *lines[end:]]) + "\n"
+
+
+def about(rows: Sequence[Row]) -> str:
+    dates = sorted({row["date"] for row in rows})
+    commits = dict.fromkeys(row["commit"] for row in rows)
+    versions: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for package, version in row["versions"].items():
+            versions.setdefault(package, {})[str(version)] = None
+    packages = [f"{package} {' and '.join(found)}" for package, found in versions.items()]
+    return plain(f"{', '.join(dates)}; commit {', '.join(commits)}; {', '.join(packages)}.")
+
+
+def time_table(lines: Lines) -> list[str]:
+    """The table, and the numbered reasons why a time is not in it."""
+    names, reasons, body = names_of(lines), [], []
+    for line, rows in lines.items():
+        ours, cells = time_of(rows.get(OURS)), []
+        for name in names:
+            if time := time_of(rows.get(name)):
+                cells.append(compared(time, ours if name != OURS else None))
+                continue
+            reason = plain(rows[name]["why"] if name in rows else "not measured")
+            reasons += [reason] if reason not in reasons else []
+            cells.append(f"{DASH} <sup>{reasons.index(reason) + 1}</sup>")
+        body.append([*map(plain, line), *cells])
+    numbered = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
+    return [table(["size", "regime", *map(plain, names)], body, texts=2), *([numbered] if reasons else [])]
+
+
+def summary(lines: Lines) -> str:
+    found = comparisons(lines)
+    lost = {comparison.line for comparison in found if comparison.ratio < 1}
+    contested = [line for line, rows in lines.items() if any(time_of(rows[name]) for name in rows if name != OURS)]
+    won = [line for line in contested if line not in lost and time_of(lines[line].get(OURS))]
+    parts = [f"actdet is fastest in {len(won)} of {len(contested)} lines"]
+    if found:
+        parts += [f"worst ratio {min(found)}", f"best {max(found)}"]
+    if alone := len(lines) - len(contested):
+        parts.append(f"no opponent has a time in {alone} more")
+    return "; ".join(parts) + "."
+
+
+def resources_table(lines: Lines) -> str:
+    body = []
+    for line, rows in lines.items():
+        ours = rows.get(OURS, {})
+        for name, row in rows.items():
+            if "graph_us" not in row or "why" in row:
+                continue
+            times_of = [
+                compared(median(row, field), median(ours, field) if name != OURS else None)
+                for field in ("graph_us", "eager_us", "host_us")
+            ]
+            moved, graph = row["input_bytes"] + row["output_bytes"], median(row, "graph_us")
+            rate = f"{digits(1e8 * moved / graph.us / row['copy_bytes_per_s'])} %" if graph else DASH
+            memory = times((row["input_bytes"] + row["peak_bytes"]) / moved)
+            counts = [row["launches"], row["synchronisations"]]
+            body.append([*map(plain, (*line, name)), *times_of, *counts, memory, rate])
+    columns = ["graph", "eager", "host", "launches", "synchronisations", "peak memory", "of copy rate"]
+    return table(["size", "regime", "name", *columns], body, texts=3)
+
+
+def steps_table(rows: Sequence[Row]) -> str:
+    body = []
+    for row in rows:
+        placed = f"{digits(row['placed'])} of {row['rows']}"
+        found = [row["problems"], placed, digits(row["steps"]), row["most"]]
+        body.append([*(plain(row[field]) for field in KEYS["steps"]), *found])
+    header = ["operation", "size", "regime", "problems", "placed at the start", "steps, mean", "steps, most"]
+    return table(header, body, texts=3)
+
+
+def compiled_table(rows: Sequence[Row]) -> str:
+    steps = STEP if any(row["step"] for row in rows) else ()
+    body = []
+    for row in rows:
+        of_step = [row["step"][column] if row["step"] else DASH for column in steps]
+        found = [row[column] for column in COMPILED]
+        body.append([f"`{row['kernel']}`", plain(row["case"]), f"sm_{row['capability']}", *found, *of_step])
+    header = ["kernel", "case", "architecture", *COMPILED, *(f"{column} of a step" for column in steps)]
+    return table(header, body, texts=3)
+
+
+def counted_table(rows: Sequence[Row]) -> str:
+    ours = {(row["operation"], row["size"]): row["launches"] for row in rows if row["name"] == OURS}
+    body = []
+    for row in rows:
+        least, launches = ours.get((row["operation"], row["size"])), f"{row['launches']:,}"
+        if least and row["name"] != OURS:
+            launches += f" ({emphasised(row['launches'] / least)})"
+        body.append([*(plain(row[field]) for field in KEYS["counted"]), launches, row["reads"]])
+    return table(["operation", "size", "name", "launches, at least", "reads by the host"], body, texts=3)
+
+
+def table(header: Sequence[str], body: Iterable[Sequence[object]], texts: int) -> str:
+    """In Markdown; the first `texts` columns are flush left, and all others right."""
+    rule = ["---"] * texts + ["--:"] * (len(header) - texts)
+    shown = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in body]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *shown))
+
+
+# Cells
+
+
+def compared(time: Time | None, ours: Time | None) -> str:
+    if time is None:
+        return DASH
+    ratio = f" ({emphasised(time.us / ours.us)})" if ours else ""
+    return duration(time.us) + "†" * time.uncaptured + ratio
+
+
+def emphasised(ratio: float) -> str:
+    return f"**{times(ratio)}**" if ratio < 1 else times(ratio)
+
+
+def times(ratio: float) -> str:
+    return f"{digits(ratio)}x"
+
+
+def duration(us: float) -> str:
+    us = rounded(us)
+    if us < 1e3:
+        return f"{digits(us)} µs"
+    return f"{digits(us / 1e3)} ms" if us < 1e6 else f"{digits(us / 1e6)} s"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, and all of those before the point."""
+    if value == 0:
+        return "0"
+    value = rounded(value) if value < 1000 else value
+    return f"{value:,.{max(2 - math.floor(math.log10(value)), 0)}f}"
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    return " ".join(html.escape(text, quote=False).replace("|", r"\|").split())
+
+
+# Rows
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def lines_of(timed: Iterable[Row]) -> Lines:
+    lines: Lines = {}
+    for row in timed:
+        lines.setdefault((row["size"], row["regime"]), {})[row["name"]] = row
+    return lines
+
+
+def names_of(lines: Lines) -> list[str]:
+    """actdet, and then its opponents."""
+    return list(dict.fromkeys([OURS, *(name for rows in lines.values() for name in rows)]))
+
+
+def time_of(row: Row | None) -> Time | None:
+    """In a graph where it can be captured; None where there is no time."""
+    if row is None or "why" in row:
+        return None
+    if "graph_us" not in row:
+        return median(row, "wall_us")
+    return median(row, "graph_us") or Time(row["eager_us"]["median"], uncaptured=True)
+
+
+def median(row: Row, field: str) -> Time | None:
+    return Time(row[field]["median"]) if row.get(field) and "why" not in row else None
+
+
+def comparisons(lines: Lines) -> list[Comparison]:
+    found = []
+    for line, rows in lines.items():
+        if ours := time_of(rows.get(OURS)):
+            others = {name: time_of(row) for name, row in rows.items() if name != OURS}
+            found += [
+                Comparison(time.us / ours.us, name, line, time.uncaptured) for name, time in others.items() if time
+            ]
+    return found
+
+
+# Plots
+
+
+def plot_name(device: str, operation: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", f"{device} {operation}".lower()).strip("-") + ".png"
+
+
+def figures(rows: Iterable[Row]) -> dict[str, Figure]:
+    """File name -> a plot, for each device and operation with something to compare."""
+    plots = {}
+    for device, timed in grouped((row for row in rows if row["kind"] == "time"), lambda row: row["device"]).items():
+        for operation, of_operation in grouped(timed, lambda row: row["operation"]).items():
+            lines = lines_of(of_operation)
+            if comparisons(lines):
+                plots[plot_name(device, operation)] = figure_of(lines, f"{operation} on {device}")
+    return plots
+
+
+def figure_of(lines: Lines, title: str) -> Figure:
+    """A dot for each opponent and line, hollow where it is not captured in a graph."""
+    figure = Figure(figsize=(9, 1.8 + 0.28 * len(lines)), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    heights, found = {line: height for height, line in enumerate(lines)}, comparisons(lines)
+    for number, name in enumerate(names_of(lines)[1:]):
+        dots = [comparison for comparison in found if comparison.name == name]
+        if dots:
+            colour, ratios = f"C{number}", [dot.ratio for dot in dots]
+            faces = ["white" if dot.uncaptured else colour for dot in dots]
+            axes.scatter([], [], color=colour, label=name)
+            axes.scatter(ratios, [heights[dot.line] for dot in dots], c=faces, edgecolors=colour, zorder=3)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    ratios = [comparison.ratio for comparison in found]
+    axes.set_xlim(min(0.5, 0.7 * min(ratios)), max(2, 1.4 * max(ratios)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:,g}x"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(list(heights.values()), [", ".join(line) for line in heights])
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    hollow = "; hollow: not in a CUDA graph" if any(comparison.uncaptured for comparison in found) else ""
+    axes.set_xlabel(f"time over that of actdet (right of 1: actdet is faster{hollow})")
+    axes.set_title(title)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What can be said of the kernels without a GPU: launches, inner steps of the solver, what a step is compiled to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from cases import REGIMES, SIZES, Size, make_problem
+from counting import count
+from opponents import CRITERION, MATCH, Absent
+from sass import compiled_rows
+
+CAPABILITIES = (60, 80, 90, 100)
+
+
+@pytest.mark.parametrize("name", ["actdet", "huggingface"])
+@pytest.mark.parametrize("operation", ["match", "criterion"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_launches(record: Callable[..., None], size: Size, operation: str, name: str) -> None:
+    function = {"match": MATCH, "criterion": CRITERION}[operation][name]
+    try:
+        launches, reads = count(function, make_problem(size, REGIMES[0], torch.device("cpu")))
+    except Absent as reason:
+        pytest.skip(str(reason))
+    assert launches > 0
+    assert (reads == 0) == (name == "actdet")
+    record(kind="counted", operation=operation, size=str(size), name=name, launches=launches, reads=reads)
+
+
+@pytest.mark.timeout(3600)
+def test_steps(record: Callable[..., None]) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, Path(__file__).with_name("steps.py")]
+    lines = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    for line in lines:
+        row = json.loads(line)
+        assert 0 <= row["placed"] <= row["rows"]
+        record(kind="steps", **row)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_inner_step(record: Callable[..., None], capability: int) -> None:
+    for row in compiled_rows(capability):
+        assert row["spill"] == 0
+        assert (row["step"]["barriers"] == 0) == (row["warps"] == 1)
+        assert row["step"]["reductions"] + row["step"]["shuffles"] >= 2
+        record(kind="compiled", **row)
