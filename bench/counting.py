@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 from unittest import mock
 
-import torch
 from actdet_kernels import backend, dispatch, operations
 from opponents import tensors_of
 from torch import Tensor
@@ -55,6 +54,7 @@ class _OnDevice:
     def __init__(self, tensors: list[Tensor]) -> None:
         self.kept: list[Tensor] = []
         self.storages: set[int] = set()
+        self.copying = False  # to the host: that is a read, and no launch
         self.add(tensors)
 
     def add(self, tensors: list[Tensor]) -> None:
@@ -73,7 +73,7 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         inputs = tree_leaves((args, kwargs))
-        if not any(self.on_device.holds(value) for value in inputs):
+        if self.on_device.copying or not any(self.on_device.holds(value) for value in inputs):
             self.on_device.kept += [value for value in tree_leaves(result) if isinstance(value, Tensor)]
             return result
         name = func.overloadpacket.__name__
@@ -95,6 +95,7 @@ class _Reads(TorchFunctionMode):
         if not (to_host and self.on_device.holds(args[0])):
             return func(*args, **(kwargs or {}))
         self.count += 1
-        host = args[0].detach().clone(memory_format=torch.preserve_format)
-        self.on_device.storages.discard(host.untyped_storage()._cdata)
+        self.on_device.copying = True
+        host = args[0].detach().clone()
+        self.on_device.copying = False
         return func(host, *args[1:], **(kwargs or {}))

@@ -18,7 +18,7 @@ from cases import MATRICES, REGIMES, SIZES, Matrices, Problem, make_cost, make_p
 from interpreter import quick_interpreter
 
 MOST_PROBLEMS = 2
-MOST_ENTRIES = 2**19  # of the matrices of one size: of the largest, one is solved
+MOST_ENTRIES = 2**17  # of the matrices of one size: of large ones, one is solved
 CPU = torch.device("cpu")
 
 

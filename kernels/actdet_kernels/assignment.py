@@ -10,7 +10,7 @@ u[i] = cost[i, j] - v[j] there.
 
 `solve` does not know where costs come from: it calls a device function for the costs of a row.
 """
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false, reportCallIssue=false
 # (what Triton compiles has types that a checker of Python does not know)
 
 from __future__ import annotations
