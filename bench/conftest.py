@@ -20,29 +20,25 @@ import pytest
 import torch
 
 PACKAGES = ("torch", "triton", "numpy", "scipy", "lapx", "torch-linear-assignment", "transformers")
-ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, metavar="FILE", help="write the rows of this run as JSON")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
-
-
 @pytest.fixture(scope="session")
 def record(pytestconfig: pytest.Config) -> Callable[..., None]:
-    """Add a row."""
-    return lambda **row: pytestconfig.stash[ROWS].append(row | about())
+    """Add a row. The file is written anew with each, so that a run that is cut off leaves what it has."""
+    path, rows = pytestconfig.getoption("--results"), []
 
+    def add(**row: Any) -> None:
+        rows.append(row | about())
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".part").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+            path.with_suffix(".part").replace(path)
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("--results")
-    rows = session.config.stash[ROWS]
-    if path and rows:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    return add
 
 
 @cache

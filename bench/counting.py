@@ -14,6 +14,7 @@ from unittest import mock
 from actdet_kernels import backend, dispatch, operations
 from opponents import tensors_of
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -49,17 +50,17 @@ def count(function: Callable[[Any], Any], problem: Any) -> Count:
 
 
 class _OnDevice:
-    """Which memory passes for a device's. Tensors are kept, so that none of it is used twice."""
+    """Which memory passes for a device's. What is freed stays known by a weak reference, so that no address returns."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
-        self.kept: list[Tensor] = []
-        self.storages: set[int] = set()
+        self.storages: dict[int, StorageWeakRef] = {}
         self.copying = False  # to the host: that is a read, and no launch
         self.add(tensors)
 
     def add(self, tensors: list[Tensor]) -> None:
-        self.kept += tensors
-        self.storages |= {tensor.untyped_storage()._cdata for tensor in tensors}
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self.storages[storage._cdata] = StorageWeakRef(storage)
 
     def holds(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value.untyped_storage()._cdata in self.storages
@@ -74,7 +75,6 @@ class _Operators(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         inputs = tree_leaves((args, kwargs))
         if self.on_device.copying or not any(self.on_device.holds(value) for value in inputs):
-            self.on_device.kept += [value for value in tree_leaves(result) if isinstance(value, Tensor)]
             return result
         name = func.overloadpacket.__name__
         self.waits += name in WAITS

@@ -5,8 +5,8 @@ minimise  sum_i cost[i, column_i]   over one-to-one choices of a column for ever
 The method is Jonker and Volgenant's (1987) in the form of Crouse (2016), as in SciPy: rows get their columns one at a
 time, each along the cheapest path of re-assignments, which Dijkstra's algorithm finds on the reduced costs
 cost[i, j] - u[i] - v[j] >= 0. Rows are the smaller side, walked one by one; all that is known of the columns (dual,
-row, distance, path) lies in one block. The dual u of an assigned row is not stored: its own pair is tight, so that
-u[i] = cost[i, j] - v[j] there.
+row, distance, path) lies in one block. The dual u of an assigned row follows from its own pair, which is tight:
+u[i] = cost[i, j] - v[j], so that rounding never adds up. What was tuned, and why, is in `bench/LOG.md`.
 
 `solve` does not know where costs come from: it calls a device function for the costs of a row.
 """
@@ -44,7 +44,7 @@ def solve(
     waits for, where to pick a value from registers would be one more reduction in every step.
     SQUARE: where there are as many rows as columns, start with prices of the columns.
     """
-    o_j = tl.max_contiguous(tl.arange(0, BLOCK), 1)  # or two layouts meet in every step: see bench/LOG.md
+    o_j = tl.max_contiguous(tl.arange(0, BLOCK), 1)  # or two layouts meet in every step
     m_j = o_j < columns
     v = tl.zeros([BLOCK], DTYPE)
     if SQUARE:  # noqa: SIM102 - known when it is compiled
@@ -166,8 +166,8 @@ def greedy_start(
         strange = tl.maximum(strange, tl.max((m & not_finite(cost)).to(tl.int32), axis=0)[None, :])
         low = tl.minimum(low, tl.min(tl.where(finite, cost, INFINITY), axis=0)[None, :])
         high = tl.maximum(high, tl.max(tl.where(finite, cost, -INFINITY), axis=0)[None, :])
-        taken_later = tl.where(row_of < 0, o_j, BLOCK + o_j)
-        price, j = least_and_first(tl.where(finite, cost - v[None, :], INFINITY), taken_later)
+        free_first = tl.where(row_of < 0, o_j, BLOCK + o_j)
+        price, j = least_and_first(tl.where(finite, cost - v[None, :], INFINITY), free_first)
         j = tl.where(price < INFINITY, j, BLOCK)[:, None]  # BLOCK or more: another row has it
         row = tl.min(tl.where(o_j == j, o_i, BLOCK), axis=0)[None, :]
         own = tl.where(row < BLOCK, tl.sum(tl.where(o_i == row, cost, 0), axis=0)[None, :], own)
