@@ -86,7 +86,7 @@ def make_problem(size: Size, regime: str, device: torch.device, dtype: torch.dty
         logits[..., -1] += 5
         logits[:, sample, chosen, labels] += 10
         boxes[:, sample, chosen] = goals + 0.02 * torch.randn(goals.shape, generator=generator)
-        boxes = boxes.clamp(0, 1)
+        boxes = boxes.clamp(0.01, 1)  # a box without an area has no one gradient
     fields = (labels, goals, torch.full((size.batch,), size.targets, dtype=torch.int32))
     targets = Targets(*fields)
     if frames:

@@ -105,23 +105,25 @@ def _box_terms(boxes: Tensor, targets: Targets | Tubelets, target_boxes: Tensor)
 
 def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
     """The fields of `operations.Assignment`; the duals are empty where they are not asked for."""
-    values = cost.detach().to("cpu", torch.float64).numpy() * (-1 if maximize else 1)
+    values = cost.detach().to("cpu", dual_dtype(cost.dtype)).numpy()  # SciPy makes float64 of each problem
+    values = -values if maximize else values
     batch, size_n, size_m = values.shape
     sizes = [size_m] * batch if counts is None else [min(max(c, 0), size_m) for c in counts.tolist()]
     row_of_column, column_of_row = (np.full((batch, size), -1, dtype=np.int64) for size in (size_m, size_n))
     row_dual, column_dual = (np.zeros((batch, size if duals else 0)) for size in (size_n, size_m))
     status = np.zeros(batch, dtype=np.int32)
-    all_finite = np.isfinite(values).all()
+    with np.errstate(all="ignore"):
+        all_finite = np.isfinite(values.sum(dtype=np.float64))
     for problem, count in enumerate(sizes):
         matrix = values[problem, :, :count]
-        bounded = matrix if all_finite else _bounded(matrix)
+        bounded = matrix if all_finite else _bounded(matrix.astype(np.float64))
         rows, columns = linear_sum_assignment(bounded)
         row_of_column[problem, columns], column_of_row[problem, rows] = rows, columns
         if not all_finite:
             finite = np.isfinite(matrix)
             status[problem] = NOT_FINITE * (not finite.all()) + FORCED * (not finite[rows, columns].all())
         if duals and len(rows):
-            row_dual[problem], column_dual[problem, :count] = _duals(bounded, rows, columns)
+            row_dual[problem], column_dual[problem, :count] = _duals(bounded.astype(np.float64), rows, columns)
     sign, dtype = -1 if maximize else 1, dual_dtype(cost.dtype)
     fields = (row_of_column, column_of_row, sign * row_dual, sign * column_dual, status)
     return tuple(
