@@ -162,7 +162,8 @@ def fault_among(row: Row, fields: dict[str, Any]) -> str | None:
 def fields_of_time(row: Row) -> dict[str, Any]:
     if "why" in row:
         return {"why": str}
-    return GPU_FIELDS if GPU_FIELDS.keys() & row.keys() else {"wall_us": dict}
+    on_gpu = row.keys() & GPU_FIELDS.keys() - {"input_bytes", "output_bytes"}
+    return GPU_FIELDS if on_gpu else {"wall_us": dict}
 
 
 # Markdown

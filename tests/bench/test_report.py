@@ -14,6 +14,7 @@ import report
 CPU, GPU = "Some CPU", "Card | 9000"
 SMALL, LARGE = "B16xL6xN100xM20", "1 of 1024x1024"
 STEP = {"instructions": 11, "barriers": 12, "shuffles": 13, "reductions": 14, "loads": 15, "special": 16}
+SIZES = {"input_bytes": 900, "output_bytes": 100}  # of every timed row
 
 
 def about(device: str, kind: str) -> dict[str, Any]:
@@ -28,14 +29,14 @@ def quantiles(us: float) -> dict[str, float]:
 def timed(name: str, result: float | str, size: str = LARGE, regime: str = "uniform") -> dict[str, Any]:
     """On a CPU: microseconds, or why there are none."""
     row = about(CPU, "time") | {"operation": "assign", "size": size, "regime": regime, "name": name}
-    return row | ({"why": result} if isinstance(result, str) else {"wall_us": quantiles(result)})
+    return row | ({"why": result} if isinstance(result, str) else {"wall_us": quantiles(result), **SIZES})
 
 
 def timed_on_gpu(name: str, graph: float | None, eager: float, **fields: Any) -> dict[str, Any]:
     row = about(GPU, "time") | {"operation": "match", "size": SMALL, "regime": "trained", "name": name}
     row |= {"graph_us": None if graph is None else quantiles(graph), "eager_us": quantiles(eager)}
     row |= {"host_us": quantiles(2 * eager), "launches": 1, "synchronisations": 0}
-    return row | {"peak_bytes": 0, "input_bytes": 900, "output_bytes": 100, "copy_bytes_per_s": 2e9} | fields
+    return row | {"peak_bytes": 0, "copy_bytes_per_s": 2e9} | SIZES | fields
 
 
 def counted(name: str, launches: int, reads: int) -> dict[str, Any]:
