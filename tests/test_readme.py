@@ -45,6 +45,16 @@ def test_the_gates_table_is_what_the_command_wrote() -> None:
     assert rows == [[*case, *registers] for case, registers in found.items()]
 
 
+def test_the_benchmarks_tables_are_what_the_report_makes_of_the_rows() -> None:
+    import report
+
+    rows = report.read(sorted((ROOT / "bench/results").glob("*.json")))
+    text = report.within_readme(report.report(rows, images="results/"))
+    assert text == report.README.read_text()
+    assert re.findall(r"\(results/(.*?png)\)", text) == list(report.figures(rows))
+    assert all((ROOT / "bench/results" / name).is_file() for name in report.figures(rows))
+
+
 def test_every_command_in_the_readme_exists() -> None:
     from actdet.cli import app
 
