@@ -35,12 +35,12 @@ KINDS = {
 
 LABEL = re.compile(r"\.(L_x_\d+):")
 LINE = re.compile(r'//## File ".*?/(\w+\.py)", line (\d+)')
-INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);")
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);")
 
 
 class Instruction(NamedTuple):
     operation: str  # without its suffixes
-    target: str  # the label that a branch goes to, or ""
+    target: str  # the label that a conditional branch goes to, or ""
     lines: frozenset[tuple[str, int]]  # of the source: the line and those that it was inlined into
 
 
@@ -85,8 +85,10 @@ def disassemble(cubin: bytes) -> tuple[list[Instruction], dict[str, int]]:
             lines = [*([] if fresh else lines), (found[1], int(found[2]))]
             fresh = False
         elif found := INSTRUCTION.search(line):
-            target = re.search(r"L_x_\d+", found[2]) if found[1].startswith("BRA") else None
-            operation = found[1].partition(".")[0]
+            predicate, operation, operands = found.groups()
+            operation = operation.partition(".")[0]
+            conditional = operation == "BRA" and (predicate or operands.lstrip().startswith(("P", "!P", "UP", "!UP")))
+            target = re.search(r"L_x_\d+", operands) if conditional else None
             instructions.append(Instruction(operation, target[0] if target else "", frozenset(lines)))
             fresh = True
     return instructions, labels
@@ -95,7 +97,8 @@ def disassemble(cubin: bytes) -> tuple[list[Instruction], dict[str, int]]:
 def inner_step(instructions: list[Instruction], labels: dict[str, int]) -> list[Instruction]:
     """The loop that looks for the nearest column: the last of the shortest that hold its reduction.
 
-    The last, because `match_kernel` holds two solvers, and the one for fewer targets than queries comes second.
+    The last, because `match_kernel` holds two solvers, and the one for fewer targets than queries comes second. A loop
+    ends with a conditional branch; what jumps back without one is a detour for warps that have diverged.
     """
     source, first = inspect.getsourcelines(assignment.least_and_first.fn)
     looks = {("assignment.py", line) for line in range(first, first + len(source))}

@@ -48,6 +48,6 @@ def test_steps(record: Callable[..., None]) -> None:
 def test_inner_step(record: Callable[..., None], capability: int) -> None:
     for row in compiled_rows(capability):
         assert row["spill"] == 0
-        assert (row["step"]["barriers"] == 0) == (row["warps"] == 1)
+        assert row["step"]["barriers"] == (0 if row["warps"] == 1 else 2)  # around one trip through shared memory
         assert row["step"]["reductions"] + row["step"]["shuffles"] >= 2
         record(kind="compiled", **row)

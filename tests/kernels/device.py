@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import sys
 
 import pytest
 import torch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-HAS_TRITON = find_spec("triton") is not None  # where it is, kernels that cannot be imported fail and are not skipped
+HAS_TRITON = sys.platform == "linux"  # a dependency there: a kernel that cannot be imported fails its tests
 
 NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="there is no Triton for this platform")
 NEEDS_KERNELS = [
