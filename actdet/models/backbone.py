@@ -1,40 +1,74 @@
 """R(2+1)D-18 (Tran et al. 2018) as a feature extractor, and where its weights come from.
 
-The network is torchvision's, without its pooling and classifier, so its published Kinetics-400 weights fit.
-Its factorised convolutions run as 2-D ones over views of channels-last video: the same function, without a copy.
-That is more than taste: oneDNN's 3-D bf16 weight gradient (torch 2.15, AVX-512) reads memory that nobody wrote when
-a (3, 1, 1) kernel meets two frames, and now and then gives NaN or a gradient that is merely wrong.
+The network is torchvision's, without its pooling and classifier, so its published Kinetics-400 weights fit. It differs
+in how it is computed, not in what:
+
+- Its middle widths of 45, 230, 460 and 921 channels are padded to 48, 232, 464 and 928, which tensor cores need in half
+  precision. The padding is zero and stays zero: its features are zero, so are its gradients, and so is what AdamW makes
+  of them. A state dict holds torchvision's shapes, and is loaded from them.
+- Its factorised convolutions run as 2-D ones over views of channels-last video, without a copy. On a CPU that is more
+  than taste: oneDNN's 3-D bf16 weight gradient (torch 2.15, AVX-512) reads memory that nobody wrote when a (3, 1, 1)
+  kernel meets two frames, and now and then gives NaN or a gradient that is merely wrong.
+- With `checkpointing` it keeps one tensor a residual block for the backward pass and computes the rest again.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, cast
 from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
-from torchvision.models.video.resnet import BasicBlock
+from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dStem
 
 from actdet.errors import ActdetError, DataError
 
 FEATURES = 512
 TEMPORAL_STRIDE, SPATIAL_STRIDE = 8, 16
+ALIGNMENT = 8  # channels that a tensor core takes at once in half precision
 
 
 class Backbone(nn.Sequential):
-    """R(2+1)D-18 up to its last block: clips (B, 3, T, H, W) to features (B, 512, T/8, H/16, W/16)."""
+    """R(2+1)D-18 up to its last block: clips (B, 3, T, H, W) to features (B, 512, T/8, H/16, W/16).
 
-    def __init__(self) -> None:
+    aligned: pad the middle widths, as above; without, they are torchvision's.
+    """
+
+    checkpointing = False
+
+    def __init__(self, *, aligned: bool = True) -> None:
         network = r2plus1d_18(weights=None)
         super().__init__(*(getattr(network, name) for name in _STAGES))
+        self._initialise()
+        shapes = {name: value.shape for name, value in self.state_dict().items()}
         for module in self.modules():
             if type(module) is nn.Conv3d and module.kernel_size != (1, 1, 1):
-                module.__class__ = _FactorisedConv
-        self._initialise()
+                module.__class__ = FactorisedConv
+            if aligned and isinstance(module, Conv2Plus1D | R2Plus1dStem):
+                _align(module)
+        self.padded = {name: shapes[name] for name, value in self.state_dict().items() if value.shape != shapes[name]}
+        self.register_state_dict_post_hook(_cut_state)
+        self.register_load_state_dict_pre_hook(_pad_state)
+
+    def forward(self, input: Tensor) -> Tensor:
+        stem, *layers = self.children()
+        for part in (stem, *(block for layer in layers for block in layer.children())):
+            input = self._recomputed(part, input) if self.checkpointing and torch.is_grad_enabled() else part(input)
+        return input
+
+    def _recomputed(self, part: nn.Module, input: Tensor) -> Tensor:
+        contexts = nullcontext(), _without_statistics(part)
+        output = checkpoint(part, input, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
+        return cast(Tensor, output)
 
     def _initialise(self) -> None:
         """A start from which few clips teach motion, where there are no pretrained weights.
@@ -51,10 +85,14 @@ class Backbone(nn.Sequential):
                 nn.init.zeros_(self.get_parameter(f"{name}.conv2.1.weight"))
 
 
-class _FactorisedConv(nn.Conv3d):
-    """A (1, k, k) or (k, 1, 1) convolution of R(2+1)D, computed in two dimensions; parameters as in nn.Conv3d."""
+class FactorisedConv(nn.Conv3d):
+    """A (1, k, k) or (k, 1, 1) convolution of R(2+1)D, computed in two dimensions where `flat`; else nn.Conv3d."""
+
+    flat = True
 
     def forward(self, input: Tensor) -> Tensor:
+        if not self.flat:
+            return super().forward(input)
         batch, channels, frames, height, width = input.shape
         padding = tuple(int(side) for side in self.padding)
         if self.kernel_size[0] == 1:  # B*T pictures of H x W
@@ -64,6 +102,53 @@ class _FactorisedConv(nn.Conv3d):
         pictures = input.flatten(3)  # B pictures of T x (H*W)
         output = F.conv2d(pictures, self.weight.squeeze(-1), None, (self.stride[0], 1), (padding[0], 0))
         return output.unflatten(3, (height, width))
+
+
+def _align(module: nn.Sequential) -> None:
+    """Pad what lies between the spatial and the temporal convolution of `module` to a multiple of ALIGNMENT."""
+    spatial, norm, temporal = cast(nn.Conv3d, module[0]), cast(nn.BatchNorm3d, module[1]), cast(nn.Conv3d, module[3])
+    width = -(-spatial.out_channels // ALIGNMENT) * ALIGNMENT
+    spatial.out_channels = norm.num_features = temporal.in_channels = width
+    spatial.weight = nn.Parameter(_pad(spatial.weight, (width, *spatial.weight.shape[1:])))
+    temporal.weight = nn.Parameter(_pad(temporal.weight, (len(temporal.weight), width, *temporal.weight.shape[2:])))
+    norm.weight, norm.bias = nn.Parameter(_pad(norm.weight, (width,))), nn.Parameter(_pad(norm.bias, (width,)))
+    norm.running_mean, norm.running_var = (
+        torch.zeros(width),
+        _pad(torch.ones_like(cast(Tensor, norm.running_var)), (width,)),
+    )
+
+
+def _pad(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`tensor` in the corner of zeros of `shape`."""
+    padded = tensor.new_zeros(shape)
+    padded[tuple(map(slice, tensor.shape))] = tensor.detach()
+    return padded
+
+
+def _cut_state(backbone: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    for name, shape in cast(Backbone, backbone).padded.items():
+        state[prefix + name] = state[prefix + name][tuple(map(slice, shape))]
+
+
+def _pad_state(backbone: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    for name, shape in cast(Backbone, backbone).padded.items():
+        if (value := state.get(prefix + name)) is not None and value.shape == shape:
+            state[prefix + name] = _pad(value, own[name].shape)
+
+
+@contextmanager
+def _without_statistics(part: nn.Module) -> Iterator[None]:
+    """Within: BatchNorm normalises as it did, and counts the batch no second time."""
+    norms = [module for module in part.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 _STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")

@@ -88,8 +88,18 @@ def outcome(run: Callable[[Tensor], Tensor], network: nn.Module, clips: Tensor) 
     return [output.detach(), *gradients]
 
 
+def unpadded(value: Tensor, shape: torch.Size) -> Tensor:
+    """The part of `value` that torchvision has; the padding must be zero to the last bit."""
+    inside = tuple(map(slice, shape))
+    padding = value.detach().clone()
+    padding[inside] = 0
+    assert not padding.any()
+    return value[inside]
+
+
 def distance(one: list[Tensor], other: list[Tensor]) -> list[float]:
-    return [((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in zip(one, other, strict=True)]
+    pairs = [(unpadded(a, b.shape).double(), b.double()) for a, b in zip(one, other, strict=True)]
+    return [((a - b).norm() / b.norm()).item() for a, b in pairs]
 
 
 @pytest.mark.parametrize(
@@ -111,8 +121,9 @@ def test_features_and_gradients_are_torchvisions(
     mine = outcome(backbone, backbone, clips)
     assert max(distance(mine, exact)) < 1e-10
     if training:
-        for one, other in zip(backbone.buffers(), reference.buffers(), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+        state = reference.state_dict()
+        for name, value in backbone.state_dict().items():
+            torch.testing.assert_close(value, state[f"{STAGES[int(name[0])]}{name[1:]}"], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
@@ -143,25 +154,146 @@ def test_weights_go_back_to_torchvision(theirs: nn.Module, fresh: Backbone) -> N
         assert distance([backbone(clips)], [features(network, clips)])[0] < 1e-5
 
 
-class Operators(TorchDispatchMode):
-    """Writes down the name of every operator that runs."""
+class LayoutCopies(TorchDispatchMode):
+    """Counts copies of video or of its gradient: what changes the dtype of a tensor and not its layout is none."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.copied: list[tuple[str, torch.Size]] = []
+        self.convolutions = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.convolutions += name in ("convolution", "convolution_backward")
+        if name in ("clone", "copy", "copy_", "contiguous", "_to_copy", "_reshape_copy"):
+            source, target = (args[1], args[0]) if name == "copy_" else (args[0], result)
+            if source.ndim >= 4 and (source.dtype == target.dtype or source.stride() != target.stride()):
+                self.copied.append((name, source.shape))
+        return result
 
 
-def test_channels_last_clips_go_through_without_a_copy(ours: Backbone) -> None:
-    clips = torch.randn(2, 3, 8, 32, 48).to(memory_format=torch.channels_last_3d)
-    with Operators() as operators, torch.no_grad():
-        output = ours(clips)
-    assert "convolution" in operators.names
-    assert not operators.names & {"clone", "copy", "copy_", "contiguous", "_to_copy", "_reshape_copy"}
+@pytest.mark.parametrize("size", [(8, 32, 48), (5, 33, 31)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_over_channels_last_clips_changes_no_layout(
+    dtype: torch.dtype, size: tuple[int, int, int], fresh: Backbone
+) -> None:
+    backbone = deepcopy(fresh).to(memory_format=torch.channels_last_3d).train()
+    clips = torch.randn(2, *size, 3).permute(0, 4, 1, 2, 3)
+    with LayoutCopies() as copies:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = backbone(clips)
+        output.float().square().mean().backward()
+    assert copies.convolutions == 2 * 37
+    assert copies.copied == []
     assert output.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_the_copies_that_another_layout_costs_are_seen(fresh: Backbone) -> None:
+    clips = torch.randn(2, 3, 8, 32, 48)  # contiguous
+    with LayoutCopies() as copies, torch.no_grad():
+        fresh(clips)
+    assert copies.copied
+
+
+# Training
+
+
+def steps(backbone: nn.Module, clips: Tensor, dtype: torch.dtype, count: int) -> list[float]:
+    """The losses of `count` steps of AdamW; the loss is a fixed random function of the features."""
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-3, weight_decay=0.1)
+    losses = []
+    for _ in range(count):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = backbone(clips).double()
+        wanted = torch.randn(output.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        loss = (output - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def pair(fresh: Backbone) -> tuple[Backbone, Backbone]:
+    """The same weights, as training leaves them, with and without padding."""
+    aligned, plain = randomised(deepcopy(fresh)), Backbone(aligned=False)
+    plain.load_state_dict(aligned.state_dict(), strict=True)
+    assert not plain.padded
+    assert isinstance(aligned, Backbone)
+    return aligned.train(), plain.train()
+
+
+def assert_alike(aligned: Backbone, plain: Backbone, tolerance: float) -> None:
+    for (name, one), other in zip(aligned.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert (one.double() - other.double()).norm() <= tolerance * other.double().norm(), name
+    held = dict(aligned.named_parameters())
+    for name, shape in aligned.padded.items():
+        if name in held:
+            unpadded(held[name], shape)
+
+
+def test_the_padded_widths_are_multiples_of_eight(fresh: Backbone) -> None:
+    convolutions = [module for module in fresh.modules() if isinstance(module, nn.Conv3d)]
+    assert {module.out_channels % 8 for module in convolutions} == {0}
+    assert {module.in_channels % 8 for module in convolutions if module.in_channels != 3} == {0}
+    widths = {shape[0]: fresh.get_parameter(name).shape[0] for name, shape in fresh.padded.items() if "0.0.w" in name}
+    assert widths == {45: 48, 230: 232, 460: 464, 921: 928}
+    for name, shape in fresh.padded.items():
+        assert fresh.state_dict()[name].shape == shape
+
+
+def test_padding_changes_nothing_over_steps_in_float64(fresh: Backbone) -> None:
+    aligned, plain = pair(fresh)
+    clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    mine, theirs = (steps(network.double(), clips, torch.float64, 5) for network in (aligned, plain))
+    assert mine == pytest.approx(theirs, rel=1e-11)
+    assert theirs[-1] < 0.9 * theirs[0]
+    assert_alike(aligned, plain, 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_changes_no_more_than_rounding_over_steps(dtype: torch.dtype, fresh: Backbone) -> None:
+    """The judge is what float64 makes of the same steps: padded is as near to it as torchvision's own widths."""
+    aligned, plain = pair(fresh)
+    exact = deepcopy(plain).double()
+    clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(6))
+    wanted = steps(exact, clips.double(), torch.float64, 3)
+    clips = clips.to(memory_format=torch.channels_last_3d)
+    mine, theirs = (
+        steps(network.to(memory_format=torch.channels_last_3d), clips, dtype, 3) for network in (aligned, plain)
+    )
+    unit = {torch.float32: 1e-6, torch.bfloat16: 4e-3}[dtype]
+    for one, other, target in zip(mine, theirs, wanted, strict=True):
+        assert abs(one - target) <= 2 * abs(other - target) + unit * target
+    assert_alike(aligned, plain, 0.1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_checkpointing_computes_the_same_and_counts_no_batch_twice(training: bool, fresh: Backbone) -> None:
+    plain, saving = (randomised(deepcopy(fresh)).double().train(training) for _ in range(2))
+    saving.checkpointing = True
+    clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    kept: list[int] = []
+    results = []
+    for network in (plain, saving):
+        held: dict[int, int] = {}
+
+        def pack(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = network(clips)
+        kept.append(sum(held.values()) - sum(p.numel() * 8 for p in network.parameters()))
+        cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+        results.append([output, *torch.autograd.grad(output, list(network.parameters()), cotangent)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    for one, other in zip(plain.buffers(), saving.buffers(), strict=True):
+        assert torch.equal(one, other)
+    assert {norm.momentum for norm in saving.modules() if isinstance(norm, nn.BatchNorm3d)} == {0.1}
+    assert kept[1] < 0.3 * kept[0]
 
 
 # Weights from files
