@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ from actdet.data.split import hold_out
 from actdet.data.video import probe
 from actdet.demo import demo_for
 from actdet.device import choose_device
+from actdet.distributed import join_processes
 from actdet.environment import describe_environment
 from actdet.errors import ActdetError, DataError
 from actdet.experiments import (
@@ -58,6 +60,7 @@ def train(
     """Train a detector on the clips in DATA; evaluate it on those held out; write model and report to --out.
 
     For instance: actdet train data/mine --out runs/mine --epochs 30 --backbone-weights none
+    On several GPUs: torchrun --nproc-per-node 2 -m actdet train data/mine --out runs/mine
 
     Args:
         data: Folder with videos/ and annotations/.
@@ -65,11 +68,17 @@ def train(
         val_share: Share of each class that is held out to evaluate on; 0 trains on everything.
         resume: Go on with the run in --out, which was stopped.
     """
-    index = _index(data, model.class_names)
-    train_ids, val_ids = hold_out(index, val_share, config.seed)
-    with open_setup(index, model, config) as setup:
-        _say(describe_setup(setup))
-        evaluation = _watch(train_run(setup, train_ids, val_ids, out, f"Training on {data.name}", resume=resume))
+    with join_processes() as processes:
+        first = processes.rank == 0
+        index = _index(data, model.class_names, quiet=not first)
+        train_ids, val_ids = hold_out(index, val_share, config.seed)
+        with open_setup(index, model, config, processes) as setup:
+            if first:
+                _say(describe_setup(setup))
+            run = train_run(setup, train_ids, val_ids, out, f"Training on {data.name}", resume=resume)
+            evaluation = _watch(run, quiet=not first)
+    if not first:
+        return
     print(f"model: {out / MODEL}")
     if evaluation is not None:
         _print_metrics(evaluation.metrics)
@@ -295,6 +304,8 @@ def main() -> None:
     """Entry point: exits 0 only when the work was done; 1 for what the user can mend; 130 or 143 when stopped."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and sys.argv[1:2] != ["train"]:
+            raise ActdetError("of actdet's commands only train runs in several processes of torchrun")
         app.cli(
             prog="actdet",
             description="Set prediction for video action detection.",
@@ -342,9 +353,9 @@ def _deferred_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _watch(run: Generator[Any, bool | None, Any]) -> Any:
+def _watch(run: Generator[Any, bool | None, Any], *, quiet: bool = False) -> Any:
     """Drive a training to its end behind a progress bar; a signal makes it save its state and stop."""
-    with tqdm(unit="step", smoothing=0.1) as bar, _deferred_signals() as asked_to_stop:
+    with tqdm(unit="step", smoothing=0.1, disable=quiet) as bar, _deferred_signals() as asked_to_stop:
         try:
             event = next(run)
             while True:
@@ -356,6 +367,8 @@ def _watch(run: Generator[Any, bool | None, Any]) -> Any:
 
 
 def _show(bar: tqdm[Any], name: str, progress: Progress) -> None:
+    if bar.disable:
+        return
     if bar.desc != f"{name}: " or bar.total != progress.total_steps:
         bar.reset(progress.total_steps)
         bar.set_description(name)
@@ -373,8 +386,8 @@ def _total(bar: tqdm[Any]) -> Callable[[int, int], None]:
     return update
 
 
-def _index(data: Path, class_names: tuple[str, ...]) -> ClipIndex:
-    with tqdm(desc="read", unit="video", leave=False) as bar:
+def _index(data: Path, class_names: tuple[str, ...], *, quiet: bool = False) -> ClipIndex:
+    with tqdm(desc="read", unit="video", leave=False, disable=quiet) as bar:
         return load_index(data, class_names, progress=_total(bar))
 
 

@@ -136,6 +136,14 @@ class TrainConfig:
     """Train only the Transformer and the heads (the report's section 6.4)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; auto takes bf16 where the device has it, else fp16 on a GPU, else fp32."""
+    step: Literal["auto", "graph", "eager", "compile"] = "auto"
+    """How a step is launched: as one CUDA graph, operator by operator, or through torch.compile; auto takes graph on a
+    single GPU, else eager."""
+    checkpointing: bool = False
+    """Compute the backbone's features again in the backward pass instead of keeping them: a fifth more work, for cards
+    with little memory."""
+    ema_decay: float = 0.0
+    """Evaluate and keep a running average of the weights, over about 1 / (1 - ema_decay) steps; 0 turns it off."""
     seed: int = 0
     """Everything random follows from it."""
     eval_every: int = 5
@@ -161,5 +169,6 @@ class TrainConfig:
         )
         _check(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
         _check(self.clip_norm > 0, f"clip_norm must be above 0, got {self.clip_norm}")
+        _check(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
         _check(self.eval_every >= 1, f"eval_every must be at least 1, got {self.eval_every}")
         _check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")

@@ -1,7 +1,12 @@
-"""What this machine offers: the device, and the arithmetic that is fast on it."""
+"""What this machine offers: the device, and the arithmetic and the way to launch a step that are fast on it."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -41,3 +46,45 @@ def _cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags or "bf16" in flags
+
+
+def choose_step(step: str, device: torch.device, *, processes: int = 1, checkpointing: bool = False) -> tuple[str, str]:
+    """How a training step is launched for `step` (auto, graph, eager or compile), and why in a few words.
+
+    Raises ActdetError where it is asked for by name and cannot be had.
+    """
+    if step == "graph":
+        if device.type != "cuda":
+            raise ActdetError("step graph needs a GPU: use auto, eager or compile")
+        if processes > 1:
+            raise ActdetError("step graph is for one process: use auto, eager or compile")
+    if step == "compile":
+        if checkpointing:
+            raise ActdetError(
+                "step compile decides itself what to compute twice: use eager or graph, or no checkpointing"
+            )
+        if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+            raise ActdetError("step compile needs a C++ compiler on a CPU, and g++ is not found: use auto or eager")
+    if step != "auto":
+        return step, "asked for"
+    if device.type != "cuda":
+        return "eager", "a CPU has no CUDA graphs"
+    return ("graph", "one CUDA graph a step") if processes == 1 else ("eager", f"{processes} processes")
+
+
+def prepare_device(device: torch.device) -> None:
+    """Settings of the libraries that make steps of one shape fast. They hold for the whole process.
+
+    On a GPU cuDNN tries its algorithms and keeps the fastest. On a CPU glibc keeps the memory that a step frees for the
+    next one, where it would give large blocks back to the system, to be mapped and cleared again (bench/README.md).
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    elif sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_MMAP_MAX, 0)
+            mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h

@@ -10,6 +10,7 @@ from actdet_kernels import Targets
 
 from actdet.config import LossConfig
 from actdet.data.loader import ClipLoader
+from actdet.distributed import ALONE, Processes
 from actdet.metrics import Metrics, decided_iou, measure, true_labels
 from actdet.models import ActionDetector, Predictions
 from actdet.models.decision import Decision, decide
@@ -37,23 +38,25 @@ def evaluate(
     ids: Sequence[int],
     loss: LossConfig,
     dtype: torch.dtype,
+    processes: Processes = ALONE,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Run `detector` on the clips `ids` in `dtype` arithmetic and measure what it says.
 
+    Of several processes each takes its share of the clips, none twice, and all return what was found of all.
     progress: called with (clips done, clips in all) after each batch.
     """
-    logits, boxes, targets = [], [], []
-    for batch in loader.eval_batches(ids, BATCH_SIZE):
+    own: list[tuple[torch.Tensor, ...]] = []  # what belongs to one clip
+    for batch in loader.eval_batches(processes.share(ids), BATCH_SIZE):
         predictions = predict_batch(detector, batch.clips, dtype).final()
-        logits.append(predictions.logits.cpu())
-        boxes.append(predictions.boxes.cpu())
-        targets.append(batch.targets.to("cpu"))
+        own += zip(*(field.cpu() for field in (*predictions, *batch.targets)), strict=True)
         if progress is not None:
-            progress(sum(map(len, logits)), len(ids))
-    final = Predictions(torch.cat(logits), torch.cat(boxes))
-    wanted = Targets(*map(torch.cat, zip(*targets, strict=True)))
+            progress(len(own), len(ids))
+    gathered = processes.gather(own)
+    clips = [gathered[number % processes.count][number // processes.count] for number in range(len(ids))]
+    logits, boxes, *fields = map(torch.stack, zip(*clips, strict=True))
+    final, wanted = Predictions(logits, boxes), Targets(*fields)
     decision = decide(*final, no_object_weight=loss.no_object_weight)
     names = detector.config.class_names
     return Evaluation(

@@ -19,19 +19,22 @@ from typing import Any
 import torch
 from actdet_kernels import explain_backend
 
+from actdet.account import largest_batch
 from actdet.checkpoints import load_detector
 from actdet.config import ModelConfig, TrainConfig
 from actdet.data.index import ClipIndex, load_index
 from actdet.data.loader import ClipLoader
 from actdet.data.readers import choose_reader, open_reader
 from actdet.data.split import folds, hold_out
-from actdet.device import choose_device, choose_precision
+from actdet.device import choose_device, choose_precision, choose_step
+from actdet.distributed import ALONE, Processes, is_lost_process
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation import Evaluation, evaluate
 from actdet.files import write_json
 from actdet.metrics import Metrics
+from actdet.models.backbone import choose_convolutions
 from actdet.report import write_report
-from actdet.training import LAST, MODEL, Progress, Trainer
+from actdet.training import LAST, MODEL, Progress, Trainer, clip_shape
 
 FIGURES = ("video_accuracy", "detection_accuracy", "mean_iou", "average_precision")
 
@@ -52,10 +55,13 @@ class Setup:
     model: ModelConfig
     config: TrainConfig
     device: torch.device
+    processes: Processes = ALONE
 
 
 @contextmanager
-def open_setup(index: ClipIndex, model: ModelConfig, config: TrainConfig) -> Iterator[Setup]:
+def open_setup(
+    index: ClipIndex, model: ModelConfig, config: TrainConfig, processes: Processes = ALONE
+) -> Iterator[Setup]:
     """Start the reader's processes for `index`; they end with the block."""
     device = choose_device()
     most = max((len(clip.annotations) for clip in index.clips), default=0)
@@ -68,7 +74,7 @@ def open_setup(index: ClipIndex, model: ModelConfig, config: TrainConfig) -> Ite
     name, _ = choose_reader(config.reader, device, [clip.video for clip in index.clips])
     size = (model.image_size, model.image_size)
     with open_reader(name, size, workers=config.workers) as reader:
-        yield Setup(ClipLoader(index, model, reader, device), model, config, device)
+        yield Setup(ClipLoader(index, model, reader, device), model, config, device, processes)
 
 
 def train_run(
@@ -87,23 +93,36 @@ def train_run(
     """
     if not resume and ((out / MODEL).exists() or (out / LAST).exists()):
         raise ActdetError(f"{out} holds a run already: go on with it by --resume, or give another --out")
-    started = time.monotonic()
+    started, processes = time.monotonic(), setup.processes
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(setup.model, setup.config, setup.loader, list(train_ids), list(val_ids), out, setup.device)
+    trainer = Trainer(
+        setup.model, setup.config, setup.loader, list(train_ids), list(val_ids), out, setup.device, processes
+    )
     if resume:
         trainer.restore()
-    else:
+    elif processes.rank == 0:
         (out / "log.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
-    for progress in trainer.steps():
-        stop = yield progress
-        if stop:
-            trainer.save()
-            raise Stopped(
-                f"stopped at step {progress.step} of {progress.total_steps}; "
-                f"the state is in {out / LAST}: run the same command with --resume to go on"
-            )
-    evaluation = trainer.finish()
-    if evaluation is not None:
+    try:
+        for progress in trainer.steps():
+            stop = yield progress
+            # Several processes agree on it where they wait for each other anyway: all must stop at the same step.
+            if processes.any(bool(stop)) if progress.record else stop and processes.count == 1:
+                trainer.save()
+                raise Stopped(
+                    f"stopped at step {progress.step} of {progress.total_steps}; "
+                    f"the state is in {out / LAST}: run the same command with --resume to go on"
+                )
+        evaluation = trainer.finish()
+    except torch.OutOfMemoryError as error:
+        raise ActdetError(_too_large(setup)) from error
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise ActdetError(
+            f"another process of this job has ended; the state is in {out / LAST}: run the same command with --resume "
+            "to go on"
+        ) from error
+    if evaluation is not None and processes.rank == 0:
         write_report(
             out,
             title,
@@ -115,6 +134,17 @@ def train_run(
             log=out / "log.jsonl",
         )
     return evaluation
+
+
+def _too_large(setup: Setup) -> str:
+    """What to do when a GPU's memory does not suffice."""
+    model, memory = setup.model, torch.cuda.get_device_properties(setup.device).total_memory
+    dtype, _ = choose_precision(setup.config.precision, setup.device)
+    kept, again = (largest_batch(model, dtype, memory, checkpointing=flag) for flag in (False, True))
+    return (
+        f"{memory / 2**30:.0f} GiB are too little for batches of {setup.config.batch_size} clips of {model.frames} x "
+        f"{model.image_size} x {model.image_size}: about {kept} a GPU are possible, {again} with --checkpointing"
+    )
 
 
 class Stopped(ActdetError):
@@ -178,10 +208,16 @@ def _recorded_reader(recorded: str, device: torch.device, index: ClipIndex) -> t
 def describe_setup(setup: Setup) -> list[str]:
     """One line that says which paths a training takes here, and why."""
     videos = [clip.video for clip in setup.loader.index.clips]
-    _, reader_reason = choose_reader(setup.config.reader, setup.device, videos)
-    dtype, precision_reason = choose_precision(setup.config.precision, setup.device)
+    config, count = setup.config, setup.processes.count
+    _, reader_reason = choose_reader(config.reader, setup.device, videos)
+    dtype, precision_reason = choose_precision(config.precision, setup.device)
+    step, step_reason = choose_step(config.step, setup.device, processes=count, checkpointing=config.checkpointing)
+    shape = clip_shape(setup.model, config, setup.processes)
+    flat, flat_reason = choose_convolutions(shape, setup.device, dtype)
     return [
-        f"{_device_name(setup.device)}; {str(dtype).removeprefix('torch.')} ({precision_reason}); "
+        f"{f'{count} processes, each ' if count > 1 else ''}{_device_name(setup.device)}; "
+        f"{str(dtype).removeprefix('torch.')} ({precision_reason}); step {step} ({step_reason}); "
+        f"{2 if flat else 3}-D convolutions ({flat_reason}); "
         f"reader {setup.loader.reader.name} ({reader_reason}); matching and loss by {explain_backend(setup.device)}"
     ]
 

@@ -1,9 +1,6 @@
 """The training of a detector: clips in, checkpoints out.
 
-    loader -> detector -> match -> set loss -> clip -> AdamW        (`Trainer._step`, sections 3.3 and 3.4)
-
-With `auxiliary_weight` the averaged features of the backbone must also say, by one linear layer, what happens in the
-clip and where (`Trainer._auxiliary_loss`). A backbone without pretrained weights learns by that in half the time.
+    loader -> one step after another (`step.TrainStep`) -> log, evaluations, checkpoints
 
 `Trainer.steps()` runs it and yields after every step, so that the caller may show progress or stop and `save()`;
 nothing is printed here. A run's folder holds
@@ -11,7 +8,7 @@ nothing is printed here. A run's folder holds
     last.safetensors        the state to go on from (`resume`), written every few minutes and when stopped
     model.safetensors       the trained detector, written at the end
 Everything random in a step follows from (seed, epoch, number of the step), so a resumed run repeats the numbers of
-an uninterrupted one.
+an uninterrupted one. Of several processes, all run the same steps on their shares of the batches, and the first writes.
 """
 
 from __future__ import annotations
@@ -25,25 +22,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from actdet_kernels import MatchWeights, SetLoss, Targets, match, set_loss
 from torch import Tensor, nn
 
+from actdet.account import find_card, step_flop
 from actdet.checkpoints import About, load_weights, read_checkpoint, save_checkpoint
 from actdet.config import ModelConfig, TrainConfig
-from actdet.data.augment import Batch
 from actdet.data.loader import ClipLoader
-from actdet.device import choose_precision
+from actdet.device import choose_precision, choose_step, prepare_device
+from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation import Evaluation, evaluate
 from actdet.files import write_bytes
 from actdet.models import ActionDetector, load_backbone_weights
-from actdet.models.backbone import FEATURES
+from actdet.models.backbone import choose_convolutions, set_flat
+from actdet.step import LOSSES, TrainStep
 
 LOG_EVERY = 10  # steps between two reads of the losses from the device
 MODEL, LAST = "model.safetensors", "last.safetensors"
 SAVE_SECONDS = 300  # least time between two training checkpoints
-LOSSES = (*SetLoss._fields, "auxiliary")
-AUXILIARY_WEIGHTS = MatchWeights(8.0, 5.0, 2.0)  # classes are slower to learn than boxes: docs/LOG.md
 
 
 @dataclass(frozen=True)
@@ -69,43 +65,60 @@ class Trainer:
         val_ids: list[int],
         out: Path,
         device: torch.device,
+        processes: Processes = ALONE,
     ) -> None:
         self.model, self.config, self.loader, self.out, self.device = model, config, loader, out, device
-        self.train_ids, self.val_ids = train_ids, val_ids
-        self.dtype, _ = choose_precision(config.precision, device)
-        torch.manual_seed(config.seed)
-        self.detector = ActionDetector(model)
-        load_backbone_weights(self.detector.backbone, config.backbone_weights)
-        self.detector.to(device).to(memory_format=torch.channels_last_3d)
-        self.detector.backbone.requires_grad_(not config.freeze_backbone)
-        self.clip_head = nn.Linear(FEATURES, len(model.class_names) + 1 + 4).to(device)  # for the auxiliary loss
-        self.parameters = [p for p in self.detector.parameters() if p.requires_grad]
-        if config.auxiliary_weight:
-            self.parameters += self.clip_head.parameters()
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True
-        )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.train_ids, self.val_ids, self.processes = train_ids, val_ids, processes
         self.steps_per_epoch = math.ceil(len(train_ids) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
+        if _last_batch(len(train_ids), config.batch_size) < processes.count:
+            clips, sizes = len(train_ids), range(config.batch_size + 1, len(train_ids) + 1)
+            fitting = [size for size in sizes if _last_batch(clips, size) >= processes.count]
+            raise ActdetError(
+                f"the last of the batches of {config.batch_size} has {_last_batch(clips, config.batch_size)} of the "
+                f"{clips} clips, fewer than the {processes.count} processes: "
+                + (f"use --batch-size {fitting[0]}" if fitting else "use fewer processes")
+            )
+        self.dtype, _ = choose_precision(config.precision, device)
+        mode, _ = choose_step(config.step, device, processes=processes.count, checkpointing=config.checkpointing)
+        prepare_device(device)
+        torch.manual_seed(config.seed)
+        detector = ActionDetector(model)
+        load_backbone_weights(detector.backbone, config.backbone_weights)
+        set_flat(detector.backbone, choose_convolutions(clip_shape(model, config, processes), device, self.dtype)[0])
+        self.train_step = TrainStep(detector, config, device, self.dtype, mode, processes)
+        self.detector = self.train_step.detector
         self.step = 0
-        self._losses = torch.zeros(len(LOSSES), device=device)  # summed since the last log line
-        self._summed = 0
+        self._summed = 0  # steps since the last log line
+        self._card = find_card(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self._clip_flop = step_flop(model) if device.type == "cuda" else 0
+        self._since, self._clips = time.monotonic(), 0
 
     def steps(self) -> Iterator[Progress]:
         """Run from where the trainer stands to the end. Raises ActdetError when the loss is not finite."""
         saved = time.monotonic()
+        if self.processes.count > 1:  # any of them may end at any time: there must be something to go on from
+            self.save()
         for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
             done = self.step % self.steps_per_epoch
             if self.val_ids and epoch and not done and epoch % self.config.eval_every == 0:
                 self._check_finite()
                 self._log({"epoch": epoch, "step": self.step, "validation": asdict(self.evaluate().metrics)})
-            for batch in self.loader.train_batches(self.train_ids, self.config, epoch, skip=done):
-                self._step(batch)
+            self._since, self._clips = time.monotonic(), 0
+            for batch in self.loader.train_batches(self.train_ids, self.config, epoch, done, self.processes):
+                self._clips += len(batch.clips)
+                self.train_step.run(
+                    batch,
+                    lr=self._learning_rate(),
+                    seed=hash((self.config.seed, self.step, self.processes.rank)),
+                    number=self.step,
+                )
+                self.step += 1
+                self._summed += 1
                 due = self.step % LOG_EVERY == 0 or self.step % self.steps_per_epoch == 0
                 record = self._log_losses() if due else None
                 yield Progress(epoch, self.step, self.total_steps, record)
-            if epoch + 1 < self.config.epochs and time.monotonic() - saved > SAVE_SECONDS:
+            if epoch + 1 < self.config.epochs and self.processes.any(time.monotonic() - saved > SAVE_SECONDS):
                 self.save()
                 saved = time.monotonic()
 
@@ -115,8 +128,10 @@ class Trainer:
         Raises ActdetError, and writes nothing, where it is not finite.
         """
         self._check_finite()
-        save_checkpoint(self.out / MODEL, self._model_tensors(), self._about())
-        (self.out / LAST).unlink(missing_ok=True)
+        if self.processes.rank == 0:
+            with self.train_step.averaged():
+                save_checkpoint(self.out / MODEL, self._model_tensors(), self._about())
+            (self.out / LAST).unlink(missing_ok=True)
         if not self.val_ids:
             return None
         evaluation = self.evaluate()
@@ -124,69 +139,50 @@ class Trainer:
         return evaluation
 
     def evaluate(self) -> Evaluation:
-        """What the detector, as it stands, makes of the held-out clips."""
-        return evaluate(self.detector, self.loader, self.val_ids, self.config.loss, self.dtype)
+        """What the detector, as it stands, makes of the held-out clips; its running average, where there is one."""
+        with self.train_step.averaged():
+            return evaluate(self.detector, self.loader, self.val_ids, self.config.loss, self.dtype, self.processes)
 
-    def _step(self, batch: Batch) -> None:
-        self.detector.train()
-        if self.config.freeze_backbone:
-            self.detector.backbone.eval()
-        torch.manual_seed(hash((self.config.seed, self.step)))  # dropout
-        self._set_learning_rate()
-        losses = self._batch_losses(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(losses[0]).backward()
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._losses += torch.stack(losses).detach()
-        self._summed += 1
-        self.step += 1
-
-    def _batch_losses(self, batch: Batch) -> list[Tensor]:
-        """The values of LOSSES for a batch; the first is what is minimised."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            features = self.detector.backbone(batch.clips)
-            logits, boxes = self.detector.detect(features)
-        loss, weights = self.config.loss, self.config.loss.match_weights
-        matched = match(logits, boxes, batch.targets, weights=weights)
-        losses = set_loss(
-            logits, boxes, batch.targets, matched, weights=weights, no_object_weight=loss.no_object_weight
-        )
-        if not self.config.auxiliary_weight:
-            return [*losses, torch.zeros_like(losses.total)]
-        auxiliary = self._auxiliary_loss(features, batch.targets)
-        return [losses.total + self.config.auxiliary_weight * auxiliary, *losses[1:], auxiliary]
-
-    def _auxiliary_loss(self, features: Tensor, targets: Targets) -> Tensor:
-        """The set loss of a set of one, class and box, read off the averaged features by one linear layer."""
-        said = self.clip_head(features.float().mean((2, 3, 4)))[:, None]
-        logits, boxes = said[..., :-4], said[..., -4:].sigmoid()
-        matched = match(logits, boxes, targets, weights=AUXILIARY_WEIGHTS)
-        return set_loss(logits, boxes, targets, matched, weights=AUXILIARY_WEIGHTS, no_object_weight=1.0).total
-
-    def _set_learning_rate(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step / self.steps_per_epoch)
+    def _learning_rate(self) -> float:
+        return learning_rate(self.config, self.step / self.steps_per_epoch)
 
     def _log_losses(self) -> dict[str, Any]:
         """Read the mean losses since the last line from the device; the only place where a step waits for it."""
-        values = (self._losses / self._summed).tolist()
-        self._losses.zero_()
+        losses = self.train_step.losses
+        mean = self.processes.sum(losses / (self._summed * self.processes.count))
+        values = mean.tolist()
+        losses.zero_()
         self._summed = 0
+        if not all(map(math.isfinite, values)):
+            raise self._not_finite()
         record = {
             "epoch": self.step / self.steps_per_epoch,
             "step": self.step,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": learning_rate(self.config, (self.step - 1) / self.steps_per_epoch),
             "loss": dict(zip(LOSSES, values, strict=True)),
+            "speed": self._speed(),
         }
-        if not all(map(math.isfinite, values)):
-            raise self._not_finite()
         self._log(record)
         return record
 
+    def _speed(self) -> dict[str, float]:
+        """Since the last line: clips a second of all processes, and on a GPU FLOP a second of this one.
+
+        utilisation: of the card's own rate, where that is known (model-FLOP utilisation, Chowdhery et al. 2022).
+        """
+        now = time.monotonic()
+        rate = self._clips / max(now - self._since, 1e-9)
+        self._since, self._clips = now, 0
+        speed = {"clips_per_second": rate * self.processes.count}
+        if self._clip_flop:
+            speed["tflop_per_second"] = 1e-12 * rate * self._clip_flop
+        if self._card and self.dtype in self._card.flop_per_s:
+            speed["utilisation"] = rate * self._clip_flop / self._card.flop_per_s[self.dtype]
+        return speed
+
     def _log(self, record: dict[str, Any]) -> None:
+        if self.processes.rank:
+            return
         path = self.out / "log.jsonl"
         try:
             with open(path, "a") as file:
@@ -197,15 +193,19 @@ class Trainer:
     def save(self) -> None:
         """Write the state to go on from. Raises ActdetError, and keeps the one before, where it is not finite."""
         self._check_finite()
-        tensors = self._model_tensors()
-        for number, state in self.optimizer.state_dict()["state"].items():
+        losses = self.processes.sum(self.train_step.losses.clone()) / self.processes.count
+        if self.processes.rank:
+            return
+        tensors = self._model_tensors() | {"losses": losses}
+        for number, parameter in enumerate(self.train_step.parameters):
+            state = self.train_step.optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-        tensors |= {f"clip_head.{name}": tensor for name, tensor in self.clip_head.state_dict().items()}
-        tensors["losses"] = self._losses
+        tensors |= {f"clip_head.{name}": value for name, value in self.train_step.clip_head.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.train_step.average.items()}
         training = {
             "step": self.step,
             "summed": self._summed,
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.train_step.scaler.state_dict(),
             **self._identity(),
         }
         save_checkpoint(self.out / LAST, tensors, self._about(training))
@@ -232,22 +232,26 @@ class Trainer:
                     )
             if state[name] != value:
                 raise DataError(path, f"a checkpoint of other {name.replace('_', ' ')}: the data set has changed")
+        step = self.train_step
         load_weights(self.detector, tensors, path)
-        self.clip_head.load_state_dict({name: tensors[f"clip_head.{name}"] for name in self.clip_head.state_dict()})
-        optimizer = self.optimizer.state_dict()
-        for number, parameter in enumerate(self.parameters):
+        step.clip_head.load_state_dict({name: tensors[f"clip_head.{name}"] for name in step.clip_head.state_dict()})
+        for name, value in step.average.items():
+            value.copy_(tensors[f"average.{name}"])
+        for number, parameter in enumerate(step.parameters):
             prefix = f"optimizer.{number}."
-            optimizer["state"][number] = {
+            step.optimizer.state[parameter] = {
                 # Fused AdamW walks memory, not indices: its averages must lie as the parameter does (channels last).
-                name.removeprefix(prefix): torch.empty_like(parameter).copy_(value) if value.ndim else value
+                name.removeprefix(prefix): torch.empty_like(parameter).copy_(value)
+                if value.ndim
+                else value.to(self.device)
                 for name, value in tensors.items()
                 if name.startswith(prefix)
             }
-        self.optimizer.load_state_dict(optimizer)
-        self.scaler.load_state_dict(state["scaler"])
-        self._losses.copy_(tensors["losses"])
+        step.scaler.load_state_dict(state["scaler"])
+        step.losses.copy_(tensors["losses"])
         self._summed, self.step = state["summed"], state["step"]
-        self._cut_log()
+        if self.processes.rank == 0:
+            self._cut_log()
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run."""
@@ -282,8 +286,8 @@ class Trainer:
             write_bytes(path, "".join(kept).encode())
 
     def _check_finite(self) -> None:
-        norm = nn.utils.get_total_norm(p.detach() for p in self.parameters)
-        if not (norm + self._losses.sum()).isfinite():
+        norm = nn.utils.get_total_norm(p.detach() for p in self.train_step.parameters)
+        if not self.processes.sum(norm + self.train_step.losses.sum()).isfinite():
             raise self._not_finite()
 
     def _not_finite(self) -> ActdetError:
@@ -293,6 +297,16 @@ class Trainer:
             f"the loss or the weights are not finite at step {self.step} of {self.total_steps}: "
             f"lower --lr, or use --precision fp32; {kept}"
         )
+
+
+def clip_shape(model: ModelConfig, config: TrainConfig, processes: Processes) -> tuple[int, ...]:
+    """(B, 3, T, S, S) of the clips that a process gets at once."""
+    batch = -(-config.batch_size // processes.count)
+    return batch, 3, model.frames, model.image_size, model.image_size
+
+
+def _last_batch(clips: int, batch_size: int) -> int:
+    return (clips - 1) % batch_size + 1
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:

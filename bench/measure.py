@@ -99,11 +99,16 @@ def _host_time(run: Callable[[], Any], repeats: int) -> dict[str, float]:
     return _quantiles(once)
 
 
+def quantiles(times: list[float]) -> dict[str, float]:
+    """The median, and the 10th and 90th percentile."""
+    deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
+    return {"median": statistics.median(times), "p10": deciles[0], "p90": deciles[-1], "rounds": len(times)}
+
+
 def _quantiles(once: Callable[[], float]) -> dict[str, float]:
-    """The median, and the 10th and 90th percentile, of many rounds, each begun when the device is idle."""
+    """Those of many rounds, each begun when the device is idle."""
     times, stop = [], time.perf_counter() + SECONDS
     while len(times) < 3 or (len(times) < MOST_ROUNDS and time.perf_counter() < stop):
         torch.cuda.synchronize()
         times.append(once())
-    deciles = statistics.quantiles(times, n=10, method="inclusive")
-    return {"median": statistics.median(times), "p10": deciles[0], "p90": deciles[-1], "rounds": len(times)}
+    return quantiles(times)

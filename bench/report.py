@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import argparse
 import html
-import json
 import math
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from rows import COMPILED, KEYS, STEP, ReportError, Row, grouped, read
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
@@ -31,35 +31,6 @@ RESOURCES = (
     "Peak memory is (input + what the call allocates) / (input + output). Of copy rate: the bytes of input and output"
     " over the time in a graph, as a share of what a large copy reaches on this card."
 )
-
-Row = dict[str, Any]
-NUMBER, MAYBE = int | float, dict | None
-KEYS = {
-    "time": ("operation", "size", "regime", "name"),
-    "steps": ("operation", "size", "regime"),
-    "compiled": ("kernel", "case", "capability"),
-    "counted": ("operation", "size", "name"),
-}
-COMPILED = ("warps", "registers", "spill", "shared", "instructions")
-STEP = ("instructions", "barriers", "shuffles", "reductions", "loads", "special")
-FIELDS = {
-    "time": dict.fromkeys(KEYS["time"], str),
-    "steps": dict.fromkeys(KEYS["steps"], str)
-    | {"problems": int, "rows": int, "placed": NUMBER, "steps": NUMBER, "most": int},
-    "compiled": {"kernel": str, "case": str, "step": MAYBE} | dict.fromkeys(("capability", *COMPILED), int),
-    "counted": dict.fromkeys(KEYS["counted"], str) | {"launches": int, "reads": int},
-}
-EVERY = {"device": str, "versions": dict, "commit": str, "date": str}
-COUNTS = ("launches", "synchronisations", "peak_bytes", "input_bytes", "output_bytes")
-GPU_FIELDS = {"graph_us": MAYBE, "eager_us": dict, "host_us": dict, "copy_bytes_per_s": NUMBER}
-GPU_FIELDS |= dict.fromkeys(COUNTS, int)
-NESTED = {field: {"median": NUMBER} for field in ("wall_us", "graph_us", "eager_us", "host_us")}
-NESTED |= {"step": dict.fromkeys(STEP, int)}
-POSITIVE = ("median", "input_bytes", "copy_bytes_per_s")
-
-
-class ReportError(Exception):
-    """What is wrong with the input, in one line."""
 
 
 class Time(NamedTuple):
@@ -106,66 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-# Reading
-
-
-def read(files: Iterable[Path]) -> list[Row]:
-    """The rows of all files; ReportError where one lacks something or was there before."""
-    rows: dict[Hashable, Row] = {}
-    origins: dict[Hashable, str] = {}
-    for file in files:
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
-        except ValueError as error:
-            raise ReportError(f"{file}: not JSON: {error}") from None
-        if not isinstance(found, list):
-            raise ReportError(f"{file}: not a list of rows")
-        for number, row in enumerate(found, 1):
-            origin = f"{file}, row {number}"
-            if fault := fault_of(row):
-                raise ReportError(f"{origin}: {fault}")
-            key = (row["device"], row["kind"], *(row[field] for field in KEYS[row["kind"]]))
-            if key in rows:
-                raise ReportError(f"{origin}: {', '.join(map(str, key))} is already in {origins[key]}")
-            rows[key], origins[key] = row, origin
-    return list(rows.values())
-
-
-def refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
-
-
-def fault_of(row: Any) -> str | None:
-    if not isinstance(row, dict):
-        return "not an object"
-    if "kind" not in row:
-        return "has no kind"
-    if row["kind"] not in list(FIELDS):
-        return f"kind is {row['kind']!r}, not one of {', '.join(FIELDS)}"
-    return fault_among(row, EVERY | FIELDS[row["kind"]] | (fields_of_time(row) if row["kind"] == "time" else {}))
-
-
-def fault_among(row: Row, fields: dict[str, Any]) -> str | None:
-    for field, kind in fields.items():
-        if field not in row:
-            return f"has no {field}"
-        value = row[field]
-        if not isinstance(value, kind):
-            return f"{field} is {value!r}, not {getattr(kind, '__name__', kind)}"
-        if isinstance(value, NUMBER) and (value < 0 or (value == 0 and field in POSITIVE)):
-            return f"{field} is {value!r}, which is too little"
-        if field in NESTED and value is not None and (fault := fault_among(value, NESTED[field])):
-            return f"{field}: {fault}"
-    return None
-
-
-def fields_of_time(row: Row) -> dict[str, Any]:
-    if "why" in row:
-        return {"why": str}
-    on_gpu = row.keys() & GPU_FIELDS.keys() - {"input_bytes", "output_bytes"}
-    return GPU_FIELDS if on_gpu else {"wall_us": dict}
-
-
 # Markdown
 
 
@@ -187,6 +98,9 @@ def report(rows: Sequence[Row], images: str) -> str:
             ("steps", "Steps of the solver", steps_table),
             ("compiled", "What the kernels compile to", compiled_table),
             ("counted", "Launches and reads", counted_table),
+            ("step", "The training step: where the time goes", parts_table),
+            ("account", "The training step on paper", account_table),
+            ("memory", "The largest batch, by estimate", memory_table),
         ):
             if kind in of_kind:
                 blocks += [f"### {title}", make(of_kind[kind])]
@@ -297,6 +211,54 @@ def counted_table(rows: Sequence[Row]) -> str:
     return table(["operation", "size", "name", "launches, at least", "reads by the host"], body, texts=3)
 
 
+def parts_table(rows: Sequence[Row]) -> str:
+    """Parts of a step, its rate, and the memory at its peak."""
+    parts = list(dict.fromkeys(part for row in rows for part in row["parts"]))
+    shares = any("share_of_matmul" in row for row in rows)
+    body = []
+    for row in rows:
+        times_of = [duration(row["parts"][part]) if part in row["parts"] else DASH for part in parts]
+        cells = [digits(row["clips_per_s"]), *times_of, f"{digits(row['peak_bytes'] / 1e9)} GB"]
+        cells += [f"{digits(100 * row['share_of_matmul'])} %"] if shares else []
+        body.append([*(plain(row[field]) for field in KEYS["step"][1:]), *cells])
+    named = [part.removesuffix("_us") for part in parts]
+    header = [
+        "size",
+        "precision",
+        "name",
+        "clips/s",
+        *named,
+        "peak memory",
+        *(["of the card's rate"] if shares else []),
+    ]
+    return table(header, body, texts=3)
+
+
+def account_table(rows: Sequence[Row]) -> str:
+    """What each stage needs, and the least time that it takes by the data sheets; the sum is the step's."""
+    cards = list(dict.fromkeys(card for row in rows for card in row["floor_us"]))
+    body = []
+    for (size, precision), stages in grouped(rows, lambda row: (row["size"], row["precision"])).items():
+        for row in stages:
+            floors = [duration(row["floor_us"][card]) for card in cards]
+            needs = [f"{digits(row['flop'] / 1e9)}", f"{digits(row['bytes'] / 1e9)}"]
+            body.append([plain(size), precision, plain(row["stage"]), *needs, *floors])
+        floors = [f"**{duration(sum(row['floor_us'][card] for row in stages))}**" for card in cards]
+        needs = [f"**{digits(sum(row[field] for row in stages) / 1e9)}**" for field in ("flop", "bytes")]
+        body.append([plain(size), precision, "**all**", *needs, *floors])
+    return table(["size", "precision", "stage", "GFLOP", "GB", *map(plain, cards)], body, texts=3)
+
+
+def memory_table(rows: Sequence[Row]) -> str:
+    memories = list(dict.fromkeys(memory for row in rows for memory in row["batches"]))
+    body = [
+        [plain(row["size"]), row["precision"], "yes" if row["checkpointing"] else "no"]
+        + [row["batches"].get(memory, DASH) for memory in memories]
+        for row in rows
+    ]
+    return table(["clips", "precision", "checkpointing", *memories], body, texts=3)
+
+
 def table(header: Sequence[str], body: Iterable[Sequence[object]], texts: int) -> str:
     """In Markdown; the first `texts` columns are flush left, and all others right."""
     rule = ["---"] * texts + ["--:"] * (len(header) - texts)
@@ -347,13 +309,6 @@ def plain(text: str) -> str:
 
 
 # Rows
-
-
-def grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
 
 
 def lines_of(timed: Iterable[Row]) -> Lines:

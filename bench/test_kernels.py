@@ -7,7 +7,6 @@ gradients against the reference in float64. On a GPU the time that counts comes 
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from functools import cache
@@ -18,7 +17,7 @@ import pytest
 import torch
 from actdet_kernels import pairwise_cost, set_loss
 from cases import MATRICES, REGIMES, SIZES, Matrices, Problem, Size, make_cost, make_problem
-from measure import measure
+from measure import measure, quantiles
 from opponents import ASSIGN, COST, CRITERION, MATCH, MATCHER_OF, Absent, tensors_of
 from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.optimize import linear_sum_assignment
@@ -116,9 +115,7 @@ def time_it(benchmark: BenchmarkFixture, run: Callable[[], Any]) -> dict[str, fl
     wait()
     rounds = min(max(int(SECONDS / (time.perf_counter() - start)), 1), MOST_ROUNDS)
     benchmark.pedantic(wait, rounds=rounds, iterations=1)
-    times = [1e6 * value for value in benchmark.stats.stats.data]
-    deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
-    return {"median": statistics.median(times), "p10": deciles[0], "p90": deciles[-1], "rounds": len(times)}
+    return quantiles([1e6 * value for value in benchmark.stats.stats.data])
 
 
 def bytes_of(tensors: list[Tensor]) -> int:

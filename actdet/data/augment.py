@@ -6,6 +6,7 @@ the same on every device and nothing waits for the device. Boxes move with the p
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -40,30 +41,58 @@ def normalise(clips: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return _standardise(clips.to(torch.float32).div_(255)).to(dtype).permute(0, 4, 1, 2, 3)
 
 
-def augment(clips: Tensor, targets: Targets, config: AugmentConfig, rng: np.random.Generator) -> Batch:
-    """uint8 (B, T, H, W, 3) RGB and its targets to a normalised, augmented `Batch`.
+@dataclass(frozen=True)
+class Changes:
+    """What is drawn for each of B clips, float32; None where nothing of the kind is to change.
 
-    rng: the same state gives the same batch.
+    size, origin: (B, 2) width and height, left and top of what a crop leaves, in [0, 1] of the picture.
+    flip: (B,) bool. colour: (B, 3) factors of brightness, contrast and saturation.
+    share: (B,) of the clip itself when it is blended with its neighbour.
     """
+
+    size: np.ndarray | None
+    origin: np.ndarray | None
+    flip: np.ndarray | None
+    colour: np.ndarray | None
+    share: np.ndarray | None
+
+    def __getitem__(self, clips: slice) -> Changes:
+        values = (getattr(self, field.name) for field in fields(self))
+        return Changes(*(None if value is None else value[clips] for value in values))
+
+
+def draw_changes(clips: int, config: AugmentConfig, rng: np.random.Generator) -> Changes:
+    """The changes of a batch. The same state of `rng` gives the same."""
+    size = origin = flip = colour = share = None
+    if config.crop or config.flip:
+        size = 1 - config.crop * rng.random((clips, 2), dtype=np.float32)
+        origin = (1 - size) * rng.random((clips, 2), dtype=np.float32)
+        flip = rng.random(clips) < config.flip
+    if config.colour:
+        colour = rng.uniform(1 - config.colour, 1 + config.colour, (3, clips)).astype(np.float32).T
+    if config.mixup and clips > 1:
+        share = rng.beta(config.mixup, config.mixup, clips).astype(np.float32)
+    return Changes(size, origin, flip, colour, share)
+
+
+def augment(clips: Tensor, targets: Targets, changes: Changes) -> Batch:
+    """uint8 (B, T, H, W, 3) RGB and its targets to a normalised, changed `Batch`."""
     pixels = clips.to(torch.float32).div_(255)
-    pixels, targets = _crop_and_flip(pixels, targets, config, rng)
-    pixels = _change_colour(pixels, config.colour, rng)
-    if config.mixup > 0:
-        pixels, targets = _mix(pixels, targets, config.mixup, rng)
+    if changes.size is not None and changes.origin is not None and changes.flip is not None:
+        pixels, targets = _crop_and_flip(pixels, targets, changes.size, changes.origin, changes.flip)
+    if changes.colour is not None:
+        pixels = _change_colour(pixels, changes.colour)
+    if changes.share is not None and len(pixels) > 1:
+        pixels, targets = _mix(pixels, targets, changes.share)
     return Batch(_standardise(pixels).permute(0, 4, 1, 2, 3), targets)
 
 
 def _crop_and_flip(
-    pixels: Tensor, targets: Targets, config: AugmentConfig, rng: np.random.Generator
+    pixels: Tensor, targets: Targets, sizes: np.ndarray, origins: np.ndarray, flips: np.ndarray
 ) -> tuple[Tensor, Targets]:
     """One axis-aligned window (centre and size, in [0, 1] of the picture) a clip, mirrored where drawn."""
-    if config.crop == 0 and config.flip == 0:
-        return pixels, targets
     batch, frames, height, width, _ = pixels.shape
-    size = 1 - config.crop * rng.random((batch, 2), dtype=np.float32)
-    origin = (1 - size) * rng.random((batch, 2), dtype=np.float32)
-    flip = rng.random(batch) < config.flip
-    size, origin, flip = (_to(array, pixels.device) for array in (size, origin, flip))
+    size, origin, flip = (_to(array, pixels.device) for array in (sizes, origins, flips))
 
     sign = torch.stack([torch.where(flip, -1.0, 1.0), torch.ones_like(size[:, 1])], dim=1)
     matrix = torch.zeros(batch, 2, 3, device=pixels.device)
@@ -91,12 +120,8 @@ def _keep(targets: Targets, kept: Tensor) -> Targets:
     return Targets(targets.labels.gather(1, order), boxes, kept.sum(1, dtype=torch.int32))
 
 
-def _change_colour(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast and saturation, each by a factor in [1 - strength, 1 + strength]."""
-    if strength == 0:
-        return pixels
-    factors = rng.uniform(1 - strength, 1 + strength, (3, len(pixels), 1, 1, 1, 1)).astype(np.float32)
-    brightness, contrast, saturation = _to(factors, pixels.device)
+def _change_colour(pixels: Tensor, factors: np.ndarray) -> Tensor:
+    brightness, contrast, saturation = _to(factors, pixels.device).T[..., None, None, None, None]
     pixels = pixels * brightness
     mean = pixels.mean((1, 2, 3, 4), keepdim=True)
     pixels = mean + (pixels - mean) * contrast
@@ -104,11 +129,9 @@ def _change_colour(pixels: Tensor, strength: float, rng: np.random.Generator) ->
     return (grey + (pixels - grey) * saturation).clamp(0, 1)
 
 
-def _mix(pixels: Tensor, targets: Targets, alpha: float, rng: np.random.Generator) -> tuple[Tensor, Targets]:
+def _mix(pixels: Tensor, targets: Targets, shares: np.ndarray) -> tuple[Tensor, Targets]:
     """Blend every clip with its neighbour in the batch; the targets are those of both (M doubles)."""
-    if len(pixels) == 1:
-        return pixels, targets
-    share = _to(rng.beta(alpha, alpha, (len(pixels), 1, 1, 1, 1)).astype(np.float32), pixels.device)
+    share = _to(shares, pixels.device)[:, None, None, None, None]
     other = Targets(*(field.roll(1, dims=0) for field in targets))
     both = Targets(
         torch.cat([targets.labels, other.labels], dim=1),
@@ -121,7 +144,7 @@ def _mix(pixels: Tensor, targets: Targets, alpha: float, rng: np.random.Generato
 
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
 
 def _standardise(pixels: Tensor) -> Tensor:

@@ -13,11 +13,12 @@ import torch
 from actdet_kernels import Targets
 
 from actdet.config import ModelConfig, TrainConfig
-from actdet.data.augment import Batch, augment, normalise
+from actdet.data.augment import Batch, augment, draw_changes, normalise
 from actdet.data.index import ClipIndex
 from actdet.data.readers import ClipRequest, Reader
 from actdet.data.sampler import balanced_batches
 from actdet.data.video import sample_frames
+from actdet.distributed import ALONE, Processes
 
 
 class ClipLoader:
@@ -27,24 +28,26 @@ class ClipLoader:
         self.index, self.model, self.reader, self.device = index, model, reader, device
         self._targets = Targets(*map(torch.from_numpy, index.targets())).to(device)
 
-    def train_batches(self, ids: Sequence[int], config: TrainConfig, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """The augmented batches of one epoch over `ids`, from number `skip` on.
+    def train_batches(
+        self, ids: Sequence[int], config: TrainConfig, epoch: int, skip: int = 0, processes: Processes = ALONE
+    ) -> Iterator[Batch]:
+        """The augmented batches of one epoch over `ids`, from number `skip` on; of each, this process's share.
 
-        The same (config, epoch) gives the same batches, whatever was skipped.
+        The same (config, epoch) gives the same batches, whatever was skipped, and however many processes share them;
+        but mixup blends clips of one process.
         """
         clips = np.asarray(ids)
         positive = self._targets.counts.cpu().numpy()[clips] > 0
         batches = balanced_batches(positive, config.batch_size, seed=config.seed, epoch=epoch)
-        rngs = [np.random.default_rng([config.seed, epoch, number]) for number in range(len(batches))]
-        chosen = [clips[batch] for batch in batches][skip:]
-        rngs = rngs[skip:]
-        jitter = config.augment.jitter
-        requests = [
-            [self._request(clip, rng if jitter else None) for clip in batch]
-            for batch, rng in zip(chosen, rngs, strict=True)
-        ]
-        for batch, rng, pixels in zip(chosen, rngs, self.reader.read(requests), strict=True):
-            yield augment(pixels.to(self.device), self._targets_of(batch), config.augment, rng)
+        requests, chosen, changes = [], [], []
+        for number, batch in enumerate(batches[skip:], start=skip):
+            rng = np.random.default_rng([config.seed, epoch, number])
+            asked = [self._request(clip, rng if config.augment.jitter else None) for clip in clips[batch]]
+            requests.append(processes.share(asked))
+            chosen.append(processes.share(clips[batch]))
+            changes.append(processes.share(draw_changes(len(batch), config.augment, rng)))
+        for batch, drawn, pixels in zip(chosen, changes, self.reader.read(requests), strict=True):
+            yield augment(pixels.to(self.device), self._targets_of(batch), drawn)
 
     def eval_batches(self, ids: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """All `ids` once, in their order, as they are."""

@@ -6,17 +6,20 @@ in how it is computed, not in what:
 - Its middle widths of 45, 230, 460 and 921 channels are padded to 48, 232, 464 and 928, which tensor cores need in half
   precision. The padding is zero and stays zero: its features are zero, so are its gradients, and so is what AdamW makes
   of them. A state dict holds torchvision's shapes, and is loaded from them.
-- Its factorised convolutions run as 2-D ones over views of channels-last video, without a copy. On a CPU that is more
-  than taste: oneDNN's 3-D bf16 weight gradient (torch 2.15, AVX-512) reads memory that nobody wrote when a (3, 1, 1)
-  kernel meets two frames, and now and then gives NaN or a gradient that is merely wrong.
+- Its factorised convolutions run as 2-D ones over views of channels-last video, without a copy, unless a measurement
+  says that the 3-D ones are faster on this GPU. On a CPU that is more than taste: oneDNN's 3-D bf16 weight gradient
+  (torch 2.15, AVX-512) reads memory that nobody wrote when a (3, 1, 1) kernel meets two frames, and now and then gives
+  NaN or a gradient that is merely wrong.
 - With `checkpointing` it keeps one tensor a residual block for the backward pass and computes the rest again.
 """
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.error import URLError
@@ -102,6 +105,41 @@ class FactorisedConv(nn.Conv3d):
         pictures = input.flatten(3)  # B pictures of T x (H*W)
         output = F.conv2d(pictures, self.weight.squeeze(-1), None, (self.stride[0], 1), (padding[0], 0))
         return output.unflatten(3, (height, width))
+
+
+def set_flat(module: nn.Module, flat: bool) -> None:
+    """Compute the factorised convolutions in `module` in two dimensions, or in three."""
+    for part in module.modules():
+        if isinstance(part, FactorisedConv):
+            part.flat = flat
+
+
+@cache
+def choose_convolutions(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """Whether the factorised convolutions are to be flat for clips of `shape`, and why in a few words.
+
+    On a GPU that is measured: a forward and backward pass of each form, which takes seconds. Never both on a CPU.
+    """
+    if device.type != "cuda":
+        return True, "on a CPU 3-D ones err in bf16"
+    backbone = Backbone().to(device).to(memory_format=torch.channels_last_3d).train()
+    batch, channels, *sides = shape
+    clips = torch.randn(batch, *sides, channels, device=device).permute(0, 4, 1, 2, 3)
+    seconds = {}
+    for flat in (True, False):
+        set_flat(backbone, flat)
+        times = []
+        for _ in range(5):  # the first ones choose algorithms
+            torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                features = backbone(clips)
+            features.float().mean().backward()
+            torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+        seconds[flat] = min(times)
+    flat = seconds[True] <= seconds[False]
+    return flat, f"{1e3 * seconds[flat]:.1f} ms a step against {1e3 * seconds[not flat]:.1f}"
 
 
 def _align(module: nn.Sequential) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from actdet import device as device_module
-from actdet.device import choose_device, choose_precision
+from actdet.device import choose_device, choose_precision, choose_step
 from actdet.environment import describe_environment
 from actdet.errors import ActdetError
 
@@ -102,3 +105,65 @@ def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(environment, "version", version)
     found = dict(describe_environment())
     assert found["triton"] == found["dali"] == "not installed"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "processes", "checkpointing", "expected"),
+    [
+        ("auto", "cpu", 1, False, "eager"),
+        ("auto", "cpu", 2, True, "eager"),
+        ("auto", "cuda", 1, False, "graph"),
+        ("auto", "cuda", 1, True, "graph"),
+        ("auto", "cuda", 4, False, "eager"),
+        ("eager", "cuda", 1, False, "eager"),
+        ("graph", "cuda", 1, True, "graph"),
+        ("compile", "cuda", 2, False, "compile"),
+        ("graph", "cpu", 1, False, "step graph needs a GPU: use auto, eager or compile"),
+        ("graph", "cuda", 2, False, "step graph is for one process: use auto, eager or compile"),
+        ("compile", "cuda", 1, True, "step compile decides itself"),
+    ],
+)
+def test_how_a_step_is_launched(asked: str, device: str, processes: int, checkpointing: bool, expected: str) -> None:
+    given = {"processes": processes, "checkpointing": checkpointing}
+    if expected.startswith("step"):
+        with pytest.raises(ActdetError) as caught:
+            choose_step(asked, torch.device(device), **given)
+        assert str(caught.value).startswith(expected)
+    else:
+        step, reason = choose_step(asked, torch.device(device), **given)
+        assert step == expected
+        assert (reason == "asked for") == (asked != "auto")
+
+
+def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ActdetError) as caught:
+        choose_step("compile", torch.device("cpu"))
+    assert str(caught.value).startswith("step compile needs a C++ compiler on a CPU")
+
+
+MAPS = """
+import sys, torch
+from actdet.device import prepare_device
+if sys.argv[1] == "prepared":
+    prepare_device(torch.device("cpu"))
+def faults():
+    return int(open("/proc/self/stat").read().rpartition(")")[2].split()[7])
+for _ in range(3):
+    torch.ones(2**26)
+before = faults()
+for _ in range(10):
+    torch.ones(2**26)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for page faults")
+def test_a_prepared_cpu_keeps_freed_memory() -> None:
+    """Blocks of 256 MiB, ten times: given back each time, they are mapped again page by page."""
+    counts = {
+        kind: int(subprocess.run([sys.executable, "-c", MAPS, kind], capture_output=True, text=True, check=True).stdout)
+        for kind in ("plain", "prepared")
+    }
+    assert counts["plain"] > 1000
+    assert counts["prepared"] < counts["plain"] / 2

@@ -5,11 +5,14 @@ Run as a program it is the command `actdet`, so that a test can send it signals.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
 import actdet.cli
 import actdet.models.detector
+import actdet.training
 
 MODEL_OPTIONS = ["--image-size", "32", "--frames", "8", "--encoder-layers", "0", "--decoder-layers", "1"]
 TRAIN_OPTIONS = ["--backbone-weights", "none", "--workers", "0", "--precision", "fp32"]
@@ -30,4 +33,5 @@ class TinyBackbone(nn.Sequential):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     actdet.models.detector.Backbone = TinyBackbone  # pyright: ignore
+    actdet.training.SAVE_SECONDS = float(os.environ.get("TINY_SAVE_SECONDS", "300"))
     actdet.cli.main()

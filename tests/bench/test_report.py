@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import report
+import rows as rows_module
 
 CPU, GPU = "Some CPU", "Card | 9000"
 SMALL, LARGE = "B16xL6xN100xM20", "1 of 1024x1024"
@@ -246,13 +247,16 @@ ON_GPU = timed_on_gpu("actdet", 1.0, 2.0)
         ({"rows": []}, "not a list of rows"),
         ([GOOD, 3], "row 2: not an object"),
         ([GOOD, without(GOOD, "kind")], "row 2: has no kind"),
-        ([GOOD | {"kind": ["time"]}], "row 1: kind is ['time'], not one of time, steps, compiled, counted"),
+        (
+            [GOOD | {"kind": ["time"]}],
+            "row 1: kind is ['time'], not one of time, steps, compiled, counted, step, account, memory",
+        ),
         *(([without(GOOD, field)], f"row 1: has no {field}") for field in ("device", "versions", "commit", "date")),
         *(([without(GOOD, field)], f"row 1: has no {field}") for field in ("size", "name", "wall_us")),
-        *(([without(ON_GPU, field)], f"row 1: has no {field}") for field in report.GPU_FIELDS),
-        *(([without(STEPS, field)], f"row 1: has no {field}") for field in report.FIELDS["steps"]),
-        *(([without(compiled(90, None), field)], f"row 1: has no {field}") for field in report.FIELDS["compiled"]),
-        *(([without(counted("a", 1, 1), field)], f"row 1: has no {field}") for field in report.FIELDS["counted"]),
+        *(([without(ON_GPU, field)], f"row 1: has no {field}") for field in rows_module.GPU_FIELDS),
+        *(([without(STEPS, field)], f"row 1: has no {field}") for field in rows_module.FIELDS["steps"]),
+        *(([without(compiled(90, None), field)], f"row 1: has no {field}") for field in rows_module.FIELDS["compiled"]),
+        *(([without(counted("a", 1, 1), field)], f"row 1: has no {field}") for field in rows_module.FIELDS["counted"]),
         ([GOOD | {"wall_us": {"p10": 1.0}}], "row 1: wall_us: has no median"),
         ([GOOD | {"wall_us": {"median": 0}}], "row 1: wall_us: median is 0, which is too little"),
         ([GOOD | {"wall_us": None}], "row 1: wall_us is None, not dict"),

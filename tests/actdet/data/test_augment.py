@@ -11,10 +11,14 @@ from actdet_kernels import Targets
 from torch import Tensor
 
 from actdet.config import NO_AUGMENTATION, AugmentConfig
-from actdet.data.augment import MIN_VISIBLE, Batch, augment, normalise
+from actdet.data.augment import MIN_VISIBLE, Batch, augment, draw_changes, normalise
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 STILL = NO_AUGMENTATION
+
+
+def augmented(clips: Tensor, targets: Targets, config: AugmentConfig, rng: np.random.Generator) -> Batch:
+    return augment(clips, targets, draw_changes(len(clips), config, rng))
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -74,7 +78,7 @@ def test_normalised_clips_are_channels_last_without_a_copy() -> None:
 
 def test_without_augmentation_the_batch_is_the_normalised_clips() -> None:
     clips, targets = noise(3, 2, 8, 12), some_targets([2, 0, 3])
-    got = augment(clips, targets, STILL, np.random.default_rng(0))
+    got = augmented(clips, targets, STILL, np.random.default_rng(0))
     torch.testing.assert_close(got.clips, normalise(clips), rtol=0, atol=1e-6)
     assert same(got.targets, targets)
 
@@ -84,7 +88,7 @@ FULL = AugmentConfig(flip=0.5, crop=0.4, colour=0.3, mixup=0.8)
 
 @pytest.mark.parametrize("config", [STILL, AugmentConfig(), FULL])
 def test_a_batch_keeps_its_shape_and_layout(config: AugmentConfig) -> None:
-    got = augment(noise(3, 4, 10, 16), some_targets([2, 0, 3]), config, np.random.default_rng(0))
+    got = augmented(noise(3, 4, 10, 16), some_targets([2, 0, 3]), config, np.random.default_rng(0))
     assert got.clips.shape == (3, 3, 4, 10, 16)
     assert got.clips.dtype == torch.float32
     assert got.clips.is_contiguous(memory_format=torch.channels_last_3d)
@@ -99,7 +103,7 @@ def test_a_batch_keeps_its_shape_and_layout(config: AugmentConfig) -> None:
 def test_the_same_state_gives_the_same_batch(config: AugmentConfig) -> None:
     clips, targets = noise(4, 2, 8, 12), some_targets([2, 0, 3, 1])
     before = clips.clone(), *(field.clone() for field in targets)
-    one, two, other = (augment(clips, targets, config, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    one, two, other = (augmented(clips, targets, config, np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert torch.equal(one.clips, two.clips)
     assert same(one.targets, two.targets)
     assert not torch.equal(one.clips, other.clips)
@@ -160,7 +164,7 @@ def random_places(batch: int, seed: int) -> np.ndarray:
 )
 def test_boxes_move_with_the_pixels(config: AugmentConfig) -> None:
     clips, targets = rectangles(random_places(24, seed=1))
-    got = augment(clips, targets, config, np.random.default_rng(2))
+    got = augmented(clips, targets, config, np.random.default_rng(2))
     pictures = pixels_of(got)
     assert np.abs(pictures - pictures[:, :1]).max() < 1e-6  # one draw a clip, the same for all frames
     compared = 0
@@ -187,7 +191,7 @@ def test_boxes_move_with_the_pixels(config: AugmentConfig) -> None:
 
 def test_a_flip_mirrors_pixels_and_boxes() -> None:
     clips, targets = noise(3, 2, 8, 12), some_targets([2, 0, 3])
-    got = augment(clips, targets, AugmentConfig(flip=1.0, crop=0.0, colour=0.0), np.random.default_rng(0))
+    got = augmented(clips, targets, AugmentConfig(flip=1.0, crop=0.0, colour=0.0), np.random.default_rng(0))
     torch.testing.assert_close(got.clips, normalise(clips).flip(-1), rtol=0, atol=1e-4)
     valid = targets.valid
     wanted = targets.boxes[valid] * torch.tensor([-1.0, 1, 1, 1]) + torch.tensor([1.0, 0, 0, 0])
@@ -200,7 +204,7 @@ def test_flips_fall_as_often_as_asked_for() -> None:
     clips = torch.zeros(400, 1, 2, 2, 3, dtype=torch.uint8)
     clips[:, :, :, 0] = 255
     none = Targets(torch.zeros(400, 1).long(), torch.zeros(400, 1, 4), torch.zeros(400, dtype=torch.int32))
-    got = augment(clips, none, AugmentConfig(flip=0.3, crop=0, colour=0), np.random.default_rng(0))
+    got = augmented(clips, none, AugmentConfig(flip=0.3, crop=0, colour=0), np.random.default_rng(0))
     assert (pixels_of(got)[:, 0, 0, 0, 0] < 0.5).mean() == pytest.approx(0.3, abs=0.07)
 
 
@@ -212,7 +216,7 @@ def test_a_crop_takes_at_most_its_share_of_each_side() -> None:
     )
     small = targets._replace(boxes=targets.boxes * torch.tensor([1, 1, 8, 8.0]))
     clips = torch.zeros(batch, 1, 4, 4, 3, dtype=torch.uint8)
-    got = augment(clips, small, AugmentConfig(flip=0, crop=share, colour=0), np.random.default_rng(0)).targets
+    got = augmented(clips, small, AugmentConfig(flip=0, crop=share, colour=0), np.random.default_rng(0)).targets
     assert got.counts.tolist() == [1] * batch
     size = 0.08 / got.boxes[:, 0, 2:]
     assert size.min() >= 1 - share - 1e-4
@@ -229,7 +233,7 @@ def test_a_crop_takes_at_most_its_share_of_each_side() -> None:
 def test_boxes_that_are_cropped_away_are_dropped_and_the_others_move_up() -> None:
     corner, middle, edge = (0, 0, 4, 4), (30, 18, 50, 30), (WIDTH - 4, HEIGHT - 4, WIDTH, HEIGHT)
     clips, targets = rectangles(np.array([[corner, middle, edge]] * 40))
-    got = augment(clips, targets, AugmentConfig(flip=0.5, crop=0.5, colour=0.0), np.random.default_rng(3)).targets
+    got = augmented(clips, targets, AugmentConfig(flip=0.5, crop=0.5, colour=0.0), np.random.default_rng(3)).targets
     kept = [got.labels[sample, :count].tolist() for sample, count in enumerate(got.counts.tolist())]
     assert {1} <= {label for labels in kept for label in labels}
     assert [1] in kept
@@ -244,7 +248,7 @@ def test_boxes_that_are_cropped_away_are_dropped_and_the_others_move_up() -> Non
 
 def test_padding_never_becomes_a_target() -> None:
     targets = some_targets([1, 0, 2])
-    got = augment(noise(3, 1, 8, 8), targets, FULL, np.random.default_rng(4)).targets
+    got = augmented(noise(3, 1, 8, 8), targets, FULL, np.random.default_rng(4)).targets
     assert (got.labels[got.valid] >= 0).all()
     assert got.boxes[got.valid].isfinite().all()
     assert got.counts.sum() <= 2 * 3
@@ -258,7 +262,7 @@ def test_colour_changes_by_three_factors_a_clip_and_leaves_the_boxes() -> None:
     rng = np.random.default_rng(5)
     clips = torch.from_numpy(rng.integers(90, 140, (batch, 2, 6, 8, 3), dtype=np.uint8))  # far from black and white
     targets = some_targets([1] * batch)
-    got = augment(clips, targets, AugmentConfig(flip=0, crop=0, colour=strength), np.random.default_rng(6))
+    got = augmented(clips, targets, AugmentConfig(flip=0, crop=0, colour=strength), np.random.default_rng(6))
     assert same(got.targets, targets)
     factors = []
     for before, after in zip(clips.double().numpy() / 255, pixels_of(got), strict=True):
@@ -282,7 +286,7 @@ def test_colour_changes_by_three_factors_a_clip_and_leaves_the_boxes() -> None:
 
 def test_colours_stay_within_black_and_white() -> None:
     clips = torch.tensor([0, 255], dtype=torch.uint8).repeat(20, 2, 6, 12).reshape(20, 2, 6, 8, 3)
-    got = augment(clips, some_targets([0] * 20), AugmentConfig(flip=0, crop=0, colour=0.9), np.random.default_rng(7))
+    got = augmented(clips, some_targets([0] * 20), AugmentConfig(flip=0, crop=0, colour=0.9), np.random.default_rng(7))
     pictures = pixels_of(got)
     assert pictures.min() >= -1e-6
     assert pictures.max() <= 1 + 1e-6
@@ -297,7 +301,7 @@ MIXUP = AugmentConfig(flip=0.0, crop=0.0, colour=0.0, mixup=0.4)
 def test_mixup_blends_the_pixels_of_the_clips_whose_targets_it_joins(counts: list[int]) -> None:
     batch = len(counts)
     clips, targets = noise(batch, 2, 6, 8, seed=8), some_targets(counts, seed=8)
-    got = augment(clips, targets, MIXUP, np.random.default_rng(9))
+    got = augmented(clips, targets, MIXUP, np.random.default_rng(9))
     before, after = clips.double().numpy() / 255, pixels_of(got)
     assert got.targets.labels.shape == (batch, 2 * 3)
     shares = []
@@ -323,6 +327,19 @@ def test_mixup_blends_the_pixels_of_the_clips_whose_targets_it_joins(counts: lis
 
 def test_a_single_clip_is_not_mixed() -> None:
     clips, targets = noise(1, 2, 6, 8), some_targets([2])
-    got = augment(clips, targets, MIXUP, np.random.default_rng(0))
+    got = augmented(clips, targets, MIXUP, np.random.default_rng(0))
     torch.testing.assert_close(got.clips, normalise(clips), rtol=0, atol=1e-6)
     assert same(got.targets, targets)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_the_shares_of_a_batch_are_changed_as_the_whole_is(processes: int) -> None:
+    clips, targets = noise(5, 2, 12, 16), some_targets([1, 3, 0, 2, 1])
+    config = AugmentConfig(flip=0.5, crop=0.4, colour=0.5)
+    whole = augmented(clips, targets, config, np.random.default_rng(11))
+    changes = draw_changes(5, config, np.random.default_rng(11))
+    for rank in range(processes):
+        rows = slice(rank, None, processes)
+        got = augment(clips[rows], Targets(*(field[rows] for field in targets)), changes[rows])
+        torch.testing.assert_close(got.clips, whole.clips[rows])
+        assert same(got.targets, Targets(*(field[rows] for field in whole.targets)))

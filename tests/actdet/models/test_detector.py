@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from actdet.config import ModelConfig
 from actdet.models import ActionDetector, Predictions
@@ -224,3 +226,29 @@ def test_it_can_be_printed(small: ActionDetector) -> None:
     assert text.startswith("ActionDetector(")
     for part in ("backbone", "projection", "encoder", "decoder", "class_head", "box_head"):
         assert f"({part}): " in text
+
+
+class Attention(TorchDispatchMode):
+    """Counts attention by one operator, and softmaxes, which attention without it would need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused = self.softmax = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.fused += name.startswith("_scaled_dot_product") and not name.endswith("backward")
+        self.softmax += "softmax" in name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_one_operator_in_encoder_and_decoder(small: ActionDetector, dtype: torch.dtype) -> None:
+    detector = deepcopy(small).train()
+    for module in detector.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0  # with dropout a CPU has no such operator
+    with Attention() as attention, torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        detector(clips(1)).logits.sum().backward()
+    assert attention.fused == SMALL.encoder_layers + 2 * SMALL.decoder_layers
+    assert attention.softmax == 0

@@ -1,0 +1,169 @@
+"""The training step: against the plain way to do it, and with one thing changed at a time; and what it costs on paper.
+
+Every time is taken in a process of its own (`train_step.py`), since libraries keep settings for a whole process. A row
+is timed only where the losses of its first two steps are those of the plain step in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from measure import quantiles
+
+from actdet.account import find_card, floor_seconds, largest_batch, stage_costs, step_flop
+from actdet.config import ModelConfig, TrainConfig
+
+ON_GPU = torch.cuda.is_available()
+PLAIN, OURS = "plain", "actdet"
+CHANGES: dict[str, dict[str, Any]] = {
+    "without padding": {"aligned": False},
+    "3-D convolutions": {"flat": False},
+    "libraries as they are": {"prepared": False},
+    "checkpointing": {"checkpointing": True},
+    "compile": {"mode": "compile"},
+} | ({"eager": {"mode": "eager"}} if ON_GPU else {})
+TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 1e-2}  # of a loss, relative
+Record = Callable[..., None]
+
+
+class Line(NamedTuple):
+    """One line of the table: B clips of T frames of S x S, the arithmetic, and who is timed."""
+
+    batch: int
+    frames: int
+    size: int
+    precision: str
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.batch} of {self.frames}x{self.size}x{self.size}"
+
+
+if ON_GPU:
+    LINES = [Line(batch, 16, size, "bf16", (OURS, "eager", PLAIN)) for size in (112, 224) for batch in (1, 4, 32)]
+    LINES += [Line(8, 16, 112, "bf16", (OURS, "eager", PLAIN)), Line(8, 16, 224, "bf16", (OURS, *CHANGES, PLAIN))]
+    LINES += [Line(8, 16, 224, precision, (OURS, "eager")) for precision in ("fp16", "fp32")]
+else:
+    LINES = [
+        Line(8, 8, 48, "bf16", (OURS, PLAIN)),
+        Line(1, 16, 112, "bf16", (OURS, PLAIN)),
+        Line(8, 16, 112, "bf16", (OURS, *CHANGES, PLAIN)),
+        Line(8, 16, 112, "fp32", (OURS, PLAIN)),
+        Line(1, 16, 224, "bf16", (OURS, PLAIN)),
+    ]
+CASES = [(line, name) for line in LINES for name in line.names]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("line", "name"), CASES, ids=[f"{line}-{line.precision}-{name}" for line, name in CASES])
+def test_step(record: Record, line: Line, name: str, folder: Path) -> None:
+    key = {"operation": "training step", "size": str(line), "regime": line.precision, "name": name}
+    result = timed(line, name)
+    if "why" in result:
+        record(kind="time", **key, why=result["why"])
+        assert name != OURS, result["why"]
+        pytest.skip(result["why"])
+    exact = timed(line._replace(precision="fp32"), PLAIN)["losses"]
+    if result["losses"] != pytest.approx(exact, rel=TOLERANCE[line.precision]):
+        why = f"disagrees with the plain step: losses {result['losses']}, not {exact}"
+        record(kind="time", **key, why=why)
+        assert name != OURS, why
+        pytest.skip(why)
+    times = quantiles([1e6 * seconds for seconds in result["seconds"]])
+    record(kind="time", **key, wall_us=times)
+    rate = 1e6 * line.batch / times["median"]
+    parts = {f"{part}_us": 1e6 * seconds for part, seconds in result.get("parts", {}).items()}
+    if parts and not ON_GPU:
+        parts = {"decode_us": decode_us(line, folder), **parts}
+    speed: dict[str, float] = {"clips_per_s": rate}
+    if ON_GPU:
+        flop = step_flop(ModelConfig(image_size=line.size, frames=line.frames)) * rate
+        speed["share_of_matmul"] = flop / result["matmul_flop_per_s"]
+    record(kind="step", **key, **speed, peak_bytes=result["peak_bytes"], parts=parts)
+
+
+@cache
+def timed(line: Line, name: str) -> dict[str, Any]:
+    """What `train_step.py` prints, or why it prints nothing."""
+    if name == PLAIN:
+        line = line._replace(precision="fp32")
+    case = {**line._asdict(), "names": None, "name": name, **CHANGES.get(name, {})}
+    command = [sys.executable, str(Path(__file__).with_name("train_step.py")), json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return {"why": f"fails: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rendered clips of 320 x 240, 48 frames of VP9."""
+    if ON_GPU:
+        return Path()
+    from actdet.data.rendered import RenderConfig, render_dataset
+
+    path = tmp_path_factory.mktemp("clips") / "data"
+    render_dataset(path, RenderConfig(clips=24, width=320, height=240, frames=48))
+    return path
+
+
+@cache
+def decode_us(line: Line, folder: Path) -> float:
+    """Microseconds that one process takes to decode and augment a batch."""
+    from actdet.data.index import load_index
+    from actdet.data.loader import ClipLoader
+    from actdet.data.readers import PyAVReader
+
+    index, model = load_index(folder), ModelConfig(image_size=line.size, frames=line.frames)
+    loader = ClipLoader(index, model, PyAVReader((line.size, line.size), 0), torch.device("cpu"))
+    config = TrainConfig(batch_size=line.batch, backbone_weights="none")
+    start = perf_counter()
+    batches = sum(1 for _ in loader.train_batches(range(len(index.clips)), config, 0))
+    return 1e6 * (perf_counter() - start) / batches
+
+
+SHEETS = {
+    "P100": find_card("Tesla P100-PCIE-16GB"),
+    "T4": find_card("Tesla T4"),
+    "A100": find_card("NVIDIA A100-SXM4-80GB"),
+    "H100": find_card("NVIDIA H100 80GB HBM3"),
+}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("size", [112, 224])
+def test_account(record: Record, size: int) -> None:
+    """FLOP and bytes of a clip in a batch of 8, stage by stage, and the least time of the batch on each card."""
+    model = ModelConfig(image_size=size)
+    for name in ("fp32", "fp16"):
+        dtype, costs = DTYPES[name], stage_costs(model, 8, DTYPES[name])
+        for cost in costs:
+            floors = {short: 1e6 * floor_seconds([cost], card, dtype) for short, card in SHEETS.items()}
+            record(
+                kind="account", size=f"8 of 16x{size}x{size}", precision=name, stage=cost.name, flop=cost.flop,
+                bytes=cost.bytes, floor_us=floors,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("size", [112, 224])
+def test_memory(record: Record, size: int, checkpointing: bool) -> None:
+    """The largest batch of each card, by the estimate that tests/actdet/test_account.py checks."""
+    model = ModelConfig(image_size=size)
+    for name in ("fp32", "fp16"):
+        batches = {
+            f"{gigabytes} GB": largest_batch(model, DTYPES[name], gigabytes * 10**9, checkpointing=checkpointing)
+            for gigabytes in (16, 40, 80)
+        }
+        assert statistics.mean(batches.values()) > 1
+        record(kind="memory", size=f"16x{size}x{size}", precision=name, checkpointing=checkpointing, batches=batches)

@@ -1,0 +1,191 @@
+"""Times training steps of one kind in a process of its own, which its settings cannot leave: used by `test_train.py`.
+
+python bench/train_step.py '{"name": "actdet", "size": 112, "frames": 16, "batch": 8, "precision": "bf16"}'
+
+prints {"losses": [...], "seconds": [...], "parts": {...}, "peak_bytes": ...}. Losses are those of the first two steps,
+from the same weights and clips for every kind: what shows that they train the same. Parts are missing where operators
+are not launched one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from actdet_kernels import Targets
+from plain import PlainStep
+from torch import Tensor
+
+from actdet import step as stepping
+from actdet.config import LossConfig, ModelConfig, TrainConfig
+from actdet.data.augment import Batch
+from actdet.device import prepare_device
+from actdet.models import ActionDetector
+from actdet.models.backbone import Backbone, FactorisedConv
+from actdet.step import TrainStep
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SECONDS, MOST_ROUNDS, LEAST_ROUNDS = 6.0, 20, 3
+
+
+def main(case: dict[str, Any]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = ModelConfig(image_size=case["size"], frames=case["frames"], deep_supervision=True, dropout=0.0)
+    batch = make_batch(model, case["batch"])
+    if case["name"] == "plain":
+        step = None
+        plain = PlainStep(model, DEVICE)
+        batch = batch._replace(clips=batch.clips.contiguous())
+        run, loss, timers = lambda: plain.run(batch), lambda: plain.loss.item(), plain_timers(plain)
+    else:
+        step = make_step(model, case)
+
+        def run() -> None:
+            step.run(batch, lr=1e-4, seed=0, number=0)
+
+        def loss() -> float:
+            value = step.losses[0].item()
+            step.losses.zero_()
+            return value
+
+        timers = own_timers(step)
+    one_by_one = step is None or step.mode == "eager"
+    losses = []
+    for _ in range(2):
+        run()
+        losses.append(loss())
+    for _ in range(stepping.WARM_UP if DEVICE.type == "cuda" else 0):
+        run()
+    result = {"losses": losses, "seconds": timed(run), "peak_bytes": peak()}
+    if one_by_one:
+        result["parts"] = parts(run, timers)
+    if DEVICE.type == "cuda":
+        result["matmul_flop_per_s"] = matmul_rate(DTYPES[case["precision"]])
+    return result
+
+
+def make_batch(model: ModelConfig, size: int) -> Batch:
+    """Every second clip holds an action, some two."""
+    clips = torch.randn(size, model.frames, model.image_size, model.image_size, 3).permute(0, 4, 1, 2, 3)
+    targets = Targets(
+        torch.randint(0, 2, (size, 2)),
+        torch.rand(size, 2, 4) * 0.3 + 0.35,
+        torch.tensor([(1, 0, 2, 0)[clip % 4] for clip in range(size)], dtype=torch.int32),
+    )
+    return Batch(clips.to(DEVICE), targets.to(DEVICE))
+
+
+def make_step(model: ModelConfig, case: dict[str, Any]) -> TrainStep:
+    """`TrainStep` as `Trainer` makes it, but for what the case changes."""
+    detector = ActionDetector(model)
+    if not case.get("aligned", True):
+        state = detector.backbone.state_dict()
+        detector.backbone = Backbone(aligned=False)
+        detector.backbone.load_state_dict(state)
+    for module in detector.modules():
+        if isinstance(module, FactorisedConv):
+            module.flat = case.get("flat", True)
+    if case.get("prepared", True):
+        prepare_device(DEVICE)
+    loss = LossConfig(no_object_weight=0.1)
+    config = TrainConfig(lr=1e-4, weight_decay=0.01, loss=loss, checkpointing=case.get("checkpointing", False))
+    mode = case.get("mode", "graph" if DEVICE.type == "cuda" else "eager")
+    return TrainStep(detector, config, DEVICE, DTYPES[case["precision"]], mode)
+
+
+def timed(run: Callable[[], None]) -> list[float]:
+    """Seconds of steps that are waited for, a few times each where they are short."""
+    seconds: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while len(seconds) < LEAST_ROUNDS or (len(seconds) < MOST_ROUNDS and time.perf_counter() < end):
+        start = time.perf_counter()
+        run()
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak() -> int:
+    """Bytes that the device's tensors took at most; on a CPU, what the process did."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """FLOP a second of a large product of matrices: what this card's units give."""
+    size = 8192
+    one, other = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(one)
+    return 2 * size**3 / min(timed(lambda: torch.mm(one, other, out=out))[1:])
+
+
+# Where the time goes: more steps, waited for at every boundary
+
+Timers = list[tuple[str, Any, str]]  # of each part, the owner and the name of a function that belongs to it
+
+
+def own_timers(step: TrainStep) -> Timers:
+    return [
+        ("forward", step, "_network"),
+        ("match and loss", stepping, "match"),
+        ("match and loss", stepping, "set_loss"),
+        ("backward", Tensor, "backward"),
+        ("optimizer", torch.nn.utils, "clip_grad_norm_"),
+        ("optimizer", step.scaler, "step"),
+    ]
+
+
+def plain_timers(plain: PlainStep) -> Timers:
+    return [
+        ("forward", plain, "forward"),
+        ("match and loss", plain, "criterion"),
+        ("backward", Tensor, "backward"),
+        ("optimizer", plain, "update"),
+    ]
+
+
+def parts(run: Callable[[], None], timers: Timers) -> dict[str, float]:
+    """Seconds of each part of a step, mean of two."""
+    spent: dict[str, float] = {}
+    with timing(timers, spent):
+        for _ in range(2):
+            run()
+    return {part: seconds / 2 for part, seconds in spent.items()}
+
+
+@contextmanager
+def timing(timers: Timers, spent: dict[str, float]) -> Iterator[None]:
+    if not timers:
+        yield
+        return
+    (part, owner, name), *rest = timers
+    function = getattr(owner, name)
+
+    def clocked(*arguments: Any, **options: Any) -> Any:
+        wait()
+        start = time.perf_counter()
+        result = function(*arguments, **options)
+        wait()
+        spent[part] = spent.get(part, 0.0) + time.perf_counter() - start
+        return result
+
+    with mock.patch.object(owner, name, clocked), timing(rest, spent):
+        yield
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

@@ -1,0 +1,161 @@
+"""Two processes of torchrun train as one does, and when one is killed the other says so and the run can be resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
+
+from actdet import distributed
+from actdet.distributed import Processes, join_processes
+from actdet.errors import ActdetError
+from actdet.training import LAST, MODEL
+
+TINY = Path(__file__).parent / "tiny.py"
+ALONE = [sys.executable, TINY]
+PAIR = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", TINY]
+OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS, "--dropout", "0", "--auxiliary-weight", "0.5", "--lr", "1e-3"]
+
+
+def start(command: list[Any], data: Path, out: Path, *options: object) -> subprocess.Popen[str]:
+    arguments = [*command, "train", data, "--out", out, *OPTIONS, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TINY_SAVE_SECONDS": "-1"}  # saves after every epoch
+    return subprocess.Popen(
+        list(map(str, arguments)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(*arguments: Any) -> tuple[int, str]:
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def flat(value: Any) -> list[float]:
+    """The numbers in a line of the log, without its speed."""
+    if isinstance(value, dict):
+        return [number for name, part in value.items() if name != "speed" for number in flat(part)]
+    if isinstance(value, list):
+        return [number for part in value for number in flat(part)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Losses, evaluations and weights, but for the order in which float32 is added up."""
+    assert len(log(one)) == len(log(other))
+    for first, second in zip(log(one), log(other), strict=True):
+        assert flat(second) == pytest.approx(flat(first), rel=1e-4, abs=1e-5)
+    first, second = load_file(one / MODEL), load_file(other / MODEL)
+    assert any(name.endswith("running_var") for name in first)
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_train_as_one_and_evaluate_no_clip_twice(rendered: Path, tmp_path: Path) -> None:
+    """Nine clips in batches of four: 4, 4 and 1 for one process; so five, shared as 3 and 2."""
+    options = ["--epochs", 4, "--batch-size", 5, "--val-share", 0.25, "--eval-every", 2]
+    assert run(ALONE, rendered, tmp_path / "one", *options)[0] == 0
+    code, output = run(PAIR, rendered, tmp_path / "two", *options)
+    assert code == 0, output
+    assert "2 processes, each CPU" in output
+    assert output.count("model: ") == output.count("report: ") == 1
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    losses = [record["loss"]["total"] for record in log(tmp_path / "two") if "loss" in record]
+    assert losses[-1] < 0.9 * losses[0]
+    one, two = (json.loads((tmp_path / out / "metrics.json").read_text()) for out in ("one", "two"))
+    assert two["clips"] == one["clips"] == 3
+
+
+def test_a_killed_process_ends_the_job_with_a_state_to_go_on_from(rendered: Path, tmp_path: Path) -> None:
+    options = ["--epochs", 40, "--batch-size", 5, "--val-share", 0.25, "--eval-every", 100]
+    process = start(PAIR, rendered, tmp_path / "killed", *options)
+    end = time.monotonic() + 90
+    while not ((tmp_path / "killed/log.jsonl").exists() and log(tmp_path / "killed")[-1:] and second_of(process)):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.kill(second_of(process), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    last = tmp_path / "killed" / LAST
+    line = f"actdet: another process of this job has ended; the state is in {last}: run the same command with --resume"
+    assert line in output
+    assert not (tmp_path / "killed" / MODEL).exists()
+    code, output = run(PAIR, rendered, tmp_path / "killed", *options, "--resume")
+    assert code == 0, output
+    assert run(ALONE, rendered, tmp_path / "whole", *options)[0] == 0
+    assert [record["step"] for record in log(tmp_path / "killed")] == [r["step"] for r in log(tmp_path / "whole")]
+    for first, second in zip(log(tmp_path / "whole")[:6], log(tmp_path / "killed")[:6], strict=True):
+        assert flat(second) == pytest.approx(flat(first), rel=1e-3, abs=1e-4)
+
+
+def second_of(launcher: subprocess.Popen[str]) -> int:
+    """The process of rank 1; 0 while there is none."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher.pid and b"RANK=1" in (folder / "environ").read_bytes().split(b"\0"):
+                return int(folder.name)
+        except OSError:
+            continue
+    return 0
+
+
+def test_a_last_batch_that_leaves_a_process_idle_is_refused(rendered: Path, tmp_path: Path) -> None:
+    code, output = run(PAIR, rendered, tmp_path / "run", "--epochs", 1, "--batch-size", 4, "--val-share", 0.25)
+    assert code != 0
+    assert (
+        "actdet: the last of the batches of 4 has 1 of the 9 clips, fewer than the 2 processes: use --batch-size 5"
+        in output
+    )
+    assert "Traceback" not in output.partition("torch/distributed")[0]
+
+
+def test_another_command_than_train_is_refused(tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*PAIR, "demo", "--out", tmp_path / "demo"]
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "actdet: of actdet's commands only train runs in several processes of torchrun" in done.stderr
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("items", [0, 1, 5, 12])
+def test_shares_are_disjoint_and_whole(count: int, items: int) -> None:
+    shares = [Processes(rank, count).share(list(range(items))) for rank in range(count)]
+    assert sorted(item for share in shares for item in share) == list(range(items))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_RANK": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ActdetError) as caught, join_processes():
+        pass
+    assert str(caught.value) == "there are 2 GPUs for more processes: use torchrun --nproc-per-node 2"
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # of a cluster's scheduler
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with join_processes() as processes:
+        assert processes == distributed.ALONE
+        assert processes.gather(3) == [3]
+        assert not processes.any(False)
