@@ -140,7 +140,7 @@ class TrainConfig:
     """How a step is launched: as one CUDA graph, operator by operator, or through torch.compile; auto takes graph on a
     single GPU, else eager."""
     checkpointing: bool = False
-    """Compute the backbone's features again in the backward pass instead of keeping them: a fifth more work, for cards
+    """Compute the backbone's features again in the backward pass instead of keeping them: a third more work, for cards
     with little memory."""
     ema_decay: float = 0.0
     """Evaluate and keep a running average of the weights, over about 1 / (1 - ema_decay) steps; 0 turns it off."""

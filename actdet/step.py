@@ -120,12 +120,12 @@ class TrainStep:
         """(5,) the values of LOSSES for a batch; the first is what is minimised."""
         logits, boxes, said = self._network(clips)
         loss = self.config.loss
-        losses = self._set_loss(logits, boxes, targets, loss.match_weights, loss.no_object_weight)
-        if not self.config.auxiliary_weight:
-            return torch.stack([*losses, torch.zeros_like(losses.total)])
-        # The set loss of a set of one, class and box.
-        auxiliary = self._set_loss(said[..., :-4], said[..., -4:].sigmoid(), targets, AUXILIARY_WEIGHTS, 1.0).total
-        return torch.stack([losses.total + self.config.auxiliary_weight * auxiliary, *losses[1:], auxiliary])
+        total, cls, l1, giou = self._set_loss(logits, boxes, targets, loss.match_weights, loss.no_object_weight)
+        auxiliary = torch.zeros_like(total)
+        if self.config.auxiliary_weight:  # the set loss of a set of one, class and box
+            one = said[..., :-4], said[..., -4:].sigmoid()
+            auxiliary, *_ = self._set_loss(*one, targets, AUXILIARY_WEIGHTS, no_object_weight=1.0)
+        return torch.stack([total + self.config.auxiliary_weight * auxiliary, cls, l1, giou, auxiliary])
 
     def _set_loss(
         self, logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights, no_object_weight: float

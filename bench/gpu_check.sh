@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, from the checkout: no install, no network, each step under ten minutes.
-#   bench/gpu_check.sh tests [DIR]    the gates of this card, and the kernels' tests: DIR/gates.json, DIR/tests.xml
-#   bench/gpu_check.sh bench [DIR]    the benchmarks: DIR/benchmarks.json, what report.py reads, and the log
+#   bench/gpu_check.sh tests [DIR]    the gates of this card, and the tests that want it: DIR/gates.json, DIR/tests.xml
+#   bench/gpu_check.sh bench [DIR]    the kernels' benchmarks: DIR/benchmarks.json, what report.py reads, and the log
+#   bench/gpu_check.sh train [DIR]    those of the training step: DIR/train.json, and the log
 # DIR is runs/gpu where none is given.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -10,8 +11,8 @@ out=${2:-runs/gpu}
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
 unset TRITON_INTERPRET
 python=${PYTHON:-python3}
-if [ "$step" != tests ] && [ "$step" != bench ]; then
-    echo "gpu_check: say 'tests' or 'bench', got '$step'" >&2
+if [ "$step" != tests ] && [ "$step" != bench ] && [ "$step" != train ]; then
+    echo "gpu_check: say 'tests', 'bench' or 'train', got '$step'" >&2
     exit 2
 fi
 $python -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || {
@@ -24,11 +25,14 @@ if [ "$step" = tests ]; then
     $python -c 'import xdist' 2>/dev/null && parallel="-n 8"  # most of the tests' time is the compiler's
     capability=$($python -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
     $python -m actdet_kernels.gates --capability "$capability" --json "$out/gates.json" || failed=1
-    timeout 500 $python -m pytest -q -p no:cacheprovider tests/kernels ${parallel:-} --durations=5 \
+    timeout 400 $python -m pytest -q -p no:cacheprovider tests/kernels ${parallel:-} --durations=5 \
         --junitxml="$out/tests.xml" || failed=1
+    timeout 150 $python -m pytest -q -p no:cacheprovider tests/actdet -m gpu --durations=5 \
+        --junitxml="$out/tests_train.xml" || failed=1
 else
-    timeout 580 $python -m pytest -q -p no:cacheprovider -W default bench/test_kernels.py \
-        --results "$out/benchmarks.json" --benchmark-columns=median > "$out/benchmarks.log" 2>&1 || failed=1
-    tail -n 3 "$out/benchmarks.log"
+    case $step in bench) what=kernels name=benchmarks ;; train) what=train name=train ;; esac
+    timeout 580 $python -m pytest -q -p no:cacheprovider -W default "bench/test_$what.py" \
+        --results "$out/$name.json" --benchmark-columns=median > "$out/$name.log" 2>&1 || failed=1
+    tail -n 3 "$out/$name.log"
 fi
 exit $failed

@@ -252,20 +252,17 @@ def test_padding_changes_nothing_over_steps_in_float64(fresh: Backbone) -> None:
     assert_alike(aligned, plain, 1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_padding_changes_no_more_than_rounding_over_steps(dtype: torch.dtype, fresh: Backbone) -> None:
-    """The judge is what float64 makes of the same steps: padded is as near to it as torchvision's own widths."""
-    aligned, plain = pair(fresh)
-    exact = deepcopy(plain).double()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 2e-2)])
+def test_padding_changes_no_more_than_rounding_over_steps(
+    dtype: torch.dtype, tolerance: float, fresh: Backbone
+) -> None:
+    """Other widths are added up in another order, and AdamW's first steps take the sign of a gradient for its size."""
     clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(6))
-    wanted = steps(exact, clips.double(), torch.float64, 3)
     clips = clips.to(memory_format=torch.channels_last_3d)
-    mine, theirs = (
-        steps(network.to(memory_format=torch.channels_last_3d), clips, dtype, 3) for network in (aligned, plain)
-    )
-    unit = {torch.float32: 1e-6, torch.bfloat16: 4e-3}[dtype]
-    for one, other, target in zip(mine, theirs, wanted, strict=True):
-        assert abs(one - target) <= 2 * abs(other - target) + unit * target
+    aligned, plain = (network.to(memory_format=torch.channels_last_3d) for network in pair(fresh))
+    mine, theirs = (steps(network, clips, dtype, 4) for network in (aligned, plain))
+    assert mine[0] == pytest.approx(theirs[0], rel=tolerance / 100)
+    assert mine == pytest.approx(theirs, rel=tolerance)
     assert_alike(aligned, plain, 0.1)
 
 
