@@ -146,14 +146,14 @@ def peak_memory(model: ModelConfig, batch: int, dtype: torch.dtype, *, checkpoin
         detector.backbone.checkpointing = checkpointing
         parameters = list(detector.parameters())
         optimizer = torch.optim.AdamW(parameters, fused=True)
-        for parameter in parameters:  # those of the step before, which stay until the loss is known
+        for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()  # makes the averages
+        optimizer.zero_grad(set_to_none=True)
         clips = _clips(model, batch)
         with _autocast(dtype):
             logits, boxes = detector(clips)
         loss = logits.sum() + boxes.sum()
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -208,13 +208,8 @@ class _Traffic(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if not (func.is_view or name in _NO_TRAFFIC or func.namespace != "aten"):
             read = (args[1:] if name in _OVERWRITES else args, kwargs)
-            self.bytes += sum(map(_bytes, tree_leaves((read, result))))
+            self.bytes += sum(value.nbytes for value in tree_leaves((read, result)) if isinstance(value, Tensor))
         return result
-
-
-def _bytes(value: Any) -> int:
-    """Of a tensor; one that is expanded holds fewer than it has elements."""
-    return min(value.nbytes, value.untyped_storage().nbytes()) if isinstance(value, Tensor) else 0
 
 
 class _Live(TorchDispatchMode):

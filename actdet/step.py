@@ -82,9 +82,9 @@ class TrainStep:
         self.losses = torch.zeros(len(LOSSES), device=device)
         self.average = {k: v.clone() for k, v in self._averaged().items()} if config.ema_decay else {}
         self._average_weight = torch.ones((), device=device)
-        self._batch_losses = self._losses_of
+        self._compiled = None
         if mode == "compile":
-            self._batch_losses = torch.compile(self._losses_of, options={"fallback_random": True})
+            self._compiled = torch.compile(self._losses_of, options={"fallback_random": True})
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
 
     def run(self, batch: Batch, *, lr: float, seed: int, number: int) -> None:
@@ -104,8 +104,8 @@ class TrainStep:
         self._graphs[shapes].run(batch)
 
     def _step(self, batch: Batch) -> None:
-        losses = self._batch_losses(batch.clips, batch.targets)
         self.optimizer.zero_grad(set_to_none=True)
+        losses = (self._compiled or self._losses_of)(batch.clips, batch.targets)
         self.scaler.scale(losses[0]).backward()
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)

@@ -128,6 +128,16 @@ def test_bytes_of_the_stem_are_its_passes_over_its_features(dtype: torch.dtype) 
     assert costs_of_five_clips(dtype)[0].bytes == pytest.approx(wanted, rel=1e-3)
 
 
+def test_bytes_that_do_not_grow_with_the_batch_are_three_passes_over_the_weights() -> None:
+    """Read forward, read backward, and their gradient written."""
+    two, four = (stage_costs(SMALL, batch, FP32)[4] for batch in (2, 4))
+    with torch.device("meta"):
+        layer = r2plus1d_18(weights=None).layer4
+    weights = sum(parameter.nbytes for parameter in layer.parameters())
+    assert two.name == "layer4"
+    assert 2 * two.bytes - four.bytes == pytest.approx(3 * weights, rel=0.01)
+
+
 def test_halving_the_dtype_halves_the_bytes_of_the_features() -> None:
     full, half = costs_of_five_clips(FP32), costs_of_five_clips(FP16)
     assert costs_of_five_clips(BF16) == half
@@ -268,8 +278,8 @@ def test_the_peak_is_what_a_real_step_allocates(
     real = allocated_on_cpu(model, batch, dtype, checkpointing=checkpointing)
     estimate = peak_memory(model, batch, dtype, checkpointing=checkpointing)
     assert estimate <= real
-    # oneDNN copies the weights of a float32 convolution, 21 MB for the widest: at these sizes that makes the peak.
-    assert estimate == pytest.approx(real, rel=1e-3 if dtype == BF16 and not checkpointing else 0.03)
+    # At the peak, in the backward pass, oneDNN holds copies of its own: of the weights in float32, 21 MB for the widest.
+    assert estimate == pytest.approx(real, rel=0.01 if dtype == BF16 and not checkpointing else 0.03)
 
 
 @pytest.mark.gpu
@@ -290,8 +300,9 @@ def test_the_peak_is_what_a_real_step_allocates_on_a_gpu(dtype: torch.dtype, che
 
 @pytest.mark.parametrize(("dtype", "checkpointing"), [(FP32, False), (FP16, True)])
 def test_the_peak_is_affine_in_the_batch(dtype: torch.dtype, checkpointing: bool) -> None:
-    one, five, forty = (peak_memory(MIDDLE, batch, dtype, checkpointing=checkpointing) for batch in (1, 5, 40))
-    assert five - 4 * (forty - five) / 35 == pytest.approx(one, rel=0.01)
+    """But for the smallest, whose peak is in the optimizer."""
+    few, more, many = (peak_memory(MIDDLE, batch, dtype, checkpointing=checkpointing) for batch in (8, 16, 40))
+    assert many - 24 * (more - few) / 8 == pytest.approx(more, rel=0.01)
 
 
 def test_the_peak_holds_parameters_gradients_averages_and_the_features_that_the_backward_needs() -> None:
