@@ -34,6 +34,7 @@ from actdet.step import TrainStep
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SECONDS, MOST_ROUNDS, LEAST_ROUNDS = 6.0, 20, 3
+Timers = list[tuple[str, Any, str]]  # of each part, the owner and the name of a function that belongs to it
 
 
 def main(case: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,6 @@ def main(case: dict[str, Any]) -> dict[str, Any]:
     model = ModelConfig(image_size=case["size"], frames=case["frames"], deep_supervision=True, dropout=0.0)
     batch = make_batch(model, case["batch"])
     if case["name"] == "plain":
-        step = None
         plain = PlainStep(model, DEVICE)
         batch = batch._replace(clips=batch.clips.contiguous())
         run, loss, timers = lambda: plain.run(batch), lambda: plain.loss.item(), plain_timers(plain)
@@ -56,17 +56,15 @@ def main(case: dict[str, Any]) -> dict[str, Any]:
             step.losses.zero_()
             return value
 
-        timers = own_timers(step)
-    one_by_one = step is None or step.mode == "eager"
+        timers = own_timers(step) if step.mode == "eager" else []
     losses = []
     for _ in range(2):
         run()
         losses.append(loss())
     for _ in range(stepping.WARM_UP if DEVICE.type == "cuda" else 0):
         run()
-    result = {"losses": losses, "seconds": timed(run), "peak_bytes": peak()}
-    if one_by_one:
-        result["parts"] = parts(run, timers)
+    seconds, parts = measured(run, timers)
+    result = {"losses": losses, "seconds": seconds, "parts": parts, "peak_bytes": peak()}
     if DEVICE.type == "cuda":
         result["matmul_flop_per_s"] = matmul_rate(DTYPES[case["precision"]])
     return result
@@ -101,6 +99,15 @@ def make_step(model: ModelConfig, case: dict[str, Any]) -> TrainStep:
     return TrainStep(detector, config, DEVICE, DTYPES[case["precision"]], mode)
 
 
+def measured(run: Callable[[], None], timers: Timers) -> tuple[list[float], dict[str, float]]:
+    """Seconds of steps, and of the parts of one: on a GPU of other steps, since it takes time to wait for each part."""
+    spent: dict[str, float] = {}
+    seconds = timed(run) if DEVICE.type == "cuda" else []
+    with timing(timers, spent):
+        again = timed(run) if timers or not seconds else []
+    return seconds or again, {part: total / len(again) for part, total in spent.items()}
+
+
 def timed(run: Callable[[], None]) -> list[float]:
     """Seconds of steps that are waited for, a few times each where they are short."""
     seconds: list[float] = []
@@ -133,9 +140,7 @@ def matmul_rate(dtype: torch.dtype) -> float:
     return 2 * size**3 / min(timed(lambda: torch.mm(one, other, out=out))[1:])
 
 
-# Where the time goes: more steps, waited for at every boundary
-
-Timers = list[tuple[str, Any, str]]  # of each part, the owner and the name of a function that belongs to it
+# Where the time goes, waited for at every boundary
 
 
 def own_timers(step: TrainStep) -> Timers:
@@ -156,15 +161,6 @@ def plain_timers(plain: PlainStep) -> Timers:
         ("backward", Tensor, "backward"),
         ("optimizer", plain, "update"),
     ]
-
-
-def parts(run: Callable[[], None], timers: Timers) -> dict[str, float]:
-    """Seconds of each part of a step, mean of two."""
-    spent: dict[str, float] = {}
-    with timing(timers, spent):
-        for _ in range(2):
-            run()
-    return {part: seconds / 2 for part, seconds in spent.items()}
 
 
 @contextmanager
