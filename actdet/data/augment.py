@@ -7,6 +7,7 @@ the same on every device and nothing waits for the device. Boxes move with the p
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -144,9 +145,15 @@ def _mix(pixels: Tensor, targets: Targets, shares: np.ndarray) -> tuple[Tensor, 
 
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _standardise(pixels: Tensor) -> Tensor:
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    return (pixels - mean.to(pixels.device)) / std.to(pixels.device)
+    mean, std = _statistics(pixels.device)
+    return (pixels - mean) / std
+
+
+@cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(IMAGENET_MEAN, device=device), torch.tensor(IMAGENET_STD, device=device)

@@ -26,7 +26,9 @@ class ClipLoader:
 
     def __init__(self, index: ClipIndex, model: ModelConfig, reader: Reader, device: torch.device) -> None:
         self.index, self.model, self.reader, self.device = index, model, reader, device
-        self._targets = Targets(*map(torch.from_numpy, index.targets())).to(device)
+        targets = Targets(*map(torch.from_numpy, index.targets()))
+        self._positive = targets.counts.numpy() > 0
+        self._targets = targets.to(device)
 
     def train_batches(
         self, ids: Sequence[int], config: TrainConfig, epoch: int, skip: int = 0, processes: Processes = ALONE
@@ -37,8 +39,7 @@ class ClipLoader:
         but mixup blends clips of one process.
         """
         clips = np.asarray(ids)
-        positive = self._targets.counts.cpu().numpy()[clips] > 0
-        batches = balanced_batches(positive, config.batch_size, seed=config.seed, epoch=epoch)
+        batches = balanced_batches(self._positive[clips], config.batch_size, seed=config.seed, epoch=epoch)
         requests, chosen, changes = [], [], []
         for number, batch in enumerate(batches[skip:], start=skip):
             rng = np.random.default_rng([config.seed, epoch, number])
@@ -47,19 +48,25 @@ class ClipLoader:
             chosen.append(processes.share(clips[batch]))
             changes.append(processes.share(draw_changes(len(batch), config.augment, rng)))
         for batch, drawn, pixels in zip(chosen, changes, self.reader.read(requests), strict=True):
-            yield augment(pixels.to(self.device), self._targets_of(batch), drawn)
+            yield augment(self._to_device(pixels), self._targets_of(batch), drawn)
 
     def eval_batches(self, ids: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """All `ids` once, in their order, as they are."""
         chosen = [np.asarray(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
         requests = [[self._request(clip, None) for clip in batch] for batch in chosen]
         for batch, pixels in zip(chosen, self.reader.read(requests), strict=True):
-            yield Batch(normalise(pixels.to(self.device)), self._targets_of(batch))
+            yield Batch(normalise(self._to_device(pixels)), self._targets_of(batch))
 
     def _request(self, clip: int, rng: np.random.Generator | None) -> ClipRequest:
         video = self.index.clips[clip].video
         return ClipRequest(video, sample_frames(video, self.model.frames, rng=rng))
 
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Without waiting for the device: what is copied to a GPU goes through pinned memory."""
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
     def _targets_of(self, batch: np.ndarray) -> Targets:
-        rows = torch.from_numpy(batch).to(self.device, non_blocking=True)
+        rows = self._to_device(torch.from_numpy(batch))
         return Targets(*(field[rows] for field in self._targets))

@@ -278,7 +278,7 @@ def test_the_peak_is_what_a_real_step_allocates(
     real = allocated_on_cpu(model, batch, dtype, checkpointing=checkpointing)
     estimate = peak_memory(model, batch, dtype, checkpointing=checkpointing)
     assert estimate <= real
-    # At the peak, in the backward pass, oneDNN holds copies of its own: of the weights in float32, 21 MB for the widest.
+    # At the peak, in the backward pass, oneDNN holds copies of its own: in float32 of weights, 21 MB for the widest.
     assert estimate == pytest.approx(real, rel=0.01 if dtype == BF16 and not checkpointing else 0.03)
 
 

@@ -23,7 +23,7 @@ from actdet.training import LAST, MODEL
 
 TINY = Path(__file__).parent / "tiny.py"
 ALONE = [sys.executable, TINY]
-PAIR = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", TINY]
+PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", TINY]
 OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS, "--dropout", "0", "--auxiliary-weight", "0.5", "--lr", "1e-3"]
 
 
