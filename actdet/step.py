@@ -16,7 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from actdet_kernels import MatchWeights, SetLoss, Targets, match, set_loss
@@ -86,6 +86,8 @@ class TrainStep:
         if mode == "compile":
             self._compiled = torch.compile(self._losses_of, options={"fallback_random": True})
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
+        # One for all shapes: nothing in it outlives a step but gradients, which the next step computes again.
+        self._pool = torch.cuda.graph_pool_handle() if mode == "graph" else None
 
     def run(self, batch: Batch, *, lr: float, seed: int, number: int) -> None:
         """One step on this process's share of a batch; `number` counts the steps before it."""
@@ -100,7 +102,7 @@ class TrainStep:
             return
         shapes = tuple(tensor.shape for tensor in (batch.clips, *batch.targets))
         if shapes not in self._graphs:
-            self._graphs[shapes] = _Graph(self._step, batch._replace(clips=batch.clips.to(self.dtype)))
+            self._graphs[shapes] = _Graph(self._step, batch._replace(clips=batch.clips.to(self.dtype)), self._pool)
         self._graphs[shapes].run(batch)
 
     def _step(self, batch: Batch) -> None:
@@ -184,8 +186,8 @@ class _Network(nn.Module):
 class _Graph:
     """The step for batches of one shape: eager at first, then captured, then replayed on copies of the batch."""
 
-    def __init__(self, step: Callable[[Batch], None], batch: Batch) -> None:
-        self._step = step
+    def __init__(self, step: Callable[[Batch], None], batch: Batch, pool: Any) -> None:
+        self._step, self._pool = step, pool
         self._batch = Batch(batch.clips.clone(), Targets(*(field.clone() for field in batch.targets)))
         self._stream = torch.cuda.Stream()
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -204,7 +206,8 @@ class _Graph:
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, stream=self._stream):
+                # Only this thread must not wait for the device meanwhile: those of a reader may.
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     self._step(self._batch)
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import av
@@ -25,8 +26,9 @@ from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 from torchvision.models.video import R2Plus1D_18_Weights
 from videos import corrupt, cut, write_sound, write_video
 
-from actdet import training
+from actdet import experiments, training
 from actdet.checkpoints import load_detector, read_about
+from actdet.step import TrainStep
 
 COMMANDS = ["train", "evaluate", "predict", "crossval", "ablate", "render", "check", "env", "demo"]
 OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS]
@@ -479,6 +481,51 @@ def test_a_folder_that_holds_a_run_is_kept(actdet_command: Actdet, rendered: Pat
     outcome = actdet_command("train", rendered, "--out", trained, "--epochs", 1, *OPTIONS, "--resume")
     assert outcome.complaint().startswith(f"{trained}: nothing to resume")
     assert (trained / "metrics.json").read_bytes() == before
+
+
+def test_a_batch_too_large_for_the_gpu_says_what_fits(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
+
+    card = SimpleNamespace(total_memory=16 * 2**30)
+    monkeypatch.setattr(TrainStep, "run", run)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(experiments, "largest_batch", lambda *_, checkpointing: 28 if checkpointing else 13)
+    options = [*MODEL_OPTIONS, *TRAIN_OPTIONS, "--batch-size", 40]
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *options)
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1] == (
+        "actdet: 16 GiB are too little for batches of 40 clips of 8 x 32 x 32: about 13 a GPU are possible, "
+        "28 with --checkpointing"
+    )
+
+
+def test_train_says_which_paths_it_takes(actdet_command: Actdet, rendered: Path, tmp_path: Path) -> None:
+    options = [*MODEL_OPTIONS, *TRAIN_OPTIONS, "--epochs", 1, "--ema-decay", 0.9, "--checkpointing"]
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *options)
+    assert outcome.code == 0, outcome.err
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith("CPU, ")]
+    for part in ("float32 (asked for)", "step eager (a CPU has no CUDA graphs)", "2-D convolutions (", "reader pyav ("):
+        assert f"; {part}" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--step", "graph"], "step graph needs a GPU: use auto, eager or compile"),
+        (["--step", "compile", "--checkpointing"], "step compile decides itself what to compute twice"),
+        (["--ema-decay", "1.0"], "ema_decay must be in [0, 1), got 1.0"),
+    ],
+)
+def test_a_step_that_cannot_be_had_is_refused(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, options: list[str], problem: str
+) -> None:
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *MODEL_OPTIONS, *TRAIN_OPTIONS, *options)
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1].startswith(f"actdet: {problem}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_more_actions_than_queries_are_refused(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from actdet import step as stepping
 from actdet import training
+from actdet.account import Card
 from actdet.checkpoints import load_detector, read_checkpoint
 from actdet.config import NO_AUGMENTATION, AugmentConfig, LossConfig, ModelConfig, TrainConfig
 from actdet.data.index import load_index
@@ -116,6 +119,21 @@ def test_the_loss_falls_and_its_log_is_the_mean_of_the_steps(
     assert records[-1]["loss"]["total"] < 0.7 * records[0]["loss"]["total"]
     assert trainer.finish() is None
     assert {path.name for path in trainer.out.iterdir()} == {"log.jsonl", MODEL}
+
+
+def test_the_log_says_how_fast_it_was(make: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model FLOP a second, and of the card's rate; here of a card that is made up, and with a clock that counts."""
+    ticks = itertools.count(step=0.5)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    trainer = make(epochs=1, val=[])
+    _run(trainer)
+    assert [record["speed"].keys() for record in _log(trainer)] == [{"clips_per_second"}]
+    trainer = make("gpu", epochs=1, val=[])
+    trainer._clip_flop = 2 * 10**12
+    trainer._card = Card("made up", {torch.float32: 1e14}, 1e12, 10**9)
+    _run(trainer)
+    (record,) = _log(trainer)
+    assert record["speed"] == {"clips_per_second": 20.0, "tflop_per_second": 40.0, "utilisation": 0.4}
 
 
 @pytest.mark.parametrize(
