@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import tyro
+from torch.distributed import is_torchelastic_launched
 from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
@@ -304,7 +305,7 @@ def main() -> None:
     """Entry point: exits 0 only when the work was done; 1 for what the user can mend; 130 or 143 when stopped."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and sys.argv[1:2] != ["train"]:
+        if is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1" and sys.argv[1:2] != ["train"]:
             raise ActdetError("of actdet's commands only train runs in several processes of torchrun")
         app.cli(
             prog="actdet",

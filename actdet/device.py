@@ -53,11 +53,10 @@ def choose_step(step: str, device: torch.device, *, processes: int = 1, checkpoi
 
     Raises ActdetError where it is asked for by name and cannot be had.
     """
-    if step == "graph":
-        if device.type != "cuda":
-            raise ActdetError("step graph needs a GPU: use auto, eager or compile")
-        if processes > 1:
-            raise ActdetError("step graph is for one process: use auto, eager or compile")
+    if step == "graph" and device.type != "cuda":
+        raise ActdetError("step graph needs a GPU: use auto, eager or compile")
+    if step in ("graph", "compile") and processes > 1:
+        raise ActdetError(f"step {step} is for one process: use auto or eager")
     if step == "compile":
         if checkpointing:
             raise ActdetError(

@@ -95,18 +95,17 @@ def train_run(
         raise ActdetError(f"{out} holds a run already: go on with it by --resume, or give another --out")
     started, processes = time.monotonic(), setup.processes
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(
-        setup.model, setup.config, setup.loader, list(train_ids), list(val_ids), out, setup.device, processes
-    )
-    if resume:
-        trainer.restore()
-    elif processes.rank == 0:
-        (out / "log.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     try:
+        trainer = Trainer(
+            setup.model, setup.config, setup.loader, list(train_ids), list(val_ids), out, setup.device, processes
+        )
+        if resume:
+            trainer.restore()
+        elif processes.rank == 0:
+            (out / "log.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         for progress in trainer.steps():
             stop = yield progress
-            # Several processes agree on it where they wait for each other anyway: all must stop at the same step.
-            if processes.any(bool(stop)) if progress.record else stop and processes.count == 1:
+            if processes.any(bool(stop)):  # all must stop at the same step
                 trainer.save()
                 raise Stopped(
                     f"stopped at step {progress.step} of {progress.total_steps}; "
@@ -118,10 +117,8 @@ def train_run(
     except RuntimeError as error:
         if not is_lost_process(error):
             raise
-        raise ActdetError(
-            f"another process of this job has ended; the state is in {out / LAST}: run the same command with --resume "
-            "to go on"
-        ) from error
+        advice = f"; the state is in {out / LAST}: run the same command with --resume to go on"
+        raise ActdetError(f"another process of this job has ended{advice * (out / LAST).exists()}") from error
     if evaluation is not None and processes.rank == 0:
         write_report(
             out,

@@ -129,7 +129,7 @@ def _average_precision(logits: Tensor, boxes: Tensor, targets: Targets) -> dict[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its own dependencies
         logging.getLogger("faster_coco_eval").setLevel(logging.ERROR)
-        metric = MeanAveragePrecision(backend="faster_coco_eval")
+        metric = MeanAveragePrecision(sync_on_compute=False, backend="faster_coco_eval")
         metric.update(
             [{"boxes": b, "scores": s, "labels": c} for b, s, c in zip(corners, score, label, strict=True)],
             [{"boxes": wanted[i, :n], "labels": targets.labels[i, :n]} for i, n in enumerate(counts)],

@@ -1,4 +1,4 @@
-"""One training step, all of it on the device: nothing in it is read back by the host.
+"""One training step, all of it on the device: where there is one process, nothing in it is read back by the host.
 
     clips, targets -> detector -> match -> set loss -> gradients -> clip -> AdamW -> running average
                                                                          (sections 3.3 and 3.4 of the report)
@@ -86,8 +86,9 @@ class TrainStep:
         if mode == "compile":
             self._compiled = torch.compile(self._losses_of, options={"fallback_random": True})
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
-        # One for all shapes: nothing in it outlives a step but gradients, which the next step computes again.
-        self._pool = torch.cuda.graph_pool_handle() if mode == "graph" else None
+        # Memory for all shapes: nothing in it outlives a step but gradients, which the next step computes again.
+        if mode == "graph":
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def run(self, batch: Batch, *, lr: float, seed: int, number: int) -> None:
         """One step on this process's share of a batch; `number` counts the steps before it."""
@@ -102,7 +103,8 @@ class TrainStep:
             return
         shapes = tuple(tensor.shape for tensor in (batch.clips, *batch.targets))
         if shapes not in self._graphs:
-            self._graphs[shapes] = _Graph(self._step, batch._replace(clips=batch.clips.to(self.dtype)), self._pool)
+            own = batch._replace(clips=batch.clips.to(self.dtype))
+            self._graphs[shapes] = _Graph(self._step, own, self._pool, self._stream)
         self._graphs[shapes].run(batch)
 
     def _step(self, batch: Batch) -> None:
@@ -186,10 +188,9 @@ class _Network(nn.Module):
 class _Graph:
     """The step for batches of one shape: eager at first, then captured, then replayed on copies of the batch."""
 
-    def __init__(self, step: Callable[[Batch], None], batch: Batch, pool: Any) -> None:
-        self._step, self._pool = step, pool
+    def __init__(self, step: Callable[[Batch], None], batch: Batch, pool: Any, stream: torch.cuda.Stream) -> None:
+        self._step, self._pool, self._stream = step, pool, stream
         self._batch = Batch(batch.clips.clone(), Targets(*(field.clone() for field in batch.targets)))
-        self._stream = torch.cuda.Stream()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._runs = 0
 
@@ -209,8 +210,12 @@ class _Graph:
                 # Only this thread must not wait for the device meanwhile: those of a reader may.
                 with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                     self._step(self._batch)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
-                reason = str(error).partition("\n")[0]
+                reason = str(error.__context__ or error).partition("\n")[
+                    0
+                ]  # the first error ends the capture by a second
                 raise ActdetError(f"the step cannot be captured ({reason}): use --step eager") from error
             self._graph = graph
         self._graph.replay()

@@ -7,8 +7,9 @@ nothing is printed here. A run's folder holds
     log.jsonl               one line for every LOG_EVERY steps and for every evaluation
     last.safetensors        the state to go on from (`resume`), written every few minutes and when stopped
     model.safetensors       the trained detector, written at the end
-Everything random in a step follows from (seed, epoch, number of the step), so a resumed run repeats the numbers of
-an uninterrupted one. Of several processes, all run the same steps on their shares of the batches, and the first writes.
+Everything random in a step follows from (seed, epoch, number of the step), so on a CPU a resumed run repeats the
+numbers of an uninterrupted one. Of several processes, all run the same steps on their shares of the batches, and the
+first writes.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from actdet.step import LOSSES, TrainStep
 
 LOG_EVERY = 10  # steps between two reads of the losses from the device
 MODEL, LAST = "model.safetensors", "last.safetensors"
+_LAUNCH = ("step", "checkpointing", "workers")  # settings that change no result
 SAVE_SECONDS = 300  # least time between two training checkpoints
 
 
@@ -91,7 +93,8 @@ class Trainer:
         self.step = 0
         self._summed = 0  # steps since the last log line
         self._card = find_card(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        self._clip_flop = step_flop(model) if device.type == "cuda" else 0
+        counted = device.type == "cuda" and not config.freeze_backbone  # which has no backward pass
+        self._clip_flop = step_flop(model) if counted else 0
         self._since, self._clips = time.monotonic(), 0
 
     def steps(self) -> Iterator[Progress]:
@@ -106,7 +109,9 @@ class Trainer:
                 self._log({"epoch": epoch, "step": self.step, "validation": asdict(self.evaluate().metrics)})
             self._since, self._clips = time.monotonic(), 0
             for batch in self.loader.train_batches(self.train_ids, self.config, epoch, done, self.processes):
-                self._clips += len(batch.clips)
+                last = self.step % self.steps_per_epoch == self.steps_per_epoch - 1
+                size = self.config.batch_size
+                self._clips += _last_batch(len(self.train_ids), size) if last else size
                 self.train_step.run(
                     batch,
                     lr=self._learning_rate(),
@@ -131,11 +136,11 @@ class Trainer:
         if self.processes.rank == 0:
             with self.train_step.averaged():
                 save_checkpoint(self.out / MODEL, self._model_tensors(), self._about())
+        evaluation = self.evaluate() if self.val_ids else None
+        if evaluation is not None:
+            self._log({"epoch": self.config.epochs, "step": self.step, "validation": asdict(evaluation.metrics)})
+        if self.processes.rank == 0:
             (self.out / LAST).unlink(missing_ok=True)
-        if not self.val_ids:
-            return None
-        evaluation = self.evaluate()
-        self._log({"epoch": self.config.epochs, "step": self.step, "validation": asdict(evaluation.metrics)})
         return evaluation
 
     def evaluate(self) -> Evaluation:
@@ -166,14 +171,14 @@ class Trainer:
         return record
 
     def _speed(self) -> dict[str, float]:
-        """Since the last line: clips a second of all processes, and on a GPU FLOP a second of this one.
+        """Since the last line: clips a second of all processes, and on a GPU FLOP a second of each.
 
         utilisation: of the card's own rate, where that is known (model-FLOP utilisation, Chowdhery et al. 2022).
         """
         now = time.monotonic()
-        rate = self._clips / max(now - self._since, 1e-9)
+        speed = {"clips_per_second": self._clips / max(now - self._since, 1e-9)}
         self._since, self._clips = now, 0
-        speed = {"clips_per_second": rate * self.processes.count}
+        rate = speed["clips_per_second"] / self.processes.count
         if self._clip_flop:
             speed["tflop_per_second"] = 1e-12 * rate * self._clip_flop
         if self._card and self.dtype in self._card.flop_per_s:
@@ -247,7 +252,8 @@ class Trainer:
                 for name, value in tensors.items()
                 if name.startswith(prefix)
             }
-        step.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run was not in float16 before
+            step.scaler.load_state_dict(state["scaler"])
         step.losses.copy_(tensors["losses"])
         self._summed, self.step = state["summed"], state["step"]
         if self.processes.rank == 0:
@@ -258,7 +264,7 @@ class Trainer:
         names = [clip.name for clip in self.loader.index.clips]
         return {
             "model": asdict(self.model),
-            "settings": asdict(self.config),
+            "settings": {name: value for name, value in asdict(self.config).items() if name not in _LAUNCH},
             "training_clips": [names[i] for i in self.train_ids],
             "held_out_clips": [names[i] for i in self.val_ids],
         }

@@ -3,8 +3,8 @@
 python bench/train_step.py '{"name": "actdet", "size": 112, "frames": 16, "batch": 8, "precision": "bf16"}'
 
 prints {"losses": [...], "seconds": [...], "parts": {...}, "peak_bytes": ...}. Losses are those of the first two steps,
-from the same weights and clips for every kind: what shows that they train the same. Parts are missing where operators
-are not launched one by one.
+on a GPU of the first six, of which the last are captured; from the same weights and clips for every kind: what shows
+that they train the same. Parts are missing where operators are not launched one by one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from actdet.config import LossConfig, ModelConfig, TrainConfig
 from actdet.data.augment import Batch
 from actdet.device import prepare_device
 from actdet.models import ActionDetector
-from actdet.models.backbone import Backbone, FactorisedConv
+from actdet.models.backbone import Backbone, choose_convolutions, set_flat
 from actdet.step import TrainStep
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,11 +58,9 @@ def main(case: dict[str, Any]) -> dict[str, Any]:
 
         timers = own_timers(step) if step.mode == "eager" else []
     losses = []
-    for _ in range(2):
+    for _ in range(2 if DEVICE.type == "cpu" else stepping.WARM_UP + 3):
         run()
         losses.append(loss())
-    for _ in range(stepping.WARM_UP if DEVICE.type == "cuda" else 0):
-        run()
     seconds, parts = measured(run, timers)
     result = {"losses": losses, "seconds": seconds, "parts": parts, "peak_bytes": peak()}
     if DEVICE.type == "cuda":
@@ -88,11 +86,11 @@ def make_step(model: ModelConfig, case: dict[str, Any]) -> TrainStep:
         state = detector.backbone.state_dict()
         detector.backbone = Backbone(aligned=False)
         detector.backbone.load_state_dict(state)
-    for module in detector.modules():
-        if isinstance(module, FactorisedConv):
-            module.flat = case.get("flat", True)
     if case.get("prepared", True):
         prepare_device(DEVICE)
+    shape = (case["batch"], 3, model.frames, model.image_size, model.image_size)
+    best, _ = choose_convolutions(shape, DEVICE, DTYPES[case["precision"]])
+    set_flat(detector.backbone, case.get("flat", best))
     loss = LossConfig(no_object_weight=0.1)
     config = TrainConfig(lr=1e-4, weight_decay=0.01, loss=loss, checkpointing=case.get("checkpointing", False))
     mode = case.get("mode", "graph" if DEVICE.type == "cuda" else "eager")

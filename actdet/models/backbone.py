@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dStem
 
+from actdet.device import prepare_device
 from actdet.errors import ActdetError, DataError
 
 FEATURES = 512
@@ -114,17 +115,22 @@ def set_flat(module: nn.Module, flat: bool) -> None:
             part.flat = flat
 
 
+_FEW = 2  # clips that leave most of a small card's memory free
+
+
 @cache
 def choose_convolutions(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     """Whether the factorised convolutions are to be flat for clips of `shape`, and why in a few words.
 
-    On a GPU that is measured: a forward and backward pass of each form, which takes seconds. Never both on a CPU.
+    On a GPU that is measured: forward and backward passes of each form over a few clips, which takes seconds.
     """
     if device.type != "cuda":
         return True, "on a CPU 3-D ones err in bf16"
-    backbone = Backbone().to(device).to(memory_format=torch.channels_last_3d).train()
+    prepare_device(device)
     batch, channels, *sides = shape
-    clips = torch.randn(batch, *sides, channels, device=device).permute(0, 4, 1, 2, 3)
+    with torch.random.fork_rng([device]):
+        backbone = Backbone().to(device).to(memory_format=torch.channels_last_3d).train()
+        clips = torch.randn(min(batch, _FEW), *sides, channels, device=device).permute(0, 4, 1, 2, 3)
     seconds = {}
     for flat in (True, False):
         set_flat(backbone, flat)
@@ -180,8 +186,8 @@ def _without_statistics(part: nn.Module) -> Iterator[None]:
     """Within: BatchNorm normalises as it did, and counts the batch no second time."""
     norms = [module for module in part.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, (_, batches) in zip(norms, before, strict=True):
+        norm.momentum, norm.num_batches_tracked = 0.0, None if batches is None else batches.clone()
     try:
         yield
     finally:

@@ -117,9 +117,10 @@ def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch
         ("auto", "cuda", 4, False, "eager"),
         ("eager", "cuda", 1, False, "eager"),
         ("graph", "cuda", 1, True, "graph"),
-        ("compile", "cuda", 2, False, "compile"),
+        ("compile", "cuda", 1, False, "compile"),
+        ("compile", "cuda", 2, False, "step compile is for one process: use auto or eager"),
         ("graph", "cpu", 1, False, "step graph needs a GPU: use auto, eager or compile"),
-        ("graph", "cuda", 2, False, "step graph is for one process: use auto, eager or compile"),
+        ("graph", "cuda", 2, False, "step graph is for one process: use auto or eager"),
         ("compile", "cuda", 1, True, "step compile decides itself"),
     ],
 )

@@ -96,7 +96,7 @@ def test_another_seed_draws_another_dropout() -> None:
 
 
 class Reads(TorchDispatchMode):
-    """Counts what would wait for a GPU: values read by the host, shapes that depend on values, copies to the host."""
+    """Counts single values read by the host and shapes that depend on values; copies to the host only a GPU shows."""
 
     NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "unique")
 
@@ -194,14 +194,15 @@ def test_captured_steps_give_the_losses_of_eager_ones(dtype: torch.dtype) -> Non
 
 @GPU
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # the mode that forbids waits warns that it is a prototype
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_no_step_waits_for_the_gpu(mode: str) -> None:
     device = torch.device("cuda")
     step, given = step_of(mode, device, torch.bfloat16, ema_decay=0.9), batches(8, device)
     curve(step, given)  # whatever is set up once, and the capture
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for number, batch in enumerate(given):
             step.run(batch, lr=1e-3, seed=number, number=number)
     finally:

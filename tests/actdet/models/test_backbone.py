@@ -14,6 +14,7 @@ import torch
 import torchvision.models._api
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.video import r2plus1d_18
 
@@ -266,9 +267,14 @@ def test_padding_changes_no_more_than_rounding_over_steps(
     assert_alike(aligned, plain, 0.1)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_checkpointing_computes_the_same_and_counts_no_batch_twice(training: bool, fresh: Backbone) -> None:
+@pytest.mark.parametrize(("training", "synchronised"), [(True, False), (True, True), (False, False)])
+def test_checkpointing_computes_the_same_and_counts_no_batch_twice(
+    training: bool, synchronised: bool, fresh: Backbone
+) -> None:
+    """Also with the BatchNorm that several GPUs have, which without torch.distributed is the ordinary one."""
     plain, saving = (randomised(deepcopy(fresh)).double().train(training) for _ in range(2))
+    if synchronised:
+        plain, saving = (nn.SyncBatchNorm.convert_sync_batchnorm(network) for network in (plain, saving))
     saving.checkpointing = True
     clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     kept: list[int] = []
@@ -289,7 +295,7 @@ def test_checkpointing_computes_the_same_and_counts_no_batch_twice(training: boo
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
     for one, other in zip(plain.buffers(), saving.buffers(), strict=True):
         assert torch.equal(one, other)
-    assert {norm.momentum for norm in saving.modules() if isinstance(norm, nn.BatchNorm3d)} == {0.1}
+    assert {norm.momentum for norm in saving.modules() if isinstance(norm, _BatchNorm)} == {0.1}
     assert kept[1] < 0.3 * kept[0]
 
 
