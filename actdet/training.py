@@ -181,8 +181,8 @@ class Trainer:
         rate = speed["clips_per_second"] / self.processes.count
         if self._clip_flop:
             speed["tflop_per_second"] = 1e-12 * rate * self._clip_flop
-        if self._card and self.dtype in self._card.flop_per_s:
-            speed["utilisation"] = rate * self._clip_flop / self._card.flop_per_s[self.dtype]
+            if self._card and self.dtype in self._card.flop_per_s:
+                speed["utilisation"] = rate * self._clip_flop / self._card.flop_per_s[self.dtype]
         return speed
 
     def _log(self, record: dict[str, Any]) -> None:

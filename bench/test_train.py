@@ -7,7 +7,6 @@ is timed only where the losses of its first two steps are those of the plain ste
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -164,5 +163,5 @@ def test_memory(record: Record, size: int, checkpointing: bool) -> None:
             f"{gigabytes} GB": largest_batch(model, DTYPES[name], gigabytes * 10**9, checkpointing=checkpointing)
             for gigabytes in (16, 40, 80)
         }
-        assert statistics.mean(batches.values()) > 1
+        assert min(batches.values()) > 1
         record(kind="memory", size=f"16x{size}x{size}", precision=name, checkpointing=checkpointing, batches=batches)

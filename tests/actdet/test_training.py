@@ -261,6 +261,34 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(
     _assert_same(read_checkpoint(resumed.out / MODEL)[0], {k: v for k, v in _state(whole).items() if k[0] == "m"})
 
 
+def test_a_resumed_run_goes_on_with_its_average_and_finishes_with_it(make: MakeTrainer) -> None:
+    whole, stopped = (make(out, val=[], ema_decay=0.9) for out in ("whole", "stopped"))
+    _run(whole)
+    _run(stopped, until=4)
+    stopped.save()
+    torch.manual_seed(99)
+    resumed = make("stopped", val=[], ema_decay=0.9)
+    resumed.restore()
+    _run(resumed)
+    _assert_same(resumed.train_step.average, whole.train_step.average)
+    resumed.finish()
+    written = read_checkpoint(resumed.out / MODEL)[0]
+    averages = {f"model.{name}": value for name, value in whole.train_step.average.items()}
+    _assert_same({name: written[name] for name in averages}, averages)
+    live = _state(whole)
+    assert any(not torch.equal(written[name], live[name]) for name in averages)
+
+
+@pytest.mark.parametrize("changes", [{"checkpointing": True}, {"workers": 1}, {"step": "compile"}])
+def test_how_a_step_is_launched_may_change_on_resuming(make: MakeTrainer, changes: dict[str, Any]) -> None:
+    stopped = make()
+    _run(stopped, until=2)
+    stopped.save()
+    resumed = make(**changes)
+    resumed.restore()
+    assert resumed.step == 2
+
+
 def test_a_run_saves_itself_now_and_then_and_goes_on_from_there(
     make: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
