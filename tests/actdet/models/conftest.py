@@ -1,4 +1,4 @@
-"""Models are tested on one thread: beside other work, threads that wait for each other take ten times as long."""
+"""A backbone to copy; and one thread: beside other work, threads that wait for each other take ten times as long."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from actdet.models.backbone import Backbone
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -14,3 +16,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Backbone:
+    """To copy, which is quicker than drawing new weights."""
+    return Backbone()
