@@ -349,6 +349,9 @@ def _deferred_signals() -> Iterator[Callable[[], bool]]:
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: _stop_signal != 0
+    except ActdetError:
+        before[signal.SIGTERM] = signal.SIG_IGN  # torchrun's, to the others when one has failed: they still say why
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -8,18 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command import Actdet
 from safetensors.torch import load_file
 from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 
-from actdet import distributed
+from actdet import cli, distributed, experiments
 from actdet.distributed import Processes, join_processes
 from actdet.errors import ActdetError
-from actdet.training import LAST, MODEL
+from actdet.training import LAST, MODEL, Trainer
 
 TINY = Path(__file__).parent / "tiny.py"
 ALONE = [sys.executable, TINY]
@@ -101,6 +104,29 @@ def test_a_killed_process_ends_the_job_with_a_state_to_go_on_from(rendered: Path
     assert [record["step"] for record in log(tmp_path / "killed")] == [r["step"] for r in log(tmp_path / "whole")]
     for first, second in zip(log(tmp_path / "whole")[:6], log(tmp_path / "killed")[:6], strict=True):
         assert flat(second) == pytest.approx(flat(first), rel=1e-3, abs=1e-4)
+
+
+def test_torchrun_ending_the_others_does_not_hide_what_they_say(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends SIGTERM as soon as it sees the dead one, which is when they have found out themselves."""
+
+    @contextmanager
+    def open_setup(*arguments: Any) -> Iterator[Any]:
+        try:
+            with experiments.open_setup(*arguments) as setup:
+                yield setup
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def steps(self: Trainer) -> Iterator[Any]:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+        yield
+
+    monkeypatch.setattr(cli, "open_setup", open_setup)
+    monkeypatch.setattr(Trainer, "steps", steps)
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *OPTIONS)
+    assert outcome.complaint() == "another process of this job has ended"
 
 
 def second_of(launcher: subprocess.Popen[str]) -> int:
