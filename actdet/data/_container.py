@@ -73,6 +73,7 @@ class Demuxed:
     cut: bool = False  # whether its last packet is only partly there
     until: Fraction = Fraction(0)  # seconds: where the last packet of any stream ends
     first: VideoFrame | None = None  # the first frame that decodes
+    entries: list[int] = field(default_factory=list)  # pts of the frames at which a decoder can begin
 
 
 def demux(path: str, container: InputContainer, stream: VideoStream) -> Demuxed:
@@ -97,6 +98,8 @@ def demux(path: str, container: InputContainer, stream: VideoStream) -> Demuxed:
                     found.pts.append(packet.pts)
                     found.dts.append(packet.dts)
                     found.durations.append(packet.duration or 0)
+                    if packet.pts is not None and _is_entry(packet, stream):
+                        found.entries.append(packet.pts)
             if started and found.first is None:
                 found.first = next(iter(stream.decode(packet)), None)
     except FFmpegError as error:
@@ -115,6 +118,32 @@ def is_empty(packet: Packet) -> bool:
 def _is_hidden(packet: Packet, stream: VideoStream) -> bool:
     """Whether VP8 stores a frame here that is only referred to, never shown (bit 4 of its header)."""
     return stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
+
+
+def _is_entry(packet: Packet, stream: VideoStream) -> bool:
+    """Whether nothing from here on refers to what lies before.
+
+    Keyframes of H.264 and HEVC may only be points of recovery: certain is an IDR picture, where the container has the
+    parameter sets apart (avcC and hvcC, whose NAL units begin with their lengths).
+    """
+    if not packet.is_keyframe:
+        return False
+    codec, extra = stream.codec_context.name, stream.codec_context.extradata or b""
+    if codec in ("vp8", "vp9", "libvpx", "libvpx-vp9"):
+        return True
+    if codec == "h264" and len(extra) > 4 and extra[0] == 1:
+        return any(byte & 0x1F == 5 for byte in _nal_headers(packet, (extra[4] & 3) + 1))
+    if codec == "hevc" and len(extra) > 21 and extra[0] == 1:
+        return any(byte >> 1 & 0x3F in (19, 20) for byte in _nal_headers(packet, (extra[21] & 3) + 1))
+    return False
+
+
+def _nal_headers(packet: Packet, prefix: int) -> Iterator[int]:
+    """The first byte of each NAL unit."""
+    data, at = memoryview(packet), 0
+    while at + prefix < len(data):
+        yield data[at + prefix]
+        at += prefix + int.from_bytes(data[at : at + prefix], "big")
 
 
 def check_whole(path: str, container: InputContainer, stream: VideoStream, found: Demuxed) -> None:

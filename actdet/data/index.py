@@ -186,7 +186,7 @@ def _inspect(path: Path, cache: _Cache, class_names: Sequence[str], decode: bool
 class _Cache:
     """What `probe` told of each file, by name, size and time of change; a damaged cache counts as none."""
 
-    _VERSION = 1
+    _VERSION = 2
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -233,7 +233,7 @@ class _Cache:
 def _to_json(info: VideoInfo) -> dict[str, Any]:
     steps = np.diff(info.pts, prepend=0).tolist()
     facts = {name: getattr(info, name) for name in _PLAIN_FACTS}
-    return facts | {"time_base": str(info.time_base), "pts_steps": steps}
+    return facts | {"time_base": str(info.time_base), "pts_steps": steps, "entries": info.entries.tolist()}
 
 
 def _from_json(path: Path, entry: dict[str, Any]) -> VideoInfo:
@@ -241,5 +241,6 @@ def _from_json(path: Path, entry: dict[str, Any]) -> VideoInfo:
         path=str(path),
         time_base=Fraction(entry["time_base"]),
         pts=np.cumsum(np.array(entry["pts_steps"], np.int64)),
+        entries=np.array(entry["entries"], np.int64),
         **{name: entry[name] for name in _PLAIN_FACTS},
     )

@@ -1,7 +1,7 @@
 """Reads videos through PyAV: the timestamps of every frame, which frames to take, and their pixels.
 
 A file is demuxed once (`probe`) for the presentation timestamps of all its frames; `sample_frames` chooses
-among them in integer arithmetic; `decode_frames` and `stream_frames` decode in order and pick by timestamp.
+among them in integer arithmetic; `decode_frames` and `stream_frames` decode what these need and pick by timestamp.
 Nothing divides by a frame rate, so variable rates, late starts and reordered frames need no special care.
 """
 
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from actdet.data._container import check_whole, demux, is_empty, opened, rotation_of
 from actdet.errors import DataError
@@ -26,6 +28,9 @@ from actdet.errors import DataError
 # picture gets half its columns of colour: 3.6 of 255 off on average instead of 0.2, for 0.07 ms less a frame.
 # The last two flags cost nothing and keep the result the same on every processor.
 _INTERPOLATION = 0x2 | 0x2000 | 0x40000 | 0x80000
+
+# Frames that are decoded rather than sought past; a seek costs so little that from 2 to 60 it is all the same.
+_SEEK_PAST = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,8 @@ class VideoInfo:
     codec: str
     timed: bool  # False where the container has no presentation timestamps: frames then go by their order
     skipped: int  # packets that give no frame: hidden, cut off by an edit list, or before the first keyframe
+    # Frames, ascending, from which decoding gives what it gives from the start; only where that is certain.
+    entries: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def seconds(self) -> float:
@@ -82,7 +89,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     if rotation % 180:
         width, height = height, width
     skipped = found.packets - len(pts)
-    return VideoInfo(path, width, height, rotation, time_base, pts, end, codec, timed, skipped)
+    entries = np.searchsorted(pts, np.array(found.entries if timed else [], np.int64))
+    return VideoInfo(path, width, height, rotation, time_base, pts, end, codec, timed, skipped, entries)
 
 
 def sample_frames(
@@ -134,54 +142,88 @@ def stream_frames(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Each of the ascending `indices` with its frame: uint8 (height, width, 3), RGB, upright, sized `size`.
 
-    Decodes in order from the start, on one thread and in constant memory, up to the last index asked for.
+    Decodes in order, on one thread and in constant memory, up to the last index asked for. What nobody asked for is
+    not decoded where no other frame refers to it, nor where decoding can begin behind it.
     `size` is (height, width), by default the video's own. Resizing is FFmpeg's antialiased bilinear, straight
     from the decoded planes and before rotation.
     """
     height, width = size or (info.height, info.width)
     if info.rotation % 180:
         height, width = width, height
+    wanted = np.fromiter(indices, np.int64)
+    if len(wanted) and (wanted[0] < 0 or wanted[-1] >= len(info.pts) or (np.diff(wanted) < 0).any()):
+        raise ValueError(f"frames {wanted} of {len(info.pts)}: expected are ascending ones that are there")
     reformatter = VideoReformatter()
-    frames = _decode(info)
+    frames = _decode(info, np.unique(wanted))
     current, picture = -1, np.empty(0)
-    for index in indices:
-        if not max(current, 0) <= index < len(info.pts):
-            raise ValueError(f"frame {index} after frame {current}, of {len(info.pts)} frames")
+    for index in wanted.tolist():
         if index != current:
-            frame = _seek(info, frames, index, current)
-            current = int(index)
-            frame = reformatter.reformat(frame, width, height, "rgb24", interpolation=_INTERPOLATION)
+            frame = reformatter.reformat(next(frames), width, height, "rgb24", interpolation=_INTERPOLATION)
             picture = np.ascontiguousarray(np.rot90(frame.to_ndarray(), info.rotation // 90))
+            current = index
         yield current, picture
 
 
-def _seek(info: VideoInfo, frames: Iterator[tuple[int, VideoFrame]], index: int, current: int) -> VideoFrame:
-    """The frame of that index out of what the decoder gives, in order, after frame `current`."""
-    whole, reason = current + 1, "a frame is missing or corrupt"
+def _decode(info: VideoInfo, wanted: np.ndarray) -> Iterator[VideoFrame]:
+    """The frames of these ascending, different indices."""
+    with opened(info.path) as (container, stream):
+        frames, reached = _frames(info, container, stream, wanted), 0
+        for place, index in enumerate(wanted.tolist()):
+            entry = max(info.entries[: np.searchsorted(info.entries, index, side="right")], default=0)
+            if entry >= reached + _SEEK_PAST:
+                container.seek(int(info.pts[entry]), stream=stream)
+                frames, reached = _frames(info, container, stream, wanted[place:], entry), entry
+            try:
+                frame = _take(info, frames, index, reached)
+            except _AstrayError:
+                yield from _decode(replace(info, entries=info.entries[:0]), wanted[place:])
+                return
+            yield frame
+            reached = index + 1
+
+
+def _take(info: VideoInfo, frames: Iterator[tuple[int, VideoFrame]], index: int, reached: int) -> VideoFrame:
+    """The frame of that index out of what the decoder gives, in order, from frame `reached` on."""
+    reason = "a frame is missing or corrupt"
     try:
         for position, frame in frames:
             if position == index and not frame.is_corrupt:
                 return frame
             if position >= index:
                 break
-            whole = position + 1
+            reached = position + 1
     except FFmpegError as error:
         reason = error.strerror.lower() if error.strerror else str(error)
-    seconds = float((int(info.pts[whole]) - int(info.pts[0])) * info.time_base)
-    what = f"only the first {whole} of its {len(info.pts)} frames decode: {reason} at {seconds:.2f} s"
+    seconds = float((int(info.pts[reached]) - int(info.pts[0])) * info.time_base)
+    what = f"only the first {reached} of its {len(info.pts)} frames decode: {reason} at {seconds:.2f} s"
     raise DataError(info.path, f"{what}; the file is damaged: convert it again or remove it")
 
 
-def _decode(info: VideoInfo) -> Iterator[tuple[int, VideoFrame]]:
-    """Every frame of the index that the decoder gives, with its index."""
-    with opened(info.path) as (container, stream):
-        started, count = False, 0
-        for packet in container.demux(stream):
-            started = started or packet.is_keyframe
-            if not started or is_empty(packet):
-                continue
-            for frame in packet.decode():
-                index = count if not info.timed else int(np.searchsorted(info.pts, frame.pts or 0))
-                count += 1
-                if not info.timed or (index < len(info.pts) and info.pts[index] == frame.pts):
-                    yield index, frame
+class _AstrayError(Exception):
+    """A seek ended elsewhere than at the frame that it was to find."""
+
+
+def _frames(
+    info: VideoInfo, container: InputContainer, stream: VideoStream, wanted: np.ndarray, entry: int | None = None
+) -> Iterator[tuple[int, VideoFrame]]:
+    """The frames that the decoder gives from where the container stands, each with its index; among them the wanted.
+
+    entry: where the container should stand. Frames that nothing refers to are left out where that is safe: packets
+    are whole frames, which fields of interlaced video may not be.
+    """
+    asked = set(info.pts[wanted].tolist())
+    started, skipping, count = False, False, 0
+    for packet in container.demux(stream):
+        if not started and entry is not None and packet.pts != info.pts[entry]:
+            raise _AstrayError
+        started = started or packet.is_keyframe
+        if not started or is_empty(packet):
+            continue
+        needed = not skipping or packet.pts is None or packet.pts in asked
+        stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+        for frame in packet.decode():
+            skipping = info.timed and not frame.interlaced_frame
+            index = count if not info.timed else int(np.searchsorted(info.pts, frame.pts or 0))
+            count += 1
+            if not info.timed or (index < len(info.pts) and info.pts[index] == frame.pts):
+                yield index, frame

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 import videos
 from videos import shown_number, write_video
 
-from actdet.data.video import decode_frames, probe, sample_frames, stream_frames
+from actdet.data import video
+from actdet.data.video import _frames, decode_frames, probe, sample_frames, stream_frames
 from actdet.errors import DataError
 
 FRAMES = 40
@@ -66,6 +69,72 @@ def test_every_index_gives_the_frame_of_that_number(tmp_path: Path, name: str) -
     wanted = [count - 1, 0, count // 2, count // 2, 0]
     assert numbers(decode_frames(info, wanted, (60, 80))) == wanted
     assert [index for index, _ in stream_frames(info, iter([0, 0, count // 2]), (8, 8))] == [0, 0, count // 2]
+
+
+# Codec, options, frames that decoding can begin with, and how many it gives on the way to frame 98.
+TWENTIES = [0, 20, 40, 60, 80]
+GROUPS: dict[str, tuple[str, dict[str, str], list[int], int]] = {
+    "closed.mp4": ("libx264", {"g": "20", "sc_threshold": "0", "bf": "3"}, TWENTIES, 15),
+    "closed.mkv": ("libx264", {"g": "20", "sc_threshold": "0", "bf": "3"}, TWENTIES, 15),
+    "closed.ts": ("libx264", {"g": "20", "sc_threshold": "0", "bf": "3"}, [], 70),
+    "closed.avi": ("libx264", {"g": "20", "sc_threshold": "0", "bf": "3"}, [], 99),
+    "open.mp4": ("libx264", {"g": "20", "sc_threshold": "0", "bf": "3", "x264-params": "open-gop=1"}, [0], 70),
+    "refresh.mp4": ("libx264", {"g": "20", "sc_threshold": "0", "bf": "0", "x264-params": "intra-refresh=1"}, [0], 99),
+    "interlaced.mp4": ("libx264", {"g": "20", "sc_threshold": "0", "x264-params": "tff=1"}, TWENTIES, 19),
+    "all.mp4": ("libx264", {"g": "1"}, list(range(100)), 1),
+    "closed.hevc.mp4": ("libx265", {"x265-params": "log-level=none:keyint=20:open-gop=0:scenecut=0"}, TWENTIES, 15),
+    "open.hevc.mp4": ("libx265", {"x265-params": "log-level=none:keyint=20:scenecut=0"}, [0], 70),
+    "group.webm": ("libvpx-vp9", {"g": "20"}, TWENTIES, 19),
+    "vp8.webm": ("libvpx", {"g": "20", "deadline": "realtime"}, TWENTIES, 19),
+    "group.mp4": ("mpeg4", {"g": "20", "bf": "2"}, [], 50),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_what_is_left_out_on_the_way_changes_no_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Every choice of frames is, bit for bit, what decoding all of them gives; noise makes every picture matter."""
+    codec, options, entries, most = GROUPS[name]
+    rng = np.random.default_rng(0)
+    pictures = np.stack([videos.numbered_frame(number, 96, 64) for number in range(100)])
+    pictures[:, 32:] = rng.integers(0, 256, (100, 32, 96, 3))
+    info = probe(write_video(tmp_path / name, codec, 100, (96, 64), pictures=pictures, options=options))
+    assert info.entries.tolist() == entries
+    every = decode_frames(info, range(100))
+    assert numbers(every) == list(range(100))
+    given = []
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        for found in _frames(*arguments):
+            given.append(found[0])
+            yield found
+
+    monkeypatch.setattr(video, "_frames", counted)
+    choices = [
+        [0],
+        [99],
+        [50],
+        [3, 4, 97],
+        [19, 20, 21],
+        [38, 39, 61],
+        range(0, 100, 7),
+        range(70, 90),
+        range(0, 100, 31),
+    ]
+    choices += [np.sort(rng.integers(0, 100, size=count)) for count in (1, 2, 5, 16)]
+    for choice in choices:
+        np.testing.assert_array_equal(decode_frames(info, choice), every[list(choice)])
+    given.clear()
+    decode_frames(info, [98])
+    assert len(given) <= most
+
+
+def test_a_seek_that_ends_elsewhere_is_noticed(tmp_path: Path) -> None:
+    """As with an index of a file that was written anew, or a container whose own index is wrong."""
+    info = probe(write_video(tmp_path / "clip.mp4", frames=100, options=B_FRAMES))
+    wrong = replace(info, entries=np.array([0, 30, 77]))
+    assert numbers(decode_frames(wrong, [2, 33, 80, 99])) == [2, 33, 80, 99]
 
 
 @pytest.mark.parametrize("name", ["uneven.mp4", "uneven.mkv", "uneven.webm"])
