@@ -30,6 +30,7 @@ from actdet.environment import describe_environment
 from actdet.errors import ActdetError, DataError
 from actdet.experiments import (
     FIGURES,
+    Setup,
     Stopped,
     ablate,
     cross_validate,
@@ -80,6 +81,7 @@ def train(
             evaluation = _watch(run, quiet=not first)
     if not first:
         return
+    _say_left_out(setup)
     print(f"model: {out / MODEL}")
     if evaluation is not None:
         _print_metrics(evaluation.metrics)
@@ -181,6 +183,7 @@ def crossval(
     with open_setup(_index(data, model.class_names), model, config) as setup:
         _say(describe_setup(setup))
         result = _watch(cross_validate(setup, folds, out))
+    _say_left_out(setup)
     for figure in FIGURES:
         print(f"{figure.replace('_', ' '):20} {result[figure]['mean']:.3f} +- {result[figure]['std']:.3f}")
     print(f"details: {out / 'crossval.json'}")
@@ -207,6 +210,7 @@ def ablate_(
     with open_setup(_index(data, model.class_names), model, config) as setup:
         _say(describe_setup(setup))
         result = _watch(ablate(setup, val_share, out))
+    _say_left_out(setup)
     print(
         f"{'':22}{'video accuracy':>18}{'detection @0.5':>18}{'mean IoU':>18}\n{'':22}" + f"{'here (report)':>18}" * 3
     )
@@ -398,6 +402,11 @@ def _index(data: Path, class_names: tuple[str, ...], *, quiet: bool = False) -> 
 def _say(lines: list[str]) -> None:
     for line in lines:
         print(line)
+
+
+def _say_left_out(setup: Setup) -> None:
+    for error in setup.loader.left_out.values():
+        print(f"left out: {error}")
 
 
 def _print_metrics(metrics: Metrics) -> None:

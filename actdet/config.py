@@ -152,6 +152,12 @@ class TrainConfig:
     """What decodes the videos; auto takes DALI on a GPU, else PyAV."""
     workers: int = 1
     """Processes that decode while the network trains; 0 decodes in between."""
+    cache: Literal["auto", "memory", "none"] = "auto"
+    """Whether decoded clips are kept in the device's memory, so that each is decoded once; auto where they fit."""
+    disk_cache: float = 0.0
+    """Keep decoded clips on the disk, too, for later runs: at most so many GiB, in $ACTDET_CACHE or ~/.cache/actdet."""
+    bad_files: Literal["stop", "skip"] = "stop"
+    """What a clip that cannot be decoded does to the run: it stops it, or is left out and listed at the end."""
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
 
@@ -172,3 +178,4 @@ class TrainConfig:
         _check(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
         _check(self.eval_every >= 1, f"eval_every must be at least 1, got {self.eval_every}")
         _check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
+        _check(self.disk_cache >= 0, f"disk_cache must be 0 or more GiB, got {self.disk_cache}")

@@ -71,6 +71,20 @@ def choose_step(step: str, device: torch.device, *, processes: int = 1, checkpoi
     return ("graph", "one CUDA graph a step") if processes == 1 else ("eager", f"{processes} processes")
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on `device`; on a CPU within the limit of this process's control group, too."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
+
+
 def prepare_device(device: torch.device) -> None:
     """Settings of the libraries that make steps of one shape fast. They hold for the whole process.
 

@@ -11,6 +11,7 @@ from actdet_kernels import Targets
 from actdet.config import LossConfig
 from actdet.data.loader import ClipLoader
 from actdet.distributed import ALONE, Processes
+from actdet.errors import ActdetError
 from actdet.metrics import Metrics, decided_iou, measure, true_labels
 from actdet.models import ActionDetector, Predictions
 from actdet.models.decision import Decision, decide
@@ -22,6 +23,8 @@ BATCH_SIZE = 8
 class Evaluation:
     """Metrics over n clips, and clip by clip, in the order in which they were asked for."""
 
+    clips: list[int]
+    """The clips, by their numbers in the index; without those that the loader left out."""
     metrics: Metrics
     decision: Decision
     """(n,) label, score and box of each clip."""
@@ -47,19 +50,25 @@ def evaluate(
     Of several processes each takes its share of the clips, none twice, and all return what was found of all.
     progress: called with (clips done, clips in all) after each batch.
     """
-    own: list[tuple[torch.Tensor, ...]] = []  # what belongs to one clip
-    for batch in loader.eval_batches(processes.share(ids), BATCH_SIZE):
+    own, found = processes.share(ids), []
+    for batch in loader.eval_batches(own, BATCH_SIZE):
         predictions = predict_batch(detector, batch.clips, dtype).final()
-        own += zip(*(field.cpu() for field in (*predictions, *batch.targets)), strict=True)
+        found += zip(*(field.cpu() for field in (*predictions, *batch.targets)), strict=True)
         if progress is not None:
-            progress(len(own), len(ids))
-    gathered = processes.gather(own)
-    clips = [gathered[number % processes.count][number // processes.count] for number in range(len(ids))]
-    logits, boxes, *fields = map(torch.stack, zip(*clips, strict=True))
+            progress(len(found), len(ids))
+    readable = [clip for clip in own if clip not in loader.left_out]
+    by_clip = {
+        clip: fields for part in processes.gather(list(zip(readable, found, strict=True))) for clip, fields in part
+    }
+    clips = [clip for clip in ids if clip in by_clip]
+    if not clips:
+        raise ActdetError(f"none of the {len(ids)} clips to evaluate on can be read: {loader.left_out[own[0]]}")
+    logits, boxes, *fields = map(torch.stack, zip(*(by_clip[clip] for clip in clips), strict=True))
     final, wanted = Predictions(logits, boxes), Targets(*fields)
     decision = decide(*final, no_object_weight=loss.no_object_weight)
     names = detector.config.class_names
     return Evaluation(
+        clips=clips,
         metrics=measure(Predictions(final.logits[None], final.boxes[None]), wanted, names, loss),
         decision=decision,
         truth=true_labels(wanted, len(names)),

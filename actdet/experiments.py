@@ -22,6 +22,8 @@ from actdet_kernels import explain_backend
 from actdet.account import largest_batch
 from actdet.checkpoints import load_detector
 from actdet.config import ModelConfig, TrainConfig
+from actdet.data.cache import FrameCache, choose_cache
+from actdet.data.disk_cache import DiskCache, cache_folder
 from actdet.data.index import ClipIndex, load_index
 from actdet.data.loader import ClipLoader
 from actdet.data.readers import choose_reader, open_reader
@@ -56,6 +58,8 @@ class Setup:
     config: TrainConfig
     device: torch.device
     processes: Processes = ALONE
+    cache_reason: str = ""
+    """What is kept of the decoded clips, and why."""
 
 
 @contextmanager
@@ -71,10 +75,17 @@ def open_setup(
             f"clip {clip.name} has {most} annotations, more than the {model.queries} queries of the "
             f"model: use --queries {most} or more"
         )
-    name, _ = choose_reader(config.reader, device, [clip.video for clip in index.clips])
+    dtype, _ = choose_precision(config.precision, device)
+    videos = [clip.video for clip in index.clips]
+    name, _ = choose_reader(config.reader, device, videos, disk_cache=config.disk_cache > 0)
+    jitter = config.augment.jitter
+    kept, cache_reason = choose_cache(config.cache, index, model, device, jitter=jitter, processes=processes.count)
+    disk_cache = DiskCache(cache_folder(), int(config.disk_cache * 2**30)) if config.disk_cache else None
     size = (model.image_size, model.image_size)
-    with open_reader(name, size, workers=config.workers) as reader:
-        yield Setup(ClipLoader(index, model, reader, device), model, config, device, processes)
+    with open_reader(name, size, workers=config.workers, disk_cache=disk_cache) as reader:
+        cache = FrameCache(index, model, device, jitter=jitter) if kept else None
+        loader = ClipLoader(index, model, reader, device, dtype=dtype, cache=cache, bad_files=config.bad_files)
+        yield Setup(loader, model, config, device, processes, cache_reason)
 
 
 def train_run(
@@ -89,12 +100,14 @@ def train_run(
     """Train on `train_ids`, write the detector, evaluate on `val_ids` and report, all into `out`.
 
     Yields after every step; send True to stop there, with the state saved. Returns what was evaluated.
-    Raises ActdetError for a folder that holds another run, unless it is resumed.
+    Raises ActdetError for a folder that holds another run, unless it is resumed, and DataError, with the state saved,
+    for a clip that cannot be read, where such are not left out.
     """
     if not resume and ((out / MODEL).exists() or (out / LAST).exists()):
         raise ActdetError(f"{out} holds a run already: go on with it by --resume, or give another --out")
     started, processes = time.monotonic(), setup.processes
     out.mkdir(parents=True, exist_ok=True)
+    trainer = None
     try:
         trainer = Trainer(
             setup.model, setup.config, setup.loader, list(train_ids), list(val_ids), out, setup.device, processes
@@ -112,6 +125,17 @@ def train_run(
                     f"the state is in {out / LAST}: run the same command with --resume to go on"
                 )
         evaluation = trainer.finish()
+        for others in processes.gather(setup.loader.left_out):
+            setup.loader.left_out |= others
+    except DataError as error:
+        videos = {clip.video.path for clip in setup.loader.index.clips}
+        if trainer is None or error.path not in videos or processes.count > 1:  # who must save together
+            raise
+        trainer.save()
+        advice = (
+            f"mend or remove the file, or go on without it by --resume --bad-files skip (the state is in {out / LAST})"
+        )
+        raise DataError(error.path, f"{error.problem}; {advice}") from error
     except torch.OutOfMemoryError as error:
         raise ActdetError(_too_large(setup)) from error
     except RuntimeError as error:
@@ -125,9 +149,12 @@ def train_run(
             title,
             evaluation,
             setup.loader.index,
-            list(val_ids),
             started=started,
-            notes=[describe_training(setup, len(train_ids)), _describe_device(setup.device, setup.loader.reader.name)],
+            notes=[
+                describe_training(setup, len(train_ids)),
+                _describe_device(setup.device, setup.loader.reader.name),
+                *(f"Left out: {error}." for error in setup.loader.left_out.values()),
+            ],
             log=out / "log.jsonl",
         )
     return evaluation
@@ -187,7 +214,6 @@ def evaluate_checkpoint(
         title or f"{checkpoint} on {data}",
         evaluation,
         index,
-        ids,
         started=started,
         notes=[*notes, _describe_device(device, reader_name), *note],
         log=log,
@@ -206,7 +232,7 @@ def describe_setup(setup: Setup) -> list[str]:
     """One line that says which paths a training takes here, and why."""
     videos = [clip.video for clip in setup.loader.index.clips]
     config, count = setup.config, setup.processes.count
-    _, reader_reason = choose_reader(config.reader, setup.device, videos)
+    _, reader_reason = choose_reader(config.reader, setup.device, videos, disk_cache=config.disk_cache > 0)
     dtype, precision_reason = choose_precision(config.precision, setup.device)
     step, step_reason = choose_step(config.step, setup.device, processes=count, checkpointing=config.checkpointing)
     shape = clip_shape(setup.model, config, setup.processes)
@@ -215,7 +241,8 @@ def describe_setup(setup: Setup) -> list[str]:
         f"{f'{count} processes, each ' if count > 1 else ''}{_device_name(setup.device)}; "
         f"{str(dtype).removeprefix('torch.')} ({precision_reason}); step {step} ({step_reason}); "
         f"{2 if flat else 3}-D convolutions ({flat_reason}); "
-        f"reader {setup.loader.reader.name} ({reader_reason}); matching and loss by {explain_backend(setup.device)}"
+        f"reader {setup.loader.reader.name} ({reader_reason}); {setup.cache_reason}; "
+        f"matching and loss by {explain_backend(setup.device)}"
     ]
 
 

@@ -50,22 +50,23 @@ def write_report(
     title: str,
     evaluation: Evaluation,
     index: ClipIndex,
-    ids: Sequence[int],
     *,
     started: float,
     notes: Sequence[str] = (),
     log: Path | None = None,
 ) -> None:
-    """Write the folder `out` for the evaluation of the clips `ids` of `index`.
+    """Write the folder `out` for the evaluation of clips of `index`.
 
     started: when the work began, by time.monotonic(), for the seconds in metrics.json. notes: lines of facts about the
     run. log: the log.jsonl of its training. Raises DataError where the disk refuses.
     """
     names = (*index.class_names, NO_ACTION)
-    order = sorted(range(len(ids)), key=lambda i: (_located(evaluation, i, len(names) - 1), i))  # wrong ones first
+    order = sorted(
+        range(len(evaluation.clips)), key=lambda i: (_located(evaluation, i, len(names) - 1), i)
+    )  # wrong ones first
     rows = []
     for place, i in enumerate(order):
-        rows.append(_row(out, evaluation, i, index.clips[ids[i]], names, with_video=place < MOST_VIDEOS))
+        rows.append(_row(out, evaluation, i, index.clips[evaluation.clips[i]], names, with_video=place < MOST_VIDEOS))
     seconds = time.monotonic() - started
     page = Environment(loader=PackageLoader("actdet", ""), autoescape=select_autoescape(default=True))
     html = page.get_template("report.html.jinja").render(

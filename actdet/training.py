@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from actdet.account import find_card, step_flop
 from actdet.checkpoints import About, load_weights, read_checkpoint, save_checkpoint
 from actdet.config import ModelConfig, TrainConfig
+from actdet.data.augment import Batch
 from actdet.data.loader import ClipLoader
 from actdet.device import choose_precision, choose_step, prepare_device
 from actdet.distributed import ALONE, Processes
@@ -40,7 +41,8 @@ from actdet.step import LOSSES, TrainStep
 
 LOG_EVERY = 10  # steps between two reads of the losses from the device
 MODEL, LAST = "model.safetensors", "last.safetensors"
-_LAUNCH = ("step", "checkpointing", "workers")  # settings that change no result
+# Settings that change no result of the clips that can be read.
+_LAUNCH = ("step", "checkpointing", "workers", "cache", "disk_cache", "bad_files")
 SAVE_SECONDS = 300  # least time between two training checkpoints
 
 
@@ -95,7 +97,7 @@ class Trainer:
         self._card = find_card(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         counted = device.type == "cuda" and not config.freeze_backbone  # which has no backward pass
         self._clip_flop = step_flop(model) if counted else 0
-        self._since, self._clips = time.monotonic(), 0
+        self._since, self._clips, self._waited = time.monotonic(), 0, 0.0
 
     def steps(self) -> Iterator[Progress]:
         """Run from where the trainer stands to the end. Raises ActdetError when the loss is not finite."""
@@ -107,8 +109,9 @@ class Trainer:
             if self.val_ids and epoch and not done and epoch % self.config.eval_every == 0:
                 self._check_finite()
                 self._log({"epoch": epoch, "step": self.step, "validation": asdict(self.evaluate().metrics)})
-            self._since, self._clips = time.monotonic(), 0
-            for batch in self.loader.train_batches(self.train_ids, self.config, epoch, done, self.processes):
+            self._since, self._clips, self._waited = time.monotonic(), 0, 0.0
+            batches = self.loader.train_batches(self.train_ids, self.config, epoch, done, self.processes)
+            for batch in self._timed(batches):
                 last = self.step % self.steps_per_epoch == self.steps_per_epoch - 1
                 size = self.config.batch_size
                 self._clips += _last_batch(len(self.train_ids), size) if last else size
@@ -126,6 +129,15 @@ class Trainer:
             if epoch + 1 < self.config.epochs and self.processes.any(time.monotonic() - saved > SAVE_SECONDS):
                 self.save()
                 saved = time.monotonic()
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            began = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
 
     def finish(self) -> Evaluation | None:
         """Write the trained detector; evaluate it on the held-out clips, where there are any.
@@ -173,11 +185,13 @@ class Trainer:
     def _speed(self) -> dict[str, float]:
         """Since the last line: clips a second of all processes, and on a GPU FLOP a second of each.
 
+        data_share: of the time, this process's in the loader: waiting for clips and, on a CPU, augmenting them.
         utilisation: of the card's own rate, where that is known (model-FLOP utilisation, Chowdhery et al. 2022).
         """
         now = time.monotonic()
-        speed = {"clips_per_second": self._clips / max(now - self._since, 1e-9)}
-        self._since, self._clips = now, 0
+        seconds = max(now - self._since, 1e-9)
+        speed = {"clips_per_second": self._clips / seconds, "data_share": self._waited / seconds}
+        self._since, self._clips, self._waited = now, 0, 0.0
         rate = speed["clips_per_second"] / self.processes.count
         if self._clip_flop:
             speed["tflop_per_second"] = 1e-12 * rate * self._clip_flop

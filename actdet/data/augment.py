@@ -1,5 +1,6 @@
-"""From decoded clips to what the network takes, on the clips' own device: augmentation and normalisation.
+"""From decoded frames to what the network takes, on the frames' own device: augmentation and normalisation.
 
+The pixels go through one operation, `actdet_kernels.gather_clips`, which on a GPU is one launch.
 Every draw is one per clip, the same for all its frames, and comes from a NumPy generator on the host, so a run is
 the same on every device and nothing waits for the device. Boxes move with the pixels.
 """
@@ -7,19 +8,15 @@ the same on every device and nothing waits for the device. Boxes move with the p
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from actdet_kernels import Targets
+from actdet_kernels import Targets, gather_clips
 from torch import Tensor
 
 from actdet.config import AugmentConfig
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_VISIBLE = 1 / 64  # a box of which a crop leaves less than this share of the picture's side is dropped
 
 
@@ -37,9 +34,10 @@ class Batch(NamedTuple):
 def normalise(clips: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 (B, T, H, W, 3) RGB to (B, 3, T, H, W) with ImageNet's mean and standard deviation (section 4.3).
 
-    The result is channels_last_3d without a copy: (B, T, H, W, C) in memory is exactly that layout.
+    The result is channels_last_3d: (B, T, H, W, C) in memory is exactly that layout.
     """
-    return _standardise(clips.to(torch.float32).div_(255)).to(dtype).permute(0, 4, 1, 2, 3)
+    rows = torch.arange(clips.shape[0] * clips.shape[1], device=clips.device).view(clips.shape[:2])
+    return gather_clips(clips.flatten(0, 1), rows, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -76,41 +74,44 @@ def draw_changes(clips: int, config: AugmentConfig, rng: np.random.Generator) ->
     return Changes(size, origin, flip, colour, share)
 
 
-def augment(clips: Tensor, targets: Targets, changes: Changes) -> Batch:
-    """uint8 (B, T, H, W, 3) RGB and its targets to a normalised, changed `Batch`."""
-    pixels = clips.to(torch.float32).div_(255)
+def augment(
+    frames: Tensor,
+    rows: Tensor,
+    targets: Targets,
+    changes: Changes,
+    *,
+    levels: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Batch:
+    """Clips of `frames`, changed and normalised, and what is to be found in them.
+
+    frames: (F, S, S, 3) uint8 RGB, of which `rows` (B, T) int64 are the clips. levels: (F,) float32, mean of each frame
+    in [0, 1], needed where colours change.
+    """
+    device = frames.device
+    windows = None
     if changes.size is not None and changes.origin is not None and changes.flip is not None:
-        pixels, targets = _crop_and_flip(pixels, targets, changes.size, changes.origin, changes.flip)
-    if changes.colour is not None:
-        pixels = _change_colour(pixels, changes.colour)
-    if changes.share is not None and len(pixels) > 1:
-        pixels, targets = _mix(pixels, targets, changes.share)
-    return Batch(_standardise(pixels).permute(0, 4, 1, 2, 3), targets)
+        left, mirrored = changes.origin[:, 0] + changes.size[:, 0] * changes.flip, 1 - 2 * changes.flip
+        window = np.stack([left, changes.origin[:, 1], changes.size[:, 0] * mirrored, changes.size[:, 1]], axis=1)
+        windows = _to(window.astype(np.float32), device)
+        targets = _crop_and_flip(targets, *(_to(v, device) for v in (changes.size, changes.origin, changes.flip)))
+    colour = None if changes.colour is None else _to(changes.colour, device)
+    share = changes.share if len(rows) > 1 else None
+    clips = gather_clips(frames, rows, windows, colour, levels, dtype=dtype if share is None else torch.float32)
+    if share is not None:
+        clips, targets = _mix(clips, targets, _to(share, device))
+    return Batch(clips.to(dtype), targets)
 
 
-def _crop_and_flip(
-    pixels: Tensor, targets: Targets, sizes: np.ndarray, origins: np.ndarray, flips: np.ndarray
-) -> tuple[Tensor, Targets]:
-    """One axis-aligned window (centre and size, in [0, 1] of the picture) a clip, mirrored where drawn."""
-    batch, frames, height, width, _ = pixels.shape
-    size, origin, flip = (_to(array, pixels.device) for array in (sizes, origins, flips))
-
-    sign = torch.stack([torch.where(flip, -1.0, 1.0), torch.ones_like(size[:, 1])], dim=1)
-    matrix = torch.zeros(batch, 2, 3, device=pixels.device)
-    matrix[:, :, :2] = torch.diag_embed(size * sign)
-    matrix[:, :, 2] = 2 * origin + size - 1
-    grid = F.affine_grid(matrix, [batch, 1, height, width], align_corners=False)
-    flat = pixels.permute(0, 1, 4, 2, 3).reshape(batch, frames * 3, height, width)
-    flat = F.grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    pixels = flat.reshape(batch, frames, 3, height, width).permute(0, 1, 3, 4, 2).contiguous()
-
+def _crop_and_flip(targets: Targets, size: Tensor, origin: Tensor, flip: Tensor) -> Targets:
+    """What is left of the boxes in one window a clip, mirrored where drawn."""
     size, origin = size[:, None], origin[:, None]
     centre, half = targets.boxes[..., :2], targets.boxes[..., 2:] / 2
     low, high = ((centre - half - origin) / size).clamp(0, 1), ((centre + half - origin) / size).clamp(0, 1)
     centre, extent = (low + high) / 2, high - low
     centre = torch.stack([torch.where(flip[:, None], 1 - centre[..., 0], centre[..., 0]), centre[..., 1]], dim=-1)
     boxes = torch.cat([centre, extent], dim=-1)
-    return pixels, _keep(targets._replace(boxes=boxes), (extent > MIN_VISIBLE).all(-1))
+    return _keep(targets._replace(boxes=boxes), (extent > MIN_VISIBLE).all(-1))
 
 
 def _keep(targets: Targets, kept: Tensor) -> Targets:
@@ -121,39 +122,18 @@ def _keep(targets: Targets, kept: Tensor) -> Targets:
     return Targets(targets.labels.gather(1, order), boxes, kept.sum(1, dtype=torch.int32))
 
 
-def _change_colour(pixels: Tensor, factors: np.ndarray) -> Tensor:
-    brightness, contrast, saturation = _to(factors, pixels.device).T[..., None, None, None, None]
-    pixels = pixels * brightness
-    mean = pixels.mean((1, 2, 3, 4), keepdim=True)
-    pixels = mean + (pixels - mean) * contrast
-    grey = pixels.mean(-1, keepdim=True)
-    return (grey + (pixels - grey) * saturation).clamp(0, 1)
-
-
-def _mix(pixels: Tensor, targets: Targets, shares: np.ndarray) -> tuple[Tensor, Targets]:
+def _mix(clips: Tensor, targets: Targets, share: Tensor) -> tuple[Tensor, Targets]:
     """Blend every clip with its neighbour in the batch; the targets are those of both (M doubles)."""
-    share = _to(shares, pixels.device)[:, None, None, None, None]
+    share = share[:, None, None, None, None]
     other = Targets(*(field.roll(1, dims=0) for field in targets))
     both = Targets(
         torch.cat([targets.labels, other.labels], dim=1),
         torch.cat([targets.boxes, other.boxes], dim=1),
         torch.full_like(targets.counts, 2 * targets.labels.shape[1]),
     )
-    return share * pixels + (1 - share) * pixels.roll(1, dims=0), _keep(
-        both, torch.cat([targets.valid, other.valid], 1)
-    )
+    return clips.roll(1, dims=0).lerp_(clips, share), _keep(both, torch.cat([targets.valid, other.valid], 1))
 
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
-def _standardise(pixels: Tensor) -> Tensor:
-    mean, std = _statistics(pixels.device)
-    return (pixels - mean) / std
-
-
-@cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(IMAGENET_MEAN, device=device), torch.tensor(IMAGENET_STD, device=device)

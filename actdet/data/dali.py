@@ -1,14 +1,18 @@
-"""Reads clips with NVIDIA DALI, on a CPU or with the GPU's video decoder. Nothing else needs DALI."""
+"""Reads clips with NVIDIA DALI, on a CPU or with the GPU's video decoder. Nothing else needs DALI.
+
+DALI decodes and resizes, uint8, on its device; augmentation and normalisation are the same for all readers (`augment`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 
-from actdet.data.video import ClipRequest, decode_frames
+from actdet.data.video import ClipRequest, VideoInfo, decode_frames
 from actdet.errors import ActdetError, DataError
 
 try:
@@ -22,6 +26,17 @@ except ImportError as error:
 # Batches that DALI decodes ahead.
 _AHEAD = 2
 
+# What one of its batches holds at most: pieces of clips, and bytes at the videos' own size.
+_MOST_PIECES, _MOST_BYTES = 16, 2**29
+
+
+class _Piece(NamedTuple):
+    """Frames of a clip that are decoded at once; those of a long clip take several."""
+
+    clip: int
+    video: VideoInfo
+    indices: np.ndarray
+
 
 class DALIReader:
     """Decodes with DALI, as `dali-cpu` or `dali-gpu`; the tensors it gives lie on that device."""
@@ -32,35 +47,62 @@ class DALIReader:
         self._threads = threads
         self._gpu = name == "dali-gpu"
 
-    def read(self, batches: Iterable[Sequence[ClipRequest]]) -> Iterator[torch.Tensor]:
-        todo = [list(batch) for batch in batches]
-        if not todo:
+    def read(self, requests: Iterable[ClipRequest], ahead: int = 8) -> Iterator[torch.Tensor | DataError]:
+        todo = list(requests)
+        while todo:
+            done = 0
+            try:
+                for clip in self._clips(todo, ahead):
+                    yield clip
+                    done += 1
+                return
+            except (RuntimeError, DataError) as error:
+                # DALI does not say which file it failed on, only that it is one of those that it had begun.
+                begun = todo[done : done + 1 + (1 + _AHEAD) * _MOST_PIECES]
+                problems = (_problem(request, self._size) for request in begun)
+                place, problem = next(((i, p) for i, p in enumerate(problems) if p), (0, None))
+                if problem is None:
+                    raise _unexplained(begun, error) from None
+                yield from self._clips(begun[:place], ahead)
+                yield problem
+                todo = todo[done + place + 1 :]
+
+    def _clips(self, requests: list[ClipRequest], ahead: int) -> Iterator[torch.Tensor]:
+        pieces = [
+            _Piece(number, video, indices[first : first + most])
+            for number, (video, indices) in enumerate(requests)
+            for most in [max(1, _MOST_BYTES // (video.width * video.height * 3))]
+            for first in range(0, len(indices), most)
+        ]
+        for _, parts in groupby(self._decode(pieces, min(ahead, _MOST_PIECES)), key=lambda part: part[0]):
+            yield torch.cat([frames for _, frames in parts])
+
+    def _decode(self, pieces: list[_Piece], most: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """The frames of each piece, with the number of its clip."""
+        if not pieces:
             return
+        batches = _batches(pieces, most)
         # A pipeline is built in milliseconds; a new one for each pass has nothing left over from the last.
         pipeline: Any = _pipeline(
-            self._inputs(todo),
+            self._inputs(batches),
             "mixed" if self._gpu else "cpu",
-            batch_size=max(map(len, todo)),
+            batch_size=max(map(len, batches)),
             num_threads=self._threads,
             device_id=torch.cuda.current_device() if self._gpu else None,
             prefetch_queue_depth=_AHEAD,
         )
-        for number, batch in enumerate(todo):
-            try:
-                (clips,) = pipeline.run()
-            except RuntimeError as error:
-                raise _explain(todo[number : number + 1 + _AHEAD], self._size, error) from None
-            yield torch.stack(
-                [self._upright(clip, video.rotation) for clip, (video, _) in zip(clips, batch, strict=True)]
-            )
+        for batch in batches:
+            (clips,) = pipeline.run()
+            for piece, clip in zip(batch, clips, strict=True):
+                yield piece.clip, self._upright(clip, piece.video.rotation)
 
-    def _inputs(self, batches: list[list[ClipRequest]]) -> Iterator[tuple[list[np.ndarray], ...]]:
+    def _inputs(self, batches: list[list[_Piece]]) -> Iterator[tuple[list[np.ndarray], ...]]:
         """What the pipeline takes for each batch: files, frame indices, and sizes before rotation."""
         for batch in batches:
-            sizes = [self._size[::-1] if video.rotation % 180 else self._size for video, _ in batch]
+            sizes = [self._size[::-1] if piece.video.rotation % 180 else self._size for piece in batch]
             yield (
-                [_bytes(video.path) for video, _ in batch],
-                [np.asarray(indices, np.int32) for _, indices in batch],
+                [_bytes(piece.video) for piece in batch],
+                [np.asarray(piece.indices, np.int32) for piece in batch],
                 [np.array(size, np.float32) for size in sizes],
             )
 
@@ -91,21 +133,41 @@ def _pipeline(inputs: Iterator[tuple[list[np.ndarray], ...]], decoder: str) -> A
     return fn.resize(clips, size=size, interp_type=DALIInterpType.INTERP_LINEAR, antialias=True)
 
 
-def _bytes(path: str) -> np.ndarray:
+def _batches(pieces: list[_Piece], most: int) -> list[list[_Piece]]:
+    """The pieces in their order, as many at once as the limits allow."""
+    batches: list[list[_Piece]] = []
+    room = 0
+    for piece in pieces:
+        bytes_ = len(piece.indices) * piece.video.width * piece.video.height * 3
+        if not batches or len(batches[-1]) == most or bytes_ > room:
+            batches.append([])
+            room = _MOST_BYTES
+        batches[-1].append(piece)
+        room -= bytes_
+    return batches
+
+
+def _bytes(video: VideoInfo) -> np.ndarray:
     try:
-        return np.fromfile(path, np.uint8)
+        content = np.fromfile(video.path, np.uint8)
     except OSError as error:
-        raise DataError(path, f"cannot be read: {error.strerror}") from None
+        raise DataError(video.path, f"cannot be read: {error.strerror}") from None
+    if len(content) != video.bytes:  # DALI gives black pictures for frames that are not there
+        raise DataError(video.path, f"had {video.bytes} bytes when it was indexed, now {len(content)}: start again")
+    return content
 
 
-def _explain(batches: list[list[ClipRequest]], size: tuple[int, int], error: RuntimeError) -> ActdetError:
-    """DALI does not say which file it failed on: PyAV does, if that is damaged."""
-    videos = {}
-    for video, indices in (clip for batch in batches for clip in batch):
-        videos[video.path] = None
-        try:
-            decode_frames(video, indices, size)
-        except DataError as problem:
-            return problem
+def _problem(request: ClipRequest, size: tuple[int, int]) -> DataError | None:
+    """What is wrong with a file, if anything is."""
+    try:
+        _bytes(request.video)
+        decode_frames(request.video, np.arange(len(request.video.pts)), size)
+    except DataError as problem:
+        return problem
+    return None
+
+
+def _unexplained(requests: list[ClipRequest], error: Exception) -> ActdetError:
+    files = ", ".join(dict.fromkeys(request.video.path for request in requests))
     reason = next((line for line in str(error).splitlines() if line.startswith("Assert")), "no reason given")
-    return ActdetError(f"DALI cannot decode one of {', '.join(videos)} ({reason}); use reader pyav")
+    return ActdetError(f"DALI cannot decode one of {files} ({reason}); use reader pyav")

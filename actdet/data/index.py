@@ -30,7 +30,7 @@ from actdet.files import write_bytes
 CLASS_NAMES = ("fight", "collapse")
 
 # The fields of a VideoInfo that JSON takes as they are.
-_PLAIN_FACTS = ("width", "height", "rotation", "end", "codec", "timed", "skipped")
+_PLAIN_FACTS = ("width", "height", "rotation", "end", "codec", "timed", "skipped", "bytes")
 
 Progress = Callable[[int, int], None]  # told how many videos are done, of how many
 

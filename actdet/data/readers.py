@@ -1,4 +1,4 @@
-"""Readers turn lists of (video, frame indices) into uint8 tensors, in order and ahead of time.
+"""Readers turn requests, (video, frame indices), into uint8 tensors, clip by clip, in order and ahead of time.
 
 Two of them stand behind one interface: PyAV in processes of its own, here, and NVIDIA DALI, in `dali.py`.
 Their pixels differ slightly: a detector is evaluated with the reader that it was trained with.
@@ -9,25 +9,27 @@ from __future__ import annotations
 import math
 import multiprocessing
 import signal
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Protocol, Self
 
-import numpy as np
 import torch
 import torch.multiprocessing  # so that a tensor sent between processes travels as shared memory
 
+from actdet.data.disk_cache import DiskCache
 from actdet.data.video import ClipRequest, VideoInfo, decode_frames
 from actdet.errors import ActdetError, DataError
 
-# Batches that each process may be asked for before the first of them is taken.
-_AHEAD = 2
+# Seconds without any work after which a decoding process counts as hung.
+PATIENCE = 120.0
 
-# Decoded clips that a process keeps: each up to the first size, together up to the second.
-_SHORT_BYTES, _KEPT_BYTES = 64 * 2**20, 2**30
+# A clip whose frames take more than this is decoded anew each time, and not kept whole on the disk.
+_MOST_KEPT = 2**30
 
 # What DALI decodes: on a CPU its wheels leave out all but the first three.
 _CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
@@ -35,14 +37,14 @@ _GPU_CODECS = _CPU_CODECS | {"h264", "hevc", "av1", "mpeg4"}
 
 
 class Reader(Protocol):
-    """Decodes batches; `close` it, or use it as a context, to end its processes."""
+    """Decodes clips; `close` it, or use it as a context, to end its processes."""
 
     name: str  # pyav, dali-cpu or dali-gpu
 
-    def read(self, batches: Iterable[Sequence[ClipRequest]]) -> Iterator[torch.Tensor]:
-        """One uint8 (B, T, H, W, 3) tensor for each batch, in order; DataError for a file that fails.
+    def read(self, requests: Iterable[ClipRequest], ahead: int = 8) -> Iterator[torch.Tensor | DataError]:
+        """For each request, in order, one uint8 (T, H, W, 3) tensor, or what is wrong with its file.
 
-        The clips of a batch have the same number of frames.
+        ahead: clips that may be decoded before the first of them is taken. Raises ActdetError where it cannot go on.
         """
         ...
 
@@ -53,13 +55,19 @@ class Reader(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
-def choose_reader(name: str, device: torch.device, videos: Iterable[VideoInfo] = ()) -> tuple[str, str]:
+def choose_reader(
+    name: str, device: torch.device, videos: Iterable[VideoInfo] = (), *, disk_cache: bool = False
+) -> tuple[str, str]:
     """The reader for `name` (auto, pyav or dali) as pyav, dali-cpu or dali-gpu, and why in a few words.
 
     Raises ActdetError where DALI is asked for by name and cannot do it.
     """
     if name == "pyav":
         return "pyav", "asked for"
+    if disk_cache:
+        if name == "dali":
+            raise ActdetError("reader dali keeps nothing on the disk: use reader pyav, or no --disk-cache")
+        return "pyav", "it keeps decoded clips on the disk"
     if name == "auto" and device.type != "cuda":
         return "pyav", "DALI decodes few codecs on a CPU"
     reader = "dali-gpu" if device.type == "cuda" else "dali-cpu"
@@ -71,13 +79,13 @@ def choose_reader(name: str, device: torch.device, videos: Iterable[VideoInfo] =
     return reader, "asked for"
 
 
-def open_reader(name: str, size: tuple[int, int], *, workers: int = 1) -> Reader:
+def open_reader(name: str, size: tuple[int, int], *, workers: int = 1, disk_cache: DiskCache | None = None) -> Reader:
     """The reader that `choose_reader` named, giving clips of `size` (height, width).
 
-    `workers` are processes of PyAV (0 decodes in this one) or threads of DALI.
+    workers: processes of PyAV (0 decodes in this one) or threads of DALI. disk_cache: where PyAV keeps what it decoded.
     """
     if name == "pyav":
-        return PyAVReader(size, workers)
+        return PyAVReader(size, workers, disk_cache)
     from actdet.data.dali import DALIReader  # only here is DALI needed
 
     return DALIReader(name, size, max(1, workers))
@@ -100,7 +108,7 @@ def _dali_problem(reader: str, videos: Iterable[VideoInfo]) -> str:
 
 
 class PyAVReader:
-    """Decodes with PyAV: whole batches, each in one of `workers` processes that live until `close`.
+    """Decodes with PyAV, in `workers` processes of one codec thread each, which live until `close`.
 
     The processes are spawned, not forked, at the first `read`: a script that reads with workers > 0 keeps its
     own start under `if __name__ == "__main__":`.
@@ -108,42 +116,38 @@ class PyAVReader:
 
     name = "pyav"
 
-    def __init__(self, size: tuple[int, int], workers: int = 1) -> None:
+    def __init__(self, size: tuple[int, int], workers: int = 1, disk_cache: DiskCache | None = None) -> None:
         self._size = size
+        self._disk_cache = disk_cache
         self._count = workers
         self._workers: list[_Worker] = []
-        self._decoder: _Decoder | None = None
-        self._ticket = 0
 
-    def read(self, batches: Iterable[Sequence[ClipRequest]]) -> Iterator[torch.Tensor]:
+    def read(self, requests: Iterable[ClipRequest], ahead: int = 8) -> Iterator[torch.Tensor | DataError]:
         if not self._count:
-            self._decoder = self._decoder or _Decoder(self._size)
-            yield from map(self._decoder.decode, batches)
+            yield from (_decode(request, self._size, self._disk_cache) for request in requests)
             return
         if not self._workers:
-            self._workers = [_Worker(self._size) for _ in range(self._count)]
-        waiting: deque[tuple[_Worker, int]] = deque()
-        for batch in batches:
-            worker = self._workers[self._ticket % self._count]
-            waiting.append((worker, self._ticket))
-            worker.ask(self._ticket, batch)
-            self._ticket += 1
-            if len(waiting) == _AHEAD * self._count:
-                yield self._answer(*waiting.popleft())
-        while waiting:
-            yield self._answer(*waiting.popleft())
-
-    def _answer(self, worker: _Worker, ticket: int) -> torch.Tensor:
-        answer = worker.answer(ticket)
-        if isinstance(answer, torch.Tensor):
-            return answer
-        raise DataError(*answer)
+            self._workers = [_Worker(self._size, self._disk_cache) for _ in range(self._count)]
+        for worker in self._workers:
+            worker.drop()  # what a pass that was given up has left
+        waiting: deque[_Worker] = deque()
+        todo = iter(requests)
+        while True:
+            while len(waiting) < max(ahead, self._count):
+                request = next(todo, None)
+                if request is None:
+                    break
+                worker = min(self._workers, key=_Worker.busy)
+                worker.ask(request)
+                waiting.append(worker)
+            if not waiting:
+                return
+            yield waiting.popleft().answer()
 
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
         self._workers = []
-        self._decoder = None
 
     def __enter__(self) -> Self:
         return self
@@ -152,39 +156,79 @@ class PyAVReader:
         self.close()
 
 
-_Failure = tuple[str, str, int | None]  # what a DataError is made of; the exception itself does not pickle
-
-
 class _Worker:
     """A decoding process and the pipe to it. It answers in the order in which it was asked."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], disk_cache: DiskCache | None) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs, size), daemon=True)
+        self._process = spawn.Process(target=_serve, args=(theirs, size, disk_cache), daemon=True)
         self._process.start()
         # With this end closed, a dead process reads as the end of the pipe.
         theirs.close()
+        self._asked: deque[str] = deque()  # files of the requests that have no answer yet
+        self._answers: deque[torch.Tensor | DataError] = deque()
+        self._dropped = 0
 
-    def ask(self, ticket: int, batch: Sequence[ClipRequest]) -> None:
+    def ask(self, request: ClipRequest) -> None:
+        self._asked.append(request.video.path)
         # A process that has died is reported where its answer is missed.
         with suppress(BrokenPipeError, ConnectionResetError):
-            self._pipe.send((ticket, batch))
+            self._pipe.send(request)
 
-    def answer(self, ticket: int) -> torch.Tensor | _Failure:
-        """The answer to that ticket; those to earlier ones, which nobody waits for any more, are dropped."""
+    def busy(self) -> int:
+        """How many requests it has still to answer."""
+        with suppress(EOFError, OSError):
+            while self._pipe.poll():
+                self._receive()
+        return len(self._asked)
+
+    def answer(self) -> torch.Tensor | DataError:
+        """The answer to the oldest request whose answer was not taken."""
+        while not self._answers:
+            self._wait()
+            try:
+                self._receive()
+            except (EOFError, OSError):
+                self._process.join(1)
+                how = f"exit code {self._process.exitcode}"
+                raise ActdetError(
+                    f"{self._asked[0]}: the process that decoded it died ({how}); use fewer --workers if memory ran out"
+                ) from None
+        return self._answers.popleft()
+
+    def drop(self) -> None:
+        """Nobody waits any more for what was asked."""
+        self._dropped = len(self._asked)
+        self._answers.clear()
+
+    def _receive(self) -> None:
+        answer = self._pipe.recv()
+        self._asked.popleft()
+        if self._dropped:
+            self._dropped -= 1
+            return
+        self._answers.append(answer)
+
+    def _wait(self) -> None:
+        """Until there is an answer, or the process has ended; an error where it does nothing any more."""
+        work, since = self._work(), time.monotonic()
+        while not wait([self._pipe, self._process.sentinel], timeout=PATIENCE / 10):
+            now = self._work()
+            if now != work:
+                work, since = now, time.monotonic()
+            elif time.monotonic() - since > PATIENCE:
+                raise ActdetError(
+                    f"{self._asked[0]}: no progress in decoding it for {PATIENCE:.0f} s: is its disk or network gone?"
+                )
+
+    def _work(self) -> float:
+        """Processor time that the process has taken; where that cannot be known it always counts as working."""
         try:
-            while True:
-                wait([self._pipe, self._process.sentinel])
-                if not self._pipe.poll():
-                    raise EOFError
-                answered, answer = self._pipe.recv()
-                if answered == ticket:
-                    return answer
-        except (EOFError, OSError):
-            self._process.join(1)
-            how = f"exit code {self._process.exitcode}"
-            raise ActdetError(f"a decoding process died ({how}); use fewer workers if memory ran out") from None
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+            return float(int(fields[11]) + int(fields[12]))
+        except (OSError, ValueError, IndexError):
+            return time.monotonic()
 
     def close(self) -> None:
         self._pipe.close()
@@ -192,46 +236,22 @@ class _Worker:
         self._process.join()
 
 
-def _serve(pipe: Connection, size: tuple[int, int]) -> None:
+def _serve(pipe: Connection, size: tuple[int, int], disk_cache: DiskCache | None) -> None:
     """Runs in the process: decodes what comes through the pipe until its other end is closed."""
     # Ctrl-C, and a supervisor's SIGTERM, reach the whole group; ending the workers is for the parent to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
-    decoder = _Decoder(size)
     with suppress(EOFError, OSError):
         while True:
-            ticket, batch = pipe.recv()
-            try:
-                answer = decoder.decode(batch)
-            except DataError as error:
-                answer = (error.path, error.problem, error.line)
-            pipe.send((ticket, answer))
+            pipe.send(_decode(pipe.recv(), size, disk_cache))
 
 
-class _Decoder:
-    """Decodes batches, and keeps short clips whole, at their small size, for the epochs to come.
-
-    What is kept is at most _KEPT_BYTES; the clip that was not asked for the longest goes first.
-    """
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self._size = size
-        self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._bytes = 0
-
-    def decode(self, batch: Sequence[ClipRequest]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([self._frames(video, indices) for video, indices in batch]))
-
-    def _frames(self, video: VideoInfo, indices: np.ndarray) -> np.ndarray:
-        if len(video.pts) * math.prod(self._size) * 3 > _SHORT_BYTES:
-            return decode_frames(video, indices, self._size)
-        if video.path not in self._kept:
-            frames = decode_frames(video, np.arange(len(video.pts)), self._size)
-            self._kept[video.path] = frames
-            self._bytes += frames.nbytes
-            while self._bytes > _KEPT_BYTES:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
-            return frames[indices]
-        self._kept.move_to_end(video.path)
-        return self._kept[video.path][indices]
+def _decode(request: ClipRequest, size: tuple[int, int], disk_cache: DiskCache | None) -> torch.Tensor | DataError:
+    video, indices = request
+    try:
+        if disk_cache is None or len(video.pts) * math.prod(size) * 3 > _MOST_KEPT:
+            return torch.from_numpy(decode_frames(video, indices, size))
+        return torch.from_numpy(disk_cache.frames(video, size)[indices])
+    except DataError as error:
+        return error

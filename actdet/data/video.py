@@ -47,6 +47,7 @@ class VideoInfo:
     codec: str
     timed: bool  # False where the container has no presentation timestamps: frames then go by their order
     skipped: int  # packets that give no frame: hidden, cut off by an edit list, or before the first keyframe
+    bytes: int = 0  # of the file
     # Frames, ascending, from which decoding gives what it gives from the start; only where that is certain.
     entries: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -69,6 +70,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """
     path = os.fspath(path)
     with opened(path) as (container, stream):
+        size = os.path.getsize(path)
         found = demux(path, container, stream)
         check_whole(path, container, stream, found)
         time_base = stream.time_base or Fraction(1, 25)
@@ -90,7 +92,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         width, height = height, width
     skipped = found.packets - len(pts)
     entries = np.searchsorted(pts, np.array(found.entries if timed else [], np.int64))
-    return VideoInfo(path, width, height, rotation, time_base, pts, end, codec, timed, skipped, entries)
+    return VideoInfo(path, width, height, rotation, time_base, pts, end, codec, timed, skipped, size, entries)
 
 
 def sample_frames(

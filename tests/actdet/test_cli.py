@@ -507,7 +507,13 @@ def test_train_says_which_paths_it_takes(actdet_command: Actdet, rendered: Path,
     outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *options)
     assert outcome.code == 0, outcome.err
     (line,) = [line for line in outcome.out.splitlines() if line.startswith("CPU, ")]
-    for part in ("float32 (asked for)", "step eager (a CPU has no CUDA graphs)", "2-D convolutions (", "reader pyav ("):
+    for part in (
+        "float32 (asked for)",
+        "step eager (a CPU has no CUDA graphs)",
+        "2-D convolutions (",
+        "reader pyav (",
+        "1 MiB of decoded clips kept in memory",
+    ):
         assert f"; {part}" in line
 
 
@@ -546,11 +552,56 @@ def test_a_video_that_is_corrupt_in_the_middle_stops_the_training(
     (data / "annotations" / f"{video.stem}.txt").write_text("")
     out = tmp_path / "o"
     options = [option if option != "0" else str(workers) for option in OPTIONS[8:]]
-    arguments = ("train", data, "--val-share", 0, "--epochs", 1, "--out", out, *OPTIONS[:8], *options)
+    arguments = ("train", data, "--val-share", 0, "--epochs", 2, "--out", out, *OPTIONS[:8], *options)
     complaint = actdet_command(*arguments).complaint()
     assert complaint.startswith(f"{video}: ")
     assert "damaged" in complaint
+    assert f"go on without it by --resume --bad-files skip (the state is in {out / 'last.safetensors'})" in complaint
     assert not (out / "model.safetensors").exists()
+    outcome = actdet_command(*arguments, "--resume", "--bad-files", "skip")
+    assert outcome.code == 0, outcome.err
+    assert [line for line in outcome.out.splitlines() if line.startswith(f"left out: {video}: ")]
+    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()][-1] == 2 * 2
+
+
+def test_a_held_out_video_that_is_corrupt_is_left_out_of_the_report(
+    actdet_command: Actdet, data: Path, tmp_path: Path
+) -> None:
+    for video in sorted((data / "videos").iterdir()):
+        boxes = (data / "annotations" / f"{video.stem}.txt").read_text()
+        if not boxes:  # all of one class, so that one of them is held out
+            video.unlink()
+            corrupt(write_video(video.with_suffix(".mkv"), "mjpeg", frames=30, size=(64, 64)), range(12, 16))
+    out = tmp_path / "o"
+    arguments = ("train", data, "--val-share", 0.3, "--epochs", 1, "--out", out, *OPTIONS)
+    outcome = actdet_command(*arguments, "--bad-files", "skip")
+    assert outcome.code == 0, outcome.err
+    lines = [line for line in outcome.out.splitlines() if line.startswith("left out: ")]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert len(lines) == 4
+    assert 0 < metrics["clips"] < 12 * 0.3
+    page = (out / "report.html").read_text()
+    assert all(line.removeprefix("left out: ").partition(":")[0] in page for line in lines)
+
+
+def test_decoded_clips_are_kept_on_the_disk_for_the_next_run(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACTDET_CACHE", str(tmp_path / "cache"))
+    arguments = ("train", rendered, "--val-share", 0, "--epochs", 1, *OPTIONS, "--disk-cache", 0.5)
+    outcome = actdet_command(*arguments, "--out", tmp_path / "one")
+    assert outcome.code == 0, outcome.err
+    assert "reader pyav (it keeps decoded clips on the disk)" in outcome.out
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache/clips").glob("*.npy")}
+    assert len(kept) == 12
+    assert actdet_command(*arguments, "--cache", "none", "--out", tmp_path / "two").code == 0
+    assert {path: path.stat().st_mtime_ns for path in kept}.keys() == kept.keys()
+    one, two = ((tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("one", "two"))
+    assert [json.loads(line)["loss"] for line in one] == [json.loads(line)["loss"] for line in two]
+    complaint = actdet_command(*arguments, "--reader", "dali", "--out", tmp_path / "three").complaint()
+    assert complaint == "reader dali keeps nothing on the disk: use reader pyav, or no --disk-cache"
+    complaint = actdet_command("train", rendered, *OPTIONS, "--disk-cache", -1).complaint()
+    assert complaint == "disk_cache must be 0 or more GiB, got -1.0"
 
 
 def test_a_run_in_the_folder_of_a_failed_one_begins_a_new_log(

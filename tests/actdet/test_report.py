@@ -83,6 +83,7 @@ def _evaluation(index: ClipIndex, ids: list[int]) -> Evaluation:
     targets = Targets(labels[ids], wanted[ids], counts[ids])
     decision = decide(logits, boxes, no_object_weight=0.1)
     return Evaluation(
+        ids,
         measure(Predictions(logits[None], boxes[None]), targets, NAMES, LossConfig()),
         decision,
         true_labels(targets, 2),
@@ -105,7 +106,6 @@ def written(index: ClipIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"All & <b>{SCRIPT}",
         _evaluation(index, ids),
         index,
-        ids,
         started=time.monotonic() - 50,
         notes=["<i>note</i>"],
         log=log,
@@ -194,15 +194,13 @@ def test_the_annotated_box_is_white_and_the_decided_one_in_its_classs_colour(wri
 def test_the_training_curve_is_drawn_where_there_is_a_log(page: Page, index: ClipIndex, tmp_path: Path) -> None:
     assert "svg" in {tag for tag, _ in page.tags}
     assert "training loss" in page.text
-    write_report(tmp_path, "t", _evaluation(index, [0]), index, [0], started=time.monotonic())
+    write_report(tmp_path, "t", _evaluation(index, [0]), index, started=time.monotonic())
     assert "svg" not in {tag for tag, _ in Page((tmp_path / "report.html").read_text()).tags}
 
 
 def test_a_log_without_any_line_draws_an_empty_curve(index: ClipIndex, tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text("")
-    write_report(
-        tmp_path, "t", _evaluation(index, [0]), index, [0], started=time.monotonic(), log=tmp_path / "log.jsonl"
-    )
+    write_report(tmp_path, "t", _evaluation(index, [0]), index, started=time.monotonic(), log=tmp_path / "log.jsonl")
     assert "none during training" in (tmp_path / "report.html").read_text()
 
 
@@ -211,7 +209,7 @@ def test_only_so_many_videos_are_written_but_all_clips_shown(
 ) -> None:
     monkeypatch.setattr(report, "MOST_VIDEOS", 2)
     ids = [5, 1, 0]
-    write_report(tmp_path, "t", _evaluation(index, ids), index, ids, started=time.monotonic())
+    write_report(tmp_path, "t", _evaluation(index, ids), index, started=time.monotonic())
     page = Page((tmp_path / "report.html").read_text())
     assert len(list((tmp_path / "videos").iterdir())) == 2
     assert sum(tag == "img" for tag, _ in page.tags) == 12
@@ -222,6 +220,6 @@ def test_only_so_many_videos_are_written_but_all_clips_shown(
 def test_a_folder_that_cannot_be_written_is_named(index: ClipIndex, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(DataError) as caught:
-        write_report(tmp_path / "out", "t", _evaluation(index, [0]), index, [0], started=time.monotonic())
+        write_report(tmp_path / "out", "t", _evaluation(index, [0]), index, started=time.monotonic())
     assert str(caught.value).startswith(str(tmp_path / "out"))
     assert "\n" not in str(caught.value)

@@ -127,13 +127,22 @@ def test_the_log_says_how_fast_it_was(make: MakeTrainer, monkeypatch: pytest.Mon
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     trainer = make(epochs=1, val=[])
     _run(trainer)
-    assert [record["speed"].keys() for record in _log(trainer)] == [{"clips_per_second"}]
+    assert [record["speed"].keys() for record in _log(trainer)] == [{"clips_per_second", "data_share"}]
     trainer = make("gpu", epochs=1, val=[])
     trainer._clip_flop = 2 * 10**12
     trainer._card = Card("made up", {torch.float32: 1e14}, 1e12, 10**9)
     _run(trainer)
     (record,) = _log(trainer)
-    assert record["speed"] == {"clips_per_second": 20.0, "tflop_per_second": 40.0, "utilisation": 0.4}
+    # Three batches, a tick before each and one after it, and one for the line.
+    seconds, waited = 7 * 0.5, 3 * 0.5
+    assert record["speed"] == pytest.approx(
+        {
+            "clips_per_second": 10 / seconds,
+            "data_share": waited / seconds,
+            "tflop_per_second": 20 / seconds,
+            "utilisation": 0.2 / seconds,
+        }
+    )
 
 
 @pytest.mark.parametrize(

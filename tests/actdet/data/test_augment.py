@@ -7,18 +7,27 @@ import math
 import numpy as np
 import pytest
 import torch
-from actdet_kernels import Targets
+from actdet_kernels import Targets, frame_levels
 from torch import Tensor
 
 from actdet.config import NO_AUGMENTATION, AugmentConfig
-from actdet.data.augment import MIN_VISIBLE, Batch, augment, draw_changes, normalise
+from actdet.data.augment import MIN_VISIBLE, Batch, Changes, augment, draw_changes, normalise
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 STILL = NO_AUGMENTATION
 
 
 def augmented(clips: Tensor, targets: Targets, config: AugmentConfig, rng: np.random.Generator) -> Batch:
-    return augment(clips, targets, draw_changes(len(clips), config, rng))
+    return changed(clips, targets, draw_changes(len(clips), config, rng))
+
+
+def changed(clips: Tensor, targets: Targets, changes: Changes) -> Batch:
+    """`augment` of whole clips (B, T, H, W, 3), whose frames lie in a pool in another order."""
+    batch, count = clips.shape[:2]
+    rows = torch.from_numpy(np.random.default_rng(0).permutation(batch * count)).view(batch, count)
+    pool = torch.empty_like(clips.flatten(0, 1))
+    pool[rows] = clips
+    return augment(pool, rows, targets, changes, levels=frame_levels(pool))
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -340,6 +349,6 @@ def test_the_shares_of_a_batch_are_changed_as_the_whole_is(processes: int) -> No
     changes = draw_changes(5, config, np.random.default_rng(11))
     for rank in range(processes):
         rows = slice(rank, None, processes)
-        got = augment(clips[rows], Targets(*(field[rows] for field in targets)), changes[rows])
+        got = changed(clips[rows], Targets(*(field[rows] for field in targets)), changes[rows])
         torch.testing.assert_close(got.clips, whole.clips[rows])
         assert same(got.targets, Targets(*(field[rows] for field in whole.targets)))

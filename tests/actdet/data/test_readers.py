@@ -15,6 +15,7 @@ import pytest
 import torch
 from videos import corrupt, shown_number, trim, write_video
 
+from actdet.data import readers
 from actdet.data.readers import PyAVReader, Reader, choose_reader, open_reader
 from actdet.data.video import ClipRequest, VideoInfo, decode_frames, probe, sample_frames
 from actdet.errors import ActdetError, DataError
@@ -66,77 +67,135 @@ def numbers(info: VideoInfo, clip: torch.Tensor) -> list[int]:
     return [shown_number(np.rot90(picture, -info.rotation // 90)) for picture in clip.cpu().numpy()]
 
 
-def batches_of(clips: list[VideoInfo]) -> list[list[ClipRequest]]:
-    """All clips at once, the same backwards, and a last batch that is not full."""
-    requests = [ClipRequest(info, sample_frames(info, 16)) for info in clips]
-    return [requests, requests[::-1], requests[2:4]]
+def requests_of(clips: list[VideoInfo]) -> list[ClipRequest]:
+    """All clips, some again, of 16 frames, of all their frames, and of one."""
+    spread = [ClipRequest(info, sample_frames(info, 16)) for info in clips]
+    whole = [ClipRequest(info, np.arange(len(info.pts))) for info in clips[::-1]]
+    return [*spread, *whole, ClipRequest(clips[0], np.array([39])), *spread[2:4]]
 
 
-def test_batches_come_in_order_with_the_right_frames(reader: Reader, clips: list[VideoInfo]) -> None:
-    batches = batches_of(clips)
-    got = list(reader.read(iter(batches)))
-    assert [tuple(batch.shape) for batch in got] == [(len(batch), 16, *SIZE, 3) for batch in batches]
-    for batch, tensor in zip(batches, got, strict=True):
-        assert tensor.dtype == torch.uint8
-        assert tensor.is_contiguous()
-        for (info, indices), clip in zip(batch, tensor, strict=True):
-            assert numbers(info, clip) == indices.tolist()
+def check(requests: list[ClipRequest], answers: list[torch.Tensor | DataError]) -> None:
+    assert len(answers) == len(requests)
+    for (info, indices), clip in zip(requests, answers, strict=True):
+        assert isinstance(clip, torch.Tensor), clip
+        assert clip.shape == (len(indices), *SIZE, 3)
+        assert clip.dtype == torch.uint8
+        assert clip.is_contiguous()
+        assert numbers(info, clip) == indices.tolist()
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 8, 100])
+def test_clips_come_in_order_with_the_right_frames(reader: Reader, clips: list[VideoInfo], ahead: int) -> None:
+    requests = requests_of(clips)
+    check(requests, list(reader.read(iter(requests), ahead)))
+    assert list(reader.read([], ahead)) == []
 
 
 def test_indices_may_repeat_and_go_backwards(reader: Reader, clips: list[VideoInfo]) -> None:
-    wanted = np.array([39, 0, 0, 17, 39, 3])
-    (batch,) = reader.read([[ClipRequest(clips[0], wanted)]])
-    assert numbers(clips[0], batch[0]) == wanted.tolist()
+    requests = [ClipRequest(clips[0], np.array([39, 0, 0, 17, 39, 3]))]
+    check(requests, list(reader.read(requests)))
 
 
 def test_a_pass_given_up_leaves_nothing_behind(reader: Reader, clips: list[VideoInfo]) -> None:
-    batches = [[ClipRequest(clips[0], np.array([n]))] for n in range(12)]
-    abandoned = reader.read(batches)
-    next(abandoned)
-    again = [numbers(clips[0], batch[0])[0] for batch in reader.read(batches)]
-    assert again == list(range(12))
-    assert list(reader.read([])) == []
+    requests = [ClipRequest(clips[0], np.array([n])) for n in range(12)]
+    for taken in (1, 5, 11):
+        abandoned = reader.read(requests)
+        for _ in range(taken):
+            next(abandoned)
+        check(requests, list(reader.read(requests)))
 
 
-def test_a_damaged_file_arrives_as_its_data_error(reader: Reader, clips: list[VideoInfo], tmp_path: Path) -> None:
-    bad = probe(corrupt(write_video(tmp_path / "bad.webm", "libvpx-vp9"), range(20, 24)))
-    batch = [ClipRequest(info, np.full(4, len(info.pts) - 1)) for info in (clips[0], bad)]
-    with pytest.raises(DataError, match="of its 40 frames decode") as caught:
-        list(reader.read([batch]))
-    assert caught.value.path == bad.path
-    assert "\n" not in str(caught.value)
-    # The reader goes on after it.
-    assert len(list(reader.read(batches_of(clips)))) == 3
+def test_damaged_and_missing_files_come_as_errors_among_the_others(
+    reader: Reader, clips: list[VideoInfo], tmp_path: Path
+) -> None:
+    damaged = probe(corrupt(write_video(tmp_path / "bad.webm", "libvpx-vp9"), range(20, 24)))
+    gone = probe(write_video(tmp_path / "gone.webm", "libvpx-vp9", frames=5))
+    Path(gone.path).unlink()
+    good = requests_of(clips)
+    bad = {
+        4: ClipRequest(damaged, np.arange(40)),
+        5: ClipRequest(gone, np.arange(5)),
+        12: ClipRequest(gone, np.arange(2)),
+    }
+    requests = list(good)
+    for place, request in bad.items():
+        requests.insert(place, request)
+    for _ in range(2):  # the reader goes on after it
+        answers = list(reader.read(requests))
+        check(good, [answer for place, answer in enumerate(answers) if place not in bad])
+        for place, request in bad.items():
+            error = answers[place]
+            assert isinstance(error, DataError)
+            assert error.path == request.video.path
+            assert "\n" not in str(error)
+        assert "of its 40 frames decode" in str(answers[4])
+
+
+@needs_dali
+def test_a_file_that_was_made_shorter_gives_no_black_frames(clips: list[VideoInfo], tmp_path: Path) -> None:
+    info = probe(write_video(tmp_path / "clip.webm", "libvpx-vp9", frames=40))
+    write_video(tmp_path / "clip.webm", "libvpx-vp9", frames=20)
+    with open_reader("dali-cpu", SIZE) as reader:
+        good, error = reader.read([ClipRequest(clips[0], np.arange(3)), ClipRequest(info, np.arange(30, 40))])
+    check([ClipRequest(clips[0], np.arange(3))], [good])
+    assert isinstance(error, DataError)
+    assert f"had {info.bytes} bytes when it was indexed" in str(error)
+
+
+@needs_dali
+def test_a_long_clip_is_decoded_in_pieces(clips: list[VideoInfo], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of seven frames each, as if pictures were large."""
+    from actdet.data import dali
+
+    monkeypatch.setattr(dali, "_MOST_BYTES", 7 * 64 * 48 * 3 + 5)
+    requests = requests_of(clips)
+    with open_reader("dali-cpu", SIZE) as reader:
+        check(requests, list(reader.read(requests)))
 
 
 def test_processes_give_exactly_what_this_one_does(clips: list[VideoInfo]) -> None:
-    batches = batches_of(clips)
-    with PyAVReader(SIZE, workers=1) as spawned:
-        for batch, tensor in zip(batches, spawned.read(batches), strict=True):
-            for (info, indices), clip in zip(batch, tensor, strict=True):
-                np.testing.assert_array_equal(clip.numpy(), decode_frames(info, indices, SIZE))
+    requests = requests_of(clips)
+    with PyAVReader(SIZE, workers=2) as spawned:
+        for (info, indices), clip in zip(requests, spawned.read(requests), strict=True):
+            assert isinstance(clip, torch.Tensor)
+            np.testing.assert_array_equal(clip.numpy(), decode_frames(info, indices, SIZE))
 
 
 def test_a_dead_process_is_told_and_not_waited_for(clips: list[VideoInfo]) -> None:
+    requests = requests_of(clips) * 4
     with PyAVReader(SIZE, workers=2) as reader:
-        pass_ = reader.read(batches_of(clips) * 4)
+        pass_ = reader.read(requests)
         next(pass_)
         for process in multiprocessing.active_children():
             os.kill(process.pid or 0, signal.SIGKILL)
-        with pytest.raises(ActdetError, match=r"a decoding process died \(exit code -9\)"):
+        with pytest.raises(ActdetError, match=r"the process that decoded it died \(exit code -9\)") as caught:
             list(pass_)
+        assert str(caught.value).partition(": ")[0] in {request.video.path for request in requests}
+
+
+def test_a_process_that_does_nothing_any_more_is_told(clips: list[VideoInfo], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a network drive has gone; one that only takes long goes on."""
+    monkeypatch.setattr(readers, "PATIENCE", 2.0)
+    requests = requests_of(clips)
+    with PyAVReader(SIZE, workers=1) as reader:
+        check(requests, list(reader.read(requests)))
+        (process,) = multiprocessing.active_children()
+        os.kill(process.pid or 0, signal.SIGSTOP)
+        with pytest.raises(ActdetError, match=f"{clips[0].path}: no progress in decoding it for 2 s"):
+            list(reader.read(requests))
+    assert multiprocessing.active_children() == []
 
 
 def test_processes_live_from_pass_to_pass_until_closed(clips: list[VideoInfo]) -> None:
     reader = PyAVReader(SIZE, workers=1)
     assert multiprocessing.active_children() == []
-    list(reader.read(batches_of(clips)))
+    list(reader.read(requests_of(clips)))
     first = [process.pid for process in multiprocessing.active_children()]
-    list(reader.read(batches_of(clips)))
+    list(reader.read(requests_of(clips)))
     assert [process.pid for process in multiprocessing.active_children()] == first
     # Ctrl-C on the terminal reaches every process of the group.
     os.kill(first[0] or 0, signal.SIGINT)
-    assert len(list(reader.read(batches_of(clips)))) == 3
+    check(requests_of(clips), list(reader.read(requests_of(clips))))
     reader.close()
     assert multiprocessing.active_children() == []
 
@@ -151,8 +210,8 @@ def test_the_readers_agree_on_natural_pictures(tmp_path: Path) -> None:
     info = probe(write_video(tmp_path / "clip.webm", "libvpx-vp9", 16, (320, 240), pictures=pictures))
     request = ClipRequest(info, np.arange(16))
     for size, mean, percentile in (((112, 112), 0.25, 1), ((240, 320), 0, 0)):
-        (ours,), (theirs,) = (open_reader(name, size).read([[request]]) for name in ("pyav", "dali-cpu"))
-        difference = np.abs(ours.numpy().astype(int) - theirs.numpy())
+        (ours,), (theirs,) = (open_reader(name, size).read([request]) for name in ("pyav", "dali-cpu"))
+        difference = np.abs(np.asarray(ours, int) - np.asarray(theirs))
         assert difference.mean() <= mean
         assert np.percentile(difference, 99) <= percentile
 
@@ -166,7 +225,7 @@ def test_dali_on_a_cpu_refuses_a_codec_it_lacks(clips: list[VideoInfo], tmp_path
         open_reader("dali-cpu", SIZE) as reader,
         pytest.raises(ActdetError, match=r"DALI cannot decode one of .*phone.mp4.*use reader pyav") as caught,
     ):
-        list(reader.read([[ClipRequest(info, np.arange(4))]]))
+        list(reader.read([ClipRequest(info, np.arange(4))]))
     assert "\n" not in str(caught.value)
 
 

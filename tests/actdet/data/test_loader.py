@@ -1,0 +1,204 @@
+"""Every clip of an epoch comes once, with its own frames and targets: kept or not, shared or not, among bad files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actdet.config import NO_AUGMENTATION, AugmentConfig, ModelConfig, TrainConfig
+from actdet.data.annotations import Annotation
+from actdet.data.augment import Batch
+from actdet.data.cache import FrameCache
+from actdet.data.index import Clip, ClipIndex
+from actdet.data.loader import ClipLoader
+from actdet.data.sampler import balanced_batches
+from actdet.data.video import ClipRequest, VideoInfo
+from actdet.distributed import Processes
+from actdet.errors import ActdetError, DataError
+
+MODEL = ModelConfig(image_size=32, frames=8)
+CPU = torch.device("cpu")
+JITTER = AugmentConfig(flip=0.0, crop=0.0, colour=0.0, jitter=True)
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def index_of(lengths: Iterable[int]) -> ClipIndex:
+    """Clips of so many frames; every second one has an action, whose box is as wide as the clip's number says."""
+    clips = []
+    for number, length in enumerate(lengths):
+        pts = np.arange(length, dtype=np.int64)
+        video = VideoInfo(f"{number}.mp4", 1000, 100, 0, Fraction(1, 25), pts, length, "h264", True, 0)
+        box = Annotation(number % 2, (0.0, 10.0, number + 1.0, 20.0))
+        clips.append(Clip(str(number), video, (box,) if number % 2 == 0 else ()))
+    return ClipIndex(Path(), ("fight", "collapse"), tuple(clips))
+
+
+class Reader:
+    """Frames whose red says the clip and whose green says the frame; of `bad` clips the error."""
+
+    name = "fake"
+
+    def __init__(self, bad: Iterable[int] = ()) -> None:
+        self.bad, self.asked = set(bad), Counter[int]()
+
+    def read(self, requests: Iterable[ClipRequest], ahead: int = 8) -> Iterator[torch.Tensor | DataError]:
+        for video, indices in list(requests):
+            clip = int(video.path.removesuffix(".mp4"))
+            self.asked[clip] += 1
+            frames = np.full((len(indices), 32, 32, 3), 7, np.uint8)
+            frames[..., 0] = clip
+            frames[..., 1] = indices[:, None, None]
+            yield DataError(video.path, "is damaged") if clip in self.bad else torch.from_numpy(frames)
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def make(index: ClipIndex, reader: Reader, *, kept: bool, jitter: bool = True, bad_files: str = "stop") -> ClipLoader:
+    cache = FrameCache(index, MODEL, CPU, jitter=jitter) if kept else None
+    return ClipLoader(index, MODEL, reader, CPU, cache=cache, bad_files=bad_files)
+
+
+def shown(batch: Batch) -> tuple[list[int], np.ndarray]:
+    """The clips of a batch and, (B, T), their frames: by their pixels; and that the targets are theirs."""
+    pixels = batch.clips.permute(0, 2, 3, 4, 1).double().numpy() * STD + MEAN
+    values = np.round(pixels * 255).astype(int)
+    assert (values == values[:, :, :1, :1]).all()
+    assert (values[..., 2] == 7).all()
+    clips = values[:, 0, 0, 0, 0].tolist()
+    for place, clip in enumerate(clips):
+        count = int(batch.targets.counts[place])
+        assert count == (clip % 2 == 0)
+        if count:
+            assert float(batch.targets.boxes[place, 0, 2]) == pytest.approx((clip + 1) / 1000)
+    return clips, values[:, :, 0, 0, 1]
+
+
+lengths = st.lists(st.integers(1, 60), min_size=1, max_size=24)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths, st.integers(1, 9), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 3))
+def test_no_clip_is_lost_or_repeated(
+    frames: list[int], size: int, count: int, kept: bool, jitter: bool, skip: int
+) -> None:
+    """Of every number of clips, size of batch and number of processes, from any batch on, in two epochs."""
+    index = index_of(frames)
+    config = TrainConfig(batch_size=size, augment=JITTER if jitter else NO_AUGMENTATION, seed=5)
+    loaders = [make(index, Reader(), kept=kept, jitter=jitter) for _ in range(count)]
+    ids = list(range(len(frames)))[::-1]
+    whole = make(index, Reader(), kept=False, jitter=jitter)
+    for epoch in (0, 1):
+        expected = balanced_batches(np.array([clip % 2 == 0 for clip in ids]), size, seed=5, epoch=epoch)[skip:]
+        parts = [
+            list(loader.train_batches(ids, config, epoch, skip, Processes(rank, count)))
+            for rank, loader in enumerate(loaders)
+            if min(map(len, expected), default=count) >= count
+        ]
+        for number, (batch, together) in enumerate(
+            zip(expected, whole.train_batches(ids, config, epoch, skip), strict=True)
+        ):
+            clips, indices = shown(together)
+            assert clips == [ids[place] for place in batch]
+            for clip, one in zip(clips, indices, strict=True):
+                assert (np.diff(one) >= 0).all()
+                assert 0 <= one[0] <= one[-1] < frames[clip]
+            for rank, part in enumerate(parts):
+                mine, seen = shown(part[number])
+                assert mine == clips[rank::count]
+                np.testing.assert_array_equal(seen, indices[rank::count])
+        if kept and epoch:
+            for loader in loaders:
+                assert max(loader.reader.asked.values(), default=1) == 1  # pyright: ignore
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths, st.integers(1, 9), st.booleans(), st.booleans())
+def test_an_evaluation_takes_every_clip_once_in_order(frames: list[int], size: int, kept: bool, jitter: bool) -> None:
+    loader = make(index_of(frames), Reader(), kept=kept, jitter=jitter)
+    ids = list(range(len(frames)))[::-1]
+    for _ in range(2):
+        clips, indices = zip(*map(shown, loader.eval_batches(ids, size)), strict=True)
+        assert list(chain.from_iterable(clips)) == ids
+        for clip, one in zip(ids, np.concatenate(indices), strict=True):
+            np.testing.assert_array_equal(one, [(2 * k + 1) * frames[clip] // 16 for k in range(8)])
+
+
+def test_what_is_kept_gives_the_same_batches_as_decoding_anew() -> None:
+    """With every change on, and colours, whose means are kept, too."""
+    index = index_of([9, 30, 1, 12, 40])
+    config = TrainConfig(batch_size=2, augment=AugmentConfig(flip=0.5, crop=0.3, colour=0.5, mixup=0.3))
+    anew, kept = (make(index, Reader(), kept=kept) for kept in (False, True))
+    for epoch in range(3):
+        for one, other in zip(*(loader.train_batches(range(5), config, epoch) for loader in (anew, kept)), strict=True):
+            torch.testing.assert_close(one.clips, other.clips, rtol=0, atol=1e-5)
+            for field, same in zip(one.targets, other.targets, strict=True):
+                torch.testing.assert_close(field, same)
+
+
+# Files that cannot be read
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_bad_file_stops_the_epoch(kept: bool) -> None:
+    loader = make(index_of([8] * 6), Reader([3]), kept=kept)
+    with pytest.raises(DataError, match=r"3\.mp4: is damaged"):
+        list(loader.train_batches(range(6), TrainConfig(batch_size=2, augment=JITTER), 0))
+    with pytest.raises(DataError, match=r"3\.mp4: is damaged"):
+        list(loader.eval_batches(range(6), 2))
+    assert loader.left_out == {}
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths, st.integers(1, 9), st.booleans(), st.integers(0, 2**24 - 1))
+def test_bad_files_are_left_out_and_others_take_their_places(
+    frames: list[int], size: int, kept: bool, chosen: int
+) -> None:
+    bad = {clip for clip in range(len(frames)) if chosen >> clip & 1}
+    reader = Reader(bad)
+    loader = make(index_of(frames), reader, kept=kept, bad_files="skip")
+    config = TrainConfig(batch_size=size, augment=JITTER)
+    ids = list(range(len(frames)))
+    for epoch in (0, 1):
+        planned = balanced_batches(np.array(ids) % 2 == 0, size, seed=0, epoch=epoch)
+        batches = loader.train_batches(ids, config, epoch)
+        if bad.issuperset(planned[0].tolist()) and (epoch == 0 or bad.issuperset(ids)):
+            with pytest.raises(ActdetError, match=r"no clip of a batch can be read: \d+\.mp4: is damaged"):
+                list(batches)
+            return
+        if bad.issuperset(planned[0].tolist()):
+            return
+        for plan, batch in zip(planned, batches, strict=True):
+            clips, _ = shown(batch)
+            assert len(clips) == len(plan)
+            assert all(clip == wanted for clip, wanted in zip(clips, plan.tolist(), strict=True) if wanted not in bad)
+            assert bad.isdisjoint(clips)
+        assert set(loader.left_out) == bad
+    assert all(reader.asked[clip] == 1 for clip in bad)
+    seen = [clip for batch in loader.eval_batches(ids, size) for clip in shown(batch)[0]]
+    assert seen == [clip for clip in ids if clip not in bad]
+
+
+def test_clips_come_in_the_type_that_the_network_takes() -> None:
+    index = index_of([8, 8, 8])
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        loader = ClipLoader(index, MODEL, Reader(), CPU, dtype=dtype)
+        for config in (AugmentConfig(), AugmentConfig(mixup=0.4)):
+            (batch,) = loader.train_batches(range(3), TrainConfig(batch_size=3, augment=config), 0)
+            assert batch.clips.dtype == dtype
+            assert batch.clips.is_contiguous(memory_format=torch.channels_last_3d)
+        (batch,) = loader.eval_batches(range(3), 3)
+        assert batch.clips.dtype == dtype
