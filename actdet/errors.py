@@ -16,3 +16,7 @@ class DataError(ActdetError):
         self.path, self.problem, self.line = os.fspath(path), problem, line
         where = self.path if line is None else f"{self.path}:{line}"
         super().__init__(f"{where}: {problem}")
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[str, str, int | None]]:
+        """So that it can be sent from one process to another."""
+        return type(self), (self.path, self.problem, self.line)

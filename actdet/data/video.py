@@ -8,7 +8,7 @@ Nothing divides by a frame rate, so variable rates, late starts and reordered fr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -130,11 +130,12 @@ def decode_frames(
 
 
 def stream_frames(
-    info: VideoInfo, indices: Iterable[int], size: tuple[int, int] | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
+    info: VideoInfo, indices: Iterable[int], size: tuple[int, int] | None = None, *, threads: int = 1
+) -> Generator[tuple[int, np.ndarray], None, None]:
     """Each of the ascending `indices` with its frame: uint8 (height, width, 3), RGB, upright, sized `size`.
 
-    Decodes in order from the start, on one thread and in constant memory, up to the last index asked for.
+    Decodes in order from the start, in constant memory, up to the last index asked for, on `threads` codec threads
+    (0: one per core); their number changes neither the frames of a whole file nor what is said of a damaged one.
     `size` is (height, width), by default the video's own. Resizing is FFmpeg's antialiased bilinear, straight
     from the decoded planes and before rotation.
     """
@@ -142,13 +143,20 @@ def stream_frames(
     if info.rotation % 180:
         height, width = width, height
     reformatter = VideoReformatter()
-    frames = _decode(info)
+    frames = _decode(info, threads)
     current, picture = -1, np.empty(0)
     for index in indices:
         if not max(current, 0) <= index < len(info.pts):
             raise ValueError(f"frame {index} after frame {current}, of {len(info.pts)} frames")
         if index != current:
-            frame = _seek(info, frames, index, current)
+            try:
+                frame = _seek(info, frames, index, current)
+            except DataError:
+                if threads == 1:
+                    raise
+                # Several threads lose sound frames beside a damaged one: one thread says how far the file is whole.
+                threads, frames = 1, _decode(info, 1)
+                frame = _seek(info, frames, index, -1)
             current = int(index)
             frame = reformatter.reformat(frame, width, height, "rgb24", interpolation=_INTERPOLATION)
             picture = np.ascontiguousarray(np.rot90(frame.to_ndarray(), info.rotation // 90))
@@ -172,9 +180,9 @@ def _seek(info: VideoInfo, frames: Iterator[tuple[int, VideoFrame]], index: int,
     raise DataError(info.path, f"{what}; the file is damaged: convert it again or remove it")
 
 
-def _decode(info: VideoInfo) -> Iterator[tuple[int, VideoFrame]]:
+def _decode(info: VideoInfo, threads: int) -> Iterator[tuple[int, VideoFrame]]:
     """Every frame of the index that the decoder gives, with its index."""
-    with opened(info.path) as (container, stream):
+    with opened(info.path, threads) as (container, stream):
         started, count = False, 0
         for packet in container.demux(stream):
             started = started or packet.is_keyframe

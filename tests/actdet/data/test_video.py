@@ -13,7 +13,7 @@ import pytest
 import videos
 from videos import shown_number, write_video
 
-from actdet.data.video import decode_frames, probe, sample_frames, stream_frames
+from actdet.data.video import VideoInfo, decode_frames, probe, sample_frames, stream_frames
 from actdet.errors import DataError
 
 FRAMES = 40
@@ -66,6 +66,16 @@ def test_every_index_gives_the_frame_of_that_number(tmp_path: Path, name: str) -
     wanted = [count - 1, 0, count // 2, count // 2, 0]
     assert numbers(decode_frames(info, wanted, (60, 80))) == wanted
     assert [index for index, _ in stream_frames(info, iter([0, 0, count // 2]), (8, 8))] == [0, 0, count // 2]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_several_threads_give_the_same_frames(tmp_path: Path, name: str) -> None:
+    info = probe(write(tmp_path, name))
+    for wanted in (range(len(info.pts)), range(0, len(info.pts), 3)):
+        frames = zip(stream_frames(info, wanted), stream_frames(info, wanted, threads=4), strict=True)
+        for (index, alone), (again, together) in frames:
+            assert index == again
+            np.testing.assert_array_equal(alone, together)
 
 
 @pytest.mark.parametrize("name", ["uneven.mp4", "uneven.mkv", "uneven.webm"])
@@ -251,6 +261,39 @@ def test_damage_in_the_middle_is_told_where_it_matters(
         decode_frames(info, range(FRAMES))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def _until_damage(info: VideoInfo, threads: int) -> tuple[list[int], str]:
+    given = []
+    try:
+        for index, _ in stream_frames(info, range(FRAMES), threads=threads):
+            given.append(index)
+    except DataError as error:
+        return given, str(error)
+    return given, ""
+
+
+@pytest.mark.parametrize("place", [6, 18, 33, 36, 38, 39])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("clip.mp4", "libx264", {}),
+        ("bframes.mp4", "libx264", B_FRAMES),
+        ("slices.mp4", "libx264", {"tune": "zerolatency", "slices": "4"}),
+        ("clip.webm", "libvpx-vp9", {}),
+        ("clip.avi", "mpeg4", {}),
+        ("clip.mkv", "mjpeg", {}),
+    ],
+)
+def test_several_threads_tell_damage_as_one_does(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str], place: int
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 255, (FRAMES, 48, 64, 3), dtype=np.uint8)
+    path = write_video(tmp_path / name, codec, options=options, pictures=pictures)
+    info = probe(videos.corrupt(path, range(place, place + 1)))
+    alone = _until_damage(info, threads=1)
+    assert alone[1]
+    assert _until_damage(info, threads=4) == alone
 
 
 def test_a_picture_that_the_decoder_had_to_invent_is_not_given(tmp_path: Path) -> None:
