@@ -334,17 +334,15 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(four: ClipIndex, tmp_path:
     assert prepare_dataset(four, out, SMALL).encoded == 4
 
 
-def test_a_stop_is_quick_and_leaves_nothing_half_made(dataset: Dataset, tmp_path: Path) -> None:
-    """One short clip is done, then the caller is interrupted while a long one is being encoded."""
+def test_a_stop_leaves_nothing_half_made(dataset: Dataset, tmp_path: Path) -> None:
+    """The caller is interrupted when one clip is done."""
     source = dataset({f"{n}.mp4": _video(frames=n, size=(96, 64)) for n in (3, 4)})
-    long = replace(source.clips[1].video, pts=np.arange(4))
     out = tmp_path / "out"
 
     def stop(done: int, total: int) -> None:
         if done == 1:
             raise KeyboardInterrupt
 
-    assert len(long.pts) == 4
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(source, out, SMALL, progress=stop)
     files = [path for path in out.rglob("*") if path.is_file()]
