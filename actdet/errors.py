@@ -18,4 +18,5 @@ class DataError(ActdetError):
         super().__init__(f"{where}: {problem}")
 
     def __reduce__(self) -> tuple[type[DataError], tuple[str, str, int | None]]:
-        return DataError, (self.path, self.problem, self.line)  # so that it can come from another process
+        """So that it can be sent from one process to another."""
+        return type(self), (self.path, self.problem, self.line)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from actdet.data.ahead import ahead
+from actdet.data.encoding import write_video
 from actdet.data.video import VideoInfo, stream_frames
-from actdet.files import replacing
 
 COLOURS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")  # one a class, then again
 TRUTH = "#ffffff"
@@ -22,6 +22,7 @@ _LEAST_WIDTH, _MOST_WIDTH = (
     480,
     1280,
 )  # of annotated pictures, so that a label can be read and a file stays small
+_AHEAD = 8  # frames decoded while others are drawn on
 
 
 class Mark(NamedTuple):
@@ -67,34 +68,29 @@ def picture_size(video: VideoInfo) -> tuple[int, int]:
     return round(video.height * width / video.width / 2) * 2, width // 2 * 2
 
 
-def annotate_video(video: VideoInfo, marks_at: Iterable[Sequence[Mark]], out: Path) -> None:
-    """Write `video` with marks on every frame to `out` (.mp4): `marks_at` gives one list of marks a frame, in order."""
-    frames = stream_frames(video, range(len(video.pts)), picture_size(video))
-    drawn = (draw(pixels, marks) for (_, pixels), marks in zip(frames, marks_at, strict=True))
-    write_video(out, drawn, video.pts - video.pts[0], video.time_base)
+def annotate_video(
+    video: VideoInfo,
+    marks_at: Iterable[Sequence[Mark]],
+    out: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write `video` with marks on every frame to `out` (.mp4): `marks_at` gives one list of marks a frame, in order.
 
+    Frames are decoded, drawn on and encoded one by one; `progress(done, total)` is called after each.
+    """
+    total = len(video.pts)
+    decoded = stream_frames(video, range(total), picture_size(video), threads=0)
 
-def write_video(out: Path, frames: Iterator[np.ndarray], pts: np.ndarray, time_base: Fraction) -> None:
-    """Write frames (H, W, 3) uint8, H and W even, shown at `pts` ticks, as H.264 (VP9 where FFmpeg has none)."""
-    codec = "libx264" if "libx264" in av.codecs_available else "libvpx-vp9"
-    seconds = float((int(pts[-1]) - int(pts[0])) * time_base)
-    rate = Fraction(len(pts) - 1, 1) / Fraction(seconds).limit_denominator(10**6) if seconds > 0 else Fraction(1)
-    first = next(frames)
-    with replacing(out) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=rate.limit_denominator(60000))
-        stream.height, stream.width = first.shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = time_base
-        for time, pixels in zip(pts.tolist(), _chain(first, frames), strict=True):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = time, time_base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    def drawn() -> Generator[np.ndarray, None, None]:
+        with closing(ahead(decoded, _AHEAD)) as frames:
+            for (index, pixels), marks in zip(frames, marks_at, strict=True):
+                yield draw(pixels, marks)
+                if progress:
+                    progress(index + 1, total)
 
-
-def _chain(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from rest
+    with closing(drawn()) as pictures:
+        write_video(out, pictures, video.pts - video.pts[0], video.time_base)
 
 
 def data_url(picture: np.ndarray) -> str:

@@ -10,18 +10,22 @@ A video of up to one and a half windows is one window; a longer one is cut into 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from actdet.checkpoints import load_detector
+from actdet.data.ahead import ahead
 from actdet.data.augment import normalise
 from actdet.data.video import VideoInfo, probe, sample_frames, stream_frames
 from actdet.device import choose_device, choose_precision
-from actdet.errors import ActdetError
+from actdet.errors import ActdetError, DataError
 from actdet.evaluation import predict_batch
 from actdet.models.decision import THRESHOLD, decide
 from actdet.pictures import Mark, annotate_video, class_colour
@@ -80,31 +84,46 @@ class Predictor:
     def class_names(self) -> tuple[str, ...]:
         return self.detector.config.class_names
 
-    def windows(self, video: str | os.PathLike[str] | VideoInfo) -> Iterator[Window]:
+    def windows(self, video: str | os.PathLike[str] | VideoInfo) -> Generator[Window, None, None]:
         """What the detector says of a video, by its path or probed, window by window, in order of time.
 
+        A thread decodes ahead of the network; it ends with the last window, an error, or when the result is closed.
         Raises DataError where the file cannot be read; windows before a damaged place have come out by then.
         """
         video = video if isinstance(video, VideoInfo) else probe(video)
-        spans = self.spans(video)
-        clips = self._clips(video, spans)
-        for first in range(0, len(spans), BATCH_SIZE):
-            part = spans[first : first + BATCH_SIZE]
-            pixels = torch.from_numpy(np.stack([next(clips) for _ in part])).to(self.device)
-            yield from self._decide(video, part, pixels)
+        spans, problem = self.spans(video), None
+        with closing(self._clips(video, spans)) as clips:
+            for first in range(0, len(spans), BATCH_SIZE):
+                batch = []
+                try:
+                    for clip in islice(clips, BATCH_SIZE):
+                        batch.append(clip)
+                except DataError as error:
+                    problem = error
+                if batch:
+                    pixels = torch.from_numpy(np.stack(batch)).to(self.device)
+                    yield from self._decide(video, spans[first : first + len(batch)], pixels)
+                if problem:
+                    raise problem
 
-    def _clips(self, video: VideoInfo, spans: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-        """uint8 (T, S, S, 3) of each window, decoding the file once and keeping the frames of open windows only."""
+    def _clips(self, video: VideoInfo, spans: list[tuple[int, int]]) -> Generator[np.ndarray, None, None]:
+        """uint8 (T, S, S, 3) of each window: the file is decoded once, in a thread that runs one batch ahead.
+
+        In memory are the frames of open windows and those decoded ahead.
+        """
         config = self.detector.config
-        wanted = [sample_frames(video, config.frames, start=start, end=end) for start, end in spans]
-        frames = stream_frames(video, np.unique(np.concatenate(wanted)), (config.image_size, config.image_size))
+        size = (config.image_size, config.image_size)
+        wanted = np.stack([sample_frames(video, config.frames, start=start, end=end) for start, end in spans])
+        decoded = stream_frames(video, np.unique(wanted), size, threads=0)
         kept: dict[int, np.ndarray] = {}
-        for indices in wanted:
-            kept = {index: pixels for index, pixels in kept.items() if index >= indices[0]}
-            while indices[-1] not in kept:
-                index, pixels = next(frames)
-                kept[index] = pixels
-            yield np.stack([kept[index] for index in indices])
+        with closing(ahead(decoded, BATCH_SIZE * config.frames)) as frames:
+            for row in wanted:
+                indices = row.tolist()
+                kept = {index: pixels for index, pixels in kept.items() if index >= indices[0]}
+                while indices[-1] not in kept:
+                    index, pixels = next(frames)
+                    kept[index] = pixels
+                yield np.stack([kept[index] for index in indices])
 
     def _decide(self, video: VideoInfo, spans: list[tuple[int, int]], pixels: torch.Tensor) -> Iterator[Window]:
         predictions = predict_batch(self.detector, normalise(pixels), self.dtype).final()
@@ -121,12 +140,23 @@ class Predictor:
             )
 
 
-def annotate_prediction(video: VideoInfo, windows: Sequence[Window], class_names: Sequence[str], out: Path) -> None:
-    """Write `video` to `out` (.mp4) with, on every frame, what the window whose middle is nearest said."""
-    middles = np.array([(window.start + window.end) / 2 for window in windows])
-    nearest = [int(np.abs(middles - float(t * video.time_base)).argmin()) for t in (video.pts - video.pts[0]).tolist()]
+def annotate_prediction(
+    video: VideoInfo,
+    windows: Sequence[Window],
+    class_names: Sequence[str],
+    out: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write `video` to `out` (.mp4) with, on every frame, what the window whose middle is nearest said.
+
+    `windows` are in order of time; `progress(done, total)` is called after each frame.
+    """
     marks = [_marks(window, video, class_names) for window in windows]
-    annotate_video(video, [marks[window] for window in nearest], out)
+    middles = [(window.start + window.end) / 2 for window in windows]
+    borders = [(before + after) / 2 for before, after in pairwise(middles)]
+    times = (float((int(t) - int(video.pts[0])) * video.time_base) for t in video.pts)
+    annotate_video(video, (marks[bisect_left(borders, time)] for time in times), out, progress=progress)
 
 
 def _marks(window: Window, video: VideoInfo, class_names: Sequence[str]) -> list[Mark]:

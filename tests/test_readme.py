@@ -60,4 +60,4 @@ def test_every_command_in_the_readme_exists() -> None:
 
     named = set(re.findall(r"^actdet (\w+)", README, flags=re.MULTILINE))
     assert named <= set(app._subcommands)
-    assert named >= {"check", "train", "crossval", "ablate", "evaluate", "predict", "env"}
+    assert named >= {"check", "prepare", "train", "crossval", "ablate", "evaluate", "predict", "env"}

@@ -26,8 +26,8 @@ av.logging.set_level(None)
 
 
 @contextmanager
-def opened(path: str, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The open container and its video stream, on one codec thread; a DataError if there is none."""
+def opened(path: str, threads: int = 1, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The open container and its video stream, on so many codec threads (0: one per core); a DataError if none."""
     if not os.path.exists(path):
         raise DataError(path, "no such file")
     if not os.path.isfile(path):
@@ -53,7 +53,9 @@ def opened(path: str, **options: str) -> Iterator[tuple[InputContainer, VideoStr
             raise DataError(path, f"holds {kind}; expected is a video")
         if streams[0].codec_context is None:
             raise DataError(path, "is in a codec that PyAV cannot decode; convert it, to H.264 say")
-        streams[0].codec_context.thread_count = 1
+        streams[0].codec_context.thread_count = threads
+        if threads != 1:
+            streams[0].codec_context.thread_type = "AUTO"  # whole frames in parallel, too
         yield container, streams[0]
 
 

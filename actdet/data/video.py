@@ -8,7 +8,7 @@ Nothing divides by a frame rate, so variable rates, late starts and reordered fr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -140,12 +140,13 @@ def decode_frames(
 
 
 def stream_frames(
-    info: VideoInfo, indices: Iterable[int], size: tuple[int, int] | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
+    info: VideoInfo, indices: Iterable[int], size: tuple[int, int] | None = None, *, threads: int = 1
+) -> Generator[tuple[int, np.ndarray], None, None]:
     """Each of the ascending `indices` with its frame: uint8 (height, width, 3), RGB, upright, sized `size`.
 
-    Decodes in order, on one thread and in constant memory, up to the last index asked for. What nobody asked for is
-    not decoded where no other frame refers to it, nor where decoding can begin behind it.
+    Decodes in order and in constant memory, up to the last index asked for. What nobody asked for is not decoded where
+    no other frame refers to it, nor where decoding can begin behind it. The number of codec threads (0: one per core)
+    changes neither the frames of a whole file nor what is said of a damaged one.
     `size` is (height, width), by default the video's own. Resizing is FFmpeg's antialiased bilinear, straight
     from the decoded planes and before rotation.
     """
@@ -156,29 +157,40 @@ def stream_frames(
     if len(wanted) and (wanted[0] < 0 or wanted[-1] >= len(info.pts) or (np.diff(wanted) < 0).any()):
         raise ValueError(f"frames {wanted} of {len(info.pts)}: expected are ascending ones that are there")
     reformatter = VideoReformatter()
-    frames = _decode(info, np.unique(wanted))
+    distinct = np.unique(wanted)
+    frames = _decode(info, distinct, threads)
     current, picture = -1, np.empty(0)
     for index in wanted.tolist():
         if index != current:
-            frame = reformatter.reformat(next(frames), width, height, "rgb24", interpolation=_INTERPOLATION)
+            try:
+                frame = next(frames)
+            except DataError:
+                if threads == 1:
+                    raise
+                # Several threads lose sound frames beside a damaged one: one thread says how far the file is whole.
+                threads, frames = 1, _decode(info, distinct[distinct >= index], 1)
+                frame = next(frames)
+            frame = reformatter.reformat(frame, width, height, "rgb24", interpolation=_INTERPOLATION)
             picture = np.ascontiguousarray(np.rot90(frame.to_ndarray(), info.rotation // 90))
             current = index
         yield current, picture
 
 
-def _decode(info: VideoInfo, wanted: np.ndarray) -> Iterator[VideoFrame]:
+def _decode(info: VideoInfo, wanted: np.ndarray, threads: int) -> Iterator[VideoFrame]:
     """The frames of these ascending, different indices."""
-    with opened(info.path) as (container, stream):
-        frames, reached = _frames(info, container, stream, wanted), 0
+    with opened(info.path, threads) as (container, stream):
+        asked = frozenset(info.pts[wanted].tolist())
+        frames, reached = _frames(info, container, stream, asked), 0
+        before = np.searchsorted(info.entries, wanted, side="right")
         for place, index in enumerate(wanted.tolist()):
-            entry = max(info.entries[: np.searchsorted(info.entries, index, side="right")], default=0)
+            entry = int(info.entries[before[place] - 1]) if before[place] else 0
             if entry >= reached + _SEEK_PAST:
                 container.seek(int(info.pts[entry]), stream=stream)
-                frames, reached = _frames(info, container, stream, wanted[place:], entry), entry
+                frames, reached = _frames(info, container, stream, asked, entry), entry
             try:
                 frame = _take(info, frames, index, reached)
             except _AstrayError:
-                yield from _decode(replace(info, entries=info.entries[:0]), wanted[place:])
+                yield from _decode(replace(info, entries=info.entries[:0]), wanted[place:], threads)
                 return
             yield frame
             reached = index + 1
@@ -206,14 +218,13 @@ class _AstrayError(Exception):
 
 
 def _frames(
-    info: VideoInfo, container: InputContainer, stream: VideoStream, wanted: np.ndarray, entry: int | None = None
+    info: VideoInfo, container: InputContainer, stream: VideoStream, asked: Set[int], entry: int | None = None
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """The frames that the decoder gives from where the container stands, each with its index; among them the wanted.
+    """The frames that the decoder gives from where the container stands, each with its index.
 
-    entry: where the container should stand. Frames that nothing refers to are left out where that is safe: packets
-    are whole frames, which fields of interlaced video may not be.
+    Among them are those whose pts are `asked` for. entry: where the container should stand. Frames that nothing refers
+    to are left out where that is safe: packets are whole frames, which fields of interlaced video may not be.
     """
-    asked = set(info.pts[wanted].tolist())
     started, skipping, count = False, False, 0
     for packet in container.demux(stream):
         if not started and entry is not None and packet.pts != info.pts[entry]:

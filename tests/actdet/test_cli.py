@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -28,9 +29,10 @@ from videos import corrupt, cut, write_sound, write_video
 
 from actdet import experiments, training
 from actdet.checkpoints import load_detector, read_about
+from actdet.prediction import Predictor, Window
 from actdet.step import TrainStep
 
-COMMANDS = ["train", "evaluate", "predict", "crossval", "ablate", "render", "check", "env", "demo"]
+COMMANDS = ["train", "evaluate", "predict", "crossval", "ablate", "render", "check", "prepare", "env", "demo"]
 OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS]
 FIGURES = ("video_accuracy", "detection_accuracy", "mean_iou")
 
@@ -146,6 +148,63 @@ def test_predict_goes_on_after_a_broken_video(
     assert first.startswith(f"actdet: {bad}: ")
     assert second == "actdet: 1 of 2 videos could not be read"
     assert {path.name for path in (tmp_path / "p").iterdir()} == {f"{good.stem}.json"}
+
+
+def test_predict_prints_windows_as_they_are_found(
+    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, found, printed = sorted((rendered / "videos").iterdir())[0], [], []
+
+    def windows(self: Predictor, video: object) -> Iterator[Window]:
+        for number in range(3):
+            found.append(Window(float(number), number + 2.0, None, 0.25, None))
+            yield found[-1]
+            printed.append(sys.stdout.getvalue().splitlines())  # pyright: ignore[reportAttributeAccessIssue]
+            assert not (tmp_path / "p").exists()
+
+    monkeypatch.setattr(Predictor, "windows", windows)
+    outcome = actdet_command("predict", model, clip, "--out", tmp_path / "p", "--no-annotate")
+    assert outcome.code == 0, outcome.err
+    lines = [f"{clip.name}  {n:7.2f} to {n + 2:7.2f} s  no action    0.25" for n in range(3)]
+    assert printed == [lines[:1], lines[:2], lines]
+    assert outcome.out.splitlines() == [*lines, f"results: {tmp_path / 'p'}"]
+    assert json.loads((tmp_path / "p" / f"{clip.stem}.json").read_text())["windows"] == [asdict(w) for w in found]
+
+
+def test_predict_prints_what_precedes_the_damage(actdet_command: Actdet, model: Path, tmp_path: Path) -> None:
+    seconds = read_about(model).clip_seconds
+    frames = round(25 * seconds * 5)
+    path = write_video(tmp_path / "v.mkv", "mjpeg", frames=frames, size=(64, 64))
+    corrupt(path, range(frames * 3 // 5, frames * 3 // 5 + 3))
+    outcome = actdet_command("predict", model, path, "--out", tmp_path / "p")
+    assert outcome.code == 1
+    ends = [float(match[1]) for match in re.finditer(r"to +([\d.]+) s", outcome.out)]
+    assert len(ends) == 5  # of 9 windows that overlap by half
+    assert ends == pytest.approx([seconds * (1 + n / 2) for n in range(5)], abs=0.03)
+    assert "only the first" in outcome.complaints[0]
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_prepared_data_set_is_whole_and_trains(
+    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small set"
+    outcome = actdet_command("prepare", rendered, out, "--short-side", 48, "--gop", 4)
+    assert (outcome.code, outcome.complaints) == (0, []), outcome.err
+    clips, videos, reading = outcome.out.splitlines()
+    assert clips == f"{out}: 12 clips"
+    sizes = [sum(path.stat().st_size for path in (root / "videos").iterdir()) for root in (rendered, out)]
+    assert videos == f"videos: {sizes[0] / 1e6:.1f} MB before, {sizes[1] / 1e6:.1f} MB after"
+    assert re.fullmatch(
+        r"reading 16 frames of a clip: \d+\.\d ms before, \d+\.\d ms after \(median of 8 clips\)", reading
+    )
+    checked = actdet_command("check", out)
+    assert checked.out == f"{out}: 12 clips (4 fight, 4 collapse, 4 no action), nothing wrong\n"
+    again = actdet_command("prepare", rendered, out, "--short-side", 48, "--gop", 4)
+    assert again.out.splitlines()[0] == f"{out}: 12 clips, 12 of them were there already"
+    trained = actdet_command("train", out, "--out", tmp_path / "run", "--epochs", 1, *OPTIONS)
+    assert trained.code == 0, trained.err
+    assert (tmp_path / "run" / "metrics.json").is_file()
 
 
 def _times(folder: Path) -> dict[str, int]:
@@ -483,6 +542,46 @@ def test_a_folder_that_holds_a_run_is_kept(actdet_command: Actdet, rendered: Pat
     assert (trained / "metrics.json").read_bytes() == before
 
 
+def test_prepare_says_what_is_wrong(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:
+    out, name = tmp_path / "out", sorted((data / "videos").iterdir())[3].name
+    assert f"{tmp_path / 'no'}: no such folder" in actdet_command("prepare", tmp_path / "no", out).complaint()
+    assert "within the data set" in actdet_command("prepare", data, data / "out").complaint()
+    assert actdet_command("prepare", data, out, "--gop", 0).complaint() == "gop must be at least 1, got 0"
+    assert actdet_command("prepare", data, out, "--short-side", 99).complaint().startswith("short_side must be even")
+    cut(data / "videos" / name, 0.6)
+    assert actdet_command("prepare", data, out).complaint().startswith(f"{data / 'videos' / name}: ")
+    assert not out.exists()
+
+
+def test_prepare_tells_damage_and_goes_on_when_it_is_mended(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:
+    out, video = tmp_path / "out", sorted((data / "videos").iterdir())[3]
+    video.unlink()
+    bad = corrupt(
+        write_video(data / "videos" / f"{video.stem}.mkv", "mjpeg", frames=200, size=(64, 64)), range(190, 195)
+    )
+    complaint = actdet_command("prepare", data, out, "--workers", 2).complaint()
+    assert complaint.startswith(f"{bad}: only the first 190 of its 200 frames decode")
+    assert not _leftovers(out)
+    assert not (out / "videos" / f"{video.stem}.mp4").exists()
+    made = len(list((out / "videos").iterdir()))
+    bad.unlink()
+    write_video(bad, "mjpeg", frames=20, size=(64, 64))
+    outcome = actdet_command("prepare", data, out)
+    assert outcome.code == 0, outcome.err
+    already = f", {made} of them were there already" * (made > 0)
+    assert outcome.out.splitlines()[0] == f"{out}: 12 clips{already}"
+    other = actdet_command("prepare", data, out, "--gop", 9)
+    assert "asked for: short side 256, GOP 9" in other.complaint()
+
+
+def test_no_space_left_for_a_prepared_video(actdet_command: Actdet, rendered: Path, tmp_path: Path) -> None:
+    with small_disk(1200):
+        outcome = actdet_command("prepare", rendered, tmp_path / "o")
+    assert re.match(rf"{tmp_path}/o/videos/\w+\.mp4: cannot be written: ", outcome.complaint())
+    assert not _leftovers(tmp_path)
+    assert not list((tmp_path / "o" / "videos").iterdir())
+
+
 def test_a_batch_too_large_for_the_gpu_says_what_fits(
     actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -752,6 +851,35 @@ def test_a_signal_before_the_training_ends_in_one_line(start: Callable[..., Proc
     assert process.end() == ["actdet: interrupted"]
     assert process.process.returncode == 143
     assert not _leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGTERM, False)])
+def test_a_stopped_prepare_goes_on(
+    start: Callable[..., Process], actdet_command: Actdet, tmp_path: Path, number: signal.Signals, group: bool
+) -> None:
+    """Ctrl-C goes to the whole group of processes, as from a terminal, or to the command alone."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    (data / "videos").mkdir(parents=True)
+    (data / "annotations").mkdir()
+    long = write_video(data / "videos" / "long.mkv", "mjpeg", frames=1000, size=(320, 240))
+    for name in "abc":
+        write_video(data / "videos" / f"{name}.mkv", "mjpeg", frames=3, size=(320, 240))
+    arguments = ("prepare", data, out, "--workers", 2)
+    process = start(*arguments, tiny=False)
+    process.wait_for(" 1/4 ")
+    while len(list((out / "videos").glob("?.mp4"))) < 3:
+        time.sleep(0.01)
+    (os.killpg if group else os.kill)(process.process.pid, number)
+    began = time.monotonic()
+    assert process.end()[-1] == "actdet: interrupted"
+    assert process.process.returncode == 128 + number
+    assert time.monotonic() - began < 10
+    assert _gone(process.process.pid)
+    assert sorted(path.name for path in (out / "videos").iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
+    write_video(long, "mjpeg", frames=30, size=(320, 240))
+    second = actdet_command(*arguments)
+    assert second.code == 0, second.err
+    assert second.out.splitlines()[0] == f"{out}: 4 clips, 3 of them were there already"
 
 
 def test_videos_with_odd_names_and_sizes_train(actdet_command: Actdet, tmp_path: Path) -> None:

@@ -18,7 +18,11 @@ def test_every_public_name_is_there() -> None:
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("actdet.data.rendered", ("torch",)), ("actdet.data.readers", ("torchvision", "torchmetrics", "matplotlib"))],
+    [
+        ("actdet.data.rendered", ("torch",)),
+        ("actdet.data.prepare", ("torch",)),
+        ("actdet.data.readers", ("torchvision", "torchmetrics", "matplotlib")),
+    ],
 )
 def test_spawned_processes_start_light(module: str, heavy: tuple[str, ...]) -> None:
     """They import the script's module and that of their work; with all of the program each start takes seconds."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,9 +13,7 @@ from PIL import Image
 from videos import shown_number, write_video
 
 from actdet.data.video import decode_frames, probe
-from actdet.errors import DataError
 from actdet.pictures import COLOURS, Mark, annotate_video, class_colour, data_url, draw, picture_size
-from actdet.pictures import write_video as write_drawn
 
 RED = "#ff0000"
 
@@ -134,14 +131,6 @@ def test_marks_must_be_one_list_a_frame(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zip"):
         annotate_video(source, [[]] * 3, tmp_path / "o.mp4")
     assert not list(tmp_path.glob("*o.mp4")) + list(tmp_path.glob(".*"))
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    out = tmp_path / "file" / "o.mp4"
-    with pytest.raises(DataError, match=f"^{out}: cannot be written: ") as caught:
-        write_drawn(out, iter([np.zeros((16, 16, 3), np.uint8)]), np.array([0]), Fraction(1, 25))
-    assert "\n" not in str(caught.value)
 
 
 def test_the_file_plays_everywhere(tmp_path: Path) -> None:

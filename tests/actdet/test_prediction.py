@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from actdet.config import LossConfig, ModelConfig
 from actdet.data.index import load_index
 from actdet.data.loader import ClipLoader
 from actdet.data.readers import PyAVReader
-from actdet.data.video import VideoInfo, probe
+from actdet.data.video import VideoInfo, decode_frames, probe, sample_frames
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation import evaluate
 from actdet.models import ActionDetector
-from actdet.prediction import Predictor, annotate_prediction
+from actdet.prediction import Predictor, Window, annotate_prediction
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -104,41 +105,100 @@ def test_windows_come_in_order_with_their_times(predictor: Predictor, long_video
         assert 0 <= window.score <= 1
 
 
+class Watched(np.ndarray):
+    """A picture of which it can be told whether anybody still holds it."""
+
+
+@pytest.mark.parametrize("frames", [220, 1500])
 def test_frames_are_those_of_their_window_and_few_are_kept(
-    predictor: Predictor, long_video: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: int
 ) -> None:
     references: list[weakref.ref[Any]] = []
     counts, given = [], []
     real = prediction.stream_frames
 
-    class Kept(np.ndarray):
-        """An array that can be watched."""
-
-    def spy(*arguments: Any) -> Iterator[tuple[int, np.ndarray]]:
-        for index, picture in real(*arguments):
+    def spy(*arguments: Any, **options: Any) -> Generator[tuple[int, np.ndarray], None, None]:
+        for index, picture in real(*arguments, **options):
             given.append(index)
-            watched = picture.copy().view(Kept)
-            watched[0, 0, 0] = index  # 220 frames fit into a byte
+            watched = picture.copy().view(Watched)
+            watched[0, 0, :2] = index // 256, index % 256
             counts.append(sum(reference() is not None for reference in references))
             references.append(weakref.ref(watched))
             yield index, watched
             del watched
 
     monkeypatch.setattr(prediction, "stream_frames", spy)
-    video = probe(long_video)
+    monkeypatch.setattr(prediction, "BATCH_SIZE", 1)  # so that 8 frames are decoded ahead
+    video = probe(write_video(tmp_path / "v.mp4", frames=frames))
     spans = predictor.spans(video)
     numbers = []
     for clip in predictor._clips(video, spans):
         assert clip.shape == (8, 32, 32, 3)
-        numbers.append(clip[:, 0, 0, 0].tolist())
+        numbers.append(clip[:, 0, 0, 0].astype(int) * 256 + clip[:, 0, 0, 1])
     # The middles of eighths of 2 s at 25 frames a second: 3.125, 9.375, ... frames after the window's first.
     for (start, _), found in zip(spans, numbers, strict=True):
         first = start * float(video.time_base) * 25
         middles = [first + (i + 0.5) * 50 / 8 for i in range(8)]
-        assert np.abs(np.array(found) - np.array(middles)).max() <= 1
+        assert np.abs(found - np.array(middles)).max() <= 1
     assert given == sorted(set(given))
     assert len(given) > 30
-    assert max(counts) <= 2 * 8
+    assert 8 < max(counts) <= 2 * 8 + 8
+
+
+def _ahead_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+@pytest.mark.parametrize("name", ["b-frames.mp4", "late and uneven.mkv", "rotated.mp4", "short.mp4", "one.mkv"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_windows_are_those_of_one_clip_after_the_other(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, batch: int
+) -> None:
+    """The same as decoding each window by itself, in no thread, and running the network on it."""
+    uneven = [700 + 40 * i + 13 * (i % 3) + 900 * (i > 50) for i in range(150)]
+    settings: dict[str, dict[str, Any]] = {
+        "b-frames.mp4": {"frames": 220, "options": {"bf": "3", "g": "30"}},
+        "late and uneven.mkv": {"frames": 150, "pts": uneven},
+        "rotated.mp4": {"frames": 130, "size": (96, 64), "rotation": 90},
+        "short.mp4": {"frames": 7},
+        "one.mkv": {"frames": 1},
+    }
+    video = probe(write_video(tmp_path / name, **settings[name]))
+    spans = predictor.spans(video)
+    clips = [decode_frames(video, sample_frames(video, 8, start=a, end=b), (32, 32)) for a, b in spans]
+    for ours, clip in zip(predictor._clips(video, spans), clips, strict=True):
+        np.testing.assert_array_equal(ours, clip)
+    monkeypatch.setattr(prediction, "BATCH_SIZE", batch)
+    expected = []
+    for first in range(0, len(spans), batch):
+        pixels = torch.from_numpy(np.stack(clips[first : first + batch]))
+        expected += predictor._decide(video, spans[first : first + batch], pixels)
+    assert list(predictor.windows(video)) == expected
+    assert _ahead_threads() == []
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4])
+@pytest.mark.parametrize("how", ["close", "drop", "network"])
+def test_who_stops_early_leaves_no_thread(
+    predictor: Predictor, long_video: Path, monkeypatch: pytest.MonkeyPatch, taken: int, how: str
+) -> None:
+    windows = predictor.windows(long_video)
+    for _ in range(taken):
+        next(windows)
+    assert len(_ahead_threads()) == (taken > 0)
+    if how == "close":
+        windows.close()
+    elif how == "drop":
+        del windows
+    else:
+
+        def fail(*arguments: object) -> None:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(prediction, "predict_batch", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            list(windows)
+    assert _ahead_threads() == []
 
 
 def test_a_long_video_takes_no_more_memory_of_batches(
@@ -252,12 +312,21 @@ def test_a_video_of_variable_rate_has_windows_in_seconds(predictor: Predictor, t
     assert times.tolist() == pytest.approx([t / 1000 for t in pts], abs=0.002)
 
 
-def test_windows_before_a_damaged_place_come_out(predictor: Predictor, tmp_path: Path) -> None:
-    path = corrupt(write_video(tmp_path / "v.mkv", "mjpeg", frames=220, size=(64, 64)), range(180, 184))
-    windows = predictor.windows(path)
-    assert [next(windows).start for _ in range(4)] == pytest.approx([0, 1, 2, 3])
-    with pytest.raises(DataError, match="damaged"):
-        list(windows)
+@pytest.mark.parametrize("place", [0, 60, 130, 180, 216])
+def test_windows_before_a_damaged_place_come_out(predictor: Predictor, tmp_path: Path, place: int) -> None:
+    path = corrupt(write_video(tmp_path / "v.mkv", "mjpeg", frames=220, size=(64, 64)), range(place, place + 4))
+    if place:
+        video = probe(path)
+        lasts = [sample_frames(video, 8, start=start, end=end)[-1] for start, end in predictor.spans(video)]
+        expected = [float(n) for n, last in enumerate(lasts[:-1]) if last < place]
+    else:
+        expected = []
+    windows: list[Window] = []
+    with pytest.raises(DataError, match="damaged") as caught:
+        list(map(windows.append, predictor.windows(path)))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert [window.start for window in windows] == pytest.approx(expected)
+    assert _ahead_threads() == []
 
 
 def test_the_annotated_video_shows_the_nearest_window(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import videos
 from videos import shown_number, write_video
 
 from actdet.data import video
-from actdet.data.video import _frames, decode_frames, probe, sample_frames, stream_frames
+from actdet.data.video import VideoInfo, _frames, decode_frames, probe, sample_frames, stream_frames
 from actdet.errors import DataError
 
 FRAMES = 40
@@ -125,6 +125,8 @@ def test_what_is_left_out_on_the_way_changes_no_frame(
     choices += [np.sort(rng.integers(0, 100, size=count)) for count in (1, 2, 5, 16)]
     for choice in choices:
         np.testing.assert_array_equal(decode_frames(info, choice), every[list(choice)])
+        threaded = [picture for _, picture in stream_frames(info, choice, threads=3)]
+        np.testing.assert_array_equal(threaded, every[list(choice)])
     given.clear()
     decode_frames(info, [98])
     assert len(given) <= most
@@ -135,6 +137,16 @@ def test_a_seek_that_ends_elsewhere_is_noticed(tmp_path: Path) -> None:
     info = probe(write_video(tmp_path / "clip.mp4", frames=100, options=B_FRAMES))
     wrong = replace(info, entries=np.array([0, 30, 77]))
     assert numbers(decode_frames(wrong, [2, 33, 80, 99])) == [2, 33, 80, 99]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_several_threads_give_the_same_frames(tmp_path: Path, name: str) -> None:
+    info = probe(write(tmp_path, name))
+    for wanted in (range(len(info.pts)), range(0, len(info.pts), 3)):
+        frames = zip(stream_frames(info, wanted), stream_frames(info, wanted, threads=4), strict=True)
+        for (index, alone), (again, together) in frames:
+            assert index == again
+            np.testing.assert_array_equal(alone, together)
 
 
 @pytest.mark.parametrize("name", ["uneven.mp4", "uneven.mkv", "uneven.webm"])
@@ -320,6 +332,39 @@ def test_damage_in_the_middle_is_told_where_it_matters(
         decode_frames(info, range(FRAMES))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def _until_damage(info: VideoInfo, threads: int) -> tuple[list[int], str]:
+    given = []
+    try:
+        for index, _ in stream_frames(info, range(FRAMES), threads=threads):
+            given.append(index)
+    except DataError as error:
+        return given, str(error)
+    return given, ""
+
+
+@pytest.mark.parametrize("place", [6, 18, 33, 36, 38, 39])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("clip.mp4", "libx264", {}),
+        ("bframes.mp4", "libx264", B_FRAMES),
+        ("slices.mp4", "libx264", {"tune": "zerolatency", "slices": "4"}),
+        ("clip.webm", "libvpx-vp9", {}),
+        ("clip.avi", "mpeg4", {}),
+        ("clip.mkv", "mjpeg", {}),
+    ],
+)
+def test_several_threads_tell_damage_as_one_does(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str], place: int
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 255, (FRAMES, 48, 64, 3), dtype=np.uint8)
+    path = write_video(tmp_path / name, codec, options=options, pictures=pictures)
+    info = probe(videos.corrupt(path, range(place, place + 1)))
+    alone = _until_damage(info, threads=1)
+    assert alone[1]
+    assert _until_damage(info, threads=4) == alone
 
 
 def test_a_picture_that_the_decoder_had_to_invent_is_not_given(tmp_path: Path) -> None:
