@@ -67,7 +67,7 @@ def read_batches(reader: Reader, batches: Sequence[Sequence[ClipRequest]]) -> li
 
 def fault_of(clip: Clip, indices: np.ndarray, reference: np.ndarray) -> str | None:
     """What is wrong with the frames of one of `numbered`: other frames than those of `indices`, or other pixels."""
-    pictures = torch.as_tensor(clip).cpu().numpy()
+    pictures = array_of(clip)
     if pictures.shape != reference.shape or pictures.dtype != np.uint8:
         return f"gives {pictures.dtype} {pictures.shape}, not uint8 {reference.shape}"
     numbers = np.array([number_of(picture) for picture in pictures])
@@ -81,7 +81,11 @@ def fault_of(clip: Clip, indices: np.ndarray, reference: np.ndarray) -> str | No
 
 
 def difference_of(clip: Clip, reference: np.ndarray) -> float:
-    return float(np.abs(torch.as_tensor(clip).cpu().numpy().astype(np.int16) - reference).mean())
+    return float(np.abs(array_of(clip).astype(np.int16) - reference).mean())
+
+
+def array_of(clip: Clip) -> np.ndarray:
+    return clip.cpu().numpy() if isinstance(clip, torch.Tensor) else clip
 
 
 def actdet(clip: ClipRequest, size: Size) -> Clip:

@@ -6,7 +6,10 @@ else the machine does slows all of them.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -174,3 +177,15 @@ def in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
                 run()
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+# AT THE MERGE: without this mark, once `Trainer` writes speed.data_share.
+@pytest.mark.xfail(raises=subprocess.CalledProcessError, strict=True, reason="the log has no data_share yet")
+@pytest.mark.timeout(900)
+def test_stall(record: Record, tmp_path: Path) -> None:
+    """Of the demo's training: in its first epoch the reader decodes, and keeps short clips for the others."""
+    command = [sys.executable, str(Path(__file__).with_name("stall.py")), str(tmp_path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    for epoch, figures in enumerate(found["epochs"], 1):
+        record(kind="stall", size=found["size"], reader=found["reader"], epoch=epoch, **figures)
