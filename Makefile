@@ -46,8 +46,10 @@ $(VENV)/opponents: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	touch $@
 
+# torchcodec looks for FFmpeg's libraries where LD_LIBRARY_PATH says.
 bench: $(VENV)/opponents
-	$(BIN)/pytest -q -W default bench --results runs/bench/results.json --benchmark-columns=median,iqr,rounds
+	LD_LIBRARY_PATH=$$($(BIN)/python bench/ffmpeg.py runs/bench/ffmpeg)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH} \
+		$(BIN)/pytest -q -W default bench --results runs/bench/results.json --benchmark-columns=median,iqr,rounds
 	$(BIN)/python bench/report.py runs/bench/results.json
 
 clean:

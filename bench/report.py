@@ -101,6 +101,8 @@ def report(rows: Sequence[Row], images: str) -> str:
             ("step", "The training step: where the time goes", parts_table),
             ("account", "The training step on paper", account_table),
             ("memory", "The largest batch, by estimate", memory_table),
+            ("decode", "Reading video: rates", rates_table),
+            ("stall", "The share of training that waits for clips", stall_table),
         ):
             if kind in of_kind:
                 blocks += [f"### {title}", make(of_kind[kind])]
@@ -257,6 +259,30 @@ def memory_table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return table(["clips", "precision", "checkpointing", *memories], body, texts=3)
+
+
+def rates_table(rows: Sequence[Row]) -> str:
+    """Also how far the pictures are from PyAV's, on average."""
+    body = []
+    for row in rows:
+        cells = [digits(row["clips_per_s"]), digits(row["bytes_per_s"] / 1e6), digits(row["frames_per_s"])]
+        body.append([*(plain(row[field]) for field in KEYS["decode"]), *cells, digits(row["difference"])])
+    header = ["size", "regime", "name", "clips/s", "MB/s of the file", "wanted frames/s", "of 255 from PyAV's"]
+    return table(header, body, texts=3)
+
+
+def stall_table(rows: Sequence[Row]) -> str:
+    body = [
+        [
+            plain(row["size"]),
+            row["reader"],
+            row["epoch"],
+            digits(row["clips_per_s"]),
+            f"{digits(100 * row['data_share'])} %",
+        ]
+        for row in rows
+    ]
+    return table(["batches", "reader", "epoch", "clips/s", "waits for clips"], body, texts=2)
 
 
 def table(header: Sequence[str], body: Iterable[Sequence[object]], texts: int) -> str:

@@ -17,7 +17,10 @@ KEYS = {
     "step": ("operation", "size", "regime", "name"),
     "account": ("size", "precision", "stage"),
     "memory": ("size", "precision", "checkpointing"),
+    "decode": ("size", "regime", "name"),
+    "stall": ("size", "reader", "epoch"),
 }
+RATES = ("clips_per_s", "bytes_per_s", "frames_per_s")
 COMPILED = ("warps", "registers", "spill", "shared", "instructions")
 STEP = ("instructions", "barriers", "shuffles", "reductions", "loads", "special")
 FIELDS = {
@@ -29,6 +32,8 @@ FIELDS = {
     "step": dict.fromkeys(KEYS["step"], str) | {"clips_per_s": NUMBER, "peak_bytes": int, "parts": dict},
     "account": dict.fromkeys(KEYS["account"], str) | {"flop": int, "bytes": int, "floor_us": dict},
     "memory": {"size": str, "precision": str, "checkpointing": bool, "batches": dict},
+    "decode": dict.fromkeys(KEYS["decode"], str) | dict.fromkeys((*RATES, "difference"), NUMBER),
+    "stall": {"size": str, "reader": str, "epoch": int, "clips_per_s": NUMBER, "data_share": NUMBER},
 }
 EVERY = {"device": str, "versions": dict, "commit": str, "date": str}
 COUNTS = ("launches", "synchronisations", "peak_bytes", "input_bytes", "output_bytes")
@@ -36,7 +41,7 @@ GPU_FIELDS = {"graph_us": MAYBE, "eager_us": dict, "host_us": dict, "copy_bytes_
 GPU_FIELDS |= dict.fromkeys(COUNTS, int)
 NESTED = {field: {"median": NUMBER} for field in ("wall_us", "graph_us", "eager_us", "host_us")}
 NESTED |= {"step": dict.fromkeys(STEP, int)}
-POSITIVE = ("median", "input_bytes", "copy_bytes_per_s")
+POSITIVE = ("median", "input_bytes", "copy_bytes_per_s", *RATES)
 
 
 class ReportError(Exception):

@@ -50,6 +50,13 @@ def compiled(capability: int, step: dict[str, int] | None) -> dict[str, Any]:
     return about(CPU, "compiled") | row | {"spill": 8, "shared": 2048, "instructions": 12345, "step": step}
 
 
+def decoded(name: str, clips_per_s: float) -> dict[str, Any]:
+    row = about(CPU, "decode") | {"size": "H.264, GOP 30", "regime": "uniform", "name": name, "difference": 1.234}
+    return row | {"clips_per_s": clips_per_s, "bytes_per_s": 2.5e6 * clips_per_s, "frames_per_s": 16 * clips_per_s}
+
+
+STALL = about(CPU, "stall") | {"size": "8 of 8x48x48", "reader": "pyav", "epoch": 1}
+STALL |= {"clips_per_s": 12.345, "data_share": 0.0321}
 STEPS = about(CPU, "steps") | {"operation": "match", "size": SMALL, "regime": "trained", "problems": 96, "rows": 20}
 STEPS |= {"placed": 18.25, "steps": 1.5, "most": 7}
 
@@ -156,6 +163,21 @@ def test_steps_compiled_and_counted_tables(out: Path) -> None:
     ]
 
 
+def test_rates_of_decoding_and_the_share_that_waits(out: Path) -> None:
+    text = report_of([decoded("actdet", 4.0), decoded("OpenCV | 5", 0.5), STALL, STALL | {"epoch": 2}], out)
+    header, *lines = body(text, "Reading video: rates")
+    assert header == ["size", "regime", "name", "clips/s", "MB/s of the file", "wanted frames/s", "of 255 from PyAV's"]
+    assert lines == [
+        ["H.264, GOP 30", "uniform", "actdet", "4.00", "10.0", "64.0", "1.23"],
+        ["H.264, GOP 30", "uniform", r"OpenCV \| 5", "0.500", "1.25", "8.00", "1.23"],
+    ]
+    assert body(text, "The share of training that waits for clips") == [
+        ["batches", "reader", "epoch", "clips/s", "waits for clips"],
+        ["8 of 8x48x48", "pyav", "1", "12.3", "3.21 %"],
+        ["8 of 8x48x48", "pyav", "2", "12.3", "3.21 %"],
+    ]
+
+
 def test_a_device_has_one_section_with_all_that_it_was_measured_with(out: Path) -> None:
     later = timed("scipy", 2.0) | {"date": "2026-01-02", "commit": "fff", "versions": {"torch": "3.0"}}
     text = report_of([timed("actdet", 1.0), timed_on_gpu("actdet", 1.0, 2.0), later], out)
@@ -249,7 +271,7 @@ ON_GPU = timed_on_gpu("actdet", 1.0, 2.0)
         ([GOOD, without(GOOD, "kind")], "row 2: has no kind"),
         (
             [GOOD | {"kind": ["time"]}],
-            "row 1: kind is ['time'], not one of time, steps, compiled, counted, step, account, memory",
+            "row 1: kind is ['time'], not one of time, steps, compiled, counted, step, account, memory, decode, stall",
         ),
         *(([without(GOOD, field)], f"row 1: has no {field}") for field in ("device", "versions", "commit", "date")),
         *(([without(GOOD, field)], f"row 1: has no {field}") for field in ("size", "name", "wall_us")),
@@ -257,6 +279,9 @@ ON_GPU = timed_on_gpu("actdet", 1.0, 2.0)
         *(([without(STEPS, field)], f"row 1: has no {field}") for field in rows_module.FIELDS["steps"]),
         *(([without(compiled(90, None), field)], f"row 1: has no {field}") for field in rows_module.FIELDS["compiled"]),
         *(([without(counted("a", 1, 1), field)], f"row 1: has no {field}") for field in rows_module.FIELDS["counted"]),
+        *(([without(decoded("a", 1.0), field)], f"row 1: has no {field}") for field in rows_module.FIELDS["decode"]),
+        *(([without(STALL, field)], f"row 1: has no {field}") for field in rows_module.FIELDS["stall"]),
+        ([decoded("a", 0.0)], "row 1: clips_per_s is 0.0, which is too little"),
         ([GOOD | {"wall_us": {"p10": 1.0}}], "row 1: wall_us: has no median"),
         ([GOOD | {"wall_us": {"median": 0}}], "row 1: wall_us: median is 0, which is too little"),
         ([GOOD | {"wall_us": None}], "row 1: wall_us is None, not dict"),
