@@ -281,12 +281,14 @@ def prepare(
 
     Args:
         data: Folder with videos/ and annotations/.
-        out: Folder for the same clips, and annotations in pixels of their new size.
+        out: Folder for the same clips, annotations in pixels of their new size, and prepared.json with what it saved.
         class_names: Names of the action classes, in the order of their ids in the annotation files.
     """
     index = _index(data, class_names)
     with tqdm(desc="prepare", unit="clip") as bar:
         prepared = prepare_dataset(index, out, config, progress=_total(bar))
+    figures = {name: value for name, value in vars(prepared).items() if name != "index"}
+    write_json(out / "prepared.json", figures | asdict(config))
     clips = len(prepared.index.clips)
     kept = f", {clips - prepared.encoded} of them were there already" * (prepared.encoded < clips)
     print(f"{out}: {clips} clips{kept}")

@@ -23,6 +23,7 @@ from numbered import number_of
 
 from actdet.data.readers import Reader, choose_reader, open_reader
 from actdet.data.video import ClipRequest, VideoInfo, decode_frames
+from actdet.errors import DataError
 
 Size = tuple[int, int]  # height and width
 Clip = Any  # uint8 (T, height, width, 3), an array or a tensor
@@ -47,19 +48,23 @@ def open_decoder(
     if name in DALI:
         chosen, _ = choose_reader("dali", DALI[name], [video])
         with open_reader(chosen, size, workers=cores) as reader:
-            yield lambda clips: read_batches(reader, [clips])  # each thread takes a clip of the batch
+            yield lambda clips: read_all(reader, clips)
     elif cores == 1:
         yield lambda clips: [READERS[name](clip, size) for clip in clips]
     elif name == OURS:
         with open_reader("pyav", size, workers=cores) as reader:
-            yield lambda clips: read_batches(reader, [[clip] for clip in clips])  # each process takes a batch
+            yield lambda clips: read_all(reader, clips)
     else:
         with ThreadPoolExecutor(cores) as pool:
             yield lambda clips: list(pool.map(lambda clip: READERS[name](clip, size), clips))
 
 
-def read_batches(reader: Reader, batches: Sequence[Sequence[ClipRequest]]) -> list[torch.Tensor]:
-    clips = [clip for batch in reader.read(batches) for clip in batch]
+def read_all(reader: Reader, requests: Sequence[ClipRequest]) -> list[Clip]:
+    clips = []
+    for clip in reader.read(requests, ahead=len(requests)):
+        if isinstance(clip, DataError):
+            raise clip
+        clips.append(clip)
     if clips[0].is_cuda:
         torch.cuda.synchronize()
     return clips

@@ -13,8 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,36 +63,28 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[Video, Path]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("line", LINES, ids=str)
-def test_decode(record: Record, paths: dict[Video, Path], line: Line, tmp_path: Path) -> None:
+def test_decode(record: Record, paths: dict[Video, Path], line: Line) -> None:
     path, size = paths[line.video], (line.size, line.size)
     info = probe(path)
     indices = sample_frames(info, FRAMES) if line.regime == "uniform" else np.arange(*WINDOW)
     at_once = CLIPS * line.cores if line.cores > 1 else 1
-    number = count()
-
-    def clips() -> list[ClipRequest]:
-        """By names that no reader has seen before: actdet's processes keep short clips."""
-        links = [tmp_path / f"{next(number)}{path.suffix}" for _ in range(at_once)]
-        for link in links:
-            link.symlink_to(path)
-        return [ClipRequest(replace(info, path=str(link)), indices) for link in links]
-
+    clips = [ClipRequest(info, indices)] * at_once
     reference = pyav(ClipRequest(info, indices), size)
     runs, differences, whys = {}, {}, {}
     with on_cores(line.cores), ExitStack() as stack:
         for name in NAMES:
             try:
                 decode = stack.enter_context(open_decoder(name, info, size, line.cores))
-                found = decode(clips())
+                found = decode(clips)
             except Exception as error:
-                whys[name] = reason(error, info.path, str(tmp_path))
+                whys[name] = reason(error, info.path)
                 continue
             faults = [fault for clip in found if (fault := fault_of(clip, indices, reference))]
             if faults:
                 whys[name] = faults[0]
                 continue
             differences[name] = difference_of(found[0], reference)
-            runs[name] = lambda decode=decode: decode(clips())
+            runs[name] = lambda decode=decode: decode(clips)
         seconds = in_turns(runs)
     for name in NAMES:
         if name in whys:
@@ -179,11 +169,9 @@ def in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
     return seconds
 
 
-# AT THE MERGE: without this mark, once `Trainer` writes speed.data_share.
-@pytest.mark.xfail(raises=subprocess.CalledProcessError, strict=True, reason="the log has no data_share yet")
 @pytest.mark.timeout(900)
 def test_stall(record: Record, tmp_path: Path) -> None:
-    """Of the demo's training: in its first epoch the reader decodes, and keeps short clips for the others."""
+    """Of the demo's training: in its first epoch clips are decoded, which are kept for the others."""
     command = [sys.executable, str(Path(__file__).with_name("stall.py")), str(tmp_path)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
