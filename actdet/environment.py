@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from actdet_kernels import explain_backend
 
+from actdet.data.cache import most_kept
+from actdet.data.disk_cache import cache_folder
 from actdet.data.readers import choose_reader
 from actdet.device import choose_device, choose_precision
 
@@ -35,6 +37,10 @@ def describe_environment() -> list[tuple[str, str]]:
         ("device", name),
         ("precision", f"{str(dtype).removeprefix('torch.')}: {precision_reason}"),
         ("reader", f"{reader}: {reader_reason}"),
+        (
+            "decoded clips",
+            f"up to {most_kept(device) / 2**30:.1f} GiB in memory; with --disk-cache in {cache_folder()}",
+        ),
         ("matching and loss", explain_backend(device)),
     ]
 

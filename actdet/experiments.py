@@ -164,10 +164,12 @@ def _too_large(setup: Setup) -> str:
     """What to do when a GPU's memory does not suffice."""
     model, memory = setup.model, torch.cuda.get_device_properties(setup.device).total_memory
     dtype, _ = choose_precision(setup.config.precision, setup.device)
-    kept, again = (largest_batch(model, dtype, memory, checkpointing=flag) for flag in (False, True))
+    cache = setup.loader.cache.pool.nbytes if setup.loader.cache else 0
+    clips = f"; decoded clips take {cache / 2**30:.1f} GiB, none with --cache none" * (cache > 0)
+    kept, again = (largest_batch(model, dtype, memory - cache, checkpointing=flag) for flag in (False, True))
     return (
         f"{memory / 2**30:.0f} GiB are too little for batches of {setup.config.batch_size} clips of {model.frames} x "
-        f"{model.image_size} x {model.image_size}: about {kept} a GPU are possible, {again} with --checkpointing"
+        f"{model.image_size} x {model.image_size}: about {kept} a GPU are possible, {again} with --checkpointing{clips}"
     )
 
 

@@ -69,6 +69,11 @@ def cache_bytes(index: ClipIndex, model: ModelConfig, *, jitter: bool) -> int:
     return frames * (model.image_size**2 * 3 + 4)
 
 
+def most_kept(device: torch.device) -> float:
+    """Bytes of decoded clips that "auto" keeps at most on `device`, as it is now."""
+    return _SHARE[device.type] * free_memory(device)
+
+
 def choose_cache(
     cache: str, index: ClipIndex, model: ModelConfig, device: torch.device, *, jitter: bool, processes: int = 1
 ) -> tuple[bool, str]:
@@ -78,8 +83,10 @@ def choose_cache(
     """
     if cache == "none":
         return False, "decoded anew each epoch, asked for"
-    size, free = cache_bytes(index, model, jitter=jitter), free_memory(device)
-    most = _SHARE[device.type] * free / (processes if device.type == "cpu" else 1)
+    size, most = (
+        cache_bytes(index, model, jitter=jitter),
+        most_kept(device) / (processes if device.type == "cpu" else 1),
+    )
     what, share = f"{_size(size)} of decoded clips", _SHARE[device.type]
     if cache == "memory":
         return True, f"{what} kept in memory, asked for"

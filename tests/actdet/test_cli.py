@@ -198,6 +198,9 @@ def test_a_prepared_data_set_is_whole_and_trains(
     assert re.fullmatch(
         r"reading 16 frames of a clip: \d+\.\d ms before, \d+\.\d ms after \(median of 8 clips\)", reading
     )
+    figures = json.loads((out / "prepared.json").read_text())
+    assert [figures["bytes_before"], figures["bytes_after"]] == sizes
+    assert (figures["encoded"], figures["short_side"], figures["gop"]) == (12, 48, 4)
     checked = actdet_command("check", out)
     assert checked.out == f"{out}: 12 clips (4 fight, 4 collapse, 4 no action), nothing wrong\n"
     again = actdet_command("prepare", rendered, out, "--short-side", 48, "--gop", 4)
@@ -597,7 +600,7 @@ def test_a_batch_too_large_for_the_gpu_says_what_fits(
     assert outcome.code == 1
     assert outcome.err.splitlines()[-1] == (
         "actdet: 16 GiB are too little for batches of 40 clips of 8 x 32 x 32: about 13 a GPU are possible, "
-        "28 with --checkpointing"
+        "28 with --checkpointing; decoded clips take 0.0 GiB, none with --cache none"
     )
 
 
