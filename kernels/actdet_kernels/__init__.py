@@ -4,6 +4,8 @@ targets = pad_targets([{"labels": labels, "boxes": boxes}, ...])     # once, any
 matched = match(logits, boxes, targets)                              # (..., B, M) query of each target
 loss = set_loss(logits, boxes, targets, matched)
 loss.total.backward()
+
+And the batches they train on: gather_clips(frames, indices, ...), out of cached frames of video.
 """
 
 from actdet_kernels.backend import explain_backend
@@ -13,6 +15,8 @@ from actdet_kernels.operations import (
     MatchWeights,
     SetLoss,
     assign,
+    frame_levels,
+    gather_clips,
     giou_loss,
     match,
     pairwise_cost,
@@ -32,6 +36,8 @@ __all__ = [
     "Tubelets",
     "assign",
     "explain_backend",
+    "frame_levels",
+    "gather_clips",
     "giou_loss",
     "match",
     "pad_targets",

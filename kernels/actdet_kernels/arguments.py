@@ -53,9 +53,9 @@ def tile_count(size: int, block: int) -> int:
     return -(-size // block)
 
 
-def compiler_options(warps: int = 4) -> dict[str, Any]:
+def compiler_options(warps: int = 4, fused: bool = False) -> dict[str, Any]:
     """The register limit is the hardware's own: some versions of ptxas spill rather than go near it.
 
     Without fused multiply-adds, near ties fall the same way with every compiler.
     """
-    return {"num_warps": warps, "maxnreg": min(255, 65536 // (32 * warps)), "enable_fp_fusion": False}
+    return {"num_warps": warps, "maxnreg": min(255, 65536 // (32 * warps)), "enable_fp_fusion": fused}

@@ -17,6 +17,7 @@ from actdet_kernels.backend import choose_backend
 from actdet_kernels.targets import Targets, Tubelets
 
 MAX_SIZE = 2**15  # queries or targets in one problem: the kernels keep a pair of them in 32 bits
+MAX_PIXELS = 2**29  # in one frame: the kernel's offsets within it have 32 bits
 
 TARGETS = "Tensor labels, Tensor target_boxes, Tensor counts, Tensor? visible"
 WEIGHTS = "float[] weights"
@@ -218,6 +219,40 @@ class DifferentiableSetLoss(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients = set_loss_gradient(*ctx.saved_tensors, *cotangents, *ctx.options)
         return *gradients, *[None] * 9
+
+
+def _clip_shape(frames: Tensor, indices: Tensor, *rest: Any) -> Tensor:
+    dtype = rest[-2]
+    return frames.new_empty((*indices.shape, *frames.shape[1:]), dtype=dtype).permute(0, 4, 1, 2, 3)
+
+
+@operator(
+    "gather_clips(Tensor frames, Tensor indices, Tensor? windows, Tensor? colour, Tensor? levels, ScalarType dtype, "
+    "str backend) -> Tensor",
+    _clip_shape,
+)
+def gather_clips(
+    frames: Tensor,
+    indices: Tensor,
+    windows: Tensor | None,
+    colour: Tensor | None,
+    levels: Tensor | None,
+    dtype: torch.dtype,
+    backend: Any,
+) -> Tensor:
+    """(B, 3, T, H, W) of `dtype`, channels_last_3d."""
+    if choose_backend(backend, frames.device, _no_clips(frames, dtype)) == "triton":
+        from actdet_kernels import clips
+
+        return clips.gather_clips(frames, indices, windows, colour, levels, dtype)
+    return reference.gather_clips(frames, indices, windows, colour, levels, dtype)
+
+
+def _no_clips(frames: Tensor, dtype: torch.dtype) -> str | None:
+    height, width = frames.shape[1:3]
+    if height * width > MAX_PIXELS:
+        return f"{height} x {width} is more than {MAX_PIXELS} pixels"
+    return "clips are computed in float32" if dtype == torch.float64 else None
 
 
 def _too_large(rows: int, columns: int) -> str | None:

@@ -36,16 +36,18 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from actdet_kernels import assignment, backend, cost, losses, matching
+from actdet_kernels import assignment, backend, clips, cost, losses, matching
 from actdet_kernels.targets import Targets, Tubelets
 
 CAPABILITIES = (60, 70, 75, 80, 86, 89, 90, 100, 120)
 NO_CODE = "no code"
 WEIGHTS = (2.0, 5.0, 2.0)
-FP16, BF16, FP32, FP64, I32, I64, BOOL = (
-    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool,
+FP16, BF16, FP32, FP64, U8, I32, I64, BOOL = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int32, torch.int64, torch.bool,
 )  # fmt: skip
-POINTERS = {FP16: "*fp16", BF16: "*bf16", FP32: "*fp32", FP64: "*fp64", I32: "*i32", I64: "*i64", BOOL: "*i1"}
+POINTERS = {
+    FP16: "*fp16", BF16: "*bf16", FP32: "*fp32", FP64: "*fp64", U8: "*u8", I32: "*i32", I64: "*i64", BOOL: "*i1",
+}  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -103,6 +105,16 @@ def of_losses(loss: int, total: int, gradient: int) -> dict[str, int]:
     return {"set_loss_kernel": loss, "total_kernel": total, "gradient_kernel": gradient}
 
 
+def gather_clips(dtype: torch.dtype, windows: bool = False, colour: bool = False) -> object:
+    """24 clips of 16 frames out of 100,000, which are 15 GB."""
+    changes = (
+        tensor(FP32, 24, 4) if windows else None,
+        tensor(FP32, 24, 3) if colour else None,
+        tensor(FP32, 100_000) if colour else None,
+    )
+    return clips.gather_clips(tensor(U8, 100_000, 224, 224, 3), tensor(I64, 24, 16), *changes, dtype)
+
+
 CASES = [
     Case(
         "softmax, fp16 and fp32",
@@ -143,6 +155,11 @@ CASES = [
     ),
     Case("focal, 91, fp32", lambda: set_loss("focal", predictions(100, 91, FP32, FP32)), of_losses(160, 144, 160)),
     Case("tubelets, fp64", lambda: set_loss("cross_entropy", tubelets(FP64)), of_losses(80, 216, 104)),
+    Case("all changes, bf16", lambda: gather_clips(BF16, windows=True, colour=True), {"gather_clips_kernel": 120}),
+    Case("all changes, fp32", lambda: gather_clips(FP32, windows=True, colour=True), {"gather_clips_kernel": 120}),
+    Case("windows, fp16", lambda: gather_clips(FP16, windows=True), {"gather_clips_kernel": 96}),
+    Case("colour, fp16", lambda: gather_clips(FP16, colour=True), {"gather_clips_kernel": 64}),
+    Case("no change, fp32", lambda: gather_clips(FP32), {"gather_clips_kernel": 40}),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The public operations of set prediction: cost, assignment, matching, set loss.
+"""The public operations: cost, assignment, matching and loss of set prediction, and clips to train on.
 
 Each checks shapes and calls an operator of `dispatch`, which chooses the implementation. Shapes: L (any number of
 leading dimensions, usually the supervised decoder layers), B samples, N queries, M padded targets, C logits, T frames.
@@ -230,6 +230,77 @@ def set_loss(
     terms = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss)
     cls, l1, giou = terms if per_layer else (term.sum() for term in terms)
     return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
+
+
+@torch.no_grad()
+def gather_clips(
+    frames: Tensor,
+    indices: Tensor,
+    windows: Tensor | None = None,
+    colour: Tensor | None = None,
+    levels: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Clips of cached frames, changed and normalised (ImageNet's mean and standard deviation) for a network.
+
+    frames: (F, H, W, 3) uint8, contiguous RGB, of any number of videos. indices: (B, T) int64, the frame that is frame
+        t of clip b.
+    windows: (B, 4) float32 left, top, width, height of the part that is stretched to the whole picture, in [0, 1] of
+        it. A negative width mirrors, left being the right edge then. Bilinear; what lies outside of the picture is as
+        its border, as in `grid_sample(padding_mode="border", align_corners=False)`. None leaves every pixel as it is.
+    colour: (B, 3) float32 factors of brightness (everything), contrast (the distance from the mean of the clip, as it
+        was before window and colour) and saturation (the distance from grey, the mean of the channels), in this order;
+        clamped to [0, 1] at the end.
+    levels: (F,) float32 from `frame_levels`; where there is `colour` only.
+    dtype: float16, bfloat16, float32, or float64, which only the reference computes.
+    Returns (B, 3, T, H, W), channels_last_3d. A frame is NaN where its index is not in [0, F), or its clip's window,
+    colour or mean level is not finite. No gradient. Raises ValueError where shapes, dtypes or devices disagree.
+    """
+    _check_clips(frames, indices, windows, colour, levels)
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
+    return dispatch.gather_clips(frames, indices, windows, colour, None if colour is None else levels, dtype, backend)
+
+
+def frame_levels(frames: Tensor) -> Tensor:
+    """The mean of every frame over its pixels and channels, in [0, 1]: (F, H, W, 3) uint8 to (F,) float32.
+
+    Of the exact sum. Raises ValueError for other frames than `gather_clips` takes.
+    """
+    _check_frames(frames)
+    return reference.frame_levels(frames)
+
+
+def _check_frames(frames: Tensor) -> None:
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.numel() == 0:
+        raise ValueError(f"frames must be (F, H, W, 3) and not empty, got {tuple(frames.shape)}")
+    if frames.dtype != torch.uint8 or not frames.is_contiguous():
+        raise ValueError(f"frames must be uint8 and contiguous, got {frames.dtype} with strides {frames.stride()}")
+
+
+def _check_clips(
+    frames: Tensor, indices: Tensor, windows: Tensor | None, colour: Tensor | None, levels: Tensor | None
+) -> None:
+    _check_frames(frames)
+    if indices.ndim != 2:
+        raise ValueError(f"indices must be (B, T), got {tuple(indices.shape)}")
+    if colour is not None and levels is None:
+        raise ValueError("colour needs the levels of the frames: frame_levels(frames)")
+    batch = indices.shape[0]
+    for name, tensor, shape, dtype in (
+        ("indices", indices, tuple(indices.shape), torch.int64),
+        ("windows", windows, (batch, 4), torch.float32),
+        ("colour", colour, (batch, 3), torch.float32),
+        ("levels", levels, (frames.shape[0],), torch.float32),
+    ):
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
+        if tensor.dtype != dtype or tensor.device != frames.device:
+            raise ValueError(f"{name} must be {dtype} on {frames.device}, got {tensor.dtype} on {tensor.device}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

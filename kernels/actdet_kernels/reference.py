@@ -6,6 +6,8 @@ Notation: B samples, N queries, M padded targets, C logits, T frames; boxes are 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from actdet_kernels.targets import Targets, Tubelets, valid_rows
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # RetinaNet (Lin et al. 2017), as in Deformable DETR
 SMALLEST_AREA = 2.0**-100  # what is no larger counts as zero: its reciprocal times a side would leave float32
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NOT_FINITE, FORCED = 1, 2  # bits of a problem's status: has entries that are not finite; had to take one
 
 
@@ -205,3 +208,66 @@ def set_loss(
     terms = _box_terms(chosen, targets, _clean_boxes(targets, boxes))
     l1, giou = (term.masked_fill(~pairs, 0).sum((-2, -1)) / normaliser for term in terms)
     return cls, l1, giou
+
+
+def frame_levels(frames: Tensor) -> Tensor:
+    size = frames[0].numel()
+    some = max(2**24 // size, 1)  # at a time: PyTorch makes int64 of all that it adds up
+    sums = torch.cat([part.sum((1, 2, 3), dtype=torch.int64) for part in frames.split(some)])
+    return (sums.double() / (255 * size)).float()
+
+
+def gather_clips(
+    frames: Tensor,
+    indices: Tensor,
+    windows: Tensor | None,
+    colour: Tensor | None,
+    levels: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Changes are made clip by clip, which fits a cache, and a channel after the other, which suits every operator."""
+    (batch, length), (_, height, width, _) = indices.shape, frames.shape
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    mean, std = (
+        torch.cat([torch.full((1,), value, dtype=compute, device=frames.device) for value in values])
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    known = (indices >= 0) & (indices < len(frames))
+    indices = torch.where(known, indices, 0)
+    flaw = torch.where(known, 0.0, math.nan)  # NaN, too, where one of the numbers below is not finite
+    if windows is None and colour is None:
+        rows = frames.index_select(0, indices.flatten()).to(compute).view(batch, length, height, width * 3)
+        rows.sub_((255 * mean).repeat(width) + flaw[..., None, None]).div_((255 * std).repeat(width))
+        return rows.to(dtype).view(batch, length, height, width, 3).permute(0, 4, 1, 2, 3)
+
+    mean, std, level = mean[:, None, None], std[:, None, None], None
+    if windows is not None:
+        flaw = flaw + (0 * windows).sum(1, keepdim=True)
+    if colour is not None and levels is not None:
+        level = torch.where(known, levels[indices].to(compute), 0).sum(1, keepdim=True) / known.sum(1, keepdim=True)
+        flaw = flaw + (0 * colour).sum(1, keepdim=True) + 0 * level
+    out = frames.new_empty((batch, length, height, width, 3), dtype=dtype)
+    for clip in range(batch):
+        pixels = frames.index_select(0, indices[clip]).permute(0, 3, 1, 2)
+        pixels = pixels.to(compute, memory_format=torch.contiguous_format).div_(255)
+        if windows is not None:
+            pixels = _stretch(pixels, windows[clip])
+        if colour is not None and level is not None:
+            pixels = _change_colour(pixels, level[clip], colour[clip])
+        out[clip].permute(0, 3, 1, 2).copy_(pixels.sub_(mean + flaw[clip, :, None, None, None]).div_(std))
+    return out.permute(0, 4, 1, 2, 3)
+
+
+def _stretch(pixels: Tensor, window: Tensor) -> Tensor:
+    """(T, 3, H, W) to the same, all frames through one window."""
+    left, top, across, down = window = window.to(pixels.dtype)
+    y, x = ((torch.arange(size, dtype=window.dtype, device=window.device) + 0.5) / size for size in pixels.shape[2:])
+    grid = torch.stack(torch.meshgrid(left + x * across, top + y * down, indexing="xy"), dim=-1)[None] * 2 - 1
+    flat = pixels.flatten(0, 1)[None]
+    return F.grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=False).view_as(pixels)
+
+
+def _change_colour(pixels: Tensor, level: Tensor, factors: Tensor) -> Tensor:
+    brightness, contrast, saturation = factors.to(pixels.dtype)
+    pixels = torch.lerp(level * brightness, pixels.mul_(brightness), contrast)
+    return torch.lerp(pixels.mean(1, keepdim=True), pixels, saturation).clamp_(0, 1)

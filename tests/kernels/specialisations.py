@@ -1,4 +1,5 @@
-"""Counts the kernels that Triton would compile for the criterion while M walks from 1 to 100, without a GPU.
+"""Counts the kernels that Triton would compile for the criterion while M walks from 1 to 100, and for clips of as many
+frames and sides, without a GPU.
 
 A process of its own, because kernels that were imported under TRITON_INTERPRET=1 know nothing of it:
 python tests/kernels/specialisations.py
@@ -10,7 +11,7 @@ import json
 from typing import Any
 
 import torch
-from actdet_kernels import Targets, Tubelets, backend, dispatch, match, operations, set_loss
+from actdet_kernels import Targets, Tubelets, backend, dispatch, gather_clips, match, operations, set_loss
 from torch import Tensor
 
 KEYS: dict[str, set[Any]] = {}
@@ -52,6 +53,12 @@ def step(layers: int, samples: int, queries: int, size: int, frames: int | None)
     set_loss(logits, boxes, targets, matched).total.backward()
 
 
+def clips(pool: int, samples: int, frames: int, height: int, width: int) -> None:
+    indices = torch.empty(samples, frames, dtype=torch.int64)
+    changes = (torch.empty(samples, 4), torch.empty(samples, 3), torch.empty(pool))
+    gather_clips(torch.empty(pool, height, width, 3, dtype=torch.uint8), indices, *changes)
+
+
 if __name__ == "__main__":
     backend.launch = record
     dispatch.choose_backend = operations.choose_backend = lambda *arguments: "triton"
@@ -62,4 +69,8 @@ if __name__ == "__main__":
             for size in range(1, 101):
                 step(1 + size % 7, 1 + size % 5, queries, size, None if frames is None else 1 + size % frames)
         found[name] = {kernel: len(keys) for kernel, keys in KEYS.items()}
+    KEYS.clear()
+    for size in range(1, 101):
+        clips(size, 1 + size % 7, 1 + size % 17, size, 1 + size % 19)
+    found["clips"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
     print(json.dumps(found))

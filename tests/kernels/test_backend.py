@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from actdet_kernels import assign, backend, explain_backend
+from actdet_kernels import assign, backend, explain_backend, gather_clips
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -62,6 +62,17 @@ def test_a_problem_beyond_the_kernels_is_the_references(monkeypatch: pytest.Monk
     with pytest.raises(RuntimeError, match="cannot run on cpu: 1 x 32769 is larger than 32768"):
         assign(cost, backend="triton")
     assert (assign(cost) >= 0).sum() == 1
+
+
+def test_clips_that_the_kernel_does_not_compute_are_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    frames, indices = torch.zeros(1, 2, 2, 3, dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="cannot run on cpu: clips are computed in float32"):
+        gather_clips(frames, indices, dtype=torch.float64, backend="triton")
+    assert gather_clips(frames, indices, dtype=torch.float64).dtype == torch.float64
+    large = torch.empty(1, 2**14, 2**15 + 1, 3, dtype=torch.uint8)  # of which nothing is touched
+    with pytest.raises(RuntimeError, match="cannot run on cpu: 16384 x 32769 is more than 536870912 pixels"):
+        gather_clips(large, indices, backend="triton")
 
 
 BROKEN = """

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from actdet_kernels import MatchWeights, Targets, Tubelets, match, set_loss
+from actdet_kernels import MatchWeights, Targets, Tubelets, gather_clips, match, set_loss
 from device import DEVICE, NEEDS_KERNELS
-from oracles import loss_case, random_boxes, random_tubelets
+from oracles import loss_case, random_boxes, random_clips, random_tubelets
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
@@ -41,6 +41,12 @@ def make(dtype: torch.dtype, tubelets: bool = False, leading: tuple[int, ...] = 
     return logits.to(DEVICE, dtype), boxes.to(DEVICE, dtype), targets, matched.to(DEVICE)
 
 
+def make_clips() -> tuple[Tensor, ...]:
+    """frames, indices, windows, colour, levels."""
+    pool, *rest = random_clips((4, 5, 6), 2, 3, seed=4)
+    return *(value.to(DEVICE) for value in (pool, *rest)), torch.rand(4, device=DEVICE)
+
+
 def flat(targets: Targets | Tubelets) -> list[Tensor | None]:
     return [*targets, *[None] * (4 - len(targets))]
 
@@ -52,12 +58,16 @@ def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
     divisors, cotangent = torch.ones(2, 2, dtype=wide, device=DEVICE), torch.ones(2, dtype=wide, device=DEVICE)
     loss = (WEIGHTS, 0.1, "cross_entropy", True)
     cost = torch.rand(2, 4, 5, device=DEVICE).to(dtype)
+    pool, indices, windows, colour, levels = make_clips()
     found = {}
     for kind in ("triton", "reference"):
         found[f"pairwise_cost {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", kind)
         found[f"match {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", kind)
         found[f"assign {kind}"] = (cost, targets.counts, False, True, kind)
         found[f"assign {kind} without duals and counts"] = (cost.mT, None, True, False, kind)
+        computed = dtype if kind == "reference" or dtype != torch.float64 else torch.float32
+        found[f"gather_clips {kind}"] = (pool, indices, windows, colour, levels, computed, kind)
+        found[f"gather_clips {kind} without changes"] = (pool, indices, None, None, None, computed, kind)
     found["set_loss"] = (logits, boxes, *flat(targets), matched, *loss)
     found["set_loss_gradient"] = (
         *(logits, boxes, *flat(targets), matched, divisors),
@@ -147,3 +157,31 @@ def test_compiled_tubelets_give_what_they_give_eagerly(kind: str) -> None:
 def test_compiled_by_inductor_it_gives_what_it_gives_eagerly(kind: str) -> None:
     torch.compiler.reset()
     check_compiled(torch.compile(criterion, fullgraph=True), kind, False, (2,), exact=kind == "triton")
+
+
+def check_compiled_clips(compiled: Any, kind: Any) -> None:
+    frames, indices, *changes = make_clips()
+    for length in (3, 2):  # in the same graph, or in another
+        for chosen in (changes, [None, None, None]):
+            for dtype in (torch.float32, torch.bfloat16):
+                options = {"dtype": dtype, "backend": kind}
+                one, other = (
+                    call(frames, indices[:, :length], *chosen, **options) for call in (compiled, gather_clips)
+                )
+                assert (one.dtype, one.stride()) == (other.dtype, other.stride())
+                assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("kind", ["triton", "reference", "auto"])
+def test_compiled_clips_are_the_eager_ones(kind: str, compiler: str, dynamic: bool | None) -> None:
+    torch.compiler.reset()
+    check_compiled_clips(torch.compile(gather_clips, fullgraph=True, backend=compiler, dynamic=dynamic), kind)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("kind", ["triton", "reference"])
+def test_clips_compiled_by_inductor_are_the_eager_ones(kind: str) -> None:
+    torch.compiler.reset()
+    check_compiled_clips(torch.compile(gather_clips, fullgraph=True), kind)

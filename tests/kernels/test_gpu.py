@@ -13,13 +13,15 @@ from actdet_kernels import (
     Targets,
     Tubelets,
     assign,
+    frame_levels,
+    gather_clips,
     match,
     pairwise_cost,
     set_loss,
     solve_assignment,
     solve_matching,
 )
-from oracles import random_boxes, random_logits, random_targets
+from oracles import changed_clips, clip_error, random_boxes, random_clips, random_logits, random_targets
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -214,3 +216,84 @@ def test_bad_numbers_stay_within_their_problem() -> None:
     assert not status[untouched].any()
     if targets.counts[3] > 5:
         assert status[2, 3].item() == 3
+
+
+# frames of the pool, height, width, clips, frames of a clip
+CLIPS = [(200, 224, 224, 24, 16), (200, 112, 112, 8, 16), (200, 48, 48, 8, 8), (9, 37, 53, 3, 35)]
+
+
+def make_clips(size: tuple[int, ...], seed: int) -> list[Tensor]:
+    """frames, indices, windows, colour, levels on the GPU; one index is no frame."""
+    pool, indices, *changes = random_clips(size[:3], *size[3:], seed=seed)  # pyright: ignore
+    indices[-1, -1] = size[0]
+    return [value.cuda() for value in (pool, indices, *changes, frame_levels(pool))]
+
+
+def both(arguments: list[Tensor], dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+    """The batch with all changes, and without."""
+    return [gather_clips(*arguments, dtype=dtype), gather_clips(*arguments[:2], dtype=dtype)]
+
+
+@pytest.mark.parametrize("size", CLIPS, ids=str)
+def test_real_clips_are_the_loops(size: tuple[int, ...]) -> None:
+    arguments = make_clips(size, seed=11)
+    pool, indices, windows, colour, levels = (value.cpu() for value in arguments)
+    assert torch.equal(frame_levels(arguments[0]).cpu(), levels)
+    few = slice(None, None, -(-len(indices) // 3))
+    for changes in ((windows, colour), (None, None)):
+        wanted = torch.from_numpy(changed_clips(pool, indices[few], *(None if v is None else v[few] for v in changes)))
+        error = clip_error(pool, *changes)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            mine = (None if value is None else value.cuda() for value in changes)
+            got = gather_clips(*arguments[:2], *mine, arguments[4], dtype=dtype)
+            assert got.is_contiguous(memory_format=torch.channels_last_3d)
+            rounding = 0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2 * wanted.nan_to_num().abs().max()
+            torch.testing.assert_close(got[few].cpu().double(), wanted, rtol=0, atol=error + rounding, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", CLIPS, ids=str)
+def test_clips_do_not_wait_and_replay_from_a_graph(
+    size: tuple[int, ...], refuse_waiting: Callable[[bool], None]
+) -> None:
+    arguments = make_clips(size, seed=12)
+    both(arguments)  # compiles
+    refuse_waiting(True)
+    both(arguments)
+    gather_clips(*arguments, backend="reference")
+    refuse_waiting(False)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = both(arguments)
+    for seed in (13, 14):
+        others = make_clips(size, seed=seed)
+        for mine, other in zip(arguments, others, strict=True):
+            mine.copy_(other)
+        graph.replay()
+        for mine, wanted in zip(captured, both(others), strict=True):
+            assert torch.equal(mine.view(torch.int16), wanted.view(torch.int16))  # NaN, too
+
+
+def test_a_batch_of_clips_takes_one_launch() -> None:
+    arguments = make_clips(CLIPS[1], seed=15)
+    both(arguments)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        both(arguments)
+    on_device = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(on_device) == 2, on_device
+
+
+def test_pools_and_batches_may_have_more_than_two_gigabytes() -> None:
+    """Both the pool's bytes and the batch's values are more than 2**31."""
+    size = 2**31 // (224 * 224 * 3) + 2
+    pool = torch.zeros(size, 224, 224, 3, dtype=torch.uint8, device="cuda")
+    some, *_ = random_clips((2, 224, 224), 1, 1, seed=16)
+    pool[-2:] = some.cuda()
+    indices = torch.zeros(1, size, dtype=torch.int64, device="cuda")
+    indices[0, -2:] = torch.tensor([size - 2, size - 1])
+    got = gather_clips(pool, indices, dtype=torch.float16)
+    wanted = gather_clips(some, torch.tensor([[0, 1]]), dtype=torch.float16)
+    torch.testing.assert_close(got[:, :, -2:].cpu(), wanted, rtol=2**-10, atol=1e-6)
+    black = got[0, :, :-2]
+    assert torch.equal(black.amin((1, 2, 3)), black.amax((1, 2, 3)))
+    assert (black[:, 0, 0, 0] < -1.7).all()

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from actdet_kernels import MatchWeights, Targets, Tubelets, backend, match, set_loss
+from actdet_kernels import MatchWeights, Targets, Tubelets, backend, frame_levels, gather_clips, match, set_loss
 from device import DEVICE, NEEDS_KERNELS
-from oracles import loss_case, random_boxes, random_tubelets
+from oracles import loss_case, random_boxes, random_clips, random_tubelets
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -119,6 +119,26 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
 @pytest.mark.parametrize("tubelets", [False, True])
 def test_the_implementations_run_nothing_but_kernels(tubelets: bool) -> None:
     assert operators_within(make(tubelets)) == []
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_batch_of_clips_is_one_launch(changed: bool, launched: list[tuple[Any, int]]) -> None:
+    """From outside, and by what the implementation runs on a device that does not exist."""
+    from actdet_kernels import clips
+
+    pool, indices, *changes = random_clips((4, 30, 20), 2, 3, seed=5)
+    levels = frame_levels(pool)
+    values = [pool, indices, *changes, levels] if changed else [pool, indices]
+    with Watch() as watch:
+        gather_clips(*(value.to(DEVICE) for value in values), backend="triton")
+    assert launched == [("gather_clips_kernel", 2 * 3 * 2)]  # two programs for the 600 pixels of every frame
+    assert watch.launching == []
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode() as mode, Watch() as watch:
+        patch.setattr(backend, "launch", lambda kernel, programs, *rest, **options: launched.append(kernel))
+        on_gpu = [torch.empty_like(mode.from_tensor(value), device="cuda") for value in values]
+        clips.gather_clips(*on_gpu, *[None] * (5 - len(on_gpu)), torch.float16)  # pyright: ignore
+    assert len(launched) == 2
+    assert watch.launching == []
 
 
 @pytest.mark.parametrize("name", ["item", "tolist", "cpu", "nonzero", "unique", "mask"])

@@ -14,6 +14,8 @@ from actdet_kernels import (
     Targets,
     assign,
     explain_backend,
+    frame_levels,
+    gather_clips,
     giou_loss,
     match,
     pad_targets,
@@ -587,6 +589,8 @@ def test_other_shapes_and_choices_are_refused(call: Callable[[], Any], message: 
         call()
 
 
+POOL = torch.arange(48, dtype=torch.uint8).view(2, 2, 4, 3)
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "pairwise_giou": lambda **kept: pairwise_giou(BOXES, BOXES, **kept),
     "giou_loss": lambda **kept: giou_loss(BOXES, BOXES, **kept),
@@ -594,6 +598,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "assign": lambda **kept: assign(torch.zeros(1, 2, 2), **kept),
     "match": lambda **kept: match(LOGITS, BOXES, GOOD, **kept),
     "set_loss": lambda **kept: set_loss(LOGITS, BOXES, GOOD, torch.tensor([[0, -1], [0, 1]]), **kept),
+    "gather_clips": lambda **kept: gather_clips(
+        POOL, torch.tensor([[1, 0]]), torch.ones(1, 4), torch.ones(1, 3), frame_levels(POOL), **kept
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The criterion is not compiled again for other numbers of targets, samples, layers and frames."""
+"""Nothing is compiled again for other numbers of targets, samples, layers and frames, or other pictures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 pytest.importorskip("triton", reason="there is no Triton for this platform")
 
 
-def test_few_kernels_serve_the_criterion_at_all_sizes() -> None:
-    """M from 1 to 100, at 12 and at 100 queries, with other numbers of samples, layers and frames each time."""
+def test_few_kernels_serve_all_sizes() -> None:
+    """M from 1 to 100, at 12 and at 100 queries, with other numbers of samples, layers and frames each time; pools of 1
+    to 100 frames, and pictures of as many rows.
+    """
     script = Path(__file__).parent / "specialisations.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
@@ -24,4 +26,5 @@ def test_few_kernels_serve_the_criterion_at_all_sizes() -> None:
     assert json.loads(done.stdout) == {
         "boxes": {"match_kernel": 3, **losses},  # a block of 32, 64 and 128
         "tubelets": {"pairwise_cost_kernel": 1, "assign_kernel": 3, **losses},
+        "clips": {"gather_clips_kernel": 1},
     }
