@@ -245,7 +245,7 @@ def gather_clips(
         flaw = flaw + (0 * windows).sum(1, keepdim=True)
     if colour is not None and levels is not None:
         level = torch.where(known, levels[indices].to(compute), 0).sum(1, keepdim=True) / known.sum(1, keepdim=True)
-        flaw = flaw + (0 * colour).sum(1, keepdim=True) + 0 * level
+        flaw = flaw + (0 * colour).sum(1, keepdim=True)
     out = frames.new_empty((batch, length, height, width, 3), dtype=dtype)
     for clip in range(batch):
         pixels = frames.index_select(0, indices[clip]).permute(0, 3, 1, 2)
@@ -254,7 +254,7 @@ def gather_clips(
             pixels = _stretch(pixels, windows[clip])
         if colour is not None and level is not None:
             pixels = _change_colour(pixels, level[clip], colour[clip])
-        out[clip].permute(0, 3, 1, 2).copy_(pixels.sub_(mean + flaw[clip, :, None, None, None]).div_(std))
+        out[clip].permute(0, 3, 1, 2).copy_(pixels.sub_(mean + flaw[clip, :, None, None, None]).div_(std).to(dtype))
     return out.permute(0, 4, 1, 2, 3)
 
 
