@@ -11,8 +11,7 @@ A thread has all three channels of its pixels: coordinates and shares are comput
 thread. With the channels in threads of their own, a program takes more than twice the instructions (`bench/LOG.md`).
 Offsets within a frame are 32 bits wide, those of frames 64: a pool may have any size.
 """
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportPossiblyUnboundVariable=false
+# pyright: reportOperatorIssue=false
 # (what Triton compiles has types that a checker of Python does not know)
 
 from __future__ import annotations
@@ -88,8 +87,8 @@ def gather_clips_kernel(
 ):  # fmt: skip
     """out (B * length, height, width, 3): one program writes BLOCK_P pixels of one frame.
 
-    Nothing is masked when it is read, which would take an instruction more for every byte: pixels past the last read
-    the last, and a frame of NaN reads frame 0.
+    Nothing is masked, which would take instructions for every byte that is read: what would be past the last pixel is
+    the last once more, and a frame of NaN reads frame 0.
     """
     pixels = height * width
     tiles = tl.cdiv(pixels, BLOCK_P)
@@ -97,7 +96,6 @@ def gather_clips_kernel(
     i_b = (i_f // length).to(tl.int64)
     i_f = i_f.to(tl.int64)
     o_p = (tl.program_id(0) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
-    m_p = o_p < pixels
     o_p = tl.minimum(o_p, pixels - 1)
     index = tl.load(indices + i_f)
     known = (index >= 0) & (index < frames)
@@ -125,9 +123,9 @@ def gather_clips_kernel(
         p = change_colour(p, level, brightness, contrast, saturation)
 
     out += i_f * pixels * 3 + o_p * 3
-    tl.store(out, (p[0] - MEAN_R) * (1 / STD_R) + flaw, mask=m_p)
-    tl.store(out + 1, (p[1] - MEAN_G) * (1 / STD_G) + flaw, mask=m_p)
-    tl.store(out + 2, (p[2] - MEAN_B) * (1 / STD_B) + flaw, mask=m_p)
+    tl.store(out, (p[0] - MEAN_R) * (1 / STD_R) + flaw)
+    tl.store(out + 1, (p[1] - MEAN_G) * (1 / STD_G) + flaw)
+    tl.store(out + 2, (p[2] - MEAN_B) * (1 / STD_B) + flaw)
 
 
 def gather_clips(

@@ -155,10 +155,10 @@ CASES = [
     ),
     Case("focal, 91, fp32", lambda: set_loss("focal", predictions(100, 91, FP32, FP32)), of_losses(160, 144, 160)),
     Case("tubelets, fp64", lambda: set_loss("cross_entropy", tubelets(FP64)), of_losses(80, 216, 104)),
-    Case("all changes, bf16", lambda: gather_clips(BF16, windows=True, colour=True), {"gather_clips_kernel": 120}),
-    Case("all changes, fp32", lambda: gather_clips(FP32, windows=True, colour=True), {"gather_clips_kernel": 120}),
+    Case("all changes, bf16", lambda: gather_clips(BF16, windows=True, colour=True), {"gather_clips_kernel": 112}),
+    Case("all changes, fp32", lambda: gather_clips(FP32, windows=True, colour=True), {"gather_clips_kernel": 112}),
     Case("windows, fp16", lambda: gather_clips(FP16, windows=True), {"gather_clips_kernel": 96}),
-    Case("colour, fp16", lambda: gather_clips(FP16, colour=True), {"gather_clips_kernel": 64}),
+    Case("colour, fp16", lambda: gather_clips(FP16, colour=True), {"gather_clips_kernel": 56}),
     Case("no change, fp32", lambda: gather_clips(FP32), {"gather_clips_kernel": 40}),
 ]
 

@@ -212,8 +212,12 @@ def set_loss(
 
 def frame_levels(frames: Tensor) -> Tensor:
     size = frames[0].numel()
-    some = max(2**24 // size, 1)  # at a time: PyTorch makes int64 of all that it adds up
-    sums = torch.cat([part.sum((1, 2, 3), dtype=torch.int64) for part in frames.split(some)])
+    if frames.device.type == "cpu":  # PyTorch takes 20 times as long to add up bytes
+        rows = frames.numpy().reshape(*frames.shape[:2], -1).sum(2, dtype=np.uint32)
+        sums = torch.from_numpy(rows.sum(1, dtype=np.int64))
+    else:
+        some = max(2**24 // size, 1)  # at a time: PyTorch makes int64 of all that it adds up
+        sums = torch.cat([part.sum((1, 2, 3), dtype=torch.int64) for part in frames.split(some)])
     return (sums.double() / (255 * size)).float()
 
 
@@ -245,7 +249,7 @@ def gather_clips(
         flaw = flaw + (0 * windows).sum(1, keepdim=True)
     if colour is not None and levels is not None:
         level = torch.where(known, levels[indices].to(compute), 0).sum(1, keepdim=True) / known.sum(1, keepdim=True)
-        flaw = flaw + (0 * colour).sum(1, keepdim=True) + 0 * level
+        flaw = flaw + (0 * colour).sum(1, keepdim=True)
     out = frames.new_empty((batch, length, height, width, 3), dtype=dtype)
     for clip in range(batch):
         pixels = frames.index_select(0, indices[clip]).permute(0, 3, 1, 2)
@@ -254,7 +258,7 @@ def gather_clips(
             pixels = _stretch(pixels, windows[clip])
         if colour is not None and level is not None:
             pixels = _change_colour(pixels, level[clip], colour[clip])
-        out[clip].permute(0, 3, 1, 2).copy_(pixels.sub_(mean + flaw[clip, :, None, None, None]).div_(std))
+        out[clip].permute(0, 3, 1, 2).copy_(pixels.sub_(mean + flaw[clip, :, None, None, None]).div_(std).to(dtype))
     return out.permute(0, 4, 1, 2, 3)
 
 

@@ -257,6 +257,32 @@ def test_a_pool_may_have_more_than_two_gigabytes() -> None:
         check(got.cpu(), wanted, clip_error(some, None, None))
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="needs the interpreter")
+def test_nothing_outside_the_pool_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where it would count for nothing: whatever windows and indices hold."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    load = InterpreterBuilder.create_masked_load
+    read: list[np.ndarray] = []
+
+    def recorded(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        if pointers.get_element_ty().is_uint8():
+            read.append(pointers.data[mask.data])
+        return load(self, pointers, mask, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", recorded)
+    pool, _, windows, colour = random_clips((2, 5, 7), 8, 4, seed=15)
+    windows[:7, 0] = torch.tensor([math.nan, math.inf, -math.inf, 1e38, -1e38, 5.0, -5.0])
+    windows[:6, 3] = torch.tensor([1e38, -math.inf, math.nan, 1.0, -1e38, 0.0])
+    indices = torch.tensor([[1, 1, 1, 1]] * 7 + [[2, -1, 2**63 - 1, -(2**63)]])
+    for changes in ((windows, colour), (None, None)):
+        gather_clips(pool, indices, *changes, frame_levels(pool), backend="triton")
+        addresses = np.concatenate(read) - pool.data_ptr()
+        assert addresses.min() >= 0
+        assert addresses.max() == pool.numel() - 1  # what is there is read
+        read.clear()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_strides_of_what_is_not_the_pool(kind: Any) -> None:
     pool, indices, windows, colour = random_clips((5, 4, 6), 4, 6, seed=12)
