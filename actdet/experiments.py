@@ -78,8 +78,10 @@ def open_setup(
     dtype, _ = choose_precision(config.precision, device)
     videos = [clip.video for clip in index.clips]
     name, _ = choose_reader(config.reader, device, videos, disk_cache=config.disk_cache > 0)
-    jitter = config.augment.jitter
-    kept, cache_reason = choose_cache(config.cache, index, model, device, jitter=jitter, processes=processes.count)
+    jitter, count = config.augment.jitter, processes.count
+    kept, cache_reason = choose_cache(
+        config.cache, index, model, device, jitter=jitter, epochs=config.epochs, processes=count
+    )
     disk_cache = DiskCache(cache_folder(), int(config.disk_cache * 2**30)) if config.disk_cache else None
     size = (model.image_size, model.image_size)
     with open_reader(name, size, workers=config.workers, disk_cache=disk_cache) as reader:

@@ -19,6 +19,9 @@ from actdet.errors import ActdetError
 # Of the free memory, what "auto" takes at most: on a GPU the network comes later, a CPU's memory is not ours alone.
 _SHARE = {"cuda": 0.5, "cpu": 0.25}
 
+# Frames that are decoded, about, for one that is asked for in a long video.
+_ON_THE_WAY = 30
+
 
 class FrameCache:
     """The frames of all clips of `index` that may be asked for, (F, S, S, 3) uint8 in `pool`, as clips get filled in.
@@ -75,11 +78,18 @@ def most_kept(device: torch.device) -> float:
 
 
 def choose_cache(
-    cache: str, index: ClipIndex, model: ModelConfig, device: torch.device, *, jitter: bool, processes: int = 1
+    cache: str,
+    index: ClipIndex,
+    model: ModelConfig,
+    device: torch.device,
+    *,
+    jitter: bool,
+    epochs: int,
+    processes: int = 1,
 ) -> tuple[bool, str]:
     """Whether decoded clips are kept in memory for `cache` (auto, memory or none), and why in a few words.
 
-    processes: how many keep them on one CPU.
+    epochs: how often each is asked for. processes: how many keep them on one CPU.
     """
     if cache == "none":
         return False, "decoded anew each epoch, asked for"
@@ -90,6 +100,9 @@ def choose_cache(
     what, share = f"{_size(size)} of decoded clips", _SHARE[device.type]
     if cache == "memory":
         return True, f"{what} kept in memory, asked for"
+    decoded = sum(len(clip.video.pts) for clip in index.clips)
+    if jitter and decoded > epochs * len(index.clips) * model.frames * _ON_THE_WAY:
+        return False, f"decoded anew each epoch: all {decoded} frames are more than will be asked for"
     if size <= most:
         return True, f"{what} kept in memory"
     return (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -29,8 +30,8 @@ from actdet.errors import DataError
 # The last two flags cost nothing and keep the result the same on every processor.
 _INTERPOLATION = 0x2 | 0x2000 | 0x40000 | 0x80000
 
-# Frames that are decoded rather than sought past; a seek costs so little that from 2 to 60 it is all the same.
-_SEEK_PAST = 8
+# Frames that are decoded rather than sought past: a seek costs about as much as decoding four.
+_SEEK_PAST = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,16 +185,22 @@ def _decode(info: VideoInfo, wanted: np.ndarray, threads: int) -> Iterator[Video
         before = np.searchsorted(info.entries, wanted, side="right")
         for place, index in enumerate(wanted.tolist()):
             entry = int(info.entries[before[place] - 1]) if before[place] else 0
-            if entry >= reached + _SEEK_PAST:
-                container.seek(int(info.pts[entry]), stream=stream)
-                frames, reached = _frames(info, container, stream, asked, entry), entry
-            try:
-                frame = _take(info, frames, index, reached)
-            except _AstrayError:
+            if entry < reached + _SEEK_PAST:
+                yield _take(info, frames, index, reached)
+                reached = index + 1
+                continue
+            for time in info.pts[
+                [index, entry]
+            ].tolist():  # containers look for either, by one order of time or the other
+                container.seek(time, stream=stream)
+                frames = _frames(info, container, stream, asked, info.pts[info.entries[: before[place]]])
+                with suppress(_AstrayError):
+                    yield _take(info, frames, index, entry)
+                    reached = index + 1
+                    break
+            else:
                 yield from _decode(replace(info, entries=info.entries[:0]), wanted[place:], threads)
                 return
-            yield frame
-            reached = index + 1
 
 
 def _take(info: VideoInfo, frames: Iterator[tuple[int, VideoFrame]], index: int, reached: int) -> VideoFrame:
@@ -214,20 +221,21 @@ def _take(info: VideoInfo, frames: Iterator[tuple[int, VideoFrame]], index: int,
 
 
 class _AstrayError(Exception):
-    """A seek ended elsewhere than at the frame that it was to find."""
+    """A seek ended where decoding may not begin, or too late."""
 
 
 def _frames(
-    info: VideoInfo, container: InputContainer, stream: VideoStream, asked: Set[int], entry: int | None = None
+    info: VideoInfo, container: InputContainer, stream: VideoStream, asked: Set[int], entries: np.ndarray | None = None
 ) -> Iterator[tuple[int, VideoFrame]]:
     """The frames that the decoder gives from where the container stands, each with its index.
 
-    Among them are those whose pts are `asked` for. entry: where the container should stand. Frames that nothing refers
-    to are left out where that is safe: packets are whole frames, which fields of interlaced video may not be.
+    Among them are those whose pts are `asked` for. entries: pts of the frames at one of which the container should
+    stand. Frames that nothing refers to are left out where that is safe: packets are whole frames, which fields of
+    interlaced video may not be.
     """
     started, skipping, count = False, False, 0
     for packet in container.demux(stream):
-        if not started and entry is not None and packet.pts != info.pts[entry]:
+        if not started and entries is not None and packet.pts not in entries:
             raise _AstrayError
         started = started or packet.is_keyframe
         if not started or is_empty(packet):

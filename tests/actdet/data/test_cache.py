@@ -71,9 +71,9 @@ def test_a_cache_takes_what_it_said(index: ClipIndex) -> None:
 def test_what_fits_is_decided_by_its_size(index: ClipIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     size = cache_bytes(index, MODEL, jitter=True)
 
-    def choose(cache: str, free: int, processes: int = 1) -> tuple[bool, str]:
+    def choose(cache: str, free: int, processes: int = 1, epochs: int = 1) -> tuple[bool, str]:
         monkeypatch.setattr(caching, "free_memory", lambda device: free)
-        return choose_cache(cache, index, MODEL, CPU, jitter=True, processes=processes)
+        return choose_cache(cache, index, MODEL, CPU, jitter=True, epochs=epochs, processes=processes)
 
     assert choose("auto", 4 * size) == (True, "0 MiB of decoded clips kept in memory")
     assert choose("auto", 4 * size - 4)[0] is False
@@ -81,6 +81,18 @@ def test_what_fits_is_decided_by_its_size(index: ClipIndex, monkeypatch: pytest.
     assert "more than" in choose("auto", size)[1]
     assert choose("memory", 0)[0] is True
     assert choose("none", 100 * size)[0] is False
+
+
+def test_long_videos_are_not_decoded_whole_for_a_few_frames(index: ClipIndex) -> None:
+    hour = replace(index.clips[0].video, pts=np.arange(90_000), end=90_000)
+    long = replace(index, clips=(Clip("hour", hour, ()),))
+    for cache, jitter, epochs, expected in (
+        ("auto", True, 50, False),  # 8 frames an epoch
+        ("auto", True, 500, True),
+        ("auto", False, 50, True),  # the same 8 each time
+        ("memory", True, 50, True),
+    ):
+        assert choose_cache(cache, long, MODEL, CPU, jitter=jitter, epochs=epochs)[0] is expected
 
 
 def test_too_large_a_cache_that_was_asked_for_is_refused(index: ClipIndex) -> None:

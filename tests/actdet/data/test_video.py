@@ -132,6 +132,31 @@ def test_what_is_left_out_on_the_way_changes_no_frame(
     assert len(given) <= most
 
 
+@pytest.mark.parametrize("name", ["uneven.mp4", "uneven.mkv", "uneven.webm"])
+@pytest.mark.parametrize("group", [1, 2, 3, 10])
+def test_seeks_find_their_frames_at_uneven_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, group: int
+) -> None:
+    options = {"g": str(group)} | ({} if name.endswith("webm") else {"bf": "2", "b_strategy": "0", "sc_threshold": "0"})
+    pts = [500 + 40 * i + 37 * (i % 2) + (1500 if i > 40 else 0) for i in range(60)]
+    codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
+    info = probe(write_video(tmp_path / name, codec, 60, pts=pts, options=options))
+    assert len(info.entries) == 60 // group
+    given = []
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        for found in _frames(*arguments):
+            given.append(found[0])
+            yield found
+
+    monkeypatch.setattr(video, "_frames", counted)
+    for index in range(60):
+        given.clear()
+        assert numbers(decode_frames(info, [index])) == [index]
+        assert len(given) <= 2 * group + video._SEEK_PAST
+    assert numbers(decode_frames(info, range(0, 60, 7))) == list(range(0, 60, 7))
+
+
 def test_a_seek_that_ends_elsewhere_is_noticed(tmp_path: Path) -> None:
     """As with an index of a file that was written anew, or a container whose own index is wrong."""
     info = probe(write_video(tmp_path / "clip.mp4", frames=100, options=B_FRAMES))
