@@ -135,7 +135,7 @@ def train_run(
             raise
         trainer.save()
         advice = (
-            f"mend or remove the file, or go on without it by --resume --bad-files skip (the state is in {out / LAST})"
+            f"mend it and --resume, or go on without it by --resume --bad-files skip (the state is in {out / LAST})"
         )
         raise DataError(error.path, f"{error.problem}; {advice}") from error
     except torch.OutOfMemoryError as error:
