@@ -885,6 +885,18 @@ def test_a_stopped_prepare_goes_on(
     assert second.out.splitlines()[0] == f"{out}: 4 clips, 3 of them were there already"
 
 
+def test_a_stopped_predict_ends_at_once(start: Callable[..., Process], model: Path, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "v.mkv", "mjpeg", frames=5000, size=(64, 64))
+    process = start("predict", model, video, "--out", tmp_path / "o")
+    process.wait_for(r"draw v.mkv: .* [1-9]\d*/5000 ")
+    began = time.monotonic()
+    os.killpg(process.process.pid, signal.SIGINT)
+    assert process.end()[-1] == "actdet: interrupted"
+    assert process.process.returncode == 130
+    assert time.monotonic() - began < 10
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["v.json"]
+
+
 def test_videos_with_odd_names_and_sizes_train(actdet_command: Actdet, tmp_path: Path) -> None:
     """Spaces, brackets, umlauts; 97 x 55 pixels; a video of one frame."""
     videos, texts = tmp_path / "my data" / "videos", tmp_path / "my data" / "annotations"
