@@ -777,8 +777,12 @@ class Process:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Process]]:
-    """Starts processes that are gone, whatever happens, when the test is over."""
+    """Starts processes that are gone, whatever happens, when the test is over.
+
+    They take Ctrl-C even where the tests run in the background of a shell, which ignores it for all its children.
+    """
     with ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
 
         def start(*arguments: object, tiny: bool = True) -> Process:
             process = Process(*arguments, tiny=tiny)
