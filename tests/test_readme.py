@@ -35,6 +35,13 @@ def test_ablation_rows() -> None:
         assert figures_of(name) == [pytest.approx(value, abs=5.1e-4) for value in wanted]
 
 
+def test_what_prepare_saves() -> None:
+    saved = json.loads((ROOT / "docs/prepare.json").read_text())
+    for name, unit, scale in (("bytes", "MB", 1e-6), ("seconds", "ms", 1e3)):
+        before, after = (f"{saved[f'{name}_{when}'] * scale:.1f} {unit}" for when in ("before", "after"))
+        assert f"from {before} to {after}" in README
+
+
 def test_the_gates_table_is_what_the_command_wrote() -> None:
     found = {}
     for row in json.loads((ROOT / "docs/gates.json").read_text()):
