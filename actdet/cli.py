@@ -396,7 +396,8 @@ def _deferred_signals() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: _stop_signal != 0
     except ActdetError:
-        before[signal.SIGTERM] = signal.SIG_IGN  # torchrun's, to the others when one has failed: they still say why
+        if is_torchelastic_launched():  # which sends it to the others when one has failed: they still say why
+            before[signal.SIGTERM] = signal.SIG_IGN
         raise
     finally:
         for number, handler in before.items():

@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 -m actdet train data/mine
 
 Every process takes its share of each batch. Sums over the batch (the losses' denominators, BatchNorm's statistics, the
-gradients) are taken over all processes, so the steps are those of one process with the whole batch, but for dropout and
-mixup, which each process draws for itself.
+gradients) are taken over all processes, so the steps are those of one process with the whole batch, but for dropout,
+which each process draws for itself, and mixup, which blends clips of the same process.
 """
 
 from __future__ import annotations

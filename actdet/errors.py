@@ -9,6 +9,10 @@ class ActdetError(Exception):
     """Something outside the program is wrong; its text is one line for the user."""
 
 
+class ReadError(ActdetError):
+    """What decodes has failed, whatever it was to decode."""
+
+
 class DataError(ActdetError):
     """A file cannot be used: `DataError(path, problem, line)` reads `path:line: problem`."""
 

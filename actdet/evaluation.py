@@ -62,7 +62,7 @@ def evaluate(
     }
     clips = [clip for clip in ids if clip in by_clip]
     if not clips:
-        raise ActdetError(f"none of the {len(ids)} clips to evaluate on can be read: {loader.left_out[own[0]]}")
+        raise ActdetError(f"none of the {len(ids)} clips to evaluate on can be read")
     logits, boxes, *fields = map(torch.stack, zip(*(by_clip[clip] for clip in clips), strict=True))
     final, wanted = Predictions(logits, boxes), Targets(*fields)
     decision = decide(*final, no_object_weight=loss.no_object_weight)

@@ -30,13 +30,13 @@ from actdet.data.readers import choose_reader, open_reader
 from actdet.data.split import folds, hold_out
 from actdet.device import choose_device, choose_precision, choose_step
 from actdet.distributed import ALONE, Processes, is_lost_process
-from actdet.errors import ActdetError, DataError
+from actdet.errors import ActdetError, DataError, ReadError
 from actdet.evaluation import Evaluation, evaluate
 from actdet.files import write_json
 from actdet.metrics import Metrics
 from actdet.models.backbone import choose_convolutions
 from actdet.report import write_report
-from actdet.training import LAST, MODEL, Progress, Trainer, clip_shape
+from actdet.training import LAST, LAUNCH, MODEL, Progress, Trainer, clip_shape
 
 FIGURES = ("video_accuracy", "detection_accuracy", "mean_iou", "average_precision")
 
@@ -127,17 +127,17 @@ def train_run(
                     f"the state is in {out / LAST}: run the same command with --resume to go on"
                 )
         evaluation = trainer.finish()
-        for others in processes.gather(setup.loader.left_out):
-            setup.loader.left_out |= others
-    except DataError as error:
+        trainer.share_left_out()
+    except (DataError, ReadError) as error:
         videos = {clip.video.path for clip in setup.loader.index.clips}
-        if trainer is None or error.path not in videos or processes.count > 1:  # who must save together
+        of_data = isinstance(error, ReadError) or error.path in videos
+        if trainer is None or not of_data or processes.count > 1:  # who would have to save together
             raise
         trainer.save()
-        advice = (
-            f"mend it and --resume, or go on without it by --resume --bad-files skip (the state is in {out / LAST})"
-        )
-        raise DataError(error.path, f"{error.problem}; {advice}") from error
+        skip = " or leave it out by --bad-files skip," if isinstance(error, DataError) else ""
+        raise ActdetError(
+            f"{error}; mend it,{skip} and go on by the same command (train: --resume); the state is in {out / LAST}"
+        ) from error
     except torch.OutOfMemoryError as error:
         raise ActdetError(_too_large(setup)) from error
     except RuntimeError as error:
@@ -318,7 +318,8 @@ def ablate(setup: Setup, val_share: float, out: Path) -> Runs:
 def _claim(setup: Setup, out: Path, settings: dict[str, Any]) -> None:
     """Note in `out` what the experiment is; ActdetError where the folder holds parts of another one."""
     names = [clip.name for clip in setup.loader.index.clips]
-    mine = {**settings, "model": asdict(setup.model), "training": asdict(setup.config), "clips": names}
+    training = {name: value for name, value in asdict(setup.config).items() if name not in LAUNCH}
+    mine = {**settings, "model": asdict(setup.model), "training": training, "clips": names}
     mine = json.loads(json.dumps(mine))
     path = out / "settings.json"
     if not path.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,13 +13,36 @@ from typing import Any
 from actdet.errors import DataError
 
 
+def temporary_name(path: Path) -> str:
+    """The name under which this process writes `path`, beside it, before it takes its place."""
+    return f".{path.stem}.{os.getpid()}.partial{path.suffix}"
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it has such a name, of any process."""
+    return re.fullmatch(r"\..*\.\d+\.partial(\.\w+)?", path.name) is not None
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether it is a temporary file whose process has ended."""
+    if not is_temporary(path):
+        return False
+    try:
+        os.kill(int(path.stem.removesuffix(".partial").rpartition(".")[2]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # somebody else's
+        pass
+    return False
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes `path`'s place when the block ends without an error.
 
     Raises DataError, and leaves what `path` held, where the disk refuses.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = path.with_name(temporary_name(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -42,7 +42,7 @@ from actdet.step import LOSSES, TrainStep
 LOG_EVERY = 10  # steps between two reads of the losses from the device
 MODEL, LAST = "model.safetensors", "last.safetensors"
 # Settings that change no result of the clips that can be read.
-_LAUNCH = ("step", "checkpointing", "workers", "cache", "disk_cache", "bad_files")
+LAUNCH = ("step", "checkpointing", "workers", "cache", "disk_cache", "bad_files")
 SAVE_SECONDS = 300  # least time between two training checkpoints
 
 
@@ -106,6 +106,7 @@ class Trainer:
             self.save()
         for epoch in range(self.step // self.steps_per_epoch, self.config.epochs):
             done = self.step % self.steps_per_epoch
+            self.share_left_out()
             if self.val_ids and epoch and not done and epoch % self.config.eval_every == 0:
                 self._check_finite()
                 self._log({"epoch": epoch, "step": self.step, "validation": asdict(self.evaluate().metrics)})
@@ -154,6 +155,11 @@ class Trainer:
         if self.processes.rank == 0:
             (self.out / LAST).unlink(missing_ok=True)
         return evaluation
+
+    def share_left_out(self) -> None:
+        """What one process could not read no other one shows any more."""
+        for others in self.processes.gather(self.loader.left_out):
+            self.loader.left_out |= others
 
     def evaluate(self) -> Evaluation:
         """What the detector, as it stands, makes of the held-out clips; its running average, where there is one."""
@@ -225,6 +231,10 @@ class Trainer:
             "step": self.step,
             "summed": self._summed,
             "scaler": self.train_step.scaler.state_dict(),
+            "left_out": {
+                self.loader.index.clips[clip].name: (error.path, error.problem, error.line)
+                for clip, error in self.loader.left_out.items()
+            },
             **self._identity(),
         }
         save_checkpoint(self.out / LAST, tensors, self._about(training))
@@ -251,6 +261,10 @@ class Trainer:
                     )
             if state[name] != value:
                 raise DataError(path, f"a checkpoint of other {name.replace('_', ' ')}: the data set has changed")
+        if about.reader != (reader := self.loader.reader.name):
+            raise DataError(
+                path, f"its clips were decoded by {about.reader}, here they would be by {reader}: see --reader"
+            )
         step = self.train_step
         load_weights(self.detector, tensors, path)
         step.clip_head.load_state_dict({name: tensors[f"clip_head.{name}"] for name in step.clip_head.state_dict()})
@@ -270,6 +284,8 @@ class Trainer:
             step.scaler.load_state_dict(state["scaler"])
         step.losses.copy_(tensors["losses"])
         self._summed, self.step = state["summed"], state["step"]
+        numbers = {clip.name: number for number, clip in enumerate(self.loader.index.clips)}
+        self.loader.left_out = {numbers[name]: DataError(*error) for name, error in state.get("left_out", {}).items()}
         if self.processes.rank == 0:
             self._cut_log()
 
@@ -278,7 +294,7 @@ class Trainer:
         names = [clip.name for clip in self.loader.index.clips]
         return {
             "model": asdict(self.model),
-            "settings": {name: value for name, value in asdict(self.config).items() if name not in _LAUNCH},
+            "settings": {name: value for name, value in asdict(self.config).items() if name not in LAUNCH},
             "training_clips": [names[i] for i in self.train_ids],
             "held_out_clips": [names[i] for i in self.val_ids],
         }

@@ -5,7 +5,7 @@ DALI decodes and resizes, uint8, on its device; augmentation and normalisation a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, Self
 
@@ -48,26 +48,31 @@ class DALIReader:
         self._gpu = name == "dali-gpu"
 
     def read(self, requests: Iterable[ClipRequest], ahead: int = 8) -> Iterator[torch.Tensor | DataError]:
-        todo = list(requests)
+        todo: list[ClipRequest | DataError] = list(requests)
         while todo:
+            if isinstance(first := todo[0], DataError):
+                yield first
+                del todo[0]
+                continue
+            part = list(_leading_requests(todo))
             done = 0
             try:
-                for clip in self._clips(todo, ahead):
+                for clip in self._clips(part, ahead):
                     yield clip
                     done += 1
-                return
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, DataError) as error:
                 # DALI does not say which file it failed on, only that it is one of those that it had begun.
-                begun = todo[done : done + 1 + (1 + _AHEAD) * _MOST_PIECES]
+                begun = part[done : done + 1 + (1 + _AHEAD) * _MOST_PIECES]
                 problems = (_problem(request, self._size) for request in begun)
                 place, problem = next(((i, p) for i, p in enumerate(problems) if p), (0, None))
                 if problem is None:
                     raise _unexplained(begun, error) from None
-                yield from self._clips(begun[:place], ahead)
-                yield problem
-                todo = todo[done + place + 1 :]
+                todo[done + place] = problem
+            del todo[:done]
 
-    def _clips(self, requests: list[ClipRequest], ahead: int) -> Iterator[torch.Tensor]:
+    def _clips(self, requests: Sequence[ClipRequest], ahead: int) -> Iterator[torch.Tensor]:
         pieces = [
             _Piece(number, video, indices[first : first + most])
             for number, (video, indices) in enumerate(requests)
@@ -131,6 +136,13 @@ def _pipeline(inputs: Iterator[tuple[list[np.ndarray], ...]], decoder: str) -> A
     clips = fn.decoders.video(encoded, frames=frames, device=decoder)
     # Of DALI's filters this is the triangle that also PyAV's bilinear shrinks with.
     return fn.resize(clips, size=size, interp_type=DALIInterpType.INTERP_LINEAR, antialias=True)
+
+
+def _leading_requests(todo: Iterable[ClipRequest | DataError]) -> Iterator[ClipRequest]:
+    for request in todo:
+        if not isinstance(request, ClipRequest):
+            return
+        yield request
 
 
 def _batches(pieces: list[_Piece], most: int) -> list[list[_Piece]]:

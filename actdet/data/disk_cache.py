@@ -19,6 +19,7 @@ import numpy as np
 
 from actdet.data.video import VideoInfo, decode_frames
 from actdet.errors import DataError
+from actdet.files import is_abandoned, is_temporary, temporary_name
 
 _FORMAT = 1  # to be raised when decoding or resizing changes
 
@@ -40,7 +41,7 @@ class DiskCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
-                self._make_room(0)
+                self._make_room()
         except OSError as error:
             raise DataError(folder, f"cannot be written to: {error.strerror or error}") from error
 
@@ -61,18 +62,18 @@ class DiskCache:
         return frames
 
     def _keep(self, path: Path, frames: np.ndarray) -> None:
-        total = frames.nbytes + 4096
-        if total > self.limit:
+        if frames.nbytes + 4096 > self.limit:
             return
-        with suppress(OSError), self._lock():
-            self._make_room(total)
-            temporary = path.with_suffix(".partial")
+        temporary = path.with_name(temporary_name(path))
+        with suppress(OSError):  # a full disk, or a process that took this one's file for a dead one's
             try:
                 with open(temporary, "wb") as file:
                     np.save(file, frames, allow_pickle=False)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(temporary, path)
+                with self._lock():
+                    self._make_room()
+                    os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -86,25 +87,28 @@ class DiskCache:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Within: no other process writes or removes. The system gives it back when a process dies."""
+        """Within: no other process adds or removes clips. The system gives it back when a process dies."""
         with open(self.folder / "lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _make_room(self, bytes_: int) -> None:
-        """Remove what a crash left, and then the clips that were not used for the longest, until so much fits."""
-        kept = []
+    def _make_room(self) -> None:
+        """Remove what a crash left, and the clips that were not used for longest, until all is within the limit."""
+        kept, total = [], 0
         for entry in os.scandir(self.folder):
-            if entry.name.endswith(".partial"):
-                os.unlink(entry.path)
-            elif entry.name.endswith(".npy"):
+            path = Path(entry.path)
+            if is_abandoned(path):
+                path.unlink(missing_ok=True)
+                continue
+            with suppress(FileNotFoundError):
                 stat = entry.stat()
-                kept.append((stat.st_mtime_ns, stat.st_size, entry.path))
-        total = sum(size for _, size, _ in kept) + bytes_
+                total += stat.st_size
+                if path.suffix == ".npy" and not is_temporary(path):
+                    kept.append((stat.st_mtime_ns, stat.st_size, path))
         for _, size, path in sorted(kept):
             if total <= self.limit:
                 break
-            os.unlink(path)
+            path.unlink()
             total -= size
 
 

@@ -22,7 +22,7 @@ from actdet.data.cache import FrameCache
 from actdet.data.index import ClipIndex
 from actdet.data.readers import ClipRequest, Reader
 from actdet.data.sampler import balanced_batches
-from actdet.data.video import sample_frames
+from actdet.data.video import decode_frames, sample_frames
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError, DataError
 
@@ -74,7 +74,7 @@ class ClipLoader:
 
         The same (config, epoch) gives the same batches, whatever was skipped, and however many processes share them;
         but mixup blends clips of one process. A clip that cannot be read, and is left out, has its place taken by
-        another one of its batch, so that batches keep their sizes.
+        another one of its batch (of all, where it has none), so that batches keep their sizes.
         """
         clips = np.asarray(ids)
         batches = balanced_batches(self._positive[clips], config.batch_size, seed=config.seed, epoch=epoch)
@@ -84,20 +84,15 @@ class ClipLoader:
             drawn = [self._sample(clip, rng if config.augment.jitter else None) for clip in clips[batch].tolist()]
             samples.append(processes.share(drawn))
             changes.append(processes.share(draw_changes(len(batch), config.augment, rng)))
-        stand_in = None
         for batch, drawn, found in zip(samples, changes, self._read(samples), strict=True):
             (frames, rows), shown = found, np.array([sample.clip for sample in batch])
             bad = rows[:, 0] < 0
             if bad.all():
-                if stand_in is None:
-                    raise ActdetError(f"no clip of a batch can be read: {self.left_out[batch[0].clip]}")
-                frames, shown = stand_in[0], np.full_like(shown, stand_in[1])
-                rows = np.tile(np.arange(len(frames)), (len(batch), 1))
+                frames, clip = self._any_clip(clips.tolist())
+                rows, shown = np.tile(np.arange(len(frames)), (len(batch), 1)), np.full_like(shown, clip)
             elif bad.any():
                 others = np.resize(np.flatnonzero(~bad), bad.sum())
                 rows[bad], shown[bad] = rows[others], shown[others]
-            if self._skip:
-                stand_in = frames[self._to_device(rows[0])], int(shown[0])
             yield augment(
                 frames,
                 self._to_device(rows),
@@ -121,6 +116,9 @@ class ClipLoader:
     def _sample(self, clip: int, rng: np.random.Generator | None) -> _Sample:
         return _Sample(clip, sample_frames(self.index.clips[clip].video, self.model.frames, rng=rng))
 
+    def _request(self, sample: _Sample) -> ClipRequest:
+        return ClipRequest(self.index.clips[sample.clip].video, sample.indices)
+
     def _read(self, batches: Sequence[Sequence[_Sample]]) -> Iterator[_Found]:
         """Decode what is neither kept nor left out, ahead of time."""
         cache, requests = self.cache, []
@@ -135,7 +133,7 @@ class ClipLoader:
                     requests.append(cache.request(sample.clip))
                     done.add(sample.clip)
                 elif new:
-                    requests.append(ClipRequest(self.index.clips[sample.clip].video, sample.indices))
+                    requests.append(self._request(sample))
         answers = self.reader.read(requests, ahead=2 * max(map(len, batches), default=1))
         for batch, new in zip(batches, asked, strict=True):
             clips = [sample.clip for sample, is_new in zip(batch, new, strict=True) if is_new]
@@ -165,6 +163,18 @@ class ClipLoader:
         if self.cache is not None:
             self.cache.fill(clip, self._to_device(answer))
         return answer
+
+    def _any_clip(self, ids: Sequence[int]) -> tuple[Tensor, int]:
+        """The frames of the first of these clips that can be read, and its number; decoded here, since that is rare."""
+        side = self.model.image_size
+        for clip in ids:
+            if clip not in self.left_out:
+                try:
+                    frames = decode_frames(*self._request(self._sample(clip, None)), (side, side))
+                    return self._to_device(frames), clip
+                except DataError as error:
+                    self.left_out[clip] = error
+        raise ActdetError(f"none of the {len(ids)} clips can be read: {self.left_out[ids[0]]}")
 
     def _levels(self, frames: Tensor) -> Tensor:
         if self.cache is not None and frames is self.cache.pool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,11 +25,12 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from actdet.data._processes import signals_blocked
 from actdet.data.encoding import choose_encoder, write_video
 from actdet.data.index import Clip, ClipIndex, Progress, load_index
 from actdet.data.video import VideoInfo, decode_frames, sample_frames, stream_frames
 from actdet.errors import ActdetError, DataError
-from actdet.files import write_bytes
+from actdet.files import is_abandoned, write_bytes
 
 # What is lost is far below what training's colour jitter adds: on 30 real clips 39.8 dB of PSNR, 1.9 of 255 off on
 # average, of which 4:2:0 colour alone is 0.6 (VP9: 40.2 dB, 1.8). B-frames would make the files 15 % smaller, and the
@@ -220,7 +220,8 @@ def _encode_all(jobs: Sequence[_Job], out: Path, workers: int, total: int, progr
         workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
         with ProcessPoolExecutor(workers, spawn, _start_worker, (stop,)) as pool:
             try:
-                waiting = [pool.submit(_encode, *job) for job in sorted(jobs, key=lambda job: -len(job[0].pts))]
+                with signals_blocked():
+                    waiting = [pool.submit(_encode, *job) for job in sorted(jobs, key=lambda job: -len(job[0].pts))]
                 for done, job in enumerate(as_completed(waiting), total - len(jobs) + 1):
                     job.result()
                     if progress:
@@ -237,8 +238,9 @@ def _encode_all(jobs: Sequence[_Job], out: Path, workers: int, total: int, progr
 
 def _remove_partial(out: Path) -> None:
     """What a process that was killed has left of its clip."""
-    for path in (out / "videos").glob(".*.partial.mp4"):
-        path.unlink(missing_ok=True)
+    for path in (out / "videos").iterdir():
+        if is_abandoned(path):
+            path.unlink(missing_ok=True)
 
 
 _stop: Event  # of a worker: set when its work is no longer wanted
@@ -251,7 +253,6 @@ class _Unwanted(Exception):
 def _start_worker(stop: Event) -> None:
     global _stop
     _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops its workers
 
 
 def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,17 +15,23 @@ from contextlib import suppress
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Protocol, Self
 
 import torch
 import torch.multiprocessing  # so that a tensor sent between processes travels as shared memory
 
+from actdet.data._processes import signals_blocked
 from actdet.data.disk_cache import DiskCache
 from actdet.data.video import ClipRequest, VideoInfo, decode_frames
-from actdet.errors import ActdetError, DataError
+from actdet.errors import ActdetError, DataError, ReadError
 
 # Seconds without any work after which a decoding process counts as hung.
 PATIENCE = 120.0
+
+# Decoded clips that may lie in shared memory (/dev/shm), where there is at least one for each process.
+_MOST_AHEAD = 2**28
 
 # A clip whose frames take more than this is decoded anew each time, and not kept whole on the disk.
 _MOST_KEPT = 2**30
@@ -130,19 +135,19 @@ class PyAVReader:
             self._workers = [_Worker(self._size, self._disk_cache) for _ in range(self._count)]
         for worker in self._workers:
             worker.drop()  # what a pass that was given up has left
-        waiting: deque[_Worker] = deque()
-        todo = iter(requests)
-        while True:
-            while len(waiting) < max(ahead, self._count):
-                request = next(todo, None)
-                if request is None:
-                    break
-                worker = min(self._workers, key=_Worker.busy)
+        waiting: deque[tuple[_Worker, int]] = deque()
+        todo = deque(requests)
+        room = _MOST_AHEAD
+        while todo or waiting:
+            while todo and (len(waiting) < self._count or (len(waiting) < ahead and room > 0)):
+                request = todo.popleft()
+                worker, size = min(self._workers, key=_Worker.busy), len(request.indices) * math.prod(self._size) * 3
                 worker.ask(request)
-                waiting.append(worker)
-            if not waiting:
-                return
-            yield waiting.popleft().answer()
+                waiting.append((worker, size))
+                room -= size
+            worker, size = waiting.popleft()
+            yield worker.answer()
+            room += size
 
     def close(self) -> None:
         for worker in self._workers:
@@ -163,18 +168,26 @@ class _Worker:
         spawn = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(theirs, size, disk_cache), daemon=True)
-        self._process.start()
+        with signals_blocked():
+            self._process.start()
         # With this end closed, a dead process reads as the end of the pipe.
         theirs.close()
+        self._outbox: SimpleQueue[ClipRequest | None] = SimpleQueue()
+        Thread(target=self._send, daemon=True).start()
         self._asked: deque[str] = deque()  # files of the requests that have no answer yet
-        self._answers: deque[torch.Tensor | DataError] = deque()
+        self._answers: deque[torch.Tensor | DataError | ReadError] = deque()
         self._dropped = 0
 
     def ask(self, request: ClipRequest) -> None:
         self._asked.append(request.video.path)
+        self._outbox.put(request)
+
+    def _send(self) -> None:
+        """In a thread: a full pipe to a process that hangs must not keep the others waiting."""
         # A process that has died is reported where its answer is missed.
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self._pipe.send(request)
+        with suppress(OSError):
+            while (request := self._outbox.get()) is not None:
+                self._pipe.send(request)
 
     def busy(self) -> int:
         """How many requests it has still to answer."""
@@ -192,10 +205,13 @@ class _Worker:
             except (EOFError, OSError):
                 self._process.join(1)
                 how = f"exit code {self._process.exitcode}"
-                raise ActdetError(
+                raise ReadError(
                     f"{self._asked[0]}: the process that decoded it died ({how}); use fewer --workers if memory ran out"
                 ) from None
-        return self._answers.popleft()
+        answer = self._answers.popleft()
+        if isinstance(answer, ReadError):
+            raise answer
+        return answer
 
     def drop(self) -> None:
         """Nobody waits any more for what was asked."""
@@ -218,7 +234,7 @@ class _Worker:
             if now != work:
                 work, since = now, time.monotonic()
             elif time.monotonic() - since > PATIENCE:
-                raise ActdetError(
+                raise ReadError(
                     f"{self._asked[0]}: no progress in decoding it for {PATIENCE:.0f} s: is its disk or network gone?"
                 )
 
@@ -231,20 +247,23 @@ class _Worker:
             return time.monotonic()
 
     def close(self) -> None:
-        self._pipe.close()
+        self._outbox.put(None)
         self._process.kill()
-        self._process.join()
+        self._process.join(5)  # which one that waits for a dead disk outlives
+        self._pipe.close()
 
 
 def _serve(pipe: Connection, size: tuple[int, int], disk_cache: DiskCache | None) -> None:
     """Runs in the process: decodes what comes through the pipe until its other end is closed."""
-    # Ctrl-C, and a supervisor's SIGTERM, reach the whole group; ending the workers is for the parent to do.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         while True:
-            pipe.send(_decode(pipe.recv(), size, disk_cache))
+            request = pipe.recv()
+            try:
+                pipe.send(_decode(request, size, disk_cache))
+            except (RuntimeError, MemoryError) as error:
+                what = (str(error).strip() or "out of memory").splitlines()[0]
+                pipe.send(ReadError(f"{request.video.path}: no memory for it ({what}); --workers 0 needs no /dev/shm"))
 
 
 def _decode(request: ClipRequest, size: tuple[int, int], disk_cache: DiskCache | None) -> torch.Tensor | DataError:

@@ -658,12 +658,28 @@ def test_a_video_that_is_corrupt_in_the_middle_stops_the_training(
     complaint = actdet_command(*arguments).complaint()
     assert complaint.startswith(f"{video}: ")
     assert "damaged" in complaint
-    assert f"go on without it by --resume --bad-files skip (the state is in {out / 'last.safetensors'})" in complaint
+    assert (
+        f"leave it out by --bad-files skip, and go on by the same command (train: --resume); the state is in {out}"
+        in complaint
+    )
     assert not (out / "model.safetensors").exists()
     outcome = actdet_command(*arguments, "--resume", "--bad-files", "skip")
     assert outcome.code == 0, outcome.err
     assert [line for line in outcome.out.splitlines() if line.startswith(f"left out: {video}: ")]
     assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()][-1] == 2 * 2
+
+
+def test_a_cross_validation_goes_on_without_a_bad_video(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:
+    video = sorted((data / "videos").iterdir())[0]
+    video.unlink()
+    video = corrupt(write_video(video.with_suffix(".mkv"), "mjpeg", frames=30, size=(64, 64)), range(12, 16))
+    text = data / "annotations" / f"{video.stem}.txt"
+    text.write_text(text.read_text() and "0 1 2 30 40")
+    arguments = ("crossval", data, "--folds", 2, "--epochs", 1, "--out", tmp_path / "cv", *OPTIONS)
+    assert "by the same command" in actdet_command(*arguments).complaint()
+    outcome = actdet_command(*arguments, "--bad-files", "skip")
+    assert outcome.code == 0, outcome.err
+    assert f"left out: {video}: " in outcome.out
 
 
 def test_a_held_out_video_that_is_corrupt_is_left_out_of_the_report(

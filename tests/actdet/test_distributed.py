@@ -123,6 +123,8 @@ def test_torchrun_ending_the_others_does_not_hide_what_they_say(
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
         yield
 
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setattr(cli, "open_setup", open_setup)
     monkeypatch.setattr(Trainer, "steps", steps)
     outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *OPTIONS)

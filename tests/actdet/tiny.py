@@ -23,7 +23,10 @@ class TinyBackbone(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            nn.Conv3d(3, 16, (8, 16, 16), stride=(8, 16, 16)), nn.BatchNorm3d(16), nn.ReLU(), nn.Conv3d(16, 512, 1)
+            nn.Conv3d(3, 16, (8, 16, 16), stride=(8, 16, 16), bias=False),
+            nn.BatchNorm3d(16),
+            nn.ReLU(),
+            nn.Conv3d(16, 512, 1),
         )
 
     def forward(self, input: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -181,9 +182,14 @@ def test_what_is_no_clip_is_decoded_and_replaced(clips: list[VideoInfo], tmp_pat
 
 def test_what_a_crash_left_goes(clips: list[VideoInfo], tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 2**30)
-    (tmp_path / "0123-32x32.partial").write_bytes(bytes(100))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    theirs, alive = (tmp_path / f".0123-32x32.{pid}.partial.npy" for pid in (dead.pid, os.getppid()))
+    for path in (theirs, alive):
+        path.write_bytes(bytes(100))
     cache.frames(clips[0], SIZE)
-    assert not list(tmp_path.glob("*.partial"))
+    assert not theirs.exists()
+    assert alive.exists()
 
 
 def _fill(folder: Path, clips: list[VideoInfo], rounds: int) -> None:
@@ -206,7 +212,7 @@ def test_processes_share_it_and_one_may_be_killed(clips: list[VideoInfo], tmp_pa
     assert [process.exitcode for process in processes] == [0, 0, -9]
     _fill(tmp_path, clips, 1)
     assert sum(entry.stat().st_size for entry in tmp_path.iterdir()) <= 3 * (CLIP_BYTES + 4096)
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
