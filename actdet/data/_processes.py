@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 
 @contextmanager
@@ -13,6 +14,7 @@ def signals_blocked() -> Iterator[None]:
 
     Ending them is for the parent to do, which sees the signals afterwards.
     """
+    resource_tracker.ensure_running()  # which unblocks them when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield

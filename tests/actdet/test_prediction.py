@@ -142,7 +142,7 @@ def test_frames_are_those_of_their_window_and_few_are_kept(
         assert np.abs(found - np.array(middles)).max() <= 1
     assert given == sorted(set(given))
     assert len(given) > 30
-    assert 8 < max(counts) <= 2 * 8 + 8
+    assert 0 < max(counts) <= 2 * 8 + 8  # as many as the thread is ahead
 
 
 def _ahead_threads() -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filling import CLIP_BYTES, SIZE, fill
 from videos import corrupt, write_video
 
 from actdet.config import ModelConfig
@@ -26,9 +27,7 @@ from actdet.data.video import ClipRequest, VideoInfo, decode_frames, probe, samp
 from actdet.errors import ActdetError, DataError
 
 CPU = torch.device("cpu")
-SIZE = (32, 32)
 MODEL = ModelConfig(image_size=32, frames=8)
-CLIP_BYTES = 40 * 32 * 32 * 3
 
 
 @pytest.fixture(scope="module")
@@ -192,17 +191,10 @@ def test_what_a_crash_left_goes(clips: list[VideoInfo], tmp_path: Path) -> None:
     assert alive.exists()
 
 
-def _fill(folder: Path, clips: list[VideoInfo], rounds: int) -> None:
-    cache = DiskCache(folder, 3 * (CLIP_BYTES + 4096))
-    for _ in range(rounds):
-        for video in clips:
-            assert np.array_equal(cache.frames(video, SIZE), decode_frames(video, range(40), SIZE))
-
-
 def test_processes_share_it_and_one_may_be_killed(clips: list[VideoInfo], tmp_path: Path) -> None:
     """Three fill the same folder, which holds three of the four clips, so that all write and remove all the time."""
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_fill, args=(tmp_path, clips, rounds)) for rounds in (6, 6, 10**6)]
+    processes = [spawn.Process(target=fill, args=(tmp_path, clips, rounds)) for rounds in (6, 6, 10**6)]
     for process in processes:
         process.start()
     for process in processes[:2]:
@@ -210,7 +202,7 @@ def test_processes_share_it_and_one_may_be_killed(clips: list[VideoInfo], tmp_pa
     os.kill(processes[2].pid or 0, signal.SIGKILL)
     processes[2].join()
     assert [process.exitcode for process in processes] == [0, 0, -9]
-    _fill(tmp_path, clips, 1)
+    fill(tmp_path, clips, 1)
     assert sum(entry.stat().st_size for entry in tmp_path.iterdir()) <= 3 * (CLIP_BYTES + 4096)
     assert not list(tmp_path.glob(".*"))
 
