@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -78,3 +79,14 @@ def trained(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "run"
     _main("train", rendered, "--out", out, "--epochs", 1, *MODEL_OPTIONS, *TRAIN_OPTIONS)
     return out
+
+
+@pytest.fixture
+def data(rendered: Path, tmp_path: Path) -> Path:
+    """A copy of the rendered data set, to damage."""
+    return Path(shutil.copytree(rendered, tmp_path / "data"))
+
+
+@pytest.fixture
+def model(trained: Path) -> Path:
+    return trained / "model.safetensors"

@@ -90,10 +90,22 @@ GROUPS: dict[str, tuple[str, dict[str, str], list[int], int]] = {
 }
 
 
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the frames that the decoder gives, as it gives them."""
+    numbers = []
+
+    def noted(*arguments: Any) -> Iterator[Any]:
+        for found in _frames(*arguments):
+            numbers.append(found[0])
+            yield found
+
+    monkeypatch.setattr(video, "_frames", noted)
+    return numbers
+
+
 @pytest.mark.parametrize("name", GROUPS)
-def test_what_is_left_out_on_the_way_changes_no_frame(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_what_is_left_out_on_the_way_changes_no_frame(tmp_path: Path, given: list[int], name: str) -> None:
     """Every choice of frames is, bit for bit, what decoding all of them gives; noise makes every picture matter."""
     codec, options, entries, most = GROUPS[name]
     rng = np.random.default_rng(0)
@@ -103,14 +115,6 @@ def test_what_is_left_out_on_the_way_changes_no_frame(
     assert info.entries.tolist() == entries
     every = decode_frames(info, range(100))
     assert numbers(every) == list(range(100))
-    given = []
-
-    def counted(*arguments: Any) -> Iterator[Any]:
-        for found in _frames(*arguments):
-            given.append(found[0])
-            yield found
-
-    monkeypatch.setattr(video, "_frames", counted)
     choices = [
         [0],
         [99],
@@ -134,22 +138,12 @@ def test_what_is_left_out_on_the_way_changes_no_frame(
 
 @pytest.mark.parametrize("name", ["uneven.mp4", "uneven.mkv", "uneven.webm"])
 @pytest.mark.parametrize("group", [1, 2, 3, 10])
-def test_seeks_find_their_frames_at_uneven_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, group: int
-) -> None:
+def test_seeks_find_their_frames_at_uneven_times(tmp_path: Path, given: list[int], name: str, group: int) -> None:
     options = {"g": str(group)} | ({} if name.endswith("webm") else {"bf": "2", "b_strategy": "0", "sc_threshold": "0"})
     pts = [500 + 40 * i + 37 * (i % 2) + (1500 if i > 40 else 0) for i in range(60)]
     codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
     info = probe(write_video(tmp_path / name, codec, 60, pts=pts, options=options))
     assert len(info.entries) == 60 // group
-    given = []
-
-    def counted(*arguments: Any) -> Iterator[Any]:
-        for found in _frames(*arguments):
-            given.append(found[0])
-            yield found
-
-    monkeypatch.setattr(video, "_frames", counted)
     for index in range(60):
         given.clear()
         assert numbers(decode_frames(info, [index])) == [index]

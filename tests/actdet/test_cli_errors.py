@@ -1,0 +1,326 @@
+"""What is wrong with what a user typed or gave is said in one line, and nothing is begun."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from command import Actdet
+from safetensors.torch import save_file
+from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
+from torchvision.models.video import R2Plus1D_18_Weights
+from videos import cut, write_sound
+
+from actdet.checkpoints import read_about
+
+OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS]
+
+
+def test_check_lists_all_problems(actdet_command: Actdet, data: Path) -> None:
+    videos = sorted((data / "videos").iterdir())
+    cut(videos[0], 0.6)
+    videos[1].write_bytes(b"")
+    texts = [data / "annotations" / f"{video.stem}.txt" for video in videos]
+    texts[2].write_text("0 1 2 3\n7 1 2 30 40\n")
+    texts[3].with_name("nobody.txt").write_text("")
+    outcome = actdet_command("check", data)
+    assert outcome.complaint() == f"5 problems in {data}"
+    for beginning in (f"{videos[0]}: ", f"{videos[1]}: ", f"{texts[2]}:1: ", f"{texts[2]}:2: "):
+        assert any(line.startswith(beginning) for line in outcome.out.splitlines()), beginning
+    assert str(data / "annotations" / "nobody.txt") in outcome.out
+    assert len(outcome.out.splitlines()) == 5
+
+
+def _missing(path: Path) -> None:
+    path.unlink()
+
+
+def _sound(path: Path) -> None:
+    write_sound(path.with_suffix(".mp4"))
+    path.with_suffix(".mp4").replace(path)
+
+
+BAD_VIDEOS: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: cut(path, 0.5),
+    "no video": lambda path: path.write_text("this is text\n" * 100),
+    "only sound": _sound,
+}
+
+
+BAD_LINES = {
+    "few fields": "0 1 2 3",
+    "many fields": "0 1 2 30 40 5",
+    "words": "fight 1 2 30 40",
+    "unknown class": "2 1 2 30 40",
+    "negative class": "-1 1 2 30 40",
+    "not a number": "0 1 2 x 40",
+    "NaN": "0 1 2 nan 40",
+    "swapped": "0 30 2 1 40",
+    "outside": "0 1 2 30 400",
+    "fractions": "0 0.1 0.2 0.3 0.4",
+}
+
+
+@pytest.mark.parametrize("damage", BAD_VIDEOS.values(), ids=BAD_VIDEOS)
+def test_a_bad_video_is_named(
+    actdet_command: Actdet, data: Path, model: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    video = sorted((data / "videos").iterdir())[2]
+    damage(video)
+    for arguments in (
+        ("train", data, "--out", tmp_path / "o", "--epochs", 1, *OPTIONS),
+        ("evaluate", model, data, "--out", tmp_path / "o", "--workers", 0),
+    ):
+        assert actdet_command(*arguments).complaint().startswith(f"{video}: ")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_annotation_is_named_with_its_line(actdet_command: Actdet, data: Path, tmp_path: Path, line: str) -> None:
+    text = sorted((data / "annotations").iterdir())[5]
+    text.write_text(f"0 1 2 30 40\n{line}\n")
+    outcome = actdet_command("train", data, "--out", tmp_path / "o", *OPTIONS)
+    assert outcome.complaint().startswith(f"{text}:2: ")
+
+
+def _annotate_nobody(data: Path) -> None:
+    (data / "annotations" / "nobody.txt").write_text("")
+
+
+def _no_positive(data: Path) -> None:
+    for path in (data / "annotations").iterdir():
+        path.write_text("")
+
+
+def _one_collapse(data: Path) -> None:
+    for path in sorted((data / "annotations").glob("collapse*"))[1:]:
+        path.unlink()
+        (data / "videos" / f"{path.stem}.webm").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "command", "beginning", "word"),
+    [
+        (lambda d: shutil.rmtree(d / "videos"), ["train"], "videos: ", "no such folder"),
+        (lambda d: shutil.rmtree(d / "annotations"), ["train"], "annotations: ", "no such folder"),
+        (_annotate_nobody, ["train"], "annotations/nobody.txt: ", "no video of this name"),
+        (_no_positive, ["train"], "annotations: ", "none of the 12 clips has an action"),
+        (_no_positive, ["train", "--val-share", 0], "annotations: ", "none of the 12 clips has an action"),
+        (_one_collapse, ["train"], ": ", "only 1 clip of class collapse"),
+        (_one_collapse, ["crossval", "--folds", 2], ": ", "only 1 clip of class collapse for 2 folds: add clips"),
+        (lambda d: None, ["crossval"], ": ", "only 4 clips of class fight for 5 folds"),
+    ],
+)
+def test_a_bad_data_set_is_named(
+    actdet_command: Actdet,
+    data: Path,
+    tmp_path: Path,
+    change: Callable[[Path], object],
+    command: list[object],
+    beginning: str,
+    word: str,
+) -> None:
+    change(data)
+    outcome = actdet_command(command[0], data, *command[1:], "--epochs", 1, "--out", tmp_path / "o", *OPTIONS)
+    complaint = outcome.complaint()
+    assert complaint.startswith(f"{data}{'/' * (beginning[0] != ':')}{beginning}")
+    assert word in complaint
+
+
+def test_the_advice_for_too_many_folds_works(actdet_command: Actdet, rendered: Path, tmp_path: Path) -> None:
+    arguments = ("crossval", rendered, "--epochs", 1, "--out", tmp_path / "o", *OPTIONS)
+    assert "use --folds 4 or fewer" in actdet_command(*arguments).complaint()
+    assert actdet_command(*arguments, "--folds", 4).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", 0], "epochs must be at least 1, got 0"),
+        (["--batch-size", 0], "batch_size must be at least 1, got 0"),
+        (["--lr", "nan"], "lr must be above 0"),
+        (["--lr", -1], "lr must be above 0"),
+        (["--warmup", 9, "--epochs", 3], "the 3 epochs, got 9.0"),
+        (["--frames", 9], "frames must be a multiple of 8, got 9"),
+        (["--image-size", 40], "image_size must be a multiple of 16"),
+        (["--queries", 0], "queries must be at least 1"),
+        (["--val-share", 1.5], "got 1.5"),
+        (["--val-share", -0.1], "got -0.1"),
+        (["--val-share", "nan"], "got nan"),
+        (["--workers", -1], "workers must be 0 or more"),
+        (["--precision", "fp16"], "fp16 needs a GPU"),
+        (["--flip", 2], "flip is a probability"),
+        (["--backbone-weights", "/no/such/file.pth"], "/no/such/file.pth: no such file"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU refuses")
+def test_bad_settings_are_refused(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, arguments: list[object], words: str
+) -> None:
+    options = dict(zip(OPTIONS[::2], OPTIONS[1::2], strict=True))
+    options |= zip(arguments[::2], arguments[1::2], strict=True)
+    options = itertools.chain.from_iterable(options.items())
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "o", *options)
+    assert words in outcome.complaint()
+    assert not (tmp_path / "o" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("folds", [1, 0, -3])
+def test_too_few_folds_are_refused(actdet_command: Actdet, rendered: Path, tmp_path: Path, folds: int) -> None:
+    outcome = actdet_command("crossval", rendered, "--folds", folds, "--out", tmp_path / "o", *OPTIONS)
+    assert f"got {folds}" in outcome.complaint()
+
+
+@pytest.mark.parametrize("threshold", ["-0.1", "1.5", "nan"])
+def test_a_threshold_that_is_no_probability_is_refused(
+    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path, threshold: str
+) -> None:
+    clip = sorted((rendered / "videos").iterdir())[0]
+    outcome = actdet_command("predict", model, clip, "--threshold", threshold, "--out", tmp_path / "o")
+    assert "threshold" in outcome.complaint()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "x", "--nonsense", 3],
+        ["train"],
+        ["nonsense"],
+        [],
+        ["predict", "m", "v", "--threshold", "much"],
+        ["train", "x", "--precision", "fp8"],
+        ["train", "x", "--epochs", "1.5"],
+    ],
+    ids=str,
+)
+def test_a_mistyped_command_exits_2_and_names_it(actdet_command: Actdet, arguments: list[object]) -> None:
+    outcome = actdet_command(*arguments)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert "--help" in outcome.err
+    if len(arguments) > 1:
+        assert str(arguments[-2]) in outcome.err
+
+
+def _pickled(path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: None,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("epoch 1"),
+        _pickled,
+        lambda path: save_file({"a": torch.ones(2)}, path),
+        lambda path: path.mkdir(),
+    ],
+    ids=["missing", "empty", "text", "pickle", "another's", "folder"],
+)
+def test_a_bad_checkpoint_is_named(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    make(path)
+    clip = sorted((rendered / "videos").iterdir())[0]
+    for arguments in (("evaluate", path, rendered), ("predict", path, clip)):
+        assert actdet_command(*arguments, "--out", tmp_path / "o").complaint().startswith(f"{path}: ")
+
+
+def test_a_cut_checkpoint_is_named(actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path) -> None:
+    path = cut(Path(shutil.copy(model, tmp_path)), 0.9)
+    assert actdet_command("evaluate", path, rendered).complaint().startswith(f"{path}: ")
+
+
+def test_held_out_clips_of_another_data_set_are_missed(
+    actdet_command: Actdet, data: Path, model: Path, tmp_path: Path
+) -> None:
+    for name in read_about(model).held_out:
+        (data / "videos" / f"{name}.webm").unlink()
+        (data / "annotations" / f"{name}.txt").unlink()
+    outcome = actdet_command("evaluate", model, data, "--held-out", "--out", tmp_path / "o", "--workers", 0)
+    assert outcome.complaint().startswith(f"{data}: holds none of the 3 clips")
+
+
+@pytest.mark.parametrize("name", ["gone.mp4", "sound.m4a", "text.mp4", "empty.mp4"])
+def test_predict_names_a_bad_video(actdet_command: Actdet, model: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "sound.m4a":
+        write_sound(path)
+    elif name != "gone.mp4":
+        path.write_text("text" * (name == "text.mp4"))
+    outcome = actdet_command("predict", model, path, "--out", tmp_path / "o")
+    assert outcome.code == 1
+    assert outcome.complaints[0].startswith(f"actdet: {path}: ")
+    assert "Traceback" not in outcome.err
+
+
+def test_predict_refuses_two_videos_of_one_name_and_none(actdet_command: Actdet, model: Path, tmp_path: Path) -> None:
+    both = tmp_path / "a" / "v.mp4", tmp_path / "b" / "v.mkv"
+    assert "same name" in actdet_command("predict", model, *both).complaint()
+    assert "no video given" in actdet_command("predict", model).complaint()
+
+
+def test_kinetics_weights_without_a_network(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(self: object, **options: object) -> None:
+        raise URLError("Temporary failure in name resolution")
+
+    monkeypatch.setattr(R2Plus1D_18_Weights, "get_state_dict", offline)
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "o", *MODEL_OPTIONS, "--workers", 0)
+    complaint = outcome.complaint()
+    assert "Temporary failure in name resolution" in complaint
+    assert "--backbone-weights none" in complaint
+
+
+def test_a_folder_that_holds_a_run_is_kept(actdet_command: Actdet, rendered: Path, trained: Path) -> None:
+    before = (trained / "metrics.json").read_bytes()
+    outcome = actdet_command("train", rendered, "--out", trained, "--epochs", 1, *OPTIONS)
+    assert outcome.complaint().startswith(f"{trained} holds a run already")
+    outcome = actdet_command("train", rendered, "--out", trained, "--epochs", 1, *OPTIONS, "--resume")
+    assert outcome.complaint().startswith(f"{trained}: nothing to resume")
+    assert (trained / "metrics.json").read_bytes() == before
+
+
+def test_prepare_says_what_is_wrong(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:
+    out, name = tmp_path / "out", sorted((data / "videos").iterdir())[3].name
+    assert f"{tmp_path / 'no'}: no such folder" in actdet_command("prepare", tmp_path / "no", out).complaint()
+    assert "within the data set" in actdet_command("prepare", data, data / "out").complaint()
+    assert actdet_command("prepare", data, out, "--gop", 0).complaint() == "gop must be at least 1, got 0"
+    assert actdet_command("prepare", data, out, "--short-side", 99).complaint().startswith("short_side must be even")
+    cut(data / "videos" / name, 0.6)
+    assert actdet_command("prepare", data, out).complaint().startswith(f"{data / 'videos' / name}: ")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--step", "graph"], "step graph needs a GPU: use auto, eager or compile"),
+        (["--step", "compile", "--checkpointing"], "step compile decides itself what to compute twice"),
+        (["--ema-decay", "1.0"], "ema_decay must be in [0, 1), got 1.0"),
+    ],
+)
+def test_a_step_that_cannot_be_had_is_refused(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, options: list[str], problem: str
+) -> None:
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *MODEL_OPTIONS, *TRAIN_OPTIONS, *options)
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1].startswith(f"actdet: {problem}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_actions_than_queries_are_refused(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:
+    text = sorted((data / "annotations").iterdir())[0]
+    text.write_text("0 1 2 30 40\n" * 4)
+    outcome = actdet_command("train", data, "--queries", 3, "--out", tmp_path / "o", *OPTIONS)
+    assert text.stem in outcome.complaint()
+    assert "--queries 4" in outcome.complaint()
