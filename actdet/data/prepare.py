@@ -9,6 +9,7 @@ on where it was. The annotations are written first, so that a data set with vide
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import time
@@ -17,7 +18,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from fractions import Fraction
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from actdet.data._processes import signals_blocked
+from actdet.data._processes import obey_parent, signals_blocked
 from actdet.data.encoding import choose_encoder, write_video
 from actdet.data.index import Clip, ClipIndex, Progress, load_index
 from actdet.data.video import VideoInfo, decode_frames, sample_frames, stream_frames
@@ -214,7 +214,7 @@ def _encode_all(jobs: Sequence[_Job], out: Path, workers: int, total: int, progr
     if not jobs:
         return
     spawn = multiprocessing.get_context("spawn")
-    stop = spawn.Event()
+    stop = spawn.RawValue(ctypes.c_bool, False)  # without a lock, which a killed process would keep
     _remove_partial(out)
     try:
         workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
@@ -227,7 +227,7 @@ def _encode_all(jobs: Sequence[_Job], out: Path, workers: int, total: int, progr
                     if progress:
                         progress(done, total)
             except BaseException:
-                stop.set()
+                stop.value = True
                 pool.shutdown(cancel_futures=True)
                 raise
     except BrokenProcessPool:
@@ -243,16 +243,17 @@ def _remove_partial(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-_stop: Event  # of a worker: set when its work is no longer wanted
+_stop: ctypes.c_bool  # of a worker: true when its work is no longer wanted
 
 
 class _Unwanted(Exception):
     pass
 
 
-def _start_worker(stop: Event) -> None:
+def _start_worker(stop: ctypes.c_bool) -> None:
     global _stop
     _stop = stop
+    obey_parent()
 
 
 def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -> None:
@@ -274,7 +275,7 @@ def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -
 
 def _while_wanted(frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
     for _, pixels in frames:
-        if _stop.is_set():
+        if _stop.value:
             raise _Unwanted
         yield pixels
 

@@ -22,7 +22,7 @@ from typing import Protocol, Self
 import torch
 import torch.multiprocessing  # so that a tensor sent between processes travels as shared memory
 
-from actdet.data._processes import signals_blocked
+from actdet.data._processes import obey_parent, signals_blocked
 from actdet.data.disk_cache import DiskCache
 from actdet.data.video import ClipRequest, VideoInfo, decode_frames
 from actdet.errors import ActdetError, DataError, ReadError
@@ -255,6 +255,7 @@ class _Worker:
 
 def _serve(pipe: Connection, size: tuple[int, int], disk_cache: DiskCache | None) -> None:
     """Runs in the process: decodes what comes through the pipe until its other end is closed."""
+    obey_parent()
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         while True:

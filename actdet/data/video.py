@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -169,8 +170,8 @@ def stream_frames(
                 if threads == 1:
                     raise
                 # Several threads lose sound frames beside a damaged one: one thread says how far the file is whole.
-                threads, frames = 1, _decode(info, distinct[distinct >= index], 1)
-                frame = next(frames)
+                threads, frames = 1, _decode(info, distinct, 1)
+                frame = next(islice(frames, int(np.searchsorted(distinct, index)), None))
             frame = reformatter.reformat(frame, width, height, "rgb24", interpolation=_INTERPOLATION)
             picture = np.ascontiguousarray(np.rot90(frame.to_ndarray(), info.rotation // 90))
             current = index

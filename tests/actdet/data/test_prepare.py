@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -360,23 +361,27 @@ def _workers() -> list[int]:
     return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def test_a_process_that_dies_is_told(dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_process_that_dies_is_told(dataset: Dataset, tmp_path: Path, killed: int) -> None:
+    """One for which there was no memory, say; what it leaves behind must not keep the other or this one waiting."""
     pictures = np.random.default_rng(0).integers(0, 255, (300, 480, 640, 3), dtype=np.uint8)
-    source = dataset({"a.mkv": _video(codec="mjpeg", frames=300, size=(640, 480), pictures=pictures)})
+    long = _video(codec="mjpeg", frames=300, size=(640, 480), pictures=pictures)
+    source = dataset({"a.mkv": long, "b.mkv": long})
     out = tmp_path / "out"
 
     def kill() -> None:
-        while not list(out.glob("videos/.*.partial.mp4")):
+        while len(list(out.glob("videos/.*.partial.mp4"))) < 2:
             time.sleep(0.01)
-        for pid in _workers():
+        for pid in _workers()[:killed]:
             os.kill(pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(ActdetError, match="an encoding process died; use fewer --workers"):
-        prepare_dataset(source, out, replace(SMALL, short_side=480))
+        prepare_dataset(source, out, replace(SMALL, short_side=480, workers=2))
     killer.join()
     assert not list((out / "videos").iterdir())
+    assert multiprocessing.active_children() == []
 
 
 def test_what_a_killed_run_left_is_removed(four: ClipIndex, tmp_path: Path) -> None:

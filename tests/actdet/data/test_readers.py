@@ -200,6 +200,20 @@ def test_processes_live_from_pass_to_pass_until_closed(clips: list[VideoInfo]) -
     assert multiprocessing.active_children() == []
 
 
+def test_a_script_ends_with_a_reader_that_nobody_closed(clips: list[VideoInfo]) -> None:
+    script = """
+import sys
+import numpy as np
+from actdet.data.readers import PyAVReader
+from actdet.data.video import ClipRequest, probe
+if __name__ == "__main__":
+    reader = PyAVReader((8, 8), workers=2)
+    print(len(list(reader.read([ClipRequest(probe(sys.argv[1]), np.arange(3))] * 4))))
+"""
+    command = [sys.executable, "-c", script, clips[0].path]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "4\n"
+
+
 @needs_dali
 def test_the_readers_agree_on_natural_pictures(tmp_path: Path) -> None:
     """On VP9, measured: resized 0.20 of 255 on average, 1 at the 99th percentile, 3 at most; else equal."""
@@ -210,7 +224,8 @@ def test_the_readers_agree_on_natural_pictures(tmp_path: Path) -> None:
     info = probe(write_video(tmp_path / "clip.webm", "libvpx-vp9", 16, (320, 240), pictures=pictures))
     request = ClipRequest(info, np.arange(16))
     for size, mean, percentile in (((112, 112), 0.25, 1), ((240, 320), 0, 0)):
-        (ours,), (theirs,) = (open_reader(name, size).read([request]) for name in ("pyav", "dali-cpu"))
+        with open_reader("pyav", size) as pyav, open_reader("dali-cpu", size) as dali:
+            (ours,), (theirs,) = pyav.read([request]), dali.read([request])
         difference = np.abs(np.asarray(ours, int) - np.asarray(theirs))
         assert difference.mean() <= mean
         assert np.percentile(difference, 99) <= percentile

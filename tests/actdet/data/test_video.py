@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +385,25 @@ def test_several_threads_tell_damage_as_one_does(
     alone = _until_damage(info, threads=1)
     assert alone[1]
     assert _until_damage(info, threads=4) == alone
+
+
+def test_damage_is_told_alike_wherever_several_threads_meet_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many sound frames they give before it is chance."""
+    info = probe(videos.corrupt(write_video(tmp_path / "clip.mp4", "libx264", options=B_FRAMES), range(18, 19)))
+    alone = _until_damage(info, threads=1)
+    assert alone[1]
+    decode = video._decode
+    for given in range(len(alone[0]) + 1):
+
+        def stopped(info: VideoInfo, wanted: np.ndarray, threads: int, given: int = given) -> Iterator[av.VideoFrame]:
+            frames = decode(info, wanted, 1)
+            if threads == 1:
+                yield from frames
+            yield from islice(frames, given)
+            raise DataError(info.path, "met by chance")
+
+        monkeypatch.setattr(video, "_decode", stopped)
+        assert _until_damage(info, threads=4) == alone
 
 
 def test_a_picture_that_the_decoder_had_to_invent_is_not_given(tmp_path: Path) -> None:
