@@ -9,13 +9,9 @@ on where it was. The annotations are written first, so that a data set with vide
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +21,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from actdet.data._processes import obey_parent, signals_blocked
+from actdet.data._processes import check_wanted, run_all
 from actdet.data.encoding import choose_encoder, write_video
 from actdet.data.index import Clip, ClipIndex, Progress, load_index
 from actdet.data.video import VideoInfo, decode_frames, sample_frames, stream_frames
@@ -209,29 +205,17 @@ _Job = tuple[VideoInfo, Path, PrepareConfig, str]
 
 def _encode_all(jobs: Sequence[_Job], out: Path, workers: int, total: int, progress: Progress | None) -> None:
     """Do the jobs in processes, the longest first, and leave nothing half-made, however it ends."""
-    if progress:
-        progress(total - len(jobs), total)
+
+    def show(done: int) -> None:
+        if progress:
+            progress(total - len(jobs) + done, total)
+
+    show(0)
     if not jobs:
         return
-    spawn = multiprocessing.get_context("spawn")
-    stop = spawn.RawValue(ctypes.c_bool, False)  # without a lock, which a killed process would keep
     _remove_partial(out)
     try:
-        workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
-        with ProcessPoolExecutor(workers, spawn, _start_worker, (stop,)) as pool:
-            try:
-                with signals_blocked():
-                    waiting = [pool.submit(_encode, *job) for job in sorted(jobs, key=lambda job: -len(job[0].pts))]
-                for done, job in enumerate(as_completed(waiting), total - len(jobs) + 1):
-                    job.result()
-                    if progress:
-                        progress(done, total)
-            except BaseException:
-                stop.value = True
-                pool.shutdown(cancel_futures=True)
-                raise
-    except BrokenProcessPool:
-        raise ActdetError("an encoding process died; use fewer --workers if memory ran out") from None
+        run_all(_encode, sorted(jobs, key=lambda job: -len(job[0].pts)), workers, show)
     finally:
         _remove_partial(out)
 
@@ -241,19 +225,6 @@ def _remove_partial(out: Path) -> None:
     for path in (out / "videos").iterdir():
         if is_abandoned(path):
             path.unlink(missing_ok=True)
-
-
-_stop: ctypes.c_bool  # of a worker: true when its work is no longer wanted
-
-
-class _Unwanted(Exception):
-    pass
-
-
-def _start_worker(stop: ctypes.c_bool) -> None:
-    global _stop
-    _stop = stop
-    obey_parent()
 
 
 def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -> None:
@@ -275,8 +246,7 @@ def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -
 
 def _while_wanted(frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
     for _, pixels in frames:
-        if _stop.value:
-            raise _Unwanted
+        check_wanted()
         yield pixels
 
 

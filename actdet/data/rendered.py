@@ -7,11 +7,8 @@ The result has the project's data format: `videos/NAME.webm` and `annotations/NA
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -25,6 +22,7 @@ from actdet.data._figures import Array, Camera, Person, Shapes, Track, invent_pe
 from actdet.data._filming import Frame, Lens, box_of, film, invent_lens
 from actdet.data._motions import EVERYDAY, Act, Prop, Rng, seated, stand, stroll, wave
 from actdet.data._places import Place, invent_place, paint_place
+from actdet.data._processes import run_all
 from actdet.errors import ActdetError
 
 _CLASSES = ("fight", "collapse", "none")
@@ -58,22 +56,8 @@ def render_dataset(out: Path, config: RenderConfig, *, progress: Callable[[int, 
     _check(out, config)
     for folder in ("videos", "annotations"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    workers = min(config.workers or len(os.sched_getaffinity(0)), config.clips)
-    spawn = multiprocessing.get_context("spawn")
-    ignore_interrupt = (
-        signal.SIGINT,
-        signal.SIG_IGN,
-    )  # Ctrl-C is for this process alone, which then stops them
-    with ProcessPoolExecutor(workers, spawn, signal.signal, ignore_interrupt) as pool:
-        jobs = [pool.submit(_render_clip, config, i, out) for i in range(config.clips)]
-        try:
-            for done, job in enumerate(as_completed(jobs), 1):
-                job.result()
-                if progress:
-                    progress(done, config.clips)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    jobs = [(config, i, out) for i in range(config.clips)]
+    run_all(_render_clip, jobs, config.workers, lambda done: progress and progress(done, config.clips))
 
 
 def _check(out: Path, config: RenderConfig) -> None:

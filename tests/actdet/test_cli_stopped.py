@@ -23,6 +23,7 @@ from videos import corrupt, write_video
 
 from actdet import experiments, training
 from actdet.checkpoints import read_about
+from actdet.data.index import load_index
 from actdet.step import TrainStep
 
 OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS]
@@ -55,6 +56,7 @@ def test_prepare_tells_damage_and_goes_on_when_it_is_mended(actdet_command: Actd
 
 
 def test_no_space_left_for_a_prepared_video(actdet_command: Actdet, rendered: Path, tmp_path: Path) -> None:
+    load_index(rendered)  # its cache is written
     with small_disk(1200):
         outcome = actdet_command("prepare", rendered, tmp_path / "o")
     assert re.match(rf"{tmp_path}/o/videos/\w+\.mp4: cannot be written: ", outcome.complaint())
@@ -204,6 +206,11 @@ class Process:
         lines = (line.strip() for line in re.split("[\r\n]", self.text))
         return [line for line in lines if line and not re.search(r"\[\d\d:\d\d[^]]*\]$", line)]
 
+    def stopped_by(self, number: int) -> bool:
+        """Its exit code tells; Python ends by Ctrl-C itself where that came in an `exec`, as some imports have."""
+        codes = (130, -signal.SIGINT) if number == signal.SIGINT else (128 + number,)
+        return self.process.returncode in codes
+
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Process]]:
@@ -234,10 +241,10 @@ def _gone(group: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("tiny", "number", "code", "epochs"),
+    ("tiny", "number", "epochs"),
     [
-        pytest.param(True, signal.SIGINT, 130, 30, id="Ctrl-C"),
-        pytest.param(False, signal.SIGTERM, 143, 5, id="SIGTERM to the real network"),
+        pytest.param(True, signal.SIGINT, 30, id="Ctrl-C"),
+        pytest.param(False, signal.SIGTERM, 5, id="SIGTERM to the real network"),
     ],
 )
 def test_a_stopped_training_saves_and_goes_on(
@@ -246,7 +253,6 @@ def test_a_stopped_training_saves_and_goes_on(
     tmp_path: Path,
     tiny: bool,
     number: signal.Signals,
-    code: int,
     epochs: int,
 ) -> None:
     """Ctrl-C goes to the whole group of processes, as from a terminal; SIGTERM to the command alone."""
@@ -257,7 +263,7 @@ def test_a_stopped_training_saves_and_goes_on(
     first.wait_for(rf" [1-9]\d*/{total} ")
     (os.killpg if tiny else os.kill)(first.process.pid, number)
     lines = first.end()
-    assert first.process.returncode == code, first.text
+    assert first.stopped_by(number), first.text
     complaints = [line for line in lines if line.startswith("actdet: ")]
     assert len(complaints) == 1
     saying = rf"actdet: stopped at step (\d+) of {total}; the state is in (.*): run .* --resume .*"
@@ -280,13 +286,27 @@ def test_a_stopped_training_saves_and_goes_on(
     shutil.rmtree(out)
 
 
-def test_a_signal_before_the_training_ends_in_one_line(start: Callable[..., Process], tmp_path: Path) -> None:
-    process = start("render", tmp_path / "o", "--clips", 5000, "--workers", 1)
-    process.wait_for(r"clip/s|clip \[|\?clip")
-    time.sleep(1)
-    process.process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "group", "after"),
+    [
+        (signal.SIGINT, True, 0),
+        (signal.SIGINT, True, 3),
+        (signal.SIGTERM, True, 0.5),
+        (signal.SIGTERM, False, 0),
+        (signal.SIGTERM, False, 3),
+    ],
+)
+def test_a_signal_before_the_training_ends_in_one_line(
+    start: Callable[..., Process], tmp_path: Path, number: signal.Signals, group: bool, after: float
+) -> None:
+    """Also while the processes that render begin."""
+    process = start("render", tmp_path / "o", "--clips", 5000, "--workers", 2)
+    process.wait_for("render: ")
+    time.sleep(after)
+    (os.killpg if group else os.kill)(process.process.pid, number)
     assert process.end() == ["actdet: interrupted"]
-    assert process.process.returncode == 143
+    assert process.stopped_by(number)
+    assert _gone(process.process.pid)
     assert not _leftovers(tmp_path)
 
 
@@ -309,7 +329,7 @@ def test_a_stopped_prepare_goes_on(
     (os.killpg if group else os.kill)(process.process.pid, number)
     began = time.monotonic()
     assert process.end()[-1] == "actdet: interrupted"
-    assert process.process.returncode == 128 + number
+    assert process.stopped_by(number)
     assert time.monotonic() - began < 10
     assert _gone(process.process.pid)
     assert sorted(path.name for path in (out / "videos").iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
@@ -326,6 +346,6 @@ def test_a_stopped_predict_ends_at_once(start: Callable[..., Process], model: Pa
     began = time.monotonic()
     os.killpg(process.process.pid, signal.SIGINT)
     assert process.end()[-1] == "actdet: interrupted"
-    assert process.process.returncode == 130
+    assert process.stopped_by(signal.SIGINT)
     assert time.monotonic() - began < 10
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["v.json"]

@@ -377,7 +377,7 @@ def test_a_process_that_dies_is_told(dataset: Dataset, tmp_path: Path, killed: i
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(ActdetError, match="an encoding process died; use fewer --workers"):
+    with pytest.raises(ActdetError, match="a process died; use fewer --workers"):
         prepare_dataset(source, out, replace(SMALL, short_side=480, workers=2))
     killer.join()
     assert not list((out / "videos").iterdir())
