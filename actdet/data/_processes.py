@@ -6,54 +6,76 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from threading import Thread, current_thread, main_thread
-from typing import Any
+from typing import Any, TypeVar
 
 from actdet.errors import ActdetError
 
+T = TypeVar("T")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Within: processes that are started never see SIGINT and SIGTERM, which reach the whole group.
+def signals_deferred(note: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within: a SIGINT or SIGTERM is only noted, and handled at the end.
 
-    Ending them is for the parent to do, whose own handlers wait until the end of this: an exception in the middle of
-    starting a process leaves locks held.
+    What raises in the middle of starting or ending a process, or of handing work to a thread, leaves locks held.
     """
-    resource_tracker.ensure_running()  # which unblocks them when it starts
-    numbers = (signal.SIGINT, signal.SIGTERM)
     noted: list[int] = []
     handlers = {}
     if current_thread() is main_thread():  # in which the handlers run, whatever thread a signal reaches
-        handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+        handlers = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+
+    def defer(number: int, frame: object) -> None:
+        noted.append(number)
+        note()
+
     for number in handlers:
-        signal.signal(number, lambda number, frame: noted.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        signal.signal(number, defer)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if noted:
             signal.raise_signal(noted[0])
 
 
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Within: processes that are started never see SIGINT and SIGTERM, which reach the whole group.
+
+    Ending them is for the parent to do, which sees the signals afterwards.
+    """
+    with signals_deferred():
+        resource_tracker.ensure_running()  # which unblocks them when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def obey_parent() -> None:
-    """In a process that was started with `signals_blocked`: SIGTERM ends it if its parent sent it.
+    """In a process that was started with `signals_blocked`: SIGTERM of its parent ends it, and the parent's end.
 
     Without, the parent could not end: Python terminates what is still running, then waits for it.
     """
-    Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    while parent and os.getppid() == parent.pid:
+        received = signal.sigtimedwait({signal.SIGTERM}, 2)
+        if received and received.si_pid == parent.pid:
+            break
     os._exit(1)
 
 
@@ -62,16 +84,30 @@ def run_all(
 ) -> None:
     """`function(*job)` for all jobs, in that many spawned processes (0: one per CPU core); `progress(done)` after each.
 
-    Raises what the first that failed raised, or an ActdetError where a process died, and leaves none running.
+    Raises what the first that failed raised, or an ActdetError where a process died, and leaves none running. A signal
+    is handled when the work has ended, which it makes end soon where `function` uses `while_wanted`. A second one kills
+    the processes.
     """
     spawn = multiprocessing.get_context("spawn")
     stopping = spawn.RawValue(ctypes.c_bool, False)  # without a lock, which a killed process would keep
+
+    children: list[BaseProcess] = []
+
+    def stop() -> None:
+        if stopping.value:  # asked for a second time
+            for child in children:
+                child.kill()
+        stopping.value = True
+
     workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     try:
-        with ProcessPoolExecutor(workers, spawn, _start_worker, (stopping,)) as pool:
+        with signals_deferred(stop), ProcessPoolExecutor(workers, spawn, _start_worker, (stopping,)) as pool:
             try:
+                others = set(multiprocessing.active_children())
                 with signals_blocked():
                     waiting = [pool.submit(function, *job) for job in jobs]
+                    pool.submit(int)  # wakes its thread, which may not know the last process yet and miss its death
+                children += set(multiprocessing.active_children()) - others
                 for done, job in enumerate(as_completed(waiting), 1):
                     job.result()
                     progress(done)
@@ -83,7 +119,7 @@ def run_all(
         raise ActdetError("a process died; use fewer --workers if memory ran out") from None
 
 
-_stopping: ctypes.c_bool
+_stopping = ctypes.c_bool(False)
 
 
 def _start_worker(stopping: ctypes.c_bool) -> None:
@@ -92,11 +128,16 @@ def _start_worker(stopping: ctypes.c_bool) -> None:
     obey_parent()
 
 
-class UnwantedError(Exception):
+class UnwantedError(ActdetError):
     """Nobody waits for this work any more."""
 
+    def __init__(self, text: str = "stopped") -> None:
+        super().__init__(text)
 
-def check_wanted() -> None:
-    """To be called now and then by the function that `run_all` runs; raises UnwantedError where it may stop."""
-    if _stopping.value:
-        raise UnwantedError
+
+def while_wanted(items: Iterable[T]) -> Iterator[T]:
+    """The items, within the function that `run_all` runs; raises UnwantedError where that may stop."""
+    for item in items:
+        if _stopping.value:
+            raise UnwantedError
+        yield item

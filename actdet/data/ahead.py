@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from queue import SimpleQueue
+from threading import Thread
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,14 +14,42 @@ def ahead(items: Generator[T, None, None], count: int) -> Generator[T, None, Non
     """The `items` in order, of which a thread makes up to `count` before they are asked for.
 
     An error in `items` is raised in its place, after the items before it. The thread begins when the first item is
-    asked for; when the result is used up or closed it ends, after the item it is at, and `items` are closed.
+    asked for; when the result is used up or closed it closes `items`, after the item it is at, and ends.
     """
-    pool = ThreadPoolExecutor(1, "ahead")
+    # Simple queues have no lock that an exception out of a signal handler could leave held.
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    made: SimpleQueue[T | _End] = SimpleQueue()
+    thread = Thread(target=_make, args=(items, wanted, made), name="ahead", daemon=True)
+    thread.start()
     try:
-        waiting = deque(pool.submit(list, islice(items, 1)) for _ in range(count))
-        while item := waiting.popleft().result():
-            waiting.append(pool.submit(list, islice(items, 1)))
-            yield item[0]
+        for _ in range(count):
+            wanted.put(True)
+        while not isinstance(item := made.get(), _End):
+            wanted.put(True)
+            yield item
+        if item.error:
+            raise item.error
     finally:
-        pool.shutdown(cancel_futures=True)
+        wanted.put(False)
+        thread.join()
+
+
+class _End:
+    """What comes after the last item: the error that ended them, if one did."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
+def _make(items: Generator[T, None, None], wanted: SimpleQueue[bool], made: SimpleQueue[T | _End]) -> None:
+    end = _End()
+    try:
+        while wanted.get():
+            made.put(next(items))
+    except StopIteration:
+        pass
+    except BaseException as error:
+        end = _End(error)
+    finally:
         items.close()
+        made.put(end)

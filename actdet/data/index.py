@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -119,14 +120,18 @@ def _survey(
     videos, problems = _layout(root)
     yield from problems
     cache = _Cache(root / ".actdet-index.json")
-    inspect = partial(_inspect, cache=cache, class_names=class_names, decode=decode)
+    stopping = Event()
+    inspect = partial(_inspect, cache=cache, class_names=class_names, decode=decode, stopping=stopping)
     try:
         # Threads suffice: FFmpeg works without the interpreter's lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for done, found in enumerate(pool.map(inspect, videos), start=1):
-                if progress:
-                    progress(done, len(videos))
-                yield from found
+            try:
+                for done, found in enumerate(pool.map(inspect, videos), start=1):
+                    if progress:
+                        progress(done, len(videos))
+                    yield from found
+            finally:
+                stopping.set()
     finally:
         cache.save(keep={path.name for path in videos})
 
@@ -166,7 +171,9 @@ def _layout(root: Path) -> tuple[list[Path], list[DataError]]:
     return sorted((paths[0] for paths in by_stem.values()), key=lambda path: path.stem), problems
 
 
-def _inspect(path: Path, cache: _Cache, class_names: Sequence[str], decode: bool) -> Sequence[Clip | DataError]:
+def _inspect(
+    path: Path, cache: _Cache, class_names: Sequence[str], decode: bool, stopping: Event
+) -> Sequence[Clip | DataError]:
     """The clip of one video, or all that is wrong with it."""
     try:
         video = cache.probe(path)
@@ -177,7 +184,8 @@ def _inspect(path: Path, cache: _Cache, class_names: Sequence[str], decode: bool
     if decode:
         try:
             for _ in stream_frames(video, range(len(video.pts)), size=(16, 16)):
-                pass
+                if stopping.is_set():
+                    break
         except DataError as problem:
             problems.append(problem)
     return problems or [Clip(path.stem, video, tuple(annotations))]

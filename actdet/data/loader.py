@@ -155,6 +155,8 @@ class ClipLoader:
 
     def _take(self, clip: int, answer: Tensor | DataError) -> Tensor | None:
         """The frames that were read of a clip, which the cache keeps; None where it is left out."""
+        if clip in self.left_out:
+            return None
         if isinstance(answer, DataError):
             if not self._skip:
                 raise answer

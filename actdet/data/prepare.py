@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +21,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from actdet.data._processes import check_wanted, run_all
+from actdet.data._processes import run_all, while_wanted
 from actdet.data.encoding import choose_encoder, write_video
 from actdet.data.index import Clip, ClipIndex, Progress, load_index
 from actdet.data.video import VideoInfo, decode_frames, sample_frames, stream_frames
@@ -233,7 +233,7 @@ def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -
     encoder = choose_encoder(config.codec)
     write_video(
         target,
-        _while_wanted(stream_frames(video, range(len(video.pts)), (height, width))),
+        (picture for _, picture in while_wanted(stream_frames(video, range(len(video.pts)), (height, width)))),
         video.pts - video.pts[0],
         video.time_base,
         end=video.end - int(video.pts[0]),
@@ -242,12 +242,6 @@ def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -
         threads=1,
         comment=stamp,
     )
-
-
-def _while_wanted(frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
-    for _, pixels in frames:
-        check_wanted()
-        yield pixels
 
 
 def _bytes(index: ClipIndex) -> int:

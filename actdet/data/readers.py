@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import resource
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -112,6 +114,13 @@ def _dali_problem(reader: str, videos: Iterable[VideoInfo]) -> str:
     return ""
 
 
+def _allow_open_files() -> None:
+    """As many as the system permits: every tensor that another process sends holds one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 class PyAVReader:
     """Decodes with PyAV, in `workers` processes of one codec thread each, which live until `close`.
 
@@ -132,6 +141,7 @@ class PyAVReader:
             yield from (_decode(request, self._size, self._disk_cache) for request in requests)
             return
         if not self._workers:
+            _allow_open_files()
             self._workers = [_Worker(self._size, self._disk_cache) for _ in range(self._count)]
         for worker in self._workers:
             worker.drop()  # what a pass that was given up has left
@@ -166,6 +176,7 @@ class _Worker:
 
     def __init__(self, size: tuple[int, int], disk_cache: DiskCache | None) -> None:
         spawn = multiprocessing.get_context("spawn")
+        get_temp_dir()  # which the process needs to send tensors, and could not remove: it is killed
         self._pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(theirs, size, disk_cache), daemon=True)
         with signals_blocked():
@@ -228,12 +239,12 @@ class _Worker:
 
     def _wait(self) -> None:
         """Until there is an answer, or the process has ended; an error where it does nothing any more."""
-        work, since = self._work(), time.monotonic()
+        work, idle = self._work(), 0
+        # Waits are counted, since a clock goes on while everything is suspended.
         while not wait([self._pipe, self._process.sentinel], timeout=PATIENCE / 10):
             now = self._work()
-            if now != work:
-                work, since = now, time.monotonic()
-            elif time.monotonic() - since > PATIENCE:
+            work, idle = now, idle + 1 if now == work else 0
+            if idle >= 10:
                 raise ReadError(
                     f"{self._asked[0]}: no progress in decoding it for {PATIENCE:.0f} s: is its disk or network gone?"
                 )
@@ -262,9 +273,10 @@ def _serve(pipe: Connection, size: tuple[int, int], disk_cache: DiskCache | None
             request = pipe.recv()
             try:
                 pipe.send(_decode(request, size, disk_cache))
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, OSError) as error:
                 what = (str(error).strip() or "out of memory").splitlines()[0]
-                pipe.send(ReadError(f"{request.video.path}: no memory for it ({what}); --workers 0 needs no /dev/shm"))
+                advice = "is /dev/shm or /tmp full? --workers 0 needs neither"
+                pipe.send(ReadError(f"{request.video.path}: decoded, but not handed over ({what}); {advice}"))
 
 
 def _decode(request: ClipRequest, size: tuple[int, int], disk_cache: DiskCache | None) -> torch.Tensor | DataError:

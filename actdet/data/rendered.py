@@ -22,7 +22,7 @@ from actdet.data._figures import Array, Camera, Person, Shapes, Track, invent_pe
 from actdet.data._filming import Frame, Lens, box_of, film, invent_lens
 from actdet.data._motions import EVERYDAY, Act, Prop, Rng, seated, stand, stroll, wave
 from actdet.data._places import Place, invent_place, paint_place
-from actdet.data._processes import run_all
+from actdet.data._processes import run_all, while_wanted
 from actdet.errors import ActdetError
 
 _CLASSES = ("fight", "collapse", "none")
@@ -91,7 +91,7 @@ def _render_clip(config: RenderConfig, index: int, out: Path) -> None:
     clip = _stage_clip(config, index)
     size, rng = (config.width, config.height), np.random.default_rng([config.seed, index, 1])
     canvas = paint_place(clip.place, clip.camera, config.height, clip.back, clip.props, rng)
-    frames = film(canvas, clip.actors + clip.bystanders, clip.lens, size, rng)
+    frames = while_wanted(film(canvas, clip.actors + clip.bystanders, clip.lens, size, rng))
 
     category = index % 3
     label = ""

@@ -190,10 +190,12 @@ def _decode(info: VideoInfo, wanted: np.ndarray, threads: int) -> Iterator[Video
                 yield _take(info, frames, index, reached)
                 reached = index + 1
                 continue
-            for time in info.pts[
-                [index, entry]
-            ].tolist():  # containers look for either, by one order of time or the other
-                container.seek(time, stream=stream)
+            # Containers look for either, by one order of time or the other.
+            for time in info.pts[[index, entry]].tolist():
+                try:
+                    container.seek(time, stream=stream)
+                except FFmpegError:
+                    continue
                 frames = _frames(info, container, stream, asked, info.pts[info.entries[: before[place]]])
                 with suppress(_AstrayError):
                     yield _take(info, frames, index, entry)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from videos import corrupt, cut, set_matrix, write_video
 
 from actdet.data import index as index_module
 from actdet.data.index import find_problems, load_index
+from actdet.data.video import VideoInfo
 from actdet.errors import DataError
 
 CACHE = ".actdet-index.json"
@@ -160,6 +162,20 @@ def test_progress_counts_the_videos(root: Path) -> None:
     seen: list[tuple[int, int]] = []
     load_index(root, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_who_stops_early_waits_for_no_whole_video(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by Ctrl-C during `actdet check`."""
+
+    def frames(video: VideoInfo, *arguments: object, **options: object) -> Iterator[None]:
+        return repeat(None, 0 if video.path.endswith("a.mp4") else 10**12)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index_module, "stream_frames", frames)
+    with pytest.raises(KeyboardInterrupt):
+        find_problems(root, progress=interrupt)
 
 
 def test_every_problem_is_found_once(root: Path) -> None:

@@ -201,6 +201,24 @@ def test_bad_files_are_left_out_and_others_take_their_places(
     assert seen == [clip for clip in ids if clip not in bad]
 
 
+def test_a_clip_that_is_left_out_while_it_is_on_its_way_takes_nobodys_place() -> None:
+    """At other frames of it than those on their way it was found damaged."""
+    index = index_of([20] * 6)
+
+    class Late(Reader):
+        def read(self, requests: Iterable[ClipRequest], ahead: int = 8) -> Iterator[torch.Tensor | DataError]:
+            for answer in super().read(requests, ahead):
+                loader.left_out[2] = DataError("2.mp4", "is damaged")
+                yield answer
+
+    loader = make(index, Late(), kept=False, bad_files="skip")
+    config = TrainConfig(batch_size=6, augment=JITTER, seed=5)
+    (batch,) = loader.train_batches(range(6), config, 0)
+    clips, _ = shown(batch)
+    assert len(clips) == 6
+    assert 2 not in clips
+
+
 def test_clips_come_in_the_type_that_the_network_takes() -> None:
     index = index_of([8, 8, 8])
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

@@ -5,16 +5,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from actdet.data._processes import run_all, signals_blocked
 from actdet.errors import ActdetError
 
-FOR_EVER = "import time\nwhile True: time.sleep(1)"
-AS_LONG_AS_WANTED = "from actdet.data._processes import check_wanted\nwhile True: check_wanted()"
+FOR_EVER = "import threading; threading.Event().wait()"
+AS_LONG_AS_WANTED = (
+    "import itertools\nfrom actdet.data._processes import while_wanted\nfor _ in while_wanted(itertools.count()): pass"
+)
 
 
 @pytest.mark.parametrize(("jobs", "workers"), [(1, 1), (1, 4), (7, 2), (3, 0)])
@@ -82,3 +89,52 @@ def test_a_signal_waits_until_processes_have_started(number: signal.Signals) -> 
         signal.signal(number, before)
         over.set()
         other.join()
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs two jobs without an end, when both have begun."""
+    text = f"""
+import signal
+from actdet.data._processes import run_all
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    jobs = [(f"open({str(tmp_path)!r} + '/{{name}}', 'w'); {FOR_EVER}",) for name in "ab"]
+    run_all(exec, jobs, 2, lambda done: None)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen([sys.executable, "-c", text], start_new_session=True, env=environment)
+    try:
+        while len(list(tmp_path.iterdir())) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _all_end(group: int) -> bool:
+    for _ in range(200):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_processes_end_when_their_parent_was_killed(script: subprocess.Popen[bytes]) -> None:
+    script.kill()
+    script.wait()
+    assert _all_end(script.pid)
+
+
+def test_a_second_signal_ends_work_that_does_not_stop(script: subprocess.Popen[bytes]) -> None:
+    script.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert script.poll() is None
+    script.send_signal(signal.SIGINT)
+    assert script.wait(20) == -signal.SIGINT
+    assert _all_end(script.pid)

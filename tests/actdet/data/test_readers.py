@@ -200,8 +200,7 @@ def test_processes_live_from_pass_to_pass_until_closed(clips: list[VideoInfo]) -
     assert multiprocessing.active_children() == []
 
 
-def test_a_script_ends_with_a_reader_that_nobody_closed(clips: list[VideoInfo]) -> None:
-    script = """
+SCRIPT = """
 import sys
 import numpy as np
 from actdet.data.readers import PyAVReader
@@ -210,8 +209,24 @@ if __name__ == "__main__":
     reader = PyAVReader((8, 8), workers=2)
     print(len(list(reader.read([ClipRequest(probe(sys.argv[1]), np.arange(3))] * 4))))
 """
-    command = [sys.executable, "-c", script, clips[0].path]
-    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "4\n"
+
+
+def run_script(clip: VideoInfo, temporary: Path) -> subprocess.CompletedProcess[str]:
+    command, environment = [sys.executable, "-c", SCRIPT, clip.path], {**os.environ, "TMPDIR": str(temporary)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+def test_a_script_ends_with_a_reader_that_nobody_closed(clips: list[VideoInfo], tmp_path: Path) -> None:
+    done = run_script(clips[0], tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("4\n", "", 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_keeps_a_process_from_answering_is_told(clips: list[VideoInfo], tmp_path: Path) -> None:
+    long = tmp_path / ("n" * 100)  # longer than the path of a socket may be
+    long.mkdir()
+    last = run_script(clips[0], long).stderr.splitlines()[-1]
+    assert f"ReadError: {clips[0].path}: decoded, but not handed over (AF_UNIX path too long)" in last
 
 
 @needs_dali

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
@@ -14,6 +15,8 @@ import av
 import numpy as np
 import pytest
 import videos
+from av.container import InputContainer
+from av.video.stream import VideoStream
 from videos import shown_number, write_video
 
 from actdet.data import video
@@ -157,6 +160,25 @@ def test_a_seek_that_ends_elsewhere_is_noticed(tmp_path: Path) -> None:
     info = probe(write_video(tmp_path / "clip.mp4", frames=100, options=B_FRAMES))
     wrong = replace(info, entries=np.array([0, 30, 77]))
     assert numbers(decode_frames(wrong, [2, 33, 80, 99])) == [2, 33, 80, 99]
+
+
+def test_where_seeking_fails_all_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unseekable:
+        def __init__(self, container: InputContainer) -> None:
+            self.demux = container.demux
+
+        def seek(self, *arguments: object, **options: object) -> None:
+            raise av.error.PermissionError(1, "Operation not permitted")
+
+    @contextmanager
+    def opened(*arguments: Any) -> Iterator[tuple[Unseekable, VideoStream]]:
+        with really_opened(*arguments) as (container, stream):
+            yield Unseekable(container), stream
+
+    info = probe(write_video(tmp_path / "clip.mp4", frames=100, options=B_FRAMES))
+    really_opened = video.opened
+    monkeypatch.setattr(video, "opened", opened)
+    assert numbers(decode_frames(info, [2, 60, 99])) == [2, 60, 99]
 
 
 @pytest.mark.parametrize("name", GOOD)
