@@ -41,7 +41,7 @@ from actdet.experiments import (
     open_setup,
     train_run,
 )
-from actdet.files import write_json
+from actdet.files import any_within, write_json
 from actdet.metrics import Metrics
 from actdet.models.decision import THRESHOLD
 from actdet.prediction import Predictor, Window, annotate_prediction
@@ -139,6 +139,10 @@ def predict(
         raise ActdetError("no video given: actdet predict CHECKPOINT VIDEO [VIDEO ...]")
     if len({video.stem for video in videos}) < len(videos):
         raise ActdetError("two of the videos have the same name, so their results would overwrite each other")
+    for path in videos if annotate else ():
+        target = out / f"{path.stem}.mp4"
+        if any_within([target], videos):
+            raise ActdetError(f"{target} is one of the videos, the annotated one would replace it: give another --out")
     predictor = Predictor(checkpoint, threshold=threshold)
     failed = 0
     for path in videos:

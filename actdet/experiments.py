@@ -32,7 +32,7 @@ from actdet.device import choose_device, choose_precision, choose_step
 from actdet.distributed import ALONE, Processes, is_lost_process
 from actdet.errors import ActdetError, DataError, ReadError
 from actdet.evaluation import Evaluation, evaluate
-from actdet.files import write_json
+from actdet.files import any_within, write_json
 from actdet.metrics import Metrics
 from actdet.models.backbone import choose_convolutions
 from actdet.report import write_report
@@ -102,9 +102,10 @@ def train_run(
     """Train on `train_ids`, write the detector, evaluate on `val_ids` and report, all into `out`.
 
     Yields after every step; send True to stop there, with the state saved. Returns what was evaluated.
-    Raises ActdetError for a folder that holds another run, unless it is resumed, and DataError, with the state saved,
-    for a clip that cannot be read, where such are not left out.
+    Raises ActdetError for a folder among the clips or one that holds another run, unless it is resumed, and DataError,
+    with the state saved, for a clip that cannot be read, where such are not left out.
     """
+    _check_apart(setup.loader.index.root, out)
     if not resume and ((out / MODEL).exists() or (out / LAST).exists()):
         raise ActdetError(f"{out} holds a run already: go on with it by --resume, or give another --out")
     started, processes = time.monotonic(), setup.processes
@@ -175,6 +176,17 @@ def _too_large(setup: Setup) -> str:
     )
 
 
+def _check_apart(data: Path, out: Path, parts: Sequence[str] = ()) -> None:
+    """Raises if a report in `out`, or in its sub folders `parts`, would be written among the files of `data`."""
+    videos = data / "videos"
+    folders = [out, *(out / part for part in parts)]
+    pictures = {(folder / "videos").resolve() for folder in folders}
+    linked = {path.resolve().parent for path in videos.glob("*") if path.is_symlink()}
+    among = any_within([*folders, *pictures], [videos, data / "annotations"])
+    if among or data.resolve() in pictures.union(folder.resolve() for folder in folders) or pictures & linked:
+        raise ActdetError(f"{out}: its files would be written among those of the data set {data}: give another --out")
+
+
 class Stopped(ActdetError):
     """The user asked a run to stop, and it has saved its state."""
 
@@ -197,8 +209,10 @@ def evaluate_checkpoint(
     The clips are decoded by the reader that the detector was trained with, or, where that cannot run here, by PyAV,
     which the report then says. held_out: only the clips that its training run held out. notes: lines for the
     report, and log: the training's log.jsonl, for its curve. started: monotonic time from which the report's seconds
-    count; by default now. progress: called with (clips done, clips in all). Raises ActdetError for what cannot be read.
+    count; by default now. progress: called with (clips done, clips in all). Raises ActdetError for what cannot be read,
+    and where `out` is among the clips.
     """
+    _check_apart(data, out)
     started = time.monotonic() if started is None else started
     device = choose_device()
     detector, about = load_detector(checkpoint, device)
@@ -277,6 +291,7 @@ def cross_validate(setup: Setup, count: int, out: Path) -> Runs:
 
     Yields (name of the fold, progress). Writes OUT/fold_K/ for each and OUT/crossval.json, and returns the latter.
     """
+    _check_apart(setup.loader.index.root, out, [f"fold_{number}" for number in range(1, count + 1)])
     splits = folds(setup.loader.index, count, setup.config.seed)
     _claim(setup, out, {"folds": count})
     results = []
@@ -297,6 +312,8 @@ def ablate(setup: Setup, val_share: float, out: Path) -> Runs:
 
     Yields (name of the row, progress). Writes OUT/ROW/ for each and OUT/ablation.json, and returns the latter.
     """
+    parts = {name: name.replace(" ", "_") for name in ABLATIONS}
+    _check_apart(setup.loader.index.root, out, list(parts.values()))
     train_ids, val_ids = hold_out(setup.loader.index, val_share, setup.config.seed)
     if not val_ids:
         raise ActdetError("an ablation needs held-out clips: give a --val-share above 0")
@@ -305,7 +322,7 @@ def ablate(setup: Setup, val_share: float, out: Path) -> Runs:
     for name, (without, reported) in ABLATIONS.items():
         loss = replace(setup.config.loss, **without)
         part = replace(setup, config=replace(setup.config, loss=loss))
-        metrics = yield from _part(part, train_ids, val_ids, out / name.replace(" ", "_"), name)
+        metrics = yield from _part(part, train_ids, val_ids, out / parts[name], name)
         rows[name] = {
             "measured": {figure: metrics[figure] for figure in FIGURES[:3]},
             "reported": dict(zip(FIGURES[:3], reported, strict=True)),

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from actdet.errors import DataError
+
+
+def any_within(paths: Iterable[Path], places: Iterable[Path]) -> bool:
+    """Whether one of `paths` is one of `places` or lies in one, symbolic links seen through."""
+    kept = {place.resolve() for place in places}
+    return any(not kept.isdisjoint((path, *path.parents)) for path in (path.resolve() for path in paths))
 
 
 def temporary_name(path: Path) -> str:

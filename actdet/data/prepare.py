@@ -26,7 +26,7 @@ from actdet.data.encoding import choose_encoder, write_video
 from actdet.data.index import Clip, ClipIndex, Progress, load_index
 from actdet.data.video import VideoInfo, decode_frames, sample_frames, stream_frames
 from actdet.errors import ActdetError, DataError
-from actdet.files import is_abandoned, write_bytes
+from actdet.files import any_within, is_abandoned, write_bytes
 
 # What is lost is far below what training's colour jitter adds: on 30 real clips 39.8 dB of PSNR, 1.9 of 255 off on
 # average, of which 4:2:0 colour alone is 0.6 (VP9: 40.2 dB, 1.8). B-frames would make the files 15 % smaller, and the
@@ -134,11 +134,9 @@ def _target(out: Path, name: str) -> Path:
 
 def _check_apart(source: Path, out: Path) -> None:
     """Raises if writing to `out` would write into `source`, symbolic links seen through."""
-    sources = {path.resolve() for path in (source, source / "videos", source / "annotations")}
-    for folder in (out, out / "videos", out / "annotations"):
-        within = folder.resolve()
-        if sources & {within, *within.parents}:
-            raise ActdetError(f"{out} is within the data set {source}: give another folder")
+    folders = ((root, root / "videos", root / "annotations") for root in (out, source))
+    if any_within(*folders):
+        raise ActdetError(f"{out} is within the data set {source}: give another folder")
 
 
 def _scaled_annotations(clip: Clip, root: Path, short_side: int) -> str | None:

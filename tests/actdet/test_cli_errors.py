@@ -14,7 +14,7 @@ from command import Actdet
 from safetensors.torch import save_file
 from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 from torchvision.models.video import R2Plus1D_18_Weights
-from videos import cut, write_sound
+from videos import cut, write_sound, write_video
 
 from actdet.checkpoints import read_about
 
@@ -266,6 +266,68 @@ def test_predict_refuses_two_videos_of_one_name_and_none(actdet_command: Actdet,
     both = tmp_path / "a" / "v.mp4", tmp_path / "b" / "v.mkv"
     assert "same name" in actdet_command("predict", model, *both).complaint()
     assert "no video given" in actdet_command("predict", model).complaint()
+
+
+@pytest.mark.parametrize("place", [".", "link"])
+def test_predict_replaces_none_of_its_videos(
+    actdet_command: Actdet, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    door, yard = (write_video(tmp_path / name, frames=9) for name in ("door.mp4", "yard.mkv"))
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = door.read_bytes()
+    outcome = actdet_command("predict", model, yard, door, "--out", place)
+    assert outcome.complaint().startswith(f"{Path(place, 'door.mp4')} is one of the videos")
+    assert outcome.out == ""
+    assert actdet_command("predict", model, "door.mp4", "--out", place, "--no-annotate").code == 0
+    assert actdet_command("predict", model, yard, "--out", place).code == 0
+    assert door.read_bytes() == before
+    assert (tmp_path / "yard.mp4").is_file()
+
+
+def _report(command: str, data: Path, model: Path, out: Path) -> list[object]:
+    if command == "evaluate":
+        return [command, model, data, "--out", out, "--workers", 0]
+    return [command, data, "--out", out, "--epochs", 1, *OPTIONS, *["--folds", 2] * (command == "crossval")]
+
+
+@pytest.mark.parametrize("place", ["data", "data/videos", "data/annotations/run", "near", "above"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "crossval", "ablate"])
+def test_no_report_is_written_among_the_clips(
+    actdet_command: Actdet, data: Path, model: Path, tmp_path: Path, command: str, place: str
+) -> None:
+    """near: its videos/ is the data set's; above: the data set has links to the files in its videos/."""
+    out = tmp_path / place
+    if place == "near":
+        out.mkdir()
+        (out / "videos").symlink_to(data / "videos")
+    elif place == "above":
+        shutil.copytree(data / "videos", out / "videos")
+        for video in (data / "videos").iterdir():
+            video.unlink()
+            video.symlink_to(out / "videos" / video.name)
+    before = {path for path in tmp_path.rglob("*") if path.name != ".actdet-index.json"}
+    complaint = actdet_command(*_report(command, data, model, out)).complaint()
+    assert complaint.startswith(f"{out}: its files would be written among those of the data set {data}")
+    assert {path for path in tmp_path.rglob("*") if path.name != ".actdet-index.json"} == before
+
+
+@pytest.mark.parametrize("command", ["crossval", "ablate"])
+def test_no_part_of_an_experiment_is_written_among_the_clips(
+    actdet_command: Actdet, data: Path, model: Path, tmp_path: Path, command: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / {"crossval": "fold_2", "ablate": "no_L1_loss"}[command]).symlink_to(data / "annotations")
+    assert actdet_command(*_report(command, data, model, out)).complaint().startswith(f"{out}: ")
+    assert len(list(out.iterdir())) == 1
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "crossval"])
+def test_a_report_may_lie_beside_the_clips(actdet_command: Actdet, data: Path, model: Path, command: str) -> None:
+    outcome = actdet_command(*_report(command, data, model, data / "runs"))
+    assert outcome.code == 0, outcome.err
+    assert actdet_command("check", data).code == 0
 
 
 def test_kinetics_weights_without_a_network(
