@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -354,6 +355,9 @@ def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | 
 def main() -> None:
     """Entry point: exits 0 only when the work was done; 1 for what the user can mend; 130 or 143 when stopped."""
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         if is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1" and sys.argv[1:2] != ["train"]:
             raise ActdetError("of actdet's commands only train runs in several processes of torchrun")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib
 import numpy as np
@@ -23,6 +25,7 @@ from matplotlib.figure import Figure
 from actdet.config import NO_ACTION
 from actdet.data.index import Clip, ClipIndex
 from actdet.data.video import decode_frames, sample_frames
+from actdet.errors import DataError
 from actdet.evaluation import Evaluation
 from actdet.files import write_bytes, write_json
 from actdet.models.decision import THRESHOLD
@@ -42,7 +45,8 @@ class _Row:
     right: bool
     located: bool
     pictures: list[str]
-    video: str | None
+    video: str | None  # the address of the annotated one
+    damage: str | None  # why there are neither pictures nor a video
 
 
 def write_report(
@@ -58,8 +62,11 @@ def write_report(
     """Write the folder `out` for the evaluation of clips of `index`.
 
     started: when the work began, by time.monotonic(), for the seconds in metrics.json. notes: lines of facts about the
-    run. log: the log.jsonl of its training. Raises DataError where the disk refuses.
+    run. log: the log.jsonl of its training. A clip whose video is damaged, though what was evaluated of it is not, has
+    no pictures. Raises DataError where the disk refuses.
     """
+    seconds = time.monotonic() - started
+    write_json(out / "metrics.json", {**asdict(evaluation.metrics), "seconds": round(seconds, 1)})
     names = (*index.class_names, NO_ACTION)
     order = sorted(
         range(len(evaluation.clips)), key=lambda i: (_located(evaluation, i, len(names) - 1), i)
@@ -67,7 +74,6 @@ def write_report(
     rows = []
     for place, i in enumerate(order):
         rows.append(_row(out, evaluation, i, index.clips[evaluation.clips[i]], names, with_video=place < MOST_VIDEOS))
-    seconds = time.monotonic() - started
     page = Environment(loader=PackageLoader("actdet", ""), autoescape=select_autoescape(default=True))
     html = page.get_template("report.html.jinja").render(
         title=title,
@@ -79,8 +85,7 @@ def write_report(
         curve=_curve(log) if log else None,
         threshold=THRESHOLD,
     )
-    write_bytes(out / "report.html", html.encode())
-    write_json(out / "metrics.json", {**asdict(evaluation.metrics), "seconds": round(seconds, 1)})
+    write_bytes(out / "report.html", html.encode(errors="xmlcharrefreplace"))  # of a name that is not UTF-8
 
 
 def _located(evaluation: Evaluation, i: int, no_action: int) -> bool:
@@ -98,10 +103,17 @@ def _row(out: Path, evaluation: Evaluation, i: int, clip: Clip, names: tuple[str
     else:
         box = _corners(evaluation.decision.box[i].tolist())
         marks.append(Mark(box, f"{names[label]} {score:.2f}", class_colour(label)))
-    frames = decode_frames(clip.video, sample_frames(clip.video, STRIP), picture_size(clip.video))
     video = out / "videos" / f"{clip.name}.mp4"
-    if with_video:
-        annotate_video(clip.video, [marks] * len(clip.video.pts), video)
+    pictures, damage = [], None
+    try:
+        frames = decode_frames(clip.video, sample_frames(clip.video, STRIP), picture_size(clip.video))
+        pictures = [data_url(draw(frame, marks)) for frame in frames]
+        if with_video:
+            annotate_video(clip.video, [marks] * len(clip.video.pts), video)
+    except DataError as error:
+        if error.path != clip.video.path:  # the disk's
+            raise
+        pictures, damage = [], error.problem
     return _Row(
         name=clip.name,
         truth=names[truth],
@@ -110,8 +122,9 @@ def _row(out: Path, evaluation: Evaluation, i: int, clip: Clip, names: tuple[str
         iou=float(evaluation.iou[i]) if truth == label != none else None,
         right=truth == label,
         located=_located(evaluation, i, none),
-        pictures=[data_url(draw(frame, marks)) for frame in frames],
-        video=f"videos/{video.name}" if with_video else None,
+        pictures=pictures,
+        video=f"videos/{quote(os.fsencode(video.name))}" if with_video and not damage else None,
+        damage=damage,
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import av
 import pytest
@@ -290,3 +292,24 @@ def test_videos_with_odd_names_and_sizes_train(actdet_command: Actdet, tmp_path:
     outcome = actdet_command("train", tmp_path / "my data", "--epochs", 1, "--out", out, "--val-share", 0.5, *OPTIONS)
     assert outcome.code == 0, outcome.err
     assert len(list((out / "videos").iterdir())) == 2
+
+
+def test_names_that_are_not_utf8_train_and_print(actdet_command: Actdet, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    for folder in ("videos", "annotations"):
+        (data / folder).mkdir(parents=True)
+    for number in range(4):
+        name = os.fsdecode(b"t\xfcr %d" % number)
+        write_video(tmp_path / "clip.mkv", "mjpeg", frames=9).rename(data / "videos" / f"{name}.mkv")
+        (data / "annotations" / f"{name}.txt").write_text(f"{number % 2} 3 4 40 41\n")
+    outcome = actdet_command("train", data, "--epochs", 1, "--out", out, "--val-share", 0.5, *OPTIONS)
+    assert outcome.code == 0, outcome.err
+    links = re.findall('<a href="([^"]+)"', (out / "report.html").read_text())
+    assert len(links) == 2
+    assert all(os.path.isfile(os.fsencode(out) + b"/" + unquote_to_bytes(link)) for link in links)
+    video = min((data / "videos").iterdir())
+    outcome = actdet_command("predict", out / "model.safetensors", video, "--out", tmp_path / "found")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("t\\udcfcr 0.mkv  ")
+    video.write_text("")
+    assert "t\\udcfcr 0.mkv: is empty" in actdet_command("train", data, "--out", tmp_path / "o").complaint()

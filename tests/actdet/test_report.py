@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -12,11 +13,11 @@ from urllib.parse import unquote
 import pytest
 import torch
 from actdet_kernels import Targets
-from videos import write_video
+from videos import corrupt, write_video
 
 from actdet import report
 from actdet.config import LossConfig
-from actdet.data.index import ClipIndex, load_index
+from actdet.data.index import Clip, ClipIndex, load_index
 from actdet.data.video import decode_frames, probe
 from actdet.errors import DataError
 from actdet.evaluation import Evaluation
@@ -215,6 +216,33 @@ def test_only_so_many_videos_are_written_but_all_clips_shown(
     assert sum(tag == "img" for tag, _ in page.tags) == 12
     assert sum(tag == "a" for tag, _ in page.tags) == 2
     assert (tmp_path / "videos" / f"{index.clips[1].name}.mp4").exists() or index.clips[1].name not in WRONG
+
+
+@pytest.mark.parametrize("videos", [0, 48])
+def test_a_clip_that_is_damaged_has_a_row_without_pictures(
+    index: ClipIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, videos: int
+) -> None:
+    monkeypatch.setattr(report, "MOST_VIDEOS", videos)
+    bad = write_video(tmp_path / "bad.mkv", "mjpeg", frames=9)
+    clip = Clip("b wrong class", probe(bad), index.clips[2].annotations)
+    corrupt(bad, range(4, 9))
+    damaged = replace(index, clips=(index.clips[1], clip))
+    write_report(tmp_path, "t", _evaluation(damaged, [0, 1]), damaged, started=time.monotonic())
+    page = Page((tmp_path / "report.html").read_text())
+    assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == ["frame of a right"] * 4
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == ["videos/a%20right.mp4"][:videos]
+    assert "The video cannot be shown: only the first 4 of its 9 frames decode" in page.text
+    assert "b wrong class: collapse, decided fight" in page.text
+    assert json.loads((tmp_path / "metrics.json").read_text())["clips"] == 2
+
+
+def test_the_figures_are_there_where_a_video_cannot_be_written(index: ClipIndex, tmp_path: Path) -> None:
+    (tmp_path / "videos").write_text("a file")
+    with pytest.raises(DataError) as caught:
+        write_report(tmp_path, "t", _evaluation(index, [0]), index, started=time.monotonic())
+    assert caught.value.path.startswith(str(tmp_path / "videos"))
+    assert json.loads((tmp_path / "metrics.json").read_text())["clips"] == 1
 
 
 def test_a_folder_that_cannot_be_written_is_named(index: ClipIndex, tmp_path: Path) -> None:
