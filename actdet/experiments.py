@@ -334,15 +334,18 @@ def ablate(setup: Setup, val_share: float, out: Path) -> Runs:
 
 def _claim(setup: Setup, out: Path, settings: dict[str, Any]) -> None:
     """Note in `out` what the experiment is; ActdetError where the folder holds parts of another one."""
-    names = [clip.name for clip in setup.loader.index.clips]
+    index = setup.loader.index
+    clips = {"clips": [clip.name for clip in index.clips], "labels": index.labels.tolist()}
     training = {name: value for name, value in asdict(setup.config).items() if name not in LAUNCH}
-    mine = {**settings, "model": asdict(setup.model), "training": training, "clips": names}
+    mine = {**settings, "model": asdict(setup.model), "training": training, **clips}
     mine = json.loads(json.dumps(mine))
     path = out / "settings.json"
     if not path.exists():
         write_json(path, mine)
     elif json.loads(path.read_text()) != mine:
-        raise ActdetError(f"{out} holds an experiment with other settings or clips (see {path}): give another --out")
+        raise ActdetError(
+            f"{out} holds an experiment with other settings, clips or labels (see {path}): give another --out"
+        )
 
 
 def _part(setup: Setup, train_ids: Sequence[int], val_ids: Sequence[int], out: Path, name: str) -> Runs:

@@ -219,6 +219,16 @@ def test_crossval_goes_on_where_a_fold_lost_its_report(actdet_command: Actdet, r
     assert again.out == first.out
 
 
+def test_crossval_of_other_labels_is_another_one(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cv"
+    arguments = ("crossval", data, "--folds", 2, "--epochs", 1, "--out", out, *OPTIONS)
+    assert actdet_command(*arguments).code == 0
+    (out / "fold_2" / "metrics.json").unlink()
+    text = next((data / "annotations").glob("fight*.txt"))
+    text.write_text("1" + text.read_text()[1:])
+    assert actdet_command(*arguments).complaint().startswith(f"{out} holds an experiment with other settings, clips or")
+
+
 def test_ablate_prints_its_table_and_trains_each_row_once(
     actdet_command: Actdet, rendered: Path, tmp_path: Path
 ) -> None:
