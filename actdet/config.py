@@ -5,6 +5,7 @@ A text under a field is its help. Defaults are the technical report's where it p
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -178,4 +179,8 @@ class TrainConfig:
         _check(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
         _check(self.eval_every >= 1, f"eval_every must be at least 1, got {self.eval_every}")
         _check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
-        _check(self.disk_cache >= 0, f"disk_cache must be 0 or more GiB, got {self.disk_cache}")
+        _check(
+            0 <= self.disk_cache * 2**30 < math.inf,
+            f"disk_cache must be 0 or more GiB, got {self.disk_cache}",
+        )
+        _check(0 <= self.seed < 2**32, f"seed must be in [0, 2^32), got {self.seed}")

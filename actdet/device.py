@@ -6,7 +6,8 @@ import ctypes
 import os
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -83,6 +84,25 @@ def free_memory(device: torch.device) -> int:
         limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
         free = min(free, limit - used)
     return free
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether `error` says that there is too little memory, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Within: too little memory is an ActdetError that says it was for `what`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        of_gpu = isinstance(error, torch.OutOfMemoryError)
+        advice = ", or set CUDA_VISIBLE_DEVICES= to run on the CPU" * of_gpu
+        problem = f"the {'GPU' if of_gpu else 'CPU'} has too little free memory for {what}"
+        raise ActdetError(f"{problem}: end other programs that take it{advice}") from error
 
 
 def prepare_device(device: torch.device) -> None:

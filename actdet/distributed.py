@@ -60,7 +60,7 @@ ALONE = Processes()
 def join_processes() -> Iterator[Processes]:
     """Within: the processes that torchrun started, or this one alone.
 
-    Raises ActdetError where this one has no GPU of its own, though there are some.
+    Raises ActdetError where this one has no GPU of its own, though there are some, or does not find the others.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if not dist.is_torchelastic_launched() or count == 1:
@@ -71,7 +71,15 @@ def join_processes() -> Iterator[Processes]:
         if own >= found:
             raise ActdetError(f"there are {found} GPUs for more processes: use torchrun --nproc-per-node {found}")
         torch.cuda.set_device(own)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    except RuntimeError as error:
+        meeting = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).partition("\n")[0]
+        raise ActdetError(
+            f"the processes of this job do not meet at {meeting} ({reason}): give torchrun a host that all reach by "
+            "--master-addr, and a free --master-port"
+        ) from error
     yield Processes(dist.get_rank(), count)
     dist.destroy_process_group()  # not after an error, when the others may not answer any more
 

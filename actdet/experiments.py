@@ -28,10 +28,10 @@ from actdet.data.index import ClipIndex, load_index
 from actdet.data.loader import ClipLoader
 from actdet.data.readers import choose_reader, open_reader
 from actdet.data.split import folds, hold_out
-from actdet.device import choose_device, choose_precision, choose_step
+from actdet.device import choose_device, choose_precision, choose_step, is_out_of_memory, memory_for
 from actdet.distributed import ALONE, Processes, is_lost_process
 from actdet.errors import ActdetError, DataError, ReadError
-from actdet.evaluation import Evaluation, evaluate
+from actdet.evaluation import BATCH_SIZE, Evaluation, evaluate
 from actdet.files import any_within, write_json
 from actdet.metrics import Metrics
 from actdet.models.backbone import choose_convolutions
@@ -142,6 +142,11 @@ def train_run(
     except torch.OutOfMemoryError as error:
         raise ActdetError(_too_large(setup)) from error
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            what = f"batches of {setup.config.batch_size} clips of {_shape(setup.model)}"
+            raise ActdetError(
+                f"the CPU has too little free memory for {what}: use a smaller --batch-size, --frames or --image-size"
+            ) from error
         if not is_lost_process(error):
             raise
         advice = f"; the state is in {out / LAST}: run the same command with --resume to go on"
@@ -171,9 +176,13 @@ def _too_large(setup: Setup) -> str:
     clips = f"; decoded clips take {cache / 2**30:.1f} GiB, none with --cache none" * (cache > 0)
     kept, again = (largest_batch(model, dtype, memory - cache, checkpointing=flag) for flag in (False, True))
     return (
-        f"{memory / 2**30:.0f} GiB are too little for batches of {setup.config.batch_size} clips of {model.frames} x "
-        f"{model.image_size} x {model.image_size}: about {kept} a GPU are possible, {again} with --checkpointing{clips}"
+        f"{memory / 2**30:.0f} GiB are too little for batches of {setup.config.batch_size} clips of "
+        f"{_shape(model)}: about {kept} a GPU are possible, {again} with --checkpointing{clips}"
     )
+
+
+def _shape(model: ModelConfig) -> str:
+    return f"{model.frames} x {model.image_size} x {model.image_size}"
 
 
 def _check_apart(data: Path, out: Path, parts: Sequence[str] = ()) -> None:
@@ -213,6 +222,8 @@ def evaluate_checkpoint(
     and where `out` is among the clips.
     """
     _check_apart(data, out)
+    if workers < 0:
+        raise ActdetError(f"workers must be 0 or more, got {workers}")
     started = time.monotonic() if started is None else started
     device = choose_device()
     detector, about = load_detector(checkpoint, device)
@@ -224,7 +235,8 @@ def evaluate_checkpoint(
     reader_name, note = _recorded_reader(about.reader, device, index)
     size = (about.model.image_size, about.model.image_size)
     dtype, _ = choose_precision("auto", device)
-    with open_reader(reader_name, size, workers=workers) as reader:
+    memory = memory_for(f"{BATCH_SIZE} clips of {_shape(about.model)}")
+    with memory, open_reader(reader_name, size, workers=workers) as reader:
         loader = ClipLoader(index, about.model, reader, device)
         evaluation = evaluate(detector, loader, ids, about.loss, dtype, progress=progress)
     write_report(

@@ -24,7 +24,7 @@ from actdet.checkpoints import load_detector
 from actdet.data.ahead import ahead
 from actdet.data.augment import normalise
 from actdet.data.video import VideoInfo, probe, sample_frames, stream_frames
-from actdet.device import choose_device, choose_precision
+from actdet.device import choose_device, choose_precision, memory_for
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation import predict_batch
 from actdet.models.decision import THRESHOLD, decide
@@ -88,7 +88,8 @@ class Predictor:
         """What the detector says of a video, by its path or probed, window by window, in order of time.
 
         A thread decodes ahead of the network; it ends with the last window, an error, or when the result is closed.
-        Raises DataError where the file cannot be read; windows before a damaged place have come out by then.
+        Raises DataError where the file cannot be read; windows before a damaged place have come out by then. Raises
+        ActdetError where there is too little memory.
         """
         video = video if isinstance(video, VideoInfo) else probe(video)
         spans, problem = self.spans(video), None
@@ -101,8 +102,10 @@ class Predictor:
                 except DataError as error:
                     problem = error
                 if batch:
-                    pixels = torch.from_numpy(np.stack(batch)).to(self.device)
-                    yield from self._decide(video, spans[first : first + len(batch)], pixels)
+                    with memory_for(f"windows of {' x '.join(map(str, batch[0].shape[:3]))}"):
+                        pixels = torch.from_numpy(np.stack(batch)).to(self.device)
+                        found = list(self._decide(video, spans[first : first + len(batch)], pixels))
+                    yield from found
                 if problem:
                     raise problem
 

@@ -154,6 +154,11 @@ def test_the_advice_for_too_many_folds_works(actdet_command: Actdet, rendered: P
         (["--val-share", -0.1], "got -0.1"),
         (["--val-share", "nan"], "got nan"),
         (["--workers", -1], "workers must be 0 or more"),
+        (["--seed", -1], "seed must be in [0, 2^32), got -1"),
+        (["--seed", 2**32], "seed must be in [0, 2^32), got 4294967296"),
+        (["--disk-cache", "inf"], "disk_cache must be 0 or more GiB, got inf"),
+        (["--disk-cache", "nan"], "disk_cache must be 0 or more GiB, got nan"),
+        (["--disk-cache", "1e300"], "disk_cache must be 0 or more GiB, got 1e+300"),
         (["--precision", "fp16"], "fp16 needs a GPU"),
         (["--flip", 2], "flip is a probability"),
         (["--backbone-weights", "/no/such/file.pth"], "/no/such/file.pth: no such file"),
@@ -175,6 +180,13 @@ def test_bad_settings_are_refused(
 def test_too_few_folds_are_refused(actdet_command: Actdet, rendered: Path, tmp_path: Path, folds: int) -> None:
     outcome = actdet_command("crossval", rendered, "--folds", folds, "--out", tmp_path / "o", *OPTIONS)
     assert f"got {folds}" in outcome.complaint()
+
+
+def test_fewer_workers_than_none_are_refused(
+    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path
+) -> None:
+    outcome = actdet_command("evaluate", model, rendered, "--workers", -1, "--out", tmp_path / "o")
+    assert outcome.complaint() == "workers must be 0 or more, got -1"
 
 
 @pytest.mark.parametrize("threshold", ["-0.1", "1.5", "nan"])

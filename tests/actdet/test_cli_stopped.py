@@ -21,7 +21,7 @@ from command import Actdet, small_disk
 from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 from videos import corrupt, write_video
 
-from actdet import experiments, training
+from actdet import evaluation, experiments, prediction, training
 from actdet.checkpoints import read_about
 from actdet.data.index import load_index
 from actdet.step import TrainStep
@@ -81,6 +81,40 @@ def test_a_batch_too_large_for_the_gpu_says_what_fits(
         "actdet: 16 GiB are too little for batches of 40 clips of 8 x 32 x 32: about 13 a GPU are possible, "
         "28 with --checkpointing; decoded clips take 0.0 GiB, none with --cache none"
     )
+
+
+def _too_large_for_the_cpu(*_: object, **__: object) -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_a_batch_too_large_for_the_cpu_is_named(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainStep, "run", _too_large_for_the_cpu)
+    options = [*MODEL_OPTIONS, *TRAIN_OPTIONS, "--batch-size", 40]
+    assert actdet_command("train", rendered, "--out", tmp_path / "run", *options).complaint() == (
+        "the CPU has too little free memory for batches of 40 clips of 8 x 32 x 32: "
+        "use a smaller --batch-size, --frames or --image-size"
+    )
+
+
+@pytest.mark.parametrize("of", ["CPU", "GPU"])
+def test_too_little_memory_for_a_detector_is_said(
+    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    def too_large_for_the_gpu(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
+
+    too_large = {"CPU": _too_large_for_the_cpu, "GPU": too_large_for_the_gpu}[of]
+    monkeypatch.setattr(evaluation, "predict_batch", too_large)
+    monkeypatch.setattr(prediction, "predict_batch", too_large)
+    out = ["--out", tmp_path / "o"]
+    clip = min((rendered / "videos").iterdir())
+    complaint = actdet_command("evaluate", model, rendered, "--workers", 0, *out).complaint()
+    assert complaint.startswith(f"the {of} has too little free memory for 8 clips of 8 x 32 x 32: ")
+    complaint = actdet_command("predict", model, clip, *out).complaint()
+    assert complaint.startswith(f"the {of} has too little free memory for windows of 8 x 32 x 32: ")
+    assert ("CUDA_VISIBLE_DEVICES=" in complaint) == (of == "GPU")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -178,6 +179,20 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ActdetError) as caught, join_processes():
         pass
     assert str(caught.value) == "there are 2 GPUs for more processes: use torchrun --nproc-per-node 2"
+
+
+def test_processes_that_do_not_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("localhost", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        job = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}
+        for name, value in (job | {"MASTER_ADDR": "localhost", "MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+        with pytest.raises(ActdetError) as caught, join_processes():
+            pass
+    assert str(caught.value).startswith(f"the processes of this job do not meet at localhost:{port} (")
+    assert "--master-port" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
