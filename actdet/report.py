@@ -65,8 +65,7 @@ def write_report(
     run. log: the log.jsonl of its training. A clip whose video is damaged, though what was evaluated of it is not, has
     no pictures. Raises DataError where the disk refuses.
     """
-    seconds = time.monotonic() - started
-    write_json(out / "metrics.json", {**asdict(evaluation.metrics), "seconds": round(seconds, 1)})
+    _write_metrics(out, evaluation, started)  # which no full disk or damaged video takes away
     names = (*index.class_names, NO_ACTION)
     order = sorted(
         range(len(evaluation.clips)), key=lambda i: (_located(evaluation, i, len(names) - 1), i)
@@ -74,6 +73,7 @@ def write_report(
     rows = []
     for place, i in enumerate(order):
         rows.append(_row(out, evaluation, i, index.clips[evaluation.clips[i]], names, with_video=place < MOST_VIDEOS))
+    seconds = _write_metrics(out, evaluation, started)
     page = Environment(loader=PackageLoader("actdet", ""), autoescape=select_autoescape(default=True))
     html = page.get_template("report.html.jinja").render(
         title=title,
@@ -86,6 +86,13 @@ def write_report(
         threshold=THRESHOLD,
     )
     write_bytes(out / "report.html", html.encode(errors="xmlcharrefreplace"))  # of a name that is not UTF-8
+
+
+def _write_metrics(out: Path, evaluation: Evaluation, started: float) -> float:
+    """Write metrics.json and return the seconds since `started`, which are in it."""
+    seconds = time.monotonic() - started
+    write_json(out / "metrics.json", {**asdict(evaluation.metrics), "seconds": round(seconds, 1)})
+    return seconds
 
 
 def _located(evaluation: Evaluation, i: int, no_action: int) -> bool:

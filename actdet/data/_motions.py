@@ -102,8 +102,8 @@ def lie(angles: Array, trunk: Array, limbs: Array, way: str, rng: Rng) -> None:
         lean = rng.uniform(86, 89) * (1 if way == "prone" else -1)
         overlay(angles, trunk, lean=lean, tilt=rng.uniform(-8, 8), bend=0, sway=rng.uniform(-12, 12))
         for s in SIDES:  # arms flat on the ground beside the body or beyond the head; a knee may stand up
-            overlay(angles, limbs, s, shoulder=rng.choice([0, 172]), spread=rng.uniform(8, 75))
-            overlay(angles, limbs, s, elbow=rng.uniform(5, 80), roll=rng.choice([-90, 90]))
+            overlay(angles, limbs, s, shoulder=rng.choice([0.0, 172.0]), spread=rng.uniform(8, 75))
+            overlay(angles, limbs, s, elbow=rng.uniform(5, 80), roll=rng.choice([-90.0, 90.0]))
             raised = rng.uniform(0, 45) if way == "supine" and rng.random() < 0.6 else 0
             overlay(angles, limbs, s, hip=raised, knee=2 * raised + rng.uniform(0, 12))
             overlay(angles, limbs, s, split=rng.uniform(3, 22))

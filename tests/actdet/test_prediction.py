@@ -182,6 +182,7 @@ def test_windows_are_those_of_one_clip_after_the_other(
 def test_who_stops_early_leaves_no_thread(
     predictor: Predictor, long_video: Path, monkeypatch: pytest.MonkeyPatch, taken: int, how: str
 ) -> None:
+    monkeypatch.setattr(prediction, "BATCH_SIZE", 1)  # so that not all is decoded ahead
     windows = predictor.windows(long_video)
     for _ in range(taken):
         next(windows)
