@@ -1,9 +1,11 @@
-"""What running the command `actdet` leaves behind, and a disk on which it may run out of space."""
+"""What running the command `actdet` leaves behind, its processes, and a disk on which it may run out of space."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,3 +46,14 @@ def small_disk(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def group_ends(group: int) -> bool:
+    """Whether no process of the group is left, within seconds: those that tidy up end last."""
+    for _ in range(200):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False

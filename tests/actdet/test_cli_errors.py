@@ -159,12 +159,15 @@ def test_the_advice_for_too_many_folds_works(actdet_command: Actdet, rendered: P
         (["--disk-cache", "inf"], "disk_cache must be 0 or more GiB, got inf"),
         (["--disk-cache", "nan"], "disk_cache must be 0 or more GiB, got nan"),
         (["--disk-cache", "1e300"], "disk_cache must be 0 or more GiB, got 1e+300"),
-        (["--precision", "fp16"], "fp16 needs a GPU"),
+        pytest.param(
+            ["--precision", "fp16"],
+            "fp16 needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has it"),
+        ),
         (["--flip", 2], "flip is a probability"),
         (["--backbone-weights", "/no/such/file.pth"], "/no/such/file.pth: no such file"),
     ],
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU refuses")
 def test_bad_settings_are_refused(
     actdet_command: Actdet, rendered: Path, tmp_path: Path, arguments: list[object], words: str
 ) -> None:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from command import Actdet, small_disk
+from command import Actdet, group_ends, small_disk
 from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 from videos import corrupt, write_video
 
@@ -263,17 +263,6 @@ def start() -> Iterator[Callable[..., Process]]:
         yield start
 
 
-def _gone(group: int) -> bool:
-    """Whether no process of the group is left, within seconds: those that tidy up end last."""
-    for _ in range(100):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
-
-
 @pytest.mark.parametrize(
     ("tiny", "number", "epochs"),
     [
@@ -308,7 +297,7 @@ def test_a_stopped_training_saves_and_goes_on(
     assert read_about(out / "last.safetensors").training["step"] == int(match[1])  # pyright: ignore
     assert (out / "last.safetensors").stat().st_size > (1 if tiny else 3 * 4 * 30e6)  # 30 M weights, two averages
     assert not _leftovers(tmp_path)
-    assert _gone(first.process.pid)
+    assert group_ends(first.process.pid)
     second = start("train", rendered, *options, "--resume", tiny=tiny)
     lines = second.end()
     assert second.process.returncode == 0, second.text
@@ -340,7 +329,7 @@ def test_a_signal_before_the_training_ends_in_one_line(
     (os.killpg if group else os.kill)(process.process.pid, number)
     assert process.end() == ["actdet: interrupted"]
     assert process.stopped_by(number)
-    assert _gone(process.process.pid)
+    assert group_ends(process.process.pid)
     assert not _leftovers(tmp_path)
 
 
@@ -365,7 +354,7 @@ def test_a_stopped_prepare_goes_on(
     assert process.end()[-1] == "actdet: interrupted"
     assert process.stopped_by(number)
     assert time.monotonic() - began < 10
-    assert _gone(process.process.pid)
+    assert group_ends(process.process.pid)
     assert sorted(path.name for path in (out / "videos").iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
     write_video(long, "mjpeg", frames=30, size=(320, 240))
     second = actdet_command(*arguments)

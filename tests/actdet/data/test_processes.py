@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from command import group_ends
 
 from actdet.data._processes import run_all, signals_blocked
 from actdet.errors import ActdetError
@@ -115,20 +116,10 @@ if __name__ == "__main__":
         process.wait()
 
 
-def _all_end(group: int) -> bool:
-    for _ in range(200):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
-
-
 def test_processes_end_when_their_parent_was_killed(script: subprocess.Popen[bytes]) -> None:
     script.kill()
     script.wait()
-    assert _all_end(script.pid)
+    assert group_ends(script.pid)
 
 
 def test_a_second_signal_ends_work_that_does_not_stop(script: subprocess.Popen[bytes]) -> None:
@@ -137,4 +128,4 @@ def test_a_second_signal_ends_work_that_does_not_stop(script: subprocess.Popen[b
     assert script.poll() is None
     script.send_signal(signal.SIGINT)
     assert script.wait(20) == -signal.SIGINT
-    assert _all_end(script.pid)
+    assert group_ends(script.pid)
