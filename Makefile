@@ -1,4 +1,4 @@
-# make test: installs, runs every test.   make demo: installs, renders, trains, evaluates, reports.
+# make test: installs, runs the tests.   make test-all: the slow ones, too.   make demo: installs, renders, trains, evaluates, reports.
 # make bench: installs the benchmarks' opponents, too, runs all that this machine can, writes runs/bench/report.md.
 # make test-pascal: the kernels' tests and gates in an environment of the last PyTorch for Pascal GPUs.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PASCAL := .venv-pascal
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"actdet needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 
-.PHONY: install test test-pascal demo bench clean
+.PHONY: install lint test test-all test-pascal demo bench clean
 
 install: $(VENV)/installed
 
@@ -20,11 +20,20 @@ $(VENV)/installed: pyproject.toml Makefile
 		$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,cuda$$cuda]"
 	touch $@
 
-test: install
+# A process of tests for each core, of which none has more than one thread of its own: threads that share a core wait
+# for each other at every barrier.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+
+test: install lint
+	$(PYTEST)
+
+test-all: install lint
+	$(PYTEST) -m "slow or not slow"
+
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest
 
 # PyTorch 2.7.1 brings Triton 3.3.1, whose interpreter fails with NumPy 2.4.
 $(PASCAL)/installed: Makefile

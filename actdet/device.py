@@ -42,6 +42,9 @@ def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype,
 
 
 def _cpu_has_bf16() -> bool:
+    """Whether the CPU has units for bf16 that nobody masked for PyTorch or for oneDNN, which then does without."""
+    if torch.backends.cpu.get_cpu_capability() == "AVX2" or "AVX2" in os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper():
+        return False
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:

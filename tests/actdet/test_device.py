@@ -74,9 +74,21 @@ def test_precision_of_a_cpu_follows_its_flags(
 
     with monkeypatch.context() as patch:
         patch.setattr(device_module.Path, "read_text", read)
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+        patch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
         dtype, reason = choose_precision("auto", torch.device("cpu"))
     assert dtype == expected
     assert "bf16" in reason
+
+
+@pytest.mark.parametrize(("capability", "onednn"), [("AVX2", ""), ("AVX512", "AVX2"), ("AVX2", "avx2")])
+def test_units_that_are_masked_are_not_used(monkeypatch: pytest.MonkeyPatch, capability: str, onednn: str) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", onednn)
+    with monkeypatch.context() as patch:
+        patch.setattr(device_module.Path, "read_text", lambda *_, **__: "flags : avx512_bf16 amx_bf16\n")
+        dtype, _ = choose_precision("auto", torch.device("cpu"))
+    assert dtype == FP32
 
 
 @pytest.mark.parametrize("available", [True, False])
