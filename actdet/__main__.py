@@ -9,7 +9,7 @@ import sys
 def main() -> None:
     try:
         from actdet.cli import main as run
-    except KeyboardInterrupt:  # the imports take seconds
+    except KeyboardInterrupt:
         sys.exit("actdet: interrupted")
     run()
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
-
-from actdet_kernels import MatchWeights
+from typing import TYPE_CHECKING, Literal
 
 from actdet.errors import ActdetError
 
+if TYPE_CHECKING:
+    from actdet_kernels import MatchWeights
+
 NO_ACTION = "no action"  # what a clip is called that has no action of any class
+THRESHOLD = 0.5  # so many actions of a class must be expected in a clip that it counts as found
 
 
 def _check(holds: bool, problem: str) -> None:
@@ -82,6 +84,9 @@ class LossConfig:
     @property
     def match_weights(self) -> MatchWeights:
         """The three weights that cost and loss share."""
+        # The kernels bring in PyTorch, and the command line reads this module before it knows what is to be done.
+        from actdet_kernels import MatchWeights
+
         return MatchWeights(self.cls_weight, self.l1_weight, self.giou_weight)
 
 

@@ -13,6 +13,10 @@ class ReadError(ActdetError):
     """What decodes has failed, whatever it was to decode."""
 
 
+class Stopped(ActdetError):
+    """The user asked a run to stop, and it has saved its state."""
+
+
 class DataError(ActdetError):
     """A file cannot be used: `DataError(path, problem, line)` reads `path:line: problem`."""
 
