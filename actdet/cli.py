@@ -18,13 +18,13 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from actdet.commands import Commands, UsageError
-from actdet.config import THRESHOLD, ModelConfig, TrainConfig
+from actdet.config import THRESHOLD, ModelConfig, TrainConfig, check_bounds
 from actdet.data.index import CLASS_NAMES, ClipIndex, find_problems, load_index
 from actdet.data.prepare import PrepareConfig, prepare_dataset
 from actdet.data.rendered import RenderConfig, render_dataset
 from actdet.data.split import hold_out
 from actdet.data.video import probe
-from actdet.errors import ActdetError, DataError, Stopped
+from actdet.errors import ActdetError, DataError, Stopped, shortage
 from actdet.files import any_within, write_json
 
 # PyTorch and all that needs it takes seconds to import, so each command imports what it runs when it runs.
@@ -58,6 +58,8 @@ def train(
         val_share: Share of each class that is held out to evaluate on; 0 trains on everything.
         resume: Go on with the run in --out, which was stopped.
     """
+    check_bounds({"val_share": val_share})
+
     from actdet.distributed import join_processes
     from actdet.experiments import describe_setup, open_setup, train_run
     from actdet.training import MODEL
@@ -100,6 +102,8 @@ def evaluate_(
         held_out: Only the clips that the training run held out, when DATA is what it was trained on.
         workers: Processes that decode.
     """
+    check_bounds({"workers": workers})
+
     from actdet.experiments import evaluate_checkpoint
 
     with tqdm(desc="evaluate", unit="clip") as bar:
@@ -128,6 +132,8 @@ def predict(
         threshold: The least probability at which an action counts.
         annotate: Whether to write the annotated videos.
     """
+    check_bounds({"threshold": threshold})
+
     from actdet.prediction import Predictor, annotate_prediction
 
     if not videos:
@@ -189,6 +195,8 @@ def crossval(
         out: Folder for a run for each fold, and crossval.json.
         folds: How many parts DATA is cut into.
     """
+    check_bounds({"folds": folds})
+
     from actdet.experiments import FIGURES, cross_validate, describe_setup, open_setup
 
     with open_setup(_index(data, model.class_names), model, config) as setup:
@@ -218,6 +226,8 @@ def ablate_(
         out: Folder for a run for each row, and ablation.json.
         val_share: Share of each class that is held out to evaluate on.
     """
+    check_bounds({"val_share": val_share})
+
     from actdet.experiments import FIGURES, ablate, describe_setup, open_setup
 
     with open_setup(_index(data, model.class_names), model, config) as setup:
@@ -325,6 +335,7 @@ def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | 
         clips: Training clips; by default what gives a good detector on this kind of device.
         epochs: Passes over them; likewise.
     """
+    check_bounds({"clips": clips, "epochs": epochs})
     started = time.monotonic()
 
     from actdet.demo import demo_for
@@ -381,8 +392,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("actdet: interrupted", file=sys.stderr)
         sys.exit(128 + (_stop_signal or signal.SIGINT))
-    except OSError as error:
-        print(f"actdet: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+    except Exception as error:
+        if (problem := shortage(error)) is not None:
+            print(f"actdet: {problem}", file=sys.stderr)
+        elif isinstance(error, OSError):
+            print(f"actdet: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        else:
+            raise
         sys.exit(1)
 
 
