@@ -5,12 +5,18 @@ Every spawned process imports this module again, so the command line is imported
 
 import sys
 
+from actdet.errors import shortage
+
 
 def main() -> None:
     try:
         from actdet.cli import main as run
-    except KeyboardInterrupt:  # the imports take seconds
+    except KeyboardInterrupt:
         sys.exit("actdet: interrupted")
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        if (problem := shortage(error)) is None:
+            raise
+        sys.exit(f"actdet: {problem}")
     run()
 
 

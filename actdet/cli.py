@@ -12,43 +12,29 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-from torch.distributed import is_torchelastic_launched
 from tqdm import tqdm
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
+from tyro.conf import Positional
 
-from actdet.config import ModelConfig, TrainConfig
+from actdet.commands import Commands, UsageError
+from actdet.config import THRESHOLD, ModelConfig, TrainConfig, check_bounds
 from actdet.data.index import CLASS_NAMES, ClipIndex, find_problems, load_index
 from actdet.data.prepare import PrepareConfig, prepare_dataset
 from actdet.data.rendered import RenderConfig, render_dataset
 from actdet.data.split import hold_out
 from actdet.data.video import probe
-from actdet.demo import demo_for
-from actdet.device import choose_device
-from actdet.distributed import join_processes
-from actdet.environment import describe_environment
-from actdet.errors import ActdetError, DataError
-from actdet.experiments import (
-    FIGURES,
-    Setup,
-    Stopped,
-    ablate,
-    cross_validate,
-    describe_setup,
-    describe_training,
-    evaluate_checkpoint,
-    open_setup,
-    train_run,
-)
+from actdet.errors import ActdetError, DataError, Stopped, shortage
 from actdet.files import any_within, write_json
-from actdet.metrics import Metrics
-from actdet.models.decision import THRESHOLD
-from actdet.prediction import Predictor, Window, annotate_prediction
-from actdet.training import MODEL, Progress
 
-app = tyro.extras.SubcommandApp()
+# PyTorch and all that needs it takes seconds to import, so each command imports what it runs when it runs.
+if TYPE_CHECKING:
+    from actdet.experiments import Setup
+    from actdet.metrics import Metrics
+    from actdet.prediction import Window
+    from actdet.training import Progress
+
+app = Commands("actdet", "Set prediction for video action detection.")
 
 
 @app.command
@@ -72,6 +58,12 @@ def train(
         val_share: Share of each class that is held out to evaluate on; 0 trains on everything.
         resume: Go on with the run in --out, which was stopped.
     """
+    check_bounds({"val_share": val_share})
+
+    from actdet.distributed import join_processes
+    from actdet.experiments import describe_setup, open_setup, train_run
+    from actdet.training import MODEL
+
     with join_processes() as processes:
         first = processes.rank == 0
         index = _index(data, model.class_names, quiet=not first)
@@ -110,6 +102,10 @@ def evaluate_(
         held_out: Only the clips that the training run held out, when DATA is what it was trained on.
         workers: Processes that decode.
     """
+    check_bounds({"workers": workers})
+
+    from actdet.experiments import evaluate_checkpoint
+
     with tqdm(desc="evaluate", unit="clip") as bar:
         metrics = evaluate_checkpoint(checkpoint, data, out, held_out=held_out, workers=workers, progress=_total(bar))
     _print_metrics(metrics)
@@ -136,6 +132,10 @@ def predict(
         threshold: The least probability at which an action counts.
         annotate: Whether to write the annotated videos.
     """
+    check_bounds({"threshold": threshold})
+
+    from actdet.prediction import Predictor, annotate_prediction
+
     if not videos:
         raise ActdetError("no video given: actdet predict CHECKPOINT VIDEO [VIDEO ...]")
     if len({video.stem for video in videos}) < len(videos):
@@ -195,6 +195,10 @@ def crossval(
         out: Folder for a run for each fold, and crossval.json.
         folds: How many parts DATA is cut into.
     """
+    check_bounds({"folds": folds})
+
+    from actdet.experiments import FIGURES, cross_validate, describe_setup, open_setup
+
     with open_setup(_index(data, model.class_names), model, config) as setup:
         _say(describe_setup(setup))
         result = _watch(cross_validate(setup, folds, out))
@@ -222,6 +226,10 @@ def ablate_(
         out: Folder for a run for each row, and ablation.json.
         val_share: Share of each class that is held out to evaluate on.
     """
+    check_bounds({"val_share": val_share})
+
+    from actdet.experiments import FIGURES, ablate, describe_setup, open_setup
+
     with open_setup(_index(data, model.class_names), model, config) as setup:
         _say(describe_setup(setup))
         result = _watch(ablate(setup, val_share, out))
@@ -310,6 +318,8 @@ def env() -> None:
 
     For instance: actdet env
     """
+    from actdet.environment import describe_environment
+
     for what, finding in describe_environment():
         print(f"{what:18} {finding}")
 
@@ -325,7 +335,14 @@ def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | 
         clips: Training clips; by default what gives a good detector on this kind of device.
         epochs: Passes over them; likewise.
     """
+    check_bounds({"clips": clips, "epochs": epochs})
     started = time.monotonic()
+
+    from actdet.demo import demo_for
+    from actdet.device import choose_device
+    from actdet.experiments import describe_setup, describe_training, evaluate_checkpoint, open_setup, train_run
+    from actdet.training import MODEL
+
     settings = demo_for(choose_device().type, clips, epochs)
     for name, config in (("train", settings.train_clips), ("test", settings.test_clips)):
         folder = out / "data" / name
@@ -359,13 +376,13 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
-        if is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1" and sys.argv[1:2] != ["train"]:
+        if _launched_by_torchrun() and os.environ["WORLD_SIZE"] != "1" and sys.argv[1:2] != ["train"]:
             raise ActdetError("of actdet's commands only train runs in several processes of torchrun")
-        app.cli(
-            prog="actdet",
-            description="Set prediction for video action detection.",
-            config=(OmitArgPrefixes, FlagCreatePairsOff),
-        )
+        run = app.parse(sys.argv[1:])
+        run()
+    except UsageError as error:
+        print(f"actdet: {error}", file=sys.stderr)
+        sys.exit(2)
     except Stopped as stop:
         print(f"actdet: {stop}", file=sys.stderr)
         sys.exit(128 + _stop_signal)
@@ -375,9 +392,19 @@ def main() -> None:
     except KeyboardInterrupt:
         print("actdet: interrupted", file=sys.stderr)
         sys.exit(128 + (_stop_signal or signal.SIGINT))
-    except OSError as error:
-        print(f"actdet: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+    except Exception as error:
+        if (problem := shortage(error)) is not None:
+            print(f"actdet: {problem}", file=sys.stderr)
+        elif isinstance(error, OSError):
+            print(f"actdet: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        else:
+            raise
         sys.exit(1)
+
+
+def _launched_by_torchrun() -> bool:
+    """What torch.distributed.is_torchelastic_launched says, without PyTorch."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 _stop_signal = 0
@@ -404,7 +431,7 @@ def _deferred_signals() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: _stop_signal != 0
     except ActdetError:
-        if is_torchelastic_launched():  # which sends it to the others when one has failed: they still say why
+        if _launched_by_torchrun():  # which sends it to the others when one has failed: they still say why
             before[signal.SIGTERM] = signal.SIG_IGN
         raise
     finally:

@@ -5,15 +5,65 @@ A text under a field is its help. Defaults are the technical report's where it p
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-from actdet_kernels import MatchWeights
+from typing import TYPE_CHECKING, Literal
 
 from actdet.errors import ActdetError
 
+if TYPE_CHECKING:
+    from actdet_kernels import MatchWeights
+
 NO_ACTION = "no action"  # what a clip is called that has no action of any class
+THRESHOLD = 0.5  # so many actions of a class must be expected in a clip that it counts as found
+
+
+# The values that each number may have, by the name of its option; "(" and ")" leave the end itself out. Upper ends are
+# far above what is of use, and low enough that nothing overflows and no list of that length fills the memory.
+BOUNDS = {
+    "image_size": "[32, 4096]",
+    "frames": "[8, 1024]",
+    "queries": "[1, 1000]",
+    "encoder_layers": "[0, 100]",
+    "decoder_layers": "[1, 100]",
+    "dropout": "[0, 1)",
+    "cls_weight": "[0, 1000000]",
+    "l1_weight": "[0, 1000000]",
+    "giou_weight": "[0, 1000000]",
+    "no_object_weight": "[0.000001, 1000000]",
+    "flip": "[0, 1]",
+    "crop": "[0, 1)",
+    "colour": "[0, 1)",
+    "mixup": "[0, 1000]",
+    "epochs": "[1, 1000000]",
+    "batch_size": "[1, 65536]",
+    "lr": "(0, 1e38]",
+    "min_lr": "[0, 1e38]",
+    "weight_decay": "[0, 1000]",
+    "clip_norm": "(0, 1000000]",
+    "auxiliary_weight": "[0, 1000000]",
+    "ema_decay": "[0, 1)",
+    "seed": "[0, 4294967295]",
+    "eval_every": "[1, 1000000]",
+    "workers": "[0, 1024]",
+    "disk_cache": "[0, 1000000]",
+    "val_share": "[0, 1)",
+    "folds": "[2, 1000]",
+    "threshold": "[0, 1]",
+    "clips": "[1, 100000]",
+}
+
+
+def check_bounds(values: Mapping[str, object], bounds: Mapping[str, str] = BOUNDS) -> None:
+    """Raises ActdetError for the first number among `values` that is not within `bounds`, which are as in BOUNDS."""
+    for name, value in values.items():
+        if name not in bounds or not isinstance(value, int | float):
+            continue
+        interval = bounds[name]
+        least, most = map(float, interval[1:-1].split(","))
+        above = value > least if interval[0] == "(" else value >= least
+        below = value < most if interval[-1] == ")" else value <= most
+        _check(above and below, f"{name} must be in {interval}, got {value}")
 
 
 def _check(holds: bool, problem: str) -> None:
@@ -43,15 +93,9 @@ class ModelConfig:
     """Train every decoder layer with the loss, as DETR does, instead of the last alone."""
 
     def __post_init__(self) -> None:
-        _check(
-            self.image_size >= 32 and self.image_size % 16 == 0,
-            f"image_size must be a multiple of 16 and at least 32, got {self.image_size}",
-        )
-        _check(self.frames >= 8 and self.frames % 8 == 0, f"frames must be a multiple of 8, got {self.frames}")
-        _check(self.queries >= 1, f"queries must be at least 1, got {self.queries}")
-        _check(self.encoder_layers >= 0, f"encoder_layers must be 0 or more, got {self.encoder_layers}")
-        _check(self.decoder_layers >= 1, f"decoder_layers must be at least 1, got {self.decoder_layers}")
-        _check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+        check_bounds(vars(self))
+        _check(self.image_size % 16 == 0, f"image_size must be a multiple of 16, got {self.image_size}")
+        _check(self.frames % 8 == 0, f"frames must be a multiple of 8, got {self.frames}")
         _check(
             len(self.class_names) >= 1 and len(set(self.class_names)) == len(self.class_names),
             f"class_names must be one or more different names, got {self.class_names}",
@@ -75,13 +119,14 @@ class LossConfig:
     """Weight of a query without a target in the cross-entropy."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            _check(value >= 0, f"{name} must not be negative, got {value}")
-        _check(self.no_object_weight > 0, "no_object_weight must be above 0")
+        check_bounds(vars(self))
 
     @property
     def match_weights(self) -> MatchWeights:
         """The three weights that cost and loss share."""
+        # The kernels bring in PyTorch, and the command line reads this module before it knows what is to be done.
+        from actdet_kernels import MatchWeights
+
         return MatchWeights(self.cls_weight, self.l1_weight, self.giou_weight)
 
 
@@ -101,10 +146,7 @@ class AugmentConfig:
     """Parameter of the Beta distribution that blends pairs of clips and keeps both's targets; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.flip <= 1, f"flip is a probability, got {self.flip}")
-        _check(0 <= self.crop < 1, f"crop must be in [0, 1), got {self.crop}")
-        _check(0 <= self.colour < 1, f"colour must be in [0, 1), got {self.colour}")
-        _check(self.mixup >= 0, f"mixup must not be negative, got {self.mixup}")
+        check_bounds(vars(self))
 
 
 NO_AUGMENTATION = AugmentConfig(flip=0.0, crop=0.0, jitter=False, colour=0.0)
@@ -163,24 +205,8 @@ class TrainConfig:
     augment: AugmentConfig = AugmentConfig()
 
     def __post_init__(self) -> None:
-        _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
-        _check(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
-        _check(
-            self.lr > 0 and self.min_lr >= 0,
-            f"lr must be above 0 and min_lr 0 or more, got {self.lr}, {self.min_lr}",
-        )
-        _check(self.auxiliary_weight >= 0, f"auxiliary_weight must not be negative, got {self.auxiliary_weight}")
+        check_bounds(vars(self))
         _check(
             0 <= self.warmup < self.epochs,
             f"warmup must be shorter than the {self.epochs} epochs, got {self.warmup}",
         )
-        _check(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
-        _check(self.clip_norm > 0, f"clip_norm must be above 0, got {self.clip_norm}")
-        _check(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        _check(self.eval_every >= 1, f"eval_every must be at least 1, got {self.eval_every}")
-        _check(self.workers >= 0, f"workers must be 0 or more, got {self.workers}")
-        _check(
-            0 <= self.disk_cache * 2**30 < math.inf,
-            f"disk_cache must be 0 or more GiB, got {self.disk_cache}",
-        )
-        _check(0 <= self.seed < 2**32, f"seed must be in [0, 2^32), got {self.seed}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from actdet_kernels import explain_backend
 
+from actdet.commands import NOT_INSTALLED, version_of
 from actdet.data.cache import most_kept
 from actdet.data.disk_cache import cache_folder
 from actdet.data.readers import choose_reader
@@ -23,9 +23,9 @@ def describe_environment() -> list[tuple[str, str]]:
     dtype, precision_reason = choose_precision("auto", device)
     reader, reader_reason = choose_reader("auto", device)
     found = [("python", platform.python_version())]
-    found += [(name, _version(name)) for name in _PACKAGES]
+    found += [(name, version_of(name)) for name in _PACKAGES]
     found.append(("torch built for", f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"))
-    dali = next((f"{_version(name)} ({name})" for name in _DALI if _version(name) != _MISSING), _MISSING)
+    dali = next((f"{version_of(name)} ({name})" for name in _DALI if version_of(name) != NOT_INSTALLED), NOT_INSTALLED)
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         name = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
@@ -43,13 +43,3 @@ def describe_environment() -> list[tuple[str, str]]:
         ),
         ("matching and loss", explain_backend(device)),
     ]
-
-
-_MISSING = "not installed"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return _MISSING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -11,6 +12,10 @@ class ActdetError(Exception):
 
 class ReadError(ActdetError):
     """What decodes has failed, whatever it was to decode."""
+
+
+class Stopped(ActdetError):
+    """The user asked a run to stop, and it has saved its state."""
 
 
 class DataError(ActdetError):
@@ -24,3 +29,23 @@ class DataError(ActdetError):
     def __reduce__(self) -> tuple[type[DataError], tuple[str, str, int | None]]:
         """So that it can be sent from one process to another."""
         return type(self), (self.path, self.problem, self.line)
+
+
+# What the system, the C++ library and PyTorch say where memory or threads run out.
+_SHORT_OF_MEMORY = (
+    "Cannot allocate memory",
+    "DefaultCPUAllocator",
+    "bad_alloc",
+    "can't start new thread",
+    "failed to map segment",
+    "out of memory",
+)
+
+
+def shortage(error: BaseException) -> str | None:
+    """What the system has too little of, and what to do, where that is what `error` says."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many files are open for the limit that is set: raise it (ulimit -n), or use fewer --workers"
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SHORT_OF_MEMORY):
+        return "too little memory: end other programs, raise the limit that is set (ulimit -v), or ask for less"
+    return None

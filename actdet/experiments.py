@@ -30,7 +30,7 @@ from actdet.data.readers import choose_reader, open_reader
 from actdet.data.split import folds, hold_out
 from actdet.device import choose_device, choose_precision, choose_step, is_out_of_memory, memory_for
 from actdet.distributed import ALONE, Processes, is_lost_process
-from actdet.errors import ActdetError, DataError, ReadError
+from actdet.errors import ActdetError, DataError, ReadError, Stopped
 from actdet.evaluation import BATCH_SIZE, Evaluation, evaluate
 from actdet.files import any_within, write_json
 from actdet.metrics import Metrics
@@ -194,10 +194,6 @@ def _check_apart(data: Path, out: Path, parts: Sequence[str] = ()) -> None:
     among = any_within([*folders, *pictures], [videos, data / "annotations"])
     if among or data.resolve() in pictures.union(folder.resolve() for folder in folders) or pictures & linked:
         raise ActdetError(f"{out}: its files would be written among those of the data set {data}: give another --out")
-
-
-class Stopped(ActdetError):
-    """The user asked a run to stop, and it has saved its state."""
 
 
 def evaluate_checkpoint(

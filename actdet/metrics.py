@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 from actdet_kernels import SetLoss, Targets, match, set_loss
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
-from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_convert, box_iou
 
 from actdet.config import NO_ACTION, LossConfig
@@ -58,6 +56,9 @@ def measure(predictions: Predictions, targets: Targets, class_names: tuple[str, 
 
     A clip's true class is that of its first target. Works on the CPU in float32.
     """
+    # It takes half a second to import, and who only predicts measures nothing.
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     predictions = Predictions(*(field.detach().to("cpu", torch.float32) for field in predictions))
     targets = targets.to("cpu")
     logits, boxes = predictions.final()
@@ -122,6 +123,9 @@ def _matched_iou(boxes: Tensor, targets: Targets, matched: Tensor) -> float:
 
 
 def _average_precision(logits: Tensor, boxes: Tensor, targets: Targets) -> dict[str, float]:
+    # It takes a second to import, and brings in transformers where that is installed.
+    from torchmetrics.detection import MeanAveragePrecision
+
     score, label = action_scores(logits)
     corners = box_convert(boxes, "cxcywh", "xyxy")
     wanted = box_convert(targets.boxes, "cxcywh", "xyxy")

@@ -17,10 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.figure import Figure
 
 from actdet.config import NO_ACTION
 from actdet.data.index import Clip, ClipIndex
@@ -65,6 +62,9 @@ def write_report(
     run. log: the log.jsonl of its training. A clip whose video is damaged, though what was evaluated of it is not, has
     no pictures. Raises DataError where the disk refuses.
     """
+    # Only who writes a report pays for the import.
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
     _write_metrics(out, evaluation, started)  # which no full disk or damaged video takes away
     names = (*index.class_names, NO_ACTION)
     order = sorted(
@@ -146,6 +146,10 @@ def _corners(box: list[float]) -> tuple[float, float, float, float]:
 
 def _curve(log: Path) -> str:
     """The training curve as SVG: the loss and its terms, and the held-out metrics where they were taken."""
+    # Only who draws a curve pays for the import.
+    import matplotlib
+    from matplotlib.figure import Figure
+
     records = [json.loads(line) for line in log.read_text().splitlines()]
     losses = [r for r in records if "loss" in r]
     validations = [r for r in records if "validation" in r]

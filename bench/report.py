@@ -103,6 +103,7 @@ def report(rows: Sequence[Row], images: str) -> str:
             ("memory", "The largest batch, by estimate", memory_table),
             ("decode", "Reading video: rates", rates_table),
             ("stall", "The share of training that waits for clips", stall_table),
+            ("start", "From the command to its work", start_table),
         ):
             if kind in of_kind:
                 blocks += [f"### {title}", make(of_kind[kind])]
@@ -283,6 +284,14 @@ def stall_table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return table(["batches", "reader", "epoch", "clips/s", "waits for clips"], body, texts=2)
+
+
+def start_table(rows: Sequence[Row]) -> str:
+    body = [
+        [f"`{plain(row['command'])}`", digits(row["cpu_s"]), DASH if row["limit_s"] is None else digits(row["limit_s"])]
+        for row in rows
+    ]
+    return table(["command", "s of one core", "at most"], body, texts=1)
 
 
 def table(header: Sequence[str], body: Iterable[Sequence[object]], texts: int) -> str:

@@ -19,6 +19,7 @@ KEYS = {
     "memory": ("size", "precision", "checkpointing"),
     "decode": ("size", "regime", "name"),
     "stall": ("size", "reader", "epoch"),
+    "start": ("command",),
 }
 RATES = ("clips_per_s", "bytes_per_s", "frames_per_s")
 COMPILED = ("warps", "registers", "spill", "shared", "instructions")
@@ -34,6 +35,7 @@ FIELDS = {
     "memory": {"size": str, "precision": str, "checkpointing": bool, "batches": dict},
     "decode": dict.fromkeys(KEYS["decode"], str) | dict.fromkeys((*RATES, "difference"), NUMBER),
     "stall": {"size": str, "reader": str, "epoch": int, "clips_per_s": NUMBER, "data_share": NUMBER},
+    "start": {"command": str, "cpu_s": NUMBER, "limit_s": NUMBER | None},
 }
 EVERY = {"device": str, "versions": dict, "commit": str, "date": str}
 COUNTS = ("launches", "synchronisations", "peak_bytes", "input_bytes", "output_bytes")

@@ -21,6 +21,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from actdet.config import BOUNDS, check_bounds
 from actdet.data._processes import run_all, while_wanted
 from actdet.data.encoding import choose_encoder, write_video
 from actdet.data.index import Clip, ClipIndex, Progress, load_index
@@ -55,11 +56,9 @@ class PrepareConfig:
     """Processes to encode with; 0 takes one per CPU core. The result does not depend on it."""
 
     def __post_init__(self) -> None:
-        if self.short_side < 16 or self.short_side % 2:
-            raise ActdetError(f"short_side must be even and at least 16, got {self.short_side}")
-        for name, least in (("gop", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ActdetError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_bounds(vars(self), BOUNDS | {"short_side": "[16, 4096]", "gop": "[1, 10000]"})
+        if self.short_side % 2:
+            raise ActdetError(f"short_side must be even, got {self.short_side}")
 
 
 @dataclass(frozen=True, eq=False)

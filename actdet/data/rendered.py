@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from actdet.config import BOUNDS, check_bounds
 from actdet.data._actions import collapse, fight
 from actdet.data._figures import Array, Camera, Person, Shapes, Track, invent_person, shape_person
 from actdet.data._filming import Frame, Lens, box_of, film, invent_lens
@@ -28,6 +29,7 @@ from actdet.errors import ActdetError
 _CLASSES = ("fight", "collapse", "none")
 _CAST, _PLACES = 48, 24
 _WORLD = 2**32  # a stream of random numbers that no clip index reaches
+_BOUNDS = BOUNDS | {"width": "[64, 4096]", "height": "[64, 4096]", "frames": "[8, 10000]", "fps": "[1, 240]"}
 _ENCODER = {"deadline": "realtime", "cpu-used": "8", "crf": "24", "b:v": "0", "threads": "1", "row-mt": "0"}
 
 
@@ -61,14 +63,10 @@ def render_dataset(out: Path, config: RenderConfig, *, progress: Callable[[int, 
 
 
 def _check(out: Path, config: RenderConfig) -> None:
+    check_bounds(vars(config), _BOUNDS)
     for name in ("width", "height"):
-        value = getattr(config, name)
-        if value < 64 or value % 2:
-            raise ActdetError(f"{name} is {value}: take an even number of at least 64")
-    for name, least in (("frames", 8), ("clips", 1), ("fps", 1), ("workers", 0), ("seed", 0)):
-        value = getattr(config, name)
-        if value < least:
-            raise ActdetError(f"{name} is {value}: take at least {least}")
+        if getattr(config, name) % 2:
+            raise ActdetError(f"{name} must be even, got {getattr(config, name)}")
     if (out / "videos").is_dir() and any((out / "videos").iterdir()):
         raise ActdetError(f"{out / 'videos'} is not empty: give a new folder, or remove the old data first")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from actdet.data.index import ClipIndex
 from actdet.errors import ActdetError, DataError
@@ -27,6 +26,9 @@ def hold_out(index: ClipIndex, share: float, seed: int) -> tuple[list[int], list
                 f"only {count} clip of class {_name(index, label)}: a split needs 2 or more "
                 f"of each class; add clips, or train on all with --val-share 0",
             )
+    # It takes half a second to import, which a training on all clips does without.
+    from sklearn.model_selection import train_test_split
+
     classes = len(np.unique(labels))
     held = min(max(round(share * len(labels)), classes), len(labels) - classes)
     train, val = train_test_split(list(range(len(labels))), test_size=held, stratify=labels, random_state=seed)
@@ -47,6 +49,9 @@ def folds(index: ClipIndex, count: int, seed: int) -> list[tuple[list[int], list
             advice = f"use --folds {clips} or fewer, or add clips" if clips > 1 else "add clips"
             clips = f"{clips} clips" if clips > 1 else "1 clip"
             raise DataError(index.root, f"only {clips} of class {_name(index, label)} for {count} folds: {advice}")
+    # It takes half a second to import, which a run on one split does without.
+    from sklearn.model_selection import StratifiedKFold
+
     splits = StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels)
     return [(train.tolist(), val.tolist()) for train, val in splits]
 

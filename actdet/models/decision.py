@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-THRESHOLD = 0.5
+from actdet.config import THRESHOLD
 
 
 class Decision(NamedTuple):

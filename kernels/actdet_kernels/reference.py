@@ -11,7 +11,6 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from actdet_kernels.targets import Targets, Tubelets, valid_rows
@@ -108,6 +107,9 @@ def _box_terms(boxes: Tensor, targets: Targets | Tubelets, target_boxes: Tensor)
 
 def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
     """The fields of `operations.Assignment`; the duals are empty where they are not asked for."""
+    # It takes half a second to import, and only who matches on a CPU needs it.
+    from scipy.optimize import linear_sum_assignment
+
     values = cost.detach().to("cpu", dual_dtype(cost.dtype)).numpy()  # SciPy makes float64 of each problem
     values = -values if maximize else values
     batch, size_n, size_m = values.shape

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
@@ -16,9 +20,12 @@ from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 from torchvision.models.video import R2Plus1D_18_Weights
 from videos import cut, write_sound, write_video
 
+from actdet import cli
 from actdet.checkpoints import read_about
+from actdet.cli import app
 
 OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS]
+COMMANDS = list(app.functions)
 
 
 def test_check_lists_all_problems(actdet_command: Actdet, data: Path) -> None:
@@ -142,29 +149,14 @@ def test_the_advice_for_too_many_folds_works(actdet_command: Actdet, rendered: P
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--epochs", 0], "epochs must be at least 1, got 0"),
-        (["--batch-size", 0], "batch_size must be at least 1, got 0"),
-        (["--lr", "nan"], "lr must be above 0"),
-        (["--lr", -1], "lr must be above 0"),
         (["--warmup", 9, "--epochs", 3], "the 3 epochs, got 9.0"),
         (["--frames", 9], "frames must be a multiple of 8, got 9"),
         (["--image-size", 40], "image_size must be a multiple of 16"),
-        (["--queries", 0], "queries must be at least 1"),
-        (["--val-share", 1.5], "got 1.5"),
-        (["--val-share", -0.1], "got -0.1"),
-        (["--val-share", "nan"], "got nan"),
-        (["--workers", -1], "workers must be 0 or more"),
-        (["--seed", -1], "seed must be in [0, 2^32), got -1"),
-        (["--seed", 2**32], "seed must be in [0, 2^32), got 4294967296"),
-        (["--disk-cache", "inf"], "disk_cache must be 0 or more GiB, got inf"),
-        (["--disk-cache", "nan"], "disk_cache must be 0 or more GiB, got nan"),
-        (["--disk-cache", "1e300"], "disk_cache must be 0 or more GiB, got 1e+300"),
         pytest.param(
             ["--precision", "fp16"],
             "fp16 needs a GPU",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has it"),
         ),
-        (["--flip", 2], "flip is a probability"),
         (["--backbone-weights", "/no/such/file.pth"], "/no/such/file.pth: no such file"),
     ],
 )
@@ -179,26 +171,79 @@ def test_bad_settings_are_refused(
     assert not (tmp_path / "o" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("folds", [1, 0, -3])
-def test_too_few_folds_are_refused(actdet_command: Actdet, rendered: Path, tmp_path: Path, folds: int) -> None:
-    outcome = actdet_command("crossval", rendered, "--folds", folds, "--out", tmp_path / "o", *OPTIONS)
-    assert f"got {folds}" in outcome.complaint()
+NUMBERS = {
+    "train": {
+        "--image-size": [16, 10**9],
+        "--frames": [0, 10**12],
+        "--queries": [0, 10**25],
+        "--encoder-layers": [-1, 10**6],
+        "--decoder-layers": [0, 10**6],
+        "--dropout": [-0.1, 1, "nan"],
+        "--cls-weight": [-1, "inf", "nan"],
+        "--l1-weight": [-1, "inf", "nan"],
+        "--giou-weight": [-1, "1e308", "nan"],
+        "--no-object-weight": [0, "1e-300", "inf", "nan"],
+        "--flip": [2, -0.5, "nan"],
+        "--crop": [1, "nan"],
+        "--colour": [-1, 1, "nan"],
+        "--mixup": [-1, "1e308", "inf", "nan"],
+        "--epochs": [0, 10**12],
+        "--batch-size": [0, 10**12],
+        "--lr": [0, -1, "1e308", "inf", "nan"],
+        "--min-lr": [-1, "1e308", "nan"],
+        "--warmup": [-1, "inf", "nan"],
+        "--weight-decay": [-1, "inf", "nan"],
+        "--clip-norm": [0, "inf", "nan"],
+        "--auxiliary-weight": [-1, "inf", "nan"],
+        "--ema-decay": [1, "nan"],
+        "--seed": [-1, 2**32, 10**30],
+        "--eval-every": [0, 10**15],
+        "--workers": [-1, 10**9],
+        "--disk-cache": [-1, "1e300", "inf", "nan"],
+        "--val-share": [-0.1, 1, 1.5, "nan"],
+    },
+    "evaluate": {"--workers": [-1, 10**9]},
+    "predict": {"--threshold": [-0.1, 1.5, "inf", "nan"]},
+    "crossval": {"--folds": [-3, 0, 1, 10**12]},
+    "ablate": {"--val-share": [-0.1, 1, "nan"]},
+    "render": {
+        "--clips": [0, 10**12],
+        "--seed": [-1, 2**64],
+        "--width": [-64, 10**9],
+        "--height": [0, 10**9],
+        "--frames": [1, 10**12],
+        "--fps": [0, 10**9],
+        "--workers": [-1, 10**9],
+    },
+    "prepare": {"--short-side": [-2, 10**9], "--gop": [0, 10**12], "--workers": [-1, 10**9]},
+    "demo": {"--clips": [0, -1, 10**12], "--epochs": [0, 10**12]},
+}
 
 
-def test_fewer_workers_than_none_are_refused(
-    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [(c, option, value) for c, options in NUMBERS.items() for option, values in options.items() for value in values],
+)
+def test_numbers_have_bounds_that_are_checked_first(
+    actdet_command: Actdet, tmp_path: Path, command: str, option: str, value: object
 ) -> None:
-    outcome = actdet_command("evaluate", model, rendered, "--workers", -1, "--out", tmp_path / "o")
-    assert outcome.complaint() == "workers must be 0 or more, got -1"
+    """None of the files is there, so whatever is done before is seen in the complaint."""
+    out = tmp_path / "out"
+    places: list[object] = ["no/such"] * {"render": 0, "demo": 0, "evaluate": 2, "predict": 2}.get(command, 1)
+    places += [out] if command in ("render", "prepare") else ["--out", out]
+    complaint = actdet_command(command, *places, f"{option}={value}").complaint()
+    name = option.removeprefix("--").replace("-", "_")
+    assert re.match(rf"{name} must be (in [\[(].*, .*[\])]|shorter than the \d+ epochs), got ", complaint)
+    assert float(complaint.rpartition(" ")[2]) == pytest.approx(float(str(value)), nan_ok=True)
+    assert not out.exists()
 
 
-@pytest.mark.parametrize("threshold", ["-0.1", "1.5", "nan"])
-def test_a_threshold_that_is_no_probability_is_refused(
-    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path, threshold: str
-) -> None:
-    clip = sorted((rendered / "videos").iterdir())[0]
-    outcome = actdet_command("predict", model, clip, "--threshold", threshold, "--out", tmp_path / "o")
-    assert "threshold" in outcome.complaint()
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_number_option_is_among_those(actdet_command: Actdet, command: str) -> None:
+    text = actdet_command(command, "--help").out
+    options = set(re.findall(r"(--[\w-]+) (?:\{None\}\|)?(?:INT|FLOAT)\b", text))
+    assert options <= (NUMBERS["train"] | NUMBERS.get(command, {})).keys()
+    assert options >= NUMBERS.get(command, {}).keys()
 
 
 @pytest.mark.parametrize(
@@ -371,8 +416,8 @@ def test_prepare_says_what_is_wrong(actdet_command: Actdet, data: Path, tmp_path
     out, name = tmp_path / "out", sorted((data / "videos").iterdir())[3].name
     assert f"{tmp_path / 'no'}: no such folder" in actdet_command("prepare", tmp_path / "no", out).complaint()
     assert "within the data set" in actdet_command("prepare", data, data / "out").complaint()
-    assert actdet_command("prepare", data, out, "--gop", 0).complaint() == "gop must be at least 1, got 0"
-    assert actdet_command("prepare", data, out, "--short-side", 99).complaint().startswith("short_side must be even")
+    assert actdet_command("prepare", data, out, "--gop", 0).complaint() == "gop must be in [1, 10000], got 0"
+    assert actdet_command("prepare", data, out, "--short-side", 99).complaint() == "short_side must be even, got 99"
     cut(data / "videos" / name, 0.6)
     assert actdet_command("prepare", data, out).complaint().startswith(f"{data / 'videos' / name}: ")
     assert not out.exists()
@@ -401,3 +446,64 @@ def test_more_actions_than_queries_are_refused(actdet_command: Actdet, data: Pat
     outcome = actdet_command("train", data, "--queries", 3, "--out", tmp_path / "o", *OPTIONS)
     assert text.stem in outcome.complaint()
     assert "--queries 4" in outcome.complaint()
+
+
+SHORTAGES = {
+    "MemoryError": (MemoryError(), "too little memory"),
+    "PyTorch": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "too little memory"),
+    "C++": (RuntimeError("std::bad_alloc"), "too little memory"),
+    "threads": (RuntimeError("can't start new thread"), "too little memory"),
+    "import": (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "too little memory"),
+    "system": (OSError(errno.ENOMEM, "Cannot allocate memory"), "too little memory"),
+    "files": (OSError(errno.EMFILE, "Too many open files", "a.mp4"), "too many files are open"),
+    "all files": (OSError(errno.ENFILE, "Too many open files in system"), "too many files are open"),
+}
+
+
+@pytest.mark.parametrize(("error", "words"), SHORTAGES.values(), ids=SHORTAGES)
+def test_what_the_system_is_short_of_is_said_in_one_line(
+    actdet_command: Actdet, data: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def find_problems(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "find_problems", find_problems)
+    assert actdet_command("check", data).complaint().startswith(words)
+
+
+def test_other_errors_are_not_taken_for_a_shortage(
+    actdet_command: Actdet, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "find_problems", None)
+    with pytest.raises(TypeError, match="not callable"):
+        actdet_command("check", data)
+
+
+NO_FILES = """
+import contextlib, os, resource, sys
+from actdet import __main__, cli
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+with contextlib.suppress(OSError):
+    while True:
+        os.open(os.devnull, os.O_RDONLY)
+"""
+NO_MEMORY = """
+import resource, sys
+
+resource.setrlimit(resource.RLIMIT_AS, (60 * 2**20, 60 * 2**20))
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [(NO_FILES, "too many files are open"), (NO_MEMORY, "too little memory")],
+    ids=["files", "memory"],
+)
+def test_a_limit_of_the_system_ends_in_one_line(data: Path, limit: str, words: str) -> None:
+    """No descriptor is left; the memory suffices for Python, and for no NumPy."""
+    code = f"{limit}\nsys.argv = ['actdet', 'check', {str(data)!r}]\nfrom actdet.__main__ import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith(f"actdet: {words}")
+    assert "Traceback" not in done.stderr

@@ -20,7 +20,7 @@ from command import Actdet
 from safetensors.torch import load_file
 from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 
-from actdet import cli, distributed, experiments
+from actdet import distributed, experiments
 from actdet.distributed import Processes, join_processes
 from actdet.errors import ActdetError
 from actdet.training import LAST, MODEL, Trainer
@@ -111,11 +111,12 @@ def test_torchrun_ending_the_others_does_not_hide_what_they_say(
     actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It sends SIGTERM as soon as it sees the dead one, which is when they have found out themselves."""
+    opened = experiments.open_setup
 
     @contextmanager
     def open_setup(*arguments: Any) -> Iterator[Any]:
         try:
-            with experiments.open_setup(*arguments) as setup:
+            with opened(*arguments) as setup:
                 yield setup
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -126,7 +127,7 @@ def test_torchrun_ending_the_others_does_not_hide_what_they_say(
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setattr(cli, "open_setup", open_setup)
+    monkeypatch.setattr(experiments, "open_setup", open_setup)
     monkeypatch.setattr(Trainer, "steps", steps)
     outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *OPTIONS)
     assert outcome.complaint() == "another process of this job has ended"

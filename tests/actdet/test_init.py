@@ -22,10 +22,46 @@ def test_every_public_name_is_there() -> None:
         ("actdet.data.rendered", ("torch",)),
         ("actdet.data.prepare", ("torch",)),
         ("actdet.data.readers", ("torchvision", "torchmetrics", "matplotlib")),
+        # What predict and train start with: what splits, measures and draws comes when it is used.
+        (
+            "actdet.prediction, actdet.experiments",
+            ("torchmetrics", "transformers", "sklearn", "scipy", "matplotlib", "jinja2"),
+        ),
     ],
 )
-def test_spawned_processes_start_light(module: str, heavy: tuple[str, ...]) -> None:
-    """They import the script's module and that of their work; with all of the program each start takes seconds."""
+def test_modules_import_only_what_they_use(module: str, heavy: tuple[str, ...]) -> None:
+    """Spawned processes import the script's module and that of their work; with all of it each takes seconds."""
     code = f"import sys, actdet.__main__, {module}; print(*sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+NO_WORK = [
+    ["--help"],
+    ["--version"],
+    ["trian", "data"],
+    ["train", "--help"],
+    ["train", "data", "--epoch", "3"],
+    ["train", "data", "--epochs", "three"],
+    ["predict"],
+    ["check", "no/such/folder"],
+    ["prepare", "no/such/folder", "out"],
+]
+
+
+def test_commands_without_work_for_the_network_import_none_of_it() -> None:
+    """One process runs them one after the other, and says after each what it has imported so far."""
+    heavy = {"torch", "torchvision", "torchmetrics", "transformers", "sklearn", "scipy", "matplotlib", "jinja2"}
+    code = f"""
+import contextlib, io, sys
+from actdet.__main__ import main
+
+for words in {NO_WORK}:
+    sys.argv = ["actdet", *words]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.suppress(SystemExit):
+            main()
+    print(words, *sorted({heavy} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(words) for words in NO_WORK]

@@ -57,6 +57,7 @@ def decoded(name: str, clips_per_s: float) -> dict[str, Any]:
 
 STALL = about(CPU, "stall") | {"size": "8 of 8x48x48", "reader": "pyav", "epoch": 1}
 STALL |= {"clips_per_s": 12.345, "data_share": 0.0321}
+START = about(CPU, "start") | {"command": "actdet --help", "cpu_s": 0.4321, "limit_s": 1.0}
 STEPS = about(CPU, "steps") | {"operation": "match", "size": SMALL, "regime": "trained", "problems": 96, "rows": 20}
 STEPS |= {"placed": 18.25, "steps": 1.5, "most": 7}
 
@@ -178,6 +179,15 @@ def test_rates_of_decoding_and_the_share_that_waits(out: Path) -> None:
     ]
 
 
+def test_what_a_command_takes_to_start_has_its_limit_beside_it(out: Path) -> None:
+    free = START | {"command": "actdet train a|b", "cpu_s": 4.5, "limit_s": None}
+    assert body(report_of([START, free], out), "From the command to its work") == [
+        ["command", "s of one core", "at most"],
+        ["`actdet --help`", "0.432", "1.00"],
+        [r"`actdet train a\|b`", "4.50", report.DASH],
+    ]
+
+
 def test_a_device_has_one_section_with_all_that_it_was_measured_with(out: Path) -> None:
     later = timed("scipy", 2.0) | {"date": "2026-01-02", "commit": "fff", "versions": {"torch": "3.0"}}
     text = report_of([timed("actdet", 1.0), timed_on_gpu("actdet", 1.0, 2.0), later], out)
@@ -271,7 +281,8 @@ ON_GPU = timed_on_gpu("actdet", 1.0, 2.0)
         ([GOOD, without(GOOD, "kind")], "row 2: has no kind"),
         (
             [GOOD | {"kind": ["time"]}],
-            "row 1: kind is ['time'], not one of time, steps, compiled, counted, step, account, memory, decode, stall",
+            "row 1: kind is ['time'], not one of time, steps, compiled, counted, step, account, memory, decode, stall, "
+            "start",
         ),
         *(([without(GOOD, field)], f"row 1: has no {field}") for field in ("device", "versions", "commit", "date")),
         *(([without(GOOD, field)], f"row 1: has no {field}") for field in ("size", "name", "wall_us")),
@@ -281,6 +292,8 @@ ON_GPU = timed_on_gpu("actdet", 1.0, 2.0)
         *(([without(counted("a", 1, 1), field)], f"row 1: has no {field}") for field in rows_module.FIELDS["counted"]),
         *(([without(decoded("a", 1.0), field)], f"row 1: has no {field}") for field in rows_module.FIELDS["decode"]),
         *(([without(STALL, field)], f"row 1: has no {field}") for field in rows_module.FIELDS["stall"]),
+        *(([without(START, field)], f"row 1: has no {field}") for field in rows_module.FIELDS["start"]),
+        ([START | {"limit_s": "1"}], "row 1: limit_s is '1', not int | float | None"),
         ([decoded("a", 0.0)], "row 1: clips_per_s is 0.0, which is too little"),
         ([GOOD | {"wall_us": {"p10": 1.0}}], "row 1: wall_us: has no median"),
         ([GOOD | {"wall_us": {"median": 0}}], "row 1: wall_us: median is 0, which is too little"),

@@ -239,13 +239,13 @@ def test_a_failed_encoding_leaves_no_video(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"width": 97}, "width is 97: take an even number of at least 64"),
-        ({"height": 62}, "height is 62: take an even number of at least 64"),
-        ({"frames": 7}, "frames is 7: take at least 8"),
-        ({"clips": 0}, "clips is 0: take at least 1"),
-        ({"fps": 0}, "fps is 0: take at least 1"),
-        ({"workers": -1}, "workers is -1: take at least 0"),
-        ({"seed": -1}, "seed is -1: take at least 0"),
+        ({"width": 97}, "width must be even, got 97"),
+        ({"height": 62}, "height must be in [64, 4096], got 62"),
+        ({"frames": 7}, "frames must be in [8, 10000], got 7"),
+        ({"clips": 0}, "clips must be in [1, 100000], got 0"),
+        ({"fps": 0}, "fps must be in [1, 240], got 0"),
+        ({"workers": -1}, "workers must be in [0, 1024], got -1"),
+        ({"seed": -1}, "seed must be in [0, 4294967295], got -1"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, change: dict[str, int], text: str) -> None:

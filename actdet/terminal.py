@@ -1,0 +1,31 @@
+"""What is printed: a name that holds control characters must not move the cursor, or look like a line of its own."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from typing import TextIO
+
+# Control characters, newline and ESC among them, and Unicode's separators of lines and of paragraphs.
+_CATEGORIES = {"Cc", "Zl", "Zp"}
+# What turns the direction of text around. Other format characters belong to the spelling of many languages.
+_DIRECTIONS = {"\u061c", *map(chr, (*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
+
+
+def printable(text: str) -> str:
+    r"""`text` with what does not show as itself written as Python would: \n, \x1b, \u202e."""
+    return "".join(_escape(char) if _misleads(char) else char for char in text)
+
+
+def say(line: str, *, error: bool = False) -> None:
+    """Print `line`, which may hold any name, as exactly one line; `error`: to stderr."""
+    stream: TextIO = sys.stderr if error else sys.stdout
+    print(printable(line), file=stream, flush=True)
+
+
+def _misleads(char: str) -> bool:
+    return unicodedata.category(char) in _CATEGORIES or char in _DIRECTIONS
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
