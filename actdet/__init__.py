@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from actdet.errors import ActdetError, DataError
     from actdet.metrics import Metrics, measure
     from actdet.models import ActionDetector, Predictions
-    from actdet.models.decision import Decision, decide
+    from actdet.models.decision import Action, Decision, actions, decide
     from actdet.prediction import Predictor, Window
 
 __all__ = [
     "ActdetError",
+    "Action",
     "ActionDetector",
     "AugmentConfig",
     "DataError",
@@ -35,6 +36,7 @@ __all__ = [
     "Predictor",
     "TrainConfig",
     "Window",
+    "actions",
     "decide",
     "load_detector",
     "load_index",
@@ -48,7 +50,7 @@ _MODULES = {
     "errors": ["ActdetError", "DataError"],
     "metrics": ["Metrics", "measure"],
     "models": ["ActionDetector", "Predictions"],
-    "models.decision": ["Decision", "decide"],
+    "models.decision": ["Action", "Decision", "actions", "decide"],
     "prediction": ["Predictor", "Window"],
 }
 

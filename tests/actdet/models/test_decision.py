@@ -1,4 +1,4 @@
-"""The rule from many predictions to one answer, against a loop over queries and classes."""
+"""The rules from many predictions to one answer and to a set of actions, against loops over queries and classes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from torchvision.ops import box_convert, box_iou
 
-from actdet.models.decision import action_scores, decide
+from actdet.errors import ActdetError
+from actdet.models.decision import Action, action_scores, actions, decide
 
 
 @pytest.mark.parametrize("weight", [0.02, 0.1, 1.0])
@@ -75,3 +77,139 @@ def test_scores_take_any_leading_dimensions() -> None:
     one, other = action_scores(logits[2, 1])
     assert torch.equal(score[2, 1], one)
     assert torch.equal(label[2, 1], other)
+
+
+def _actions_of_a_clip(
+    logits: list[list[float]], boxes: torch.Tensor, weight: float, threshold: float, temperature: float
+) -> list[Action]:
+    """The definition, by exponentials of single numbers and torchvision's overlap, without an ordering trick."""
+    queries = range(len(logits))
+    table = []
+    for row in logits:
+        actions_of_row = [math.exp(logit / temperature) for logit in row[:-1]]
+        total = math.fsum(actions_of_row) + math.exp(row[-1] / temperature) / weight
+        table.append([action / total for action in actions_of_row])
+    corners = box_convert(boxes.double(), "cxcywh", "xyxy").clamp(0, 1)
+    overlap = box_iou(corners, corners)
+
+    found = []
+    for label in range(len(logits[0]) - 1):
+        expected = math.fsum(table[query][label] for query in queries)
+        free = set(queries)
+        rank = 0
+        while free and expected - rank >= threshold:
+            surest = max(free, key=lambda query: table[query][label])
+            place = {query for query in free if query == surest or overlap[surest, query] >= 0.5}
+            free -= place
+            if rank and math.fsum(table[query][label] for query in place) < threshold:
+                continue
+            found.append((expected - rank, label, corners[surest].tolist()))
+            rank += 1
+    return [Action(label, min(score, 1.0), tuple(box)) for score, label, box in sorted(found, key=lambda f: -f[0])]
+
+
+@pytest.mark.parametrize("weight", [0.1, 1.0])
+@pytest.mark.parametrize(("threshold", "temperature"), [(0.0, 1.0), (0.3, 2.5), (0.5, 1.0), (0.9, 0.8), (1.0, 1.0)])
+@pytest.mark.parametrize(("batch", "queries", "classes"), [(1, 1, 2), (60, 12, 3), (8, 40, 9), (0, 4, 3)])
+def test_the_set_of_actions_is_what_the_definition_says(
+    batch: int, queries: int, classes: int, threshold: float, temperature: float, weight: float
+) -> None:
+    generator = torch.Generator().manual_seed(queries)
+    logits = 4 * torch.randn(batch, queries, classes, generator=generator)
+    logits[..., -1] += 3
+    boxes = torch.rand(batch, queries, 4, generator=generator)
+    boxes[..., :2] = boxes[..., :2].round()  # four places, at corners of the picture, where boxes overlap and stick out
+    got = actions(logits, boxes, no_object_weight=weight, threshold=threshold, temperature=temperature)
+    assert len(got) == batch
+    for clip, said in enumerate(got):
+        wanted = _actions_of_a_clip(logits[clip].double().tolist(), boxes[clip], weight, threshold, temperature)
+        assert [action.label for action in said] == [action.label for action in wanted]
+        for action, other in zip(said, wanted, strict=True):
+            assert action.score == pytest.approx(other.score, abs=1e-5)
+            assert action.box == pytest.approx(other.box, abs=1e-6)
+            assert 0 <= action.score <= 1
+            assert 0 <= action.box[0] <= action.box[2] <= 1
+            assert 0 <= action.box[1] <= action.box[3] <= 1
+
+
+def test_the_surest_action_is_what_decide_says() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(200, 12, 4, generator=generator)
+    logits[..., -1] += 6
+    boxes = 0.25 + 0.5 * torch.rand(200, 12, 4, generator=generator)
+    boxes[..., 2:] = 0.5
+    decision = decide(logits, boxes, no_object_weight=0.1)
+    got = actions(logits, boxes, no_object_weight=0.1)
+    assert {len(said) for said in got} >= {0, 1, 2, 3}
+    for clip, said in enumerate(got):
+        if decision.label[clip] == 3:
+            assert said == ()
+            continue
+        assert said[0].label == decision.label[clip].item()
+        assert said[0].score == decision.score[clip].item()
+        assert said[0].box == pytest.approx(box_convert(decision.box[clip], "cxcywh", "xyxy").tolist())
+
+
+LEFT = (0.25, 0.5, 0.3, 0.4)
+NEARLY_LEFT = (0.26, 0.5, 0.3, 0.4)
+RIGHT = (0.75, 0.5, 0.3, 0.4)
+POINT = (0.5, 0.5, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        # Three queries at one place are one action, however much they add up to.
+        ([(0.9, LEFT), (0.8, NEARLY_LEFT), (0.7, LEFT)], [(1.0, LEFT)]),
+        ([(0.9, LEFT), (0.8, RIGHT)], [(1.0, LEFT), (0.7, RIGHT)]),
+        # Two shares of one action are at different places: the surer place is named alone.
+        ([(0.4, LEFT), (0.6, RIGHT)], [(1.0, RIGHT)]),
+        # What is left beside the first does not make a second at any one place.
+        ([(0.9, LEFT), (0.3, RIGHT), (0.3, POINT)], [(1.0, LEFT)]),
+        ([(0.9, LEFT), (0.3, RIGHT), (0.3, RIGHT)], [(1.0, LEFT), (0.5, RIGHT)]),
+        # A weak place is passed over for one that is made of several queries.
+        ([(0.9, LEFT), (0.35, POINT), (0.3, RIGHT), (0.3, RIGHT)], [(1.0, LEFT), (0.85, RIGHT)]),
+        ([(0.3, LEFT), (0.1, RIGHT)], []),
+        # Boxes without an area are not taken for one.
+        ([(0.9, POINT), (0.9, POINT)], [(1.0, POINT), (0.8, POINT)]),
+    ],
+)
+def test_boxes_of_one_class(
+    said: list[tuple[float, tuple[float, ...]]], wanted: list[tuple[float, tuple[float, ...]]]
+) -> None:
+    logits = torch.tensor([[[p, 1 - p] for p, _ in said]]).log()
+    (got,) = actions(logits, torch.tensor([[box for _, box in said]]), no_object_weight=1.0, threshold=0.499)
+    assert [action.label for action in got] == [0] * len(wanted)
+    assert [action.score for action in got] == pytest.approx([score for score, _ in wanted], abs=1e-6)
+    corners = box_convert(torch.tensor([box for _, box in wanted]).view(-1, 4), "cxcywh", "xyxy").tolist()
+    assert [list(action.box) for action in got] == [pytest.approx(box, abs=1e-6) for box in corners]
+
+
+def test_actions_of_different_classes_may_be_at_one_place_and_the_most_expected_is_first() -> None:
+    logits = torch.tensor([[[0.05, 0.9, 0.05], [0.7, 0.2, 0.1], [0.05, 0.9, 0.05]]]).log()
+    (got,) = actions(logits, torch.tensor([[LEFT, LEFT, RIGHT]]), no_object_weight=1.0)
+    assert [action.label for action in got] == [1, 1, 0]
+    assert [action.score for action in got] == pytest.approx([1.0, 1.0, 0.8])
+
+
+def test_a_temperature_above_one_makes_less_sure() -> None:
+    logits = torch.tensor([[[3.0, 0.0]]])
+    boxes = torch.tensor([[LEFT]])
+    scores = []
+    for temperature in (0.5, 1.0, 2.0):
+        ((action,),) = actions(logits, boxes, no_object_weight=1.0, temperature=temperature)
+        scores.append(action.score)
+    assert scores == pytest.approx([1 / (1 + math.exp(-6)), 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-1.5))])
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
+    with pytest.raises(ActdetError, match="temperature must be above 0"):
+        actions(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4), no_object_weight=1.0, temperature=temperature)
+
+
+def test_half_precision_and_gradients_are_no_obstacle() -> None:
+    logits = torch.tensor([[[4.0, 0.0]]], dtype=torch.bfloat16, requires_grad=True)
+    ((action,),) = actions(logits, torch.tensor([[LEFT]], dtype=torch.bfloat16), no_object_weight=1.0)
+    assert action.score == pytest.approx(1 / (1 + math.exp(-4)), abs=1e-3)
+    assert action.box == pytest.approx((0.1, 0.3, 0.4, 0.7), abs=5e-3)
