@@ -6,18 +6,22 @@ import base64
 import io
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from actdet.data.ahead import ahead
-from actdet.data.encoding import write_video
+from actdet.data.encoding import QUICK, choose_encoder, write_video
 from actdet.data.video import VideoInfo, stream_frames
 
 COLOURS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")  # one a class, then again
 TRUTH = "#ffffff"
+_NO_ACTION = "#bbbbbb"
+_OUTLINE = "black"  # on both sides of a box's line, so that it stands out on walls as bright as itself
 _LEAST_WIDTH, _MOST_WIDTH = (
     480,
     1280,
@@ -33,33 +37,96 @@ class Mark(NamedTuple):
     colour: str
 
 
+NOT_LOOKED_AT = Mark(None, "not looked at", "#ffffff")  # where no answer is known, which is not "no action"
+
+
+def no_action_mark(score: float) -> Mark:
+    """The mark of a picture in which no action was found; `score` is that of the likeliest one."""
+    return Mark(None, f"no action (surest: {score:.2f})", _NO_ACTION)
+
+
 def class_colour(label: int) -> str:
     """The colour in which class number `label` is drawn."""
     return COLOURS[label % len(COLOURS)]
 
 
-def draw(picture: np.ndarray, marks: Iterable[Mark]) -> np.ndarray:
-    """A copy of `picture` (H, W, 3) uint8 with marks on it."""
-    image = Image.fromarray(picture)
+def clock(seconds: float) -> str:
+    """A time as players show it, with hundredths: 0:07.25, 1:02:07.25."""
+    hundredths = round(100 * seconds)
+    minutes, hundredths = divmod(hundredths, 6000)
+    hours, minutes = divmod(minutes, 60)
+    rest = f"{hundredths // 100:02}.{hundredths % 100:02}"
+    return f"{hours}:{minutes:02}:{rest}" if hours else f"{minutes}:{rest}"
+
+
+def draw(picture: np.ndarray, marks: Iterable[Mark], *, seconds: float | None = None) -> np.ndarray:
+    """A copy of `picture` (H, W, 3) uint8 with marks on it and, in its lower left corner, the time, if it is given."""
+    height, width = picture.shape[:2]
+    drawn = picture.copy()
+    places, colours = _overlay(tuple(marks), height, width)
+    drawn.reshape(-1, 3)[places] = colours
+    if seconds is not None:
+        label = _label(clock(seconds), _font_size(height, width), _OUTLINE, "white")
+        drawn[-len(label) :, : label.shape[1]] = label[-height:, :width]
+    return drawn
+
+
+# Marks stay the same for many frames, so what they look like is kept: drawing is then no more than copying pixels.
+@lru_cache(maxsize=8)
+def _overlay(marks: tuple[Mark, ...], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which pixels of a picture the marks cover, (P,) int64 in reading order, and with what, (P, 3) uint8."""
+    image = Image.new("RGBA", (width, height))
     canvas = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=max(12, image.height // 22))
-    line = max(2, image.height // 160)
-    corner = 2.0
+    line = max(2, min(height, width) // 160)
+    edge = max(1, line // 2)
+    for box, _, colour in marks:
+        if box is None:
+            continue
+        x1, y1, x2, y2 = (side * (width, height)[i % 2] for i, side in enumerate(box))
+        x2, y2 = max(x1, x2), max(y1, y2)
+        canvas.rectangle((x1 - edge, y1 - edge, x2 + edge, y2 + edge), outline=_OUTLINE, width=line + 2 * edge)
+        canvas.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+
+    # Labels come last: no line crosses them, nor do they hide each other.
+    taken: list[tuple[int, int, int, int]] = []
     for box, label, colour in marks:
-        x, y = 2.0, corner
-        if box is not None:
-            x1, y1, x2, y2 = (side * (image.width, image.height)[i % 2] for i, side in enumerate(box))
-            canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line)
-            x, y = x1, y1
         if not label:
             continue
-        left, top, right, bottom = canvas.textbbox((0, 0), label, font=font)
-        width, height = right - left + 6, bottom - top + 6
-        x, y = max(0.0, min(x, image.width - width)), max(0.0, y - height if box is not None else y)
-        canvas.rectangle((x, y, x + width, y + height), fill=colour)
-        canvas.text((x + 3 - left, y + 3 - top), label, fill="black", font=font)
-        corner = y + height + 2 if box is None else corner
+        pixels = _label(label, _font_size(height, width), colour, "black")
+        tall, wide = pixels.shape[:2]
+        x, y = (2.0, 2.0) if box is None else (box[0] * width, box[1] * height - tall)
+        x, y = int(max(0, min(x, width - wide))), int(max(0, y))
+        for left, top, right, bottom in sorted(taken, key=lambda other: other[1]):
+            if x < right and left < x + wide and y < bottom and top < y + tall:
+                y = bottom + 2
+        y = max(0, min(y, height - tall))
+        taken.append((x, y, x + wide, y + tall))
+        image.paste(Image.fromarray(pixels), (x, y))
+
+    covered = np.asarray(image).reshape(-1, 4)
+    places = np.flatnonzero(covered[:, 3])
+    return places, covered[places, :3]
+
+
+@lru_cache(maxsize=64)
+def _label(text: str, size: int, ground: str, ink: str) -> np.ndarray:
+    """A line of text on its ground, uint8 (H, W, 3)."""
+    font = _font(size)
+    text = text.encode(errors="replace").decode()  # names of files and classes need not be UTF-8
+    left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), text, font=font)
+    image = Image.new("RGB", (int(right - left) + 7, int(bottom - top) + 7), ground)
+    ImageDraw.Draw(image).text((3 - left, 3 - top), text, fill=ink, font=font)
     return np.asarray(image)
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Pillow's own font has no letters but English ones.
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def _font_size(height: int, width: int) -> int:
+    return max(12, min(height // 22, width // 28))
 
 
 def picture_size(video: VideoInfo) -> tuple[int, int]:
@@ -75,22 +142,25 @@ def annotate_video(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `video` with marks on every frame to `out` (.mp4): `marks_at` gives one list of marks a frame, in order.
+    """Write `video` with its time and marks on every frame to `out` (.mp4): `marks_at` gives a frame's marks, in order.
 
     Frames are decoded, drawn on and encoded one by one; `progress(done, total)` is called after each.
     """
     total = len(video.pts)
+    times = ((video.pts - video.pts[0]) * float(video.time_base)).tolist()
     decoded = stream_frames(video, range(total), picture_size(video), threads=0)
 
     def drawn() -> Generator[np.ndarray, None, None]:
         with closing(ahead(decoded, _AHEAD)) as frames:
             for (index, pixels), marks in zip(frames, marks_at, strict=True):
-                yield draw(pixels, marks)
+                yield draw(pixels, marks, seconds=times[index])
                 if progress:
                     progress(index + 1, total)
 
     with closing(drawn()) as pictures:
-        write_video(out, pictures, video.pts - video.pts[0], video.time_base)
+        encoder = choose_encoder()
+        pts = video.pts - video.pts[0]
+        write_video(out, pictures, pts, video.time_base, encoder=encoder, options=QUICK[encoder])
 
 
 def data_url(picture: np.ndarray) -> str:

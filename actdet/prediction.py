@@ -28,7 +28,7 @@ from actdet.device import choose_device, choose_precision, memory_for
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation import predict_batch
 from actdet.models.decision import THRESHOLD, decide
-from actdet.pictures import Mark, annotate_video, class_colour
+from actdet.pictures import Mark, annotate_video, class_colour, no_action_mark
 
 BATCH_SIZE = 4  # windows that go through the network together
 
@@ -164,7 +164,7 @@ def annotate_prediction(
 
 def _marks(window: Window, video: VideoInfo, class_names: Sequence[str]) -> list[Mark]:
     if window.action is None or window.box is None:
-        return []
+        return [no_action_mark(window.score)]
     sides = (video.width, video.height, video.width, video.height)
     x1, y1, x2, y2 = (pixel / side for pixel, side in zip(window.box, sides, strict=True))
     colour = class_colour(class_names.index(window.action))

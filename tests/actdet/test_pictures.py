@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import combinations
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 from videos import shown_number, write_video
 
+from actdet import pictures as pictures_module
 from actdet.data.video import decode_frames, probe
-from actdet.pictures import COLOURS, Mark, annotate_video, class_colour, data_url, draw, picture_size
+from actdet.pictures import (
+    COLOURS,
+    NOT_LOOKED_AT,
+    TRUTH,
+    Mark,
+    annotate_video,
+    class_colour,
+    clock,
+    data_url,
+    draw,
+    no_action_mark,
+    picture_size,
+)
 
 RED = "#ff0000"
 
@@ -33,8 +47,85 @@ def test_a_box_is_drawn_on_its_edges_alone() -> None:
     assert red[40:81, 80].all()
     assert red[40:81, 240].all()
     assert not red[44:77, 84:237].any()
-    assert (drawn[~red] == 50).all()
+    black = _is(drawn, (0, 0, 0))  # the line's outline
+    assert not black[44:77, 84:237].any()
+    assert (drawn[~red & ~black] == 50).all()
     assert (picture == 50).all()  # a copy was drawn on
+
+
+@pytest.mark.parametrize("wall", [0, 128, 240, 255])
+@pytest.mark.parametrize("colour", [*COLOURS, TRUTH])
+def test_a_box_stands_out_on_any_wall(wall: int, colour: str) -> None:
+    """Across each of its sides brightness changes by half of what there is, be the wall as bright as the box."""
+    drawn = draw(np.full((360, 480, 3), wall, np.uint8), [Mark((0.25, 0.25, 0.75, 0.75), "", colour)])
+    grey = np.asarray(Image.fromarray(drawn).convert("L")).astype(int)
+    for across in (grey[180, 105:135], grey[180, 345:375], grey[75:105, 240], grey[255:285, 240]):
+        assert np.ptp(across) >= 85
+        assert across[0] == across[-1] == wall
+
+
+@pytest.mark.parametrize("size", [(360, 480), (720, 1280), (20, 480), (1920, 480)])
+@pytest.mark.parametrize("seconds", [0.0, 7.25, 3727.25])
+def test_the_time_stands_in_the_lower_left_corner(size: tuple[int, int], seconds: float) -> None:
+    picture = np.full((*size, 3), 200, np.uint8)
+    drawn = draw(picture, [], seconds=seconds)
+    rows, columns = np.nonzero((drawn != 200).any(-1))
+    assert rows.max() == size[0] - 1
+    assert columns.min() == 0
+    assert columns.max() < size[1] * 0.5
+    assert np.ptp(rows) <= max(25, size[0] / 12)
+    assert (_is(drawn, (255, 255, 255)) & (np.indices(size)[0] >= rows.min())).any()  # it can be read
+    assert (draw(picture, [], seconds=seconds + 1) != drawn).any()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0, "0:00.00"),
+        (7.254, "0:07.25"),
+        (59.996, "1:00.00"),
+        (61.5, "1:01.50"),
+        (3599.999, "1:00:00.00"),
+        (3727.25, "1:02:07.25"),
+        (360000.0, "100:00:00.00"),
+    ],
+)
+def test_a_time_is_written_as_players_show_it(seconds: float, shown: str) -> None:
+    assert clock(seconds) == shown
+
+
+def test_no_action_is_not_what_nobody_looked_at() -> None:
+    picture = np.zeros((360, 480, 3), np.uint8)
+    drawn = [draw(picture, marks) for marks in ([], [NOT_LOOKED_AT], [no_action_mark(0.31)], [no_action_mark(0.32)])]
+    assert all((a != b).any() for a, b in combinations(drawn, 2))
+
+
+@pytest.mark.parametrize(
+    "boxes", [[(0.3, 0.3, 0.6, 0.6)] * 3, [(0.0, 0.0, 1.0, 1.0)] * 3, [None, (0.0, 0.0, 0.5, 0.5)]]
+)
+def test_labels_of_several_actions_do_not_hide_each_other(
+    boxes: list[tuple[float, float, float, float] | None],
+) -> None:
+    picture = np.zeros((360, 480, 3), np.uint8)
+    marks = [Mark(box, f"action {i} 0.9", class_colour(i)) for i, box in enumerate(boxes)]
+    together = draw(picture, marks)
+    for mark in marks:
+        colour = ImageColor.getrgb(mark.colour)[:3]
+        label = _is(draw(picture, [Mark(None, *mark[1:])]), colour).sum()
+        assert _is(together, colour).sum() >= label
+
+
+@pytest.mark.parametrize("text", ["Sturz für é", "падение", "drop \udcff", "two\nlines", "a" * 300])
+def test_any_name_is_drawn(text: str) -> None:
+    picture = np.zeros((240, 320, 3), np.uint8)
+    drawn = draw(picture, [Mark((0.2, 0.5, 0.8, 0.9), text, RED)])
+    assert (drawn[120 - 20 : 120] != 0).any()
+
+
+def test_letters_of_other_languages_differ() -> None:
+    picture = np.zeros((240, 320, 3), np.uint8)
+    drawn = [draw(picture, [Mark(None, letter, RED)]) for letter in "uüéßжЖφł"]
+    assert all((a != b).any() for a, b in combinations(drawn, 2))
 
 
 def test_marks_are_drawn_in_their_order_and_none_is_none() -> None:
@@ -133,8 +224,21 @@ def test_marks_must_be_one_list_a_frame(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*o.mp4")) + list(tmp_path.glob(".*"))
 
 
-def test_the_file_plays_everywhere(tmp_path: Path) -> None:
+def test_an_annotated_video_shows_its_own_time(tmp_path: Path) -> None:
+    """That of its source from its first frame on, which need not be at 0."""
+    source = probe(write_video(tmp_path / "v.mkv", "mjpeg", frames=4, pts=[5000, 5040, 5080, 9000]))
+    annotate_video(source, [[]] * 4, tmp_path / "o.mp4")
+    video = probe(tmp_path / "o.mp4")
+    times = ((source.pts - source.pts[0]) * float(source.time_base)).tolist()
+    for picture, seconds in zip(decode_frames(video, range(4)).astype(int), times, strict=True):
+        expected = draw(np.zeros((*picture.shape[:2], 3), np.uint8), [], seconds=seconds)[-15:, :60]
+        assert np.abs(picture[-15:, :60] - expected).mean() < 12
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "libvpx-vp9"])
+def test_the_file_plays_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str) -> None:
     """H.264 or VP9 in MP4 with 4:2:0 colour: what browsers play."""
+    monkeypatch.setattr(pictures_module, "choose_encoder", lambda: encoder)
     source = probe(write_video(tmp_path / "v.mkv", "mjpeg", frames=4))
     annotate_video(source, [[]] * 4, tmp_path / "o.mp4")
     with av.open(str(tmp_path / "o.mp4")) as container:

@@ -349,6 +349,7 @@ def test_the_annotated_video_shows_the_nearest_window(tmp_path: Path) -> None:
         if min(abs(middle - 1.5), abs(middle - 2.7)) < 0.03:
             continue  # as near to the one as to the other
         assert (left, right) == (middle < 1.5, middle > 2.7), number
+        assert (picture[6, 6:90].max() > 150) == (1.5 < middle < 2.7), number  # "no action" is said
         assert np.abs(picture[300, 240] - 96).max() < 12
 
 
