@@ -1,0 +1,72 @@
+"""What is said of the time a training will take, against a clock."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from actdet import duration
+from actdet.config import ModelConfig, TrainConfig
+from actdet.duration import describe_duration, in_words, seconds_per_clip
+
+TINY = ModelConfig(image_size=32, frames=8, encoder_layers=0, decoder_layers=1)
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_what_is_tried_takes_less_than_the_trial_and_leaves_the_random_state() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    started = time.monotonic()
+    seconds = seconds_per_clip(TINY, TrainConfig(batch_size=4), torch.float32)
+    passed = time.monotonic() - started
+    assert 0 < 4 * seconds < passed
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_large_clips_are_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+
+    class Step(duration.TrainStep):
+        def run(self, batch: duration.Batch, *, lr: float, seed: int, number: int) -> None:
+            shapes.append(batch.clips.shape)
+
+    monkeypatch.setattr(duration, "TrainStep", Step)
+    seconds_per_clip(ModelConfig(image_size=224, frames=16), TrainConfig(batch_size=8), torch.float32)
+    seconds_per_clip(TINY, TrainConfig(batch_size=8), torch.float32)
+    assert [tuple(shape) for shape in shapes] == [(1, 3, 16, 224, 224)] * 2 + [(8, 3, 8, 32, 32)] * 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "1 s"),
+        (59.2, "60 s"),
+        (61, "1 min"),
+        (200, "3 min 20 s"),
+        (596, "10 min"),
+        (3540, "59 min"),
+        (3600, "1 h"),
+        (18600, "5 h 10 min"),
+        (10**6, "12 days"),
+    ],
+)
+def test_seconds_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("model", "advice"),
+    [
+        (ModelConfig(), "with --image-size 112 about 45 s each"),
+        (ModelConfig(image_size=96), "with --image-size 48 about 45 s each"),
+        (ModelConfig(image_size=48, frames=32), "with --frames 16 about 1 min 30 s each"),
+        (ModelConfig(image_size=48, frames=8), "fewer --epochs take less"),
+    ],
+)
+def test_the_option_that_makes_it_less_is_named(model: ModelConfig, advice: str) -> None:
+    line = describe_duration(model, TrainConfig(epochs=50), 180)
+    assert line == f"an epoch takes about 3 min here, all 50 about 2 h 30 min: {advice}"
+    assert describe_duration(model, TrainConfig(), 60) is None
