@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
 from tyro.conf import Positional
 
 from actdet.commands import Commands, UsageError
@@ -26,6 +25,10 @@ from actdet.data.split import hold_out
 from actdet.data.video import probe
 from actdet.errors import ActdetError, DataError, Stopped, shortage
 from actdet.files import any_within, write_json
+
+# Within this module every line and every progress bar may hold any name of a file or of a class.
+from actdet.terminal import print_line as print
+from actdet.terminal import tqdm
 
 # PyTorch and all that needs it takes seconds to import, so each command imports what it runs when it runs.
 if TYPE_CHECKING:
@@ -234,9 +237,8 @@ def ablate_(
         _say(describe_setup(setup))
         result = _watch(ablate(setup, val_share, out))
     _say_left_out(setup)
-    print(
-        f"{'':22}{'video accuracy':>18}{'detection @0.5':>18}{'mean IoU':>18}\n{'':22}" + f"{'here (report)':>18}" * 3
-    )
+    print(f"{'':22}{'video accuracy':>18}{'detection @0.5':>18}{'mean IoU':>18}")
+    print(f"{'':22}" + f"{'here (report)':>18}" * 3)
     for name, row in result["rows"].items():
         cells = (f"{row['measured'][f]:.3f} ({row['reported'][f]:.3f})" for f in FIGURES[:3])
         print(f"{name:22}" + "".join(f"{cell:>18}" for cell in cells))
@@ -452,7 +454,7 @@ def _watch(run: Generator[Any, bool | None, Any], *, quiet: bool = False) -> Any
             return end.value
 
 
-def _show(bar: tqdm[Any], name: str, progress: Progress) -> None:
+def _show(bar: tqdm, name: str, progress: Progress) -> None:
     if bar.disable:
         return
     if bar.desc != f"{name}: " or bar.total != progress.total_steps:
@@ -464,7 +466,7 @@ def _show(bar: tqdm[Any], name: str, progress: Progress) -> None:
         bar.set_postfix(epoch=progress.epoch + 1, loss=f"{progress.record['loss']['total']:.3f}")
 
 
-def _total(bar: tqdm[Any]) -> Callable[[int, int], None]:
+def _total(bar: tqdm) -> Callable[[int, int], None]:
     def update(done: int, total: int) -> None:
         bar.total = total
         bar.update(done - bar.n)
