@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
 from tyro.conf import Positional
 
 from actdet.commands import Commands, UsageError
@@ -26,6 +25,10 @@ from actdet.data.split import hold_out
 from actdet.data.video import probe
 from actdet.errors import ActdetError, DataError, Stopped, shortage
 from actdet.files import any_within, write_json
+
+# Within this module every line and every progress bar may hold any name of a file or of a class.
+from actdet.terminal import print_line as print
+from actdet.terminal import tqdm
 
 # PyTorch and all that needs it takes seconds to import, so each command imports what it runs when it runs.
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ def train(
     config: TrainConfig = TrainConfig(),
     val_share: float = 0.2,
     resume: bool = False,
+    device: str = "auto",
 ) -> None:
     """Train a detector on the clips in DATA; evaluate it on those held out; write model and report to --out.
 
@@ -57,18 +61,23 @@ def train(
         out: Folder for the log, the checkpoints, the trained model and the report.
         val_share: Share of each class that is held out to evaluate on; 0 trains on everything.
         resume: Go on with the run in --out, which was stopped.
+        device: Where the network runs: auto (the first GPU where there is one), cpu, cuda or cuda:N.
     """
     check_bounds({"val_share": val_share})
 
+    from actdet.device import choose_device
     from actdet.distributed import join_processes
     from actdet.experiments import describe_setup, open_setup, train_run
     from actdet.training import MODEL
 
     with join_processes() as processes:
+        if processes.count > 1 and device not in ("auto", "cpu"):
+            raise ActdetError("device is auto or cpu in several processes: torchrun gives each its own GPU")
+        place = choose_device(device)
         first = processes.rank == 0
         index = _index(data, model.class_names, quiet=not first)
         train_ids, val_ids = hold_out(index, val_share, config.seed)
-        with open_setup(index, model, config, processes) as setup:
+        with open_setup(index, model, config, processes, place) as setup:
             if first:
                 _say(describe_setup(setup))
             run = train_run(setup, train_ids, val_ids, out, f"Training on {data.name}", resume=resume)
@@ -90,6 +99,7 @@ def evaluate_(
     out: Path = Path("runs/evaluate"),
     held_out: bool = False,
     workers: int = 1,
+    device: str = "auto",
 ) -> None:
     """Measure a trained detector on the annotated clips in DATA and write a report with pictures to --out.
 
@@ -101,13 +111,18 @@ def evaluate_(
         out: Folder for metrics.json, report.html and annotated videos.
         held_out: Only the clips that the training run held out, when DATA is what it was trained on.
         workers: Processes that decode.
+        device: Where the network runs: auto (the first GPU where there is one), cpu, cuda or cuda:N.
     """
     check_bounds({"workers": workers})
 
+    from actdet.device import choose_device
     from actdet.experiments import evaluate_checkpoint
 
+    place = choose_device(device)
     with tqdm(desc="evaluate", unit="clip") as bar:
-        metrics = evaluate_checkpoint(checkpoint, data, out, held_out=held_out, workers=workers, progress=_total(bar))
+        metrics = evaluate_checkpoint(
+            checkpoint, data, out, held_out=held_out, workers=workers, device=place, progress=_total(bar)
+        )
     _print_metrics(metrics)
     print(f"report: {out / 'report.html'}")
 
@@ -120,6 +135,7 @@ def predict(
     out: Path = Path("runs/predict"),
     threshold: float = THRESHOLD,
     annotate: bool = True,
+    device: str = "auto",
 ) -> None:
     """Find actions in videos: a line for each window as it is found, and NAME.json and an annotated NAME.mp4 in --out.
 
@@ -131,9 +147,11 @@ def predict(
         out: Folder for the results.
         threshold: The least probability at which an action counts.
         annotate: Whether to write the annotated videos.
+        device: Where the network runs: auto (the first GPU where there is one), cpu, cuda or cuda:N.
     """
     check_bounds({"threshold": threshold})
 
+    from actdet.device import choose_device
     from actdet.prediction import Predictor, annotate_prediction
 
     if not videos:
@@ -144,7 +162,7 @@ def predict(
         target = out / f"{path.stem}.mp4"
         if any_within([target], videos):
             raise ActdetError(f"{target} is one of the videos, the annotated one would replace it: give another --out")
-    predictor = Predictor(checkpoint, threshold=threshold)
+    predictor = Predictor(checkpoint, threshold=threshold, device=choose_device(device))
     failed = 0
     for path in videos:
         try:
@@ -185,6 +203,7 @@ def crossval(
     folds: int = 5,
     model: ModelConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
+    device: str = "auto",
 ) -> None:
     """Cross-validate: train once for each stratified fold of DATA; print mean and standard deviation.
 
@@ -194,12 +213,15 @@ def crossval(
         data: Folder with videos/ and annotations/.
         out: Folder for a run for each fold, and crossval.json.
         folds: How many parts DATA is cut into.
+        device: Where the network runs: auto (the first GPU where there is one), cpu, cuda or cuda:N.
     """
     check_bounds({"folds": folds})
 
+    from actdet.device import choose_device
     from actdet.experiments import FIGURES, cross_validate, describe_setup, open_setup
 
-    with open_setup(_index(data, model.class_names), model, config) as setup:
+    place = choose_device(device)
+    with open_setup(_index(data, model.class_names), model, config, device=place) as setup:
         _say(describe_setup(setup))
         result = _watch(cross_validate(setup, folds, out))
     _say_left_out(setup)
@@ -216,6 +238,7 @@ def ablate_(
     val_share: float = 0.2,
     model: ModelConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
+    device: str = "auto",
 ) -> None:
     """Train with parts of the loss left out, as in table 3 of the technical report, and print both tables.
 
@@ -225,18 +248,20 @@ def ablate_(
         data: Folder with videos/ and annotations/.
         out: Folder for a run for each row, and ablation.json.
         val_share: Share of each class that is held out to evaluate on.
+        device: Where the network runs: auto (the first GPU where there is one), cpu, cuda or cuda:N.
     """
     check_bounds({"val_share": val_share})
 
+    from actdet.device import choose_device
     from actdet.experiments import FIGURES, ablate, describe_setup, open_setup
 
-    with open_setup(_index(data, model.class_names), model, config) as setup:
+    place = choose_device(device)
+    with open_setup(_index(data, model.class_names), model, config, device=place) as setup:
         _say(describe_setup(setup))
         result = _watch(ablate(setup, val_share, out))
     _say_left_out(setup)
-    print(
-        f"{'':22}{'video accuracy':>18}{'detection @0.5':>18}{'mean IoU':>18}\n{'':22}" + f"{'here (report)':>18}" * 3
-    )
+    print(f"{'':22}{'video accuracy':>18}{'detection @0.5':>18}{'mean IoU':>18}")
+    print(f"{'':22}" + f"{'here (report)':>18}" * 3)
     for name, row in result["rows"].items():
         cells = (f"{row['measured'][f]:.3f} ({row['reported'][f]:.3f})" for f in FIGURES[:3])
         print(f"{name:22}" + "".join(f"{cell:>18}" for cell in cells))
@@ -325,7 +350,9 @@ def env() -> None:
 
 
 @app.command
-def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | None = None) -> None:
+def demo(
+    out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | None = None, device: str = "auto"
+) -> None:
     """Render clips, train on them, evaluate on clips of other people and places; leave a report in --out.
 
     For instance: actdet demo --out runs/demo
@@ -334,6 +361,7 @@ def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | 
         out: Folder for data, model, metrics.json, report.html and annotated videos.
         clips: Training clips; by default what gives a good detector on this kind of device.
         epochs: Passes over them; likewise.
+        device: Where the network runs: auto (the first GPU where there is one), cpu, cuda or cuda:N.
     """
     check_bounds({"clips": clips, "epochs": epochs})
     started = time.monotonic()
@@ -343,13 +371,14 @@ def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | 
     from actdet.experiments import describe_setup, describe_training, evaluate_checkpoint, open_setup, train_run
     from actdet.training import MODEL
 
-    settings = demo_for(choose_device().type, clips, epochs)
+    place = choose_device(device)
+    settings = demo_for(place.type, clips, epochs)
     for name, config in (("train", settings.train_clips), ("test", settings.test_clips)):
         folder = out / "data" / name
         with tqdm(desc=f"render {name}", unit="clip") as bar:
             render_dataset(folder, config, progress=_total(bar))
     index = _index(out / "data" / "train", settings.model.class_names)
-    with open_setup(index, settings.model, settings.config) as setup:
+    with open_setup(index, settings.model, settings.config, device=place) as setup:
         _say(describe_setup(setup))
         trained = describe_training(setup, len(index.clips))
         _watch(train_run(setup, list(range(len(index.clips))), [], out, "demo"))
@@ -359,6 +388,7 @@ def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | 
             out / "data" / "test",
             out,
             workers=1,
+            device=place,
             progress=_total(bar),
             title="actdet demo",
             notes=[trained],
@@ -452,7 +482,7 @@ def _watch(run: Generator[Any, bool | None, Any], *, quiet: bool = False) -> Any
             return end.value
 
 
-def _show(bar: tqdm[Any], name: str, progress: Progress) -> None:
+def _show(bar: tqdm, name: str, progress: Progress) -> None:
     if bar.disable:
         return
     if bar.desc != f"{name}: " or bar.total != progress.total_steps:
@@ -464,7 +494,7 @@ def _show(bar: tqdm[Any], name: str, progress: Progress) -> None:
         bar.set_postfix(epoch=progress.epoch + 1, loss=f"{progress.record['loss']['total']:.3f}")
 
 
-def _total(bar: tqdm[Any]) -> Callable[[int, int], None]:
+def _total(bar: tqdm) -> Callable[[int, int], None]:
     def update(done: int, total: int) -> None:
         bar.total = total
         bar.update(done - bar.n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,28 @@ import torch
 from actdet.errors import ActdetError
 
 
-def choose_device() -> torch.device:
-    """The first CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(name: str = "auto") -> torch.device:
+    """The device that `name` means: auto takes the first GPU where there is one, else the CPU; cpu; cuda or cuda:N.
+
+    The GPU with a number becomes the current one of this process, which "cuda" then means everywhere.
+    Raises ActdetError for any other name, and for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
+    if match is None:
+        raise ActdetError(f"device must be auto, cpu, cuda or cuda:N, got {name}")
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = None if match[1] is None else int(match[1])
+    if found <= (number or 0):
+        numbers = {0: "no GPU", 1: "one GPU, cuda:0"}.get(found, f"{found} GPUs, cuda:0 to cuda:{found - 1}")
+        raise ActdetError(f"device {name} is not there: PyTorch finds {numbers}")
+    if number is not None:
+        torch.cuda.set_device(number)
+    return torch.device("cuda")
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype, str]:

@@ -64,10 +64,14 @@ class Setup:
 
 @contextmanager
 def open_setup(
-    index: ClipIndex, model: ModelConfig, config: TrainConfig, processes: Processes = ALONE
+    index: ClipIndex,
+    model: ModelConfig,
+    config: TrainConfig,
+    processes: Processes = ALONE,
+    device: torch.device | None = None,
 ) -> Iterator[Setup]:
-    """Start the reader's processes for `index`; they end with the block."""
-    device = choose_device()
+    """Start the reader's processes for `index`; they end with the block. device: by default what is chosen here."""
+    device = device or choose_device()
     most = max((len(clip.annotations) for clip in index.clips), default=0)
     if most > model.queries:
         clip = max(index.clips, key=lambda clip: len(clip.annotations))
@@ -203,6 +207,7 @@ def evaluate_checkpoint(
     *,
     held_out: bool = False,
     workers: int = 1,
+    device: torch.device | None = None,
     title: str | None = None,
     notes: Sequence[str] = (),
     log: Path | None = None,
@@ -212,7 +217,8 @@ def evaluate_checkpoint(
     """Measure the detector in `checkpoint` on the data set `data` and write the report to `out`.
 
     The clips are decoded by the reader that the detector was trained with, or, where that cannot run here, by PyAV,
-    which the report then says. held_out: only the clips that its training run held out. notes: lines for the
+    which the report then says. held_out: only the clips that its training run held out. device: by default what is
+    chosen here. notes: lines for the
     report, and log: the training's log.jsonl, for its curve. started: monotonic time from which the report's seconds
     count; by default now. progress: called with (clips done, clips in all). Raises ActdetError for what cannot be read,
     and where `out` is among the clips.
@@ -221,7 +227,7 @@ def evaluate_checkpoint(
     if workers < 0:
         raise ActdetError(f"workers must be 0 or more, got {workers}")
     started = time.monotonic() if started is None else started
-    device = choose_device()
+    device = device or choose_device()
     detector, about = load_detector(checkpoint, device)
     detector.to(memory_format=torch.channels_last_3d)
     index = load_index(data, about.model.class_names)

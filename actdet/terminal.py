@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import unicodedata
-from typing import TextIO
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import tqdm as progress
 
 # Control characters, newline and ESC among them, and Unicode's separators of lines and of paragraphs.
 _CATEGORIES = {"Cc", "Zl", "Zp"}
@@ -17,10 +19,20 @@ def printable(text: str) -> str:
     return "".join(_escape(char) if _misleads(char) else char for char in text)
 
 
-def say(line: str, *, error: bool = False) -> None:
-    """Print `line`, which may hold any name, as exactly one line; `error`: to stderr."""
-    stream: TextIO = sys.stderr if error else sys.stdout
-    print(printable(line), file=stream, flush=True)
+def print_line(value: object, *, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print `value`, which may hold any name, as exactly one line."""
+    print(printable(str(value)), file=file, flush=flush)
+
+
+class tqdm(progress.tqdm):
+    """A progress bar whose description may hold any name."""
+
+    @property
+    def format_dict(self) -> MutableMapping[str, Any]:
+        """What is shown."""
+        shown = super().format_dict
+        shown["prefix"] = printable(shown["prefix"] or "")
+        return shown
 
 
 def _misleads(char: str) -> bool:

@@ -68,3 +68,9 @@ def test_every_command_in_the_readme_exists() -> None:
     named = set(re.findall(r"^actdet (\w+)", README, flags=re.MULTILINE))
     assert named <= set(app.functions)
     assert named >= {"check", "prepare", "train", "crossval", "ablate", "evaluate", "predict", "env"}
+
+
+def test_what_was_prepared_is_what_is_trained_on() -> None:
+    (prepared,) = re.findall(r"^actdet prepare \S+ (\S+)", README, flags=re.MULTILINE)
+    trained = re.findall(r"\bactdet (?:train|crossval|ablate) (data/\S+)", README)
+    assert set(trained) == {prepared}

@@ -18,6 +18,7 @@ from command import Actdet
 from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 from videos import corrupt, write_video
 
+from actdet import experiments, prediction
 from actdet.checkpoints import load_detector, read_about
 from actdet.prediction import Predictor, Window
 
@@ -104,6 +105,22 @@ def test_predict_writes_windows_and_videos(actdet_command: Actdet, rendered: Pat
     assert len(window["box"]) == 4
     with av.open(str(tmp_path / "p" / f"{clip.stem}.mp4")) as drawn, av.open(str(clip)) as source:
         assert sum(1 for _ in drawn.decode(video=0)) == sum(1 for _ in source.decode(video=0))
+
+
+def test_the_device_that_is_asked_for_is_taken(
+    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing further down chooses one by itself."""
+    for module in (experiments, prediction):
+        monkeypatch.setattr(module, "choose_device", None)
+    options = ["--epochs", 1, "--val-share", 0, *OPTIONS]
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "t", "--device", "cpu", *options)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("CPU, ")
+    clip = sorted((rendered / "videos").iterdir())[0]
+    for words in (["evaluate", model, rendered, "--workers", 0], ["predict", model, clip, "--no-annotate"]):
+        outcome = actdet_command(*words, "--out", tmp_path / str(words[0]), "--device", "cpu")
+        assert outcome.code == 0, outcome.err
 
 
 def test_predict_goes_on_after_a_broken_video(

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from urllib.error import URLError
 
@@ -20,7 +21,7 @@ from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 from torchvision.models.video import R2Plus1D_18_Weights
 from videos import cut, write_sound, write_video
 
-from actdet import cli
+from actdet import cli, distributed
 from actdet.checkpoints import read_about
 from actdet.cli import app
 
@@ -469,6 +470,25 @@ def test_what_the_system_is_short_of_is_said_in_one_line(
 
     monkeypatch.setattr(cli, "find_problems", find_problems)
     assert actdet_command("check", data).complaint().startswith(words)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "crossval", "ablate", "demo"])
+def test_a_device_is_looked_for_before_any_work(actdet_command: Actdet, tmp_path: Path, command: str) -> None:
+    """None of the files is there, so whatever is done before is seen in the complaint."""
+    places = ["no/such"] * {"demo": 0, "evaluate": 2, "predict": 2}.get(command, 1)
+    for device in ("tpu", "cuda:99"):
+        complaint = actdet_command(command, *places, "--out", tmp_path / "out", "--device", device).complaint()
+        assert complaint.startswith("device ")
+        assert device in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_of_torchrun_share_no_gpu(
+    actdet_command: Actdet, rendered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "join_processes", lambda: nullcontext(distributed.Processes(0, 2)))
+    complaint = actdet_command("train", rendered, "--device", "cuda:1").complaint()
+    assert complaint == "device is auto or cpu in several processes: torchrun gives each its own GPU"
 
 
 def test_other_errors_are_not_taken_for_a_shortage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from importlib.metadata import version
 
 import pytest
@@ -27,6 +28,22 @@ def test_the_options_that_are_known_are_those_that_help_lists(actdet_command: Ac
         r"^ *(-h|--[a-z][\w-]*)(?:, (--[\w-]+))?", actdet_command(name, "--help").out, flags=re.MULTILINE
     )
     assert {option for pair in listed for option in pair if option} == set(options_of(app.functions[name]))
+
+
+@pytest.mark.parametrize("name", app.functions)
+def test_help_shows_both_ways_of_a_switch(actdet_command: Actdet, name: str) -> None:
+    """So that its text, which says what the setting does, is not read as what switching it off does."""
+    text = actdet_command(name, "--help").out
+    for option in options_of(app.functions[name]):
+        if option.startswith("--no-") and not option.startswith("--no-object"):
+            assert re.search(rf"^\W*--{option.removeprefix('--no-')}, {option}\b", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(("words", "value"), [([], True), (["--jitter"], True), (["--no-jitter"], False)], ids=str)
+def test_a_switch_does_what_it_says(words: list[str], value: bool) -> None:
+    run = app.parse(["train", "data", *words])
+    assert isinstance(run, partial)
+    assert run.keywords["config"].augment.jitter is value
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,44 @@ def test_the_gpu_comes_first(monkeypatch: pytest.MonkeyPatch, available: bool) -
     assert choose_device().type == ("cuda" if available else "cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "found", "taken"),
+    [("cpu", 0, None), ("cpu", 2, None), ("auto", 2, None), ("cuda", 2, None), ("cuda:0", 1, 0), ("cuda:1", 2, 1)],
+)
+def test_a_device_that_is_there_is_taken(
+    monkeypatch: pytest.MonkeyPatch, name: str, found: int, taken: int | None
+) -> None:
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device(name) == torch.device("cpu" if name == "cpu" else "cuda")
+    assert current == ([] if taken is None else [taken])
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "problem"),
+    [
+        ("cuda", 0, "device cuda is not there: PyTorch finds no GPU"),
+        ("cuda:0", 0, "device cuda:0 is not there: PyTorch finds no GPU"),
+        ("cuda:1", 1, "device cuda:1 is not there: PyTorch finds one GPU, cuda:0"),
+        ("cuda:9999", 8, "device cuda:9999 is not there: PyTorch finds 8 GPUs, cuda:0 to cuda:7"),
+        *(
+            (name, 2, f"device must be auto, cpu, cuda or cuda:N, got {name}")
+            for name in ("gpu", "cuda:", "cuda:-1", "cuda:1e3", "CPU", "", "cpu:0", "meta", "cuda:" + "1" * 30)
+        ),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, found: int, problem: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    with pytest.raises(ActdetError) as caught:
+        choose_device(name)
+    assert str(caught.value) == problem
+
+
 def test_the_environment_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = dict(describe_environment())
@@ -109,12 +147,12 @@ def test_the_environment_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    from actdet import environment
+    from actdet import commands
 
     def version(package: str) -> str:
-        raise environment.PackageNotFoundError(package)
+        raise commands.PackageNotFoundError(package)
 
-    monkeypatch.setattr(environment, "version", version)
+    monkeypatch.setattr(commands, "version", version)
     found = dict(describe_environment())
     assert found["triton"] == found["dali"] == "not installed"
 

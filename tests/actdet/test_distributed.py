@@ -114,9 +114,9 @@ def test_torchrun_ending_the_others_does_not_hide_what_they_say(
     opened = experiments.open_setup
 
     @contextmanager
-    def open_setup(*arguments: Any) -> Iterator[Any]:
+    def open_setup(*arguments: Any, **options: Any) -> Iterator[Any]:
         try:
-            with opened(*arguments) as setup:
+            with opened(*arguments, **options) as setup:
                 yield setup
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
