@@ -98,6 +98,7 @@ def evaluate_(
     out: Path = Path("runs/evaluate"),
     held_out: bool = False,
     workers: int = 1,
+    no_videos: bool = False,
 ) -> None:
     """Measure a trained detector on the annotated clips in DATA and write a report with pictures to --out.
 
@@ -109,9 +110,19 @@ def evaluate_(
         out: Folder for metrics.json, report.html and annotated videos.
         held_out: Only the clips that the training run held out, when DATA is what it was trained on.
         workers: Processes that decode.
+        no_videos: Write no annotated videos, which take most of the time; the report keeps its pictures.
     """
     with tqdm(desc="evaluate", unit="clip") as bar:
-        metrics = evaluate_checkpoint(checkpoint, data, out, held_out=held_out, workers=workers, progress=_total(bar))
+        metrics = evaluate_checkpoint(
+            checkpoint,
+            data,
+            out,
+            held_out=held_out,
+            workers=workers,
+            with_videos=not no_videos,
+            progress=_total(bar),
+            drawing=_anew(bar, "draw", "frame"),
+        )
     _print_metrics(metrics)
     print(f"report: {out / 'report.html'}")
 
@@ -343,6 +354,7 @@ def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | 
             out,
             workers=1,
             progress=_total(bar),
+            drawing=_anew(bar, "draw", "frame"),
             title="actdet demo",
             notes=[trained],
             log=out / "log.jsonl",
@@ -440,6 +452,22 @@ def _show(bar: tqdm[Any], name: str, progress: Progress) -> None:
 def _total(bar: tqdm[Any]) -> Callable[[int, int], None]:
     def update(done: int, total: int) -> None:
         bar.total = total
+        bar.update(done - bar.n)
+
+    return update
+
+
+def _anew(bar: tqdm[Any], name: str, unit: str) -> Callable[[int, int], None]:
+    """As `_total`, for another kind of work: when it begins the bar does, too."""
+    begun = False
+
+    def update(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            bar.unit = unit
+            bar.set_description(name, refresh=False)
+            bar.reset(total)
         bar.update(done - bar.n)
 
     return update
