@@ -100,6 +100,7 @@ def evaluate_(
     held_out: bool = False,
     workers: int = 1,
     device: str = "auto",
+    videos: bool = True,
 ) -> None:
     """Measure a trained detector on the annotated clips in DATA and write a report with pictures to --out.
 
@@ -112,6 +113,7 @@ def evaluate_(
         held_out: Only the clips that the training run held out, when DATA is what it was trained on.
         workers: Processes that decode.
         device: Where the network runs: auto (the first GPU where there is one), cpu, cuda or cuda:N.
+        videos: Whether to write annotated videos, which take most of the time; the report has its pictures without, too.
     """
     check_bounds({"workers": workers})
 
@@ -121,7 +123,15 @@ def evaluate_(
     place = choose_device(device)
     with tqdm(desc="evaluate", unit="clip") as bar:
         metrics = evaluate_checkpoint(
-            checkpoint, data, out, held_out=held_out, workers=workers, device=place, progress=_total(bar)
+            checkpoint,
+            data,
+            out,
+            held_out=held_out,
+            workers=workers,
+            device=place,
+            with_videos=videos,
+            progress=_total(bar),
+            drawing=_anew(bar, "draw", "frame"),
         )
     _print_metrics(metrics)
     print(f"report: {out / 'report.html'}")
@@ -390,6 +400,7 @@ def demo(
             workers=1,
             device=place,
             progress=_total(bar),
+            drawing=_anew(bar, "draw", "frame"),
             title="actdet demo",
             notes=[trained],
             log=out / "log.jsonl",
@@ -497,6 +508,22 @@ def _show(bar: tqdm, name: str, progress: Progress) -> None:
 def _total(bar: tqdm) -> Callable[[int, int], None]:
     def update(done: int, total: int) -> None:
         bar.total = total
+        bar.update(done - bar.n)
+
+    return update
+
+
+def _anew(bar: tqdm[Any], name: str, unit: str) -> Callable[[int, int], None]:
+    """As `_total`, for another kind of work: when it begins the bar does, too."""
+    begun = False
+
+    def update(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            bar.unit = unit
+            bar.set_description(name, refresh=False)
+            bar.reset(total)
         bar.update(done - bar.n)
 
     return update

@@ -167,6 +167,7 @@ def train_run(
                 _describe_device(setup.device, setup.loader.reader.name),
                 *(f"Left out: {error}." for error in setup.loader.left_out.values()),
             ],
+            settings=asdict(setup.model) | asdict(setup.config),
             log=out / "log.jsonl",
         )
     return evaluation
@@ -212,7 +213,9 @@ def evaluate_checkpoint(
     notes: Sequence[str] = (),
     log: Path | None = None,
     started: float | None = None,
+    with_videos: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    drawing: Callable[[int, int], None] | None = None,
 ) -> Metrics:
     """Measure the detector in `checkpoint` on the data set `data` and write the report to `out`.
 
@@ -220,8 +223,9 @@ def evaluate_checkpoint(
     which the report then says. held_out: only the clips that its training run held out. device: by default what is
     chosen here. notes: lines for the
     report, and log: the training's log.jsonl, for its curve. started: monotonic time from which the report's seconds
-    count; by default now. progress: called with (clips done, clips in all). Raises ActdetError for what cannot be read,
-    and where `out` is among the clips.
+    count; by default now. with_videos: whether the report has annotated videos. progress: called with (clips done,
+    clips in all), then drawing with (frames drawn for the report, frames in all). Raises ActdetError for what cannot be
+    read, and where `out` is among the clips.
     """
     _check_apart(data, out)
     if workers < 0:
@@ -248,7 +252,10 @@ def evaluate_checkpoint(
         index,
         started=started,
         notes=[*notes, _describe_device(device, reader_name), *note],
+        settings=asdict(about.model) | asdict(about.loss),
         log=log,
+        with_videos=with_videos,
+        progress=drawing,
     )
     return evaluation.metrics
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -26,6 +27,9 @@ _LEAST_WIDTH, _MOST_WIDTH = (
     480,
     1280,
 )  # of annotated pictures, so that a label can be read and a file stays small
+# Seconds between the times that a timeline names, from a tenth to a day.
+_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
+_MOST_LETTERS = 40  # of a class name beside a timeline
 _AHEAD = 8  # frames decoded while others are drawn on
 
 
@@ -121,6 +125,8 @@ def _label(text: str, size: int, ground: str, ink: str) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # takes its time, which pictures without text need not
+
     # Pillow's own font has no letters but English ones.
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
@@ -161,6 +167,91 @@ def annotate_video(
         encoder = choose_encoder()
         pts = video.pts - video.pts[0]
         write_video(out, pictures, pts, video.time_base, encoder=encoder, options=QUICK[encoder])
+
+
+class _Found(Protocol):
+    @property
+    def action(self) -> str: ...
+    @property
+    def score(self) -> float: ...
+
+
+class _Window(Protocol):
+    @property
+    def start(self) -> float: ...
+    @property
+    def end(self) -> float: ...
+    @property
+    def actions(self) -> Sequence[_Found | tuple[Any, ...]]: ...
+
+
+def timeline(windows: Sequence[_Window], seconds: float, class_names: Sequence[str]) -> bytes:
+    """A long video in one picture: a row for each class, and in it when that action was found, as high as its score.
+
+    A light ground shows what was looked at, so that where nothing was found differs from where nobody looked.
+
+    Args:
+        windows: Stretches of the video that were looked at, in any order: `start` and `end` in seconds from its first
+            frame, and `actions`, each with the name of its `action` and its `score` in [0, 1], or a tuple that begins
+            with a class, by number or by name, and a score.
+        seconds: How long the video is.
+        class_names: The classes, in the order of their numbers.
+
+    Returns:
+        The picture as PNG.
+    """
+    # Takes its time, which who draws frames alone need not.
+    from matplotlib.figure import Figure
+
+    seconds = max(seconds, 1e-3)
+    rows = len(class_names)
+    figure = Figure(figsize=(12, 0.9 + 0.6 * rows), layout="constrained")
+    axes = figure.subplots()
+    looked_at = _joined((window.start, window.end) for window in windows)
+    for row in range(rows):
+        axes.broken_barh(looked_at, (row, 0.9), facecolor="#eeeeee")
+
+    # One collection for each class and score: windows come by the ten thousand.
+    spans: dict[tuple[int, float], list[tuple[float, float]]] = {}
+    for window in windows:
+        for found in window.actions:
+            label, score = found[:2] if isinstance(found, tuple) else (found.action, found.score)
+            row = class_names.index(label) if isinstance(label, str) else label
+            height = round(min(max(float(score), 0.0), 1.0), 2)
+            spans.setdefault((row, height), []).append((window.start, window.end))
+    for (row, height), stretches in sorted(spans.items(), key=lambda item: -item[0][1]):
+        bottom = row + 0.9 * (1 - height)
+        # The edge keeps a moment of a day from being narrower than a pixel.
+        axes.broken_barh(_joined(stretches), (bottom, 0.9 * height), color=class_colour(row), linewidth=0.8)
+
+    names = [" ".join(name.encode(errors="replace").decode().split()) for name in class_names]
+    names = [name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 3]}..." for name in names]
+    axes.set_yticks([row + 0.45 for row in range(rows)], names, parse_math=False)
+    axes.set(xlim=(0, seconds), ylim=(rows, -0.1))
+    days = math.ceil(seconds / 12 / _TICKS[-1]) * _TICKS[-1]
+    step = next((step for step in _TICKS if step >= seconds / 12), days)
+    ticks = np.arange(0, seconds, step).tolist()
+    axes.set_xticks(ticks, [clock(tick) if step < 1 else clock(tick)[:-3] for tick in ticks])
+    meaning = "height: score, from 0 to 1; light: looked at, nothing found; white: not looked at"
+    axes.set_xlabel(meaning, fontsize="small", color="#555555")
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # names may have letters that the font lacks
+        figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _joined(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Stretches (start, end) as those (start, length) that they cover together, in order."""
+    joined: list[tuple[float, float]] = []
+    until = -math.inf
+    for start, end in sorted(spans):
+        if start > until:
+            joined.append((start, end - start))
+        else:
+            joined[-1] = (joined[-1][0], max(until, end) - joined[-1][0])
+        until = max(until, end)
+    return joined
 
 
 def data_url(picture: np.ndarray) -> str:

@@ -20,6 +20,7 @@ from videos import corrupt, write_video
 
 from actdet import experiments, prediction
 from actdet.checkpoints import load_detector, read_about
+from actdet.data.video import probe
 from actdet.prediction import Predictor, Window
 
 COMMANDS = ["train", "evaluate", "predict", "crossval", "ablate", "render", "check", "prepare", "env", "demo"]
@@ -92,6 +93,25 @@ def test_evaluate_measures_all_clips_or_those_held_out(
         before = json.loads((trained / "metrics.json").read_text())
         assert metrics["confusion"] == before["confusion"]
         assert metrics["mean_iou"] == pytest.approx(before["mean_iou"], abs=0.01)  # bf16 where the CPU has it
+
+
+@pytest.mark.parametrize(("flags", "videos"), [([], 12), (["--no-videos"], 0)])
+def test_evaluate_shows_how_far_drawing_is(
+    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path, flags: list[str], videos: int
+) -> None:
+    outcome = actdet_command("evaluate", model, rendered, "--out", tmp_path, "--workers", 0, *flags)
+    assert outcome.code == 0, outcome.err
+    assert len(list(tmp_path.glob("videos/*.mp4"))) == videos
+    frames = 12 * 4 + sum(len(probe(path).pts) for path in tmp_path.glob("videos/*.mp4"))
+    last = re.split("[\r\n]", outcome.err.strip())[-1]
+    assert last.startswith("draw: 100%")
+    assert f" {frames}/{frames} [" in last
+    assert "evaluate: " in outcome.err
+
+
+def test_help_says_what_without_videos_means(actdet_command: Actdet) -> None:
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", actdet_command("evaluate", "--help").out).split())
+    assert "--videos, --no-videos Whether to write annotated videos" in text
 
 
 def test_predict_writes_windows_and_videos(actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path) -> None:

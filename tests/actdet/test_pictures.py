@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -27,9 +31,11 @@ from actdet.pictures import (
     draw,
     no_action_mark,
     picture_size,
+    timeline,
 )
 
 RED = "#ff0000"
+BOX = (0.0, 0.0, 1.0, 1.0)
 
 
 def _is(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
@@ -246,6 +252,77 @@ def test_the_file_plays_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert stream.codec_context.name in {"h264", "vp9", "libvpx-vp9", "libdav1d"}
         assert stream.codec_context.pix_fmt == "yuv420p"
         assert float(stream.average_rate or 0) == pytest.approx(25, rel=0.02)
+
+
+class Stretch(NamedTuple):
+    start: float
+    end: float
+    actions: list[Any]
+
+
+class Found(NamedTuple):
+    action: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Said:
+    action: str
+    score: float
+
+
+def _rows(png: bytes) -> np.ndarray:
+    """The plot within the axes, its frame left out."""
+    picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    dark = (picture < 40).all(-1)
+    lines = np.flatnonzero(dark.mean(1) > 0.5)
+    columns = np.flatnonzero(dark.mean(0) > 0.5)
+    return picture[lines[0] + 3 : lines[-1] - 2, columns[0] + 3 : columns[-1] - 2]
+
+
+def _share(row: np.ndarray, colour: str) -> float:
+    """The share of a row of pixels that has about this colour."""
+    return float((np.abs(row.astype(int) - ImageColor.getrgb(colour)[:3]).max(-1) < 12).mean())
+
+
+@pytest.mark.parametrize("kind", [Said, lambda name, score: (name, score), lambda name, score: Found(name, score, BOX)])
+def test_a_timeline_shows_when_what_was_found(kind: Callable[[str, float], Any]) -> None:
+    """Of 100 s: fights for 10 s in all, a collapse for 5 s, and 20 s at which nobody looked."""
+    windows = [
+        Stretch(40.0, 60.0, []),
+        Stretch(0.0, 10.0, [kind("fight", 0.9)]),
+        Stretch(5.0, 10.0, [kind("fight", 1.0), kind("collapse", 1.0)]),
+        Stretch(5.0, 40.0, []),
+        Stretch(80.0, 100.0, []),
+    ]
+    plot = _rows(timeline(windows, 100.0, ("fight", "collapse")))
+    fight, collapse = plot[len(plot) // 4], plot[len(plot) * 3 // 4]
+    assert _share(fight, class_colour(0)) == pytest.approx(0.10, abs=0.012)
+    assert _share(collapse, class_colour(1)) == pytest.approx(0.05, abs=0.012)
+    assert _share(fight, "#eeeeee") == pytest.approx(0.70, abs=0.02)
+    assert _share(collapse, "#eeeeee") == pytest.approx(0.75, abs=0.02)
+    assert _share(fight, "#ffffff") == _share(collapse, "#ffffff") == pytest.approx(0.20, abs=0.02)
+
+
+@pytest.mark.parametrize("score", [0.25, 0.5, 1.0])
+def test_a_bar_is_as_high_as_its_score(score: float) -> None:
+    plot = _rows(timeline([Stretch(0, 10, [(0, score)]), Stretch(10, 20, [])], 20.0, ("fight",)))
+    bar, ground = plot[:, plot.shape[1] // 4], plot[:, plot.shape[1] * 3 // 4]
+    assert _share(bar, class_colour(0)) / _share(ground, "#eeeeee") == pytest.approx(score, abs=0.05)
+
+
+def test_a_moment_of_a_day_is_seen() -> None:
+    windows = [Stretch(i * 5.0, i * 5.0 + 10, [(1, 0.9)] if i == 9000 else []) for i in range(17280)]
+    plot = _rows(timeline(windows, 86400.0, ("fight", "collapse")))
+    assert _share(plot[len(plot) * 3 // 4], class_colour(1)) > 0
+
+
+@pytest.mark.parametrize("windows", [[], [Stretch(0.0, 0.0, [])], [Stretch(0.0, 1e7, [(0, math.nan)])]])
+@pytest.mark.parametrize("seconds", [0.0, 0.04, 1e7])
+def test_a_timeline_of_anything_is_a_picture(windows: list[Stretch], seconds: float) -> None:
+    names = ("$\\frac{", "中文", "drop \udcff", "two\nlines", "a" * 200)
+    assert Image.open(io.BytesIO(timeline(windows, seconds, names))).format == "PNG"
 
 
 def test_a_data_url_is_the_picture() -> None:

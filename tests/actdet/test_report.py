@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
+import math
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import pytest
@@ -16,7 +19,7 @@ from actdet_kernels import Targets
 from videos import corrupt, write_video
 
 from actdet import report
-from actdet.config import LossConfig
+from actdet.config import LossConfig, ModelConfig, TrainConfig
 from actdet.data.index import Clip, ClipIndex, load_index
 from actdet.data.video import decode_frames, probe
 from actdet.errors import DataError
@@ -24,7 +27,7 @@ from actdet.evaluation import Evaluation
 from actdet.metrics import decided_iou, measure, true_labels
 from actdet.models import Predictions
 from actdet.models.decision import decide
-from actdet.report import write_report
+from actdet.report import reliability_curve, write_report
 
 NAMES = ("fight", "collapse")
 SCRIPT = "<script>alert(1)<script>"
@@ -199,10 +202,113 @@ def test_the_training_curve_is_drawn_where_there_is_a_log(page: Page, index: Cli
     assert "svg" not in {tag for tag, _ in Page((tmp_path / "report.html").read_text()).tags}
 
 
-def test_a_log_without_any_line_draws_an_empty_curve(index: ClipIndex, tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text("")
+LOSS = {"epoch": 1, "loss": {"total": 3.5, "cls": 1.0, "l1": 1.5, "giou": 1.0, "auxiliary": 0.0}}
+FIGURES = {"epoch": 1, "validation": {"video_accuracy": 0.5, "detection_accuracy": 0.25, "mean_iou": 0.4}}
+
+
+@pytest.mark.parametrize(
+    ("records", "plots"),
+    [
+        ([LOSS], {"training loss"}),
+        ([FIGURES], {"held-out clips"}),
+        ([LOSS, FIGURES], {"training loss", "held-out clips"}),
+        ([], set()),
+    ],
+)
+def test_a_plot_without_data_is_left_out(
+    index: ClipIndex, tmp_path: Path, records: list[dict[str, object]], plots: set[str]
+) -> None:
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     write_report(tmp_path, "t", _evaluation(index, [0]), index, started=time.monotonic(), log=tmp_path / "log.jsonl")
-    assert "none during training" in (tmp_path / "report.html").read_text()
+    page = Page((tmp_path / "report.html").read_text())
+    assert {title for title in ("training loss", "held-out clips") if title in page.text} == plots
+    assert sum(tag == "svg" for tag, _ in page.tags) == bool(plots)
+    assert sum(attributes.get("id", "").startswith("axes_") for tag, attributes in page.tags if tag == "g") == len(
+        plots
+    )
+    assert "none during training" not in page.text
+
+
+def test_settings_are_there_as_a_person_reads_them(index: ClipIndex, tmp_path: Path) -> None:
+    settings = asdict(ModelConfig(class_names=("a&b", "<i>c"))) | asdict(TrainConfig(lr=5e-5))
+    write_report(tmp_path, "t", _evaluation(index, [0]), index, started=time.monotonic(), settings=settings)
+    text = (tmp_path / "report.html").read_text()
+    cells = re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td></tr>", text)
+    found = {name: html.unescape(value) for name, value in cells}
+    assert found["image size"] == "224"
+    assert found["class names"] == "a&b, <i>c"
+    assert found["deep supervision"] == "no"
+    assert found["lr"] == "5e-05"
+    assert found["no object weight"] == "0.1"  # of the loss, whose settings lie within
+    assert found["jitter"] == "yes"
+
+
+@pytest.mark.parametrize(("with_videos", "most"), [(True, 48), (True, 2), (True, 0), (False, 48)])
+def test_drawing_counts_every_frame_once(
+    index: ClipIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_videos: bool, most: int
+) -> None:
+    """Those of the report's pictures and of the videos, also of a clip that turns out to be damaged."""
+    monkeypatch.setattr(report, "MOST_VIDEOS", most)
+    bad = write_video(tmp_path / "bad.mkv", "mjpeg", frames=9)
+    clip = Clip("b wrong class", probe(bad), index.clips[2].annotations)
+    corrupt(bad, range(4, 9))
+    damaged = replace(index, clips=(index.clips[0], clip, index.clips[1]))
+    calls: list[tuple[int, int]] = []
+    write_report(
+        tmp_path,
+        "t",
+        _evaluation(damaged, [0, 1, 2]),
+        damaged,
+        started=time.monotonic(),
+        with_videos=with_videos,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    videos = most if with_videos else 0
+    shown = [clip, damaged.clips[0], damaged.clips[2]][:videos]  # wrong ones come first
+    frames = 3 * 4 + sum(len(clip.video.pts) for clip in shown)
+    assert {total for _, total in calls} == {frames}
+    done = [done for done, _ in calls]
+    assert done == sorted(done)
+    assert done[-1] == frames
+    assert len(done) >= sum(len(clip.video.pts) for clip in shown[1:])
+    written = sorted(path.stem for path in tmp_path.glob("videos/*"))
+    assert written == sorted(clip.name for clip in shown[1:])
+
+
+def test_without_videos_the_pictures_stay(index: ClipIndex, tmp_path: Path) -> None:
+    write_report(tmp_path, "t", _evaluation(index, [0, 1]), index, started=time.monotonic(), with_videos=False)
+    page = Page((tmp_path / "report.html").read_text())
+    assert sum(tag == "img" for tag, _ in page.tags) == 8
+    assert "a" not in {tag for tag, _ in page.tags}
+    assert not (tmp_path / "videos").exists()
+
+
+def test_wide_things_scroll_by_themselves(page: Page, written: Path) -> None:
+    """On a phone the page is as wide as the screen: tables and plots lie in boxes that scroll."""
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in [a for _, a in page.tags]
+    for number, (tag, _) in enumerate(page.tags):
+        if tag in {"table", "svg"}:
+            assert page.tags[number - 1][1].get("class") in {"scroll", "scroll single"}
+    assert ".scroll { overflow-x: auto; }" in (written / "report.html").read_text()
+
+
+class Bin(NamedTuple):
+    count: int
+    score: float
+    accuracy: float
+
+
+def test_reliability_is_drawn_of_bins_with_clips() -> None:
+    svg = reliability_curve([Bin(0, 0.0, 0.0), Bin(17, 0.3, 0.25), Bin(0, 0.0, 0.0), Bin(1234, 0.95, 1.0)])
+    assert svg is not None
+    shown = set(re.findall(r"<text [^>]*>([^<]*)</text>", svg))
+    assert {"17", "1234", "score", "share that is right"} <= shown
+    assert "0" not in shown  # a bin of no clips
+
+
+@pytest.mark.parametrize("bins", [[], [Bin(0, 0.0, 0.0)] * 10, [Bin(0, math.nan, math.nan)]])
+def test_reliability_of_no_clips_is_left_out(bins: list[Bin]) -> None:
+    assert reliability_curve(bins) is None
 
 
 def test_only_so_many_videos_are_written_but_all_clips_shown(
