@@ -113,7 +113,7 @@ def evaluate_(
         held_out: Only the clips that the training run held out, when DATA is what it was trained on.
         workers: Processes that decode.
         device: Where the network runs: auto (the first GPU where there is one), cpu, cuda or cuda:N.
-        videos: Whether to write annotated videos, which take most of the time; the report has its pictures without, too.
+        videos: Whether to write annotated videos, which take most of the time; the report has pictures without, too.
     """
     check_bounds({"workers": workers})
 
