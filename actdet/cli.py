@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 from torch.distributed import is_torchelastic_launched
 from tqdm import tqdm
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
+from actdet.checkpoints import read_about
 from actdet.config import ModelConfig, TrainConfig
 from actdet.data.index import CLASS_NAMES, ClipIndex, find_problems, load_index
 from actdet.data.prepare import PrepareConfig, prepare_dataset
@@ -31,7 +32,6 @@ from actdet.distributed import join_processes
 from actdet.environment import describe_environment
 from actdet.errors import ActdetError, DataError
 from actdet.experiments import (
-    FIGURES,
     Setup,
     Stopped,
     ablate,
@@ -39,14 +39,15 @@ from actdet.experiments import (
     describe_setup,
     describe_training,
     evaluate_checkpoint,
+    find_clips,
     open_setup,
     train_run,
 )
-from actdet.files import any_within, write_json
+from actdet.files import any_within, check_own, read_json, write_json
 from actdet.metrics import Metrics
 from actdet.models.decision import THRESHOLD
 from actdet.prediction import Predictor, Window, annotate_prediction
-from actdet.training import MODEL, Progress
+from actdet.training import FIGURES, LAST, MODEL, Progress, StoredRun, read_run
 
 app = tyro.extras.SubcommandApp()
 
@@ -70,12 +71,22 @@ def train(
         data: Folder with videos/ and annotations/.
         out: Folder for the log, the checkpoints, the trained model and the report.
         val_share: Share of each class that is held out to evaluate on; 0 trains on everything.
-        resume: Go on with the run in --out, which was stopped.
+        resume: Go on with the run in --out, which was stopped, with its settings; those that change no result, such as
+            --workers, may be given anew.
     """
+    stored = read_run(out) if resume else None
+    given = _Given(model, config, None)
+    if stored is not None or config.init is not None:
+        given = _given_over(stored, config.init)
+    model = given.model
+    config = given.config
     with join_processes() as processes:
         first = processes.rank == 0
         index = _index(data, model.class_names, quiet=not first)
-        train_ids, val_ids = hold_out(index, val_share, config.seed)
+        if stored is None or given.val_share is not None:
+            train_ids, val_ids = hold_out(index, val_share, config.seed)
+        else:
+            train_ids, val_ids = find_clips(index, stored, out)
         with open_setup(index, model, config, processes) as setup:
             if first:
                 _say(describe_setup(setup))
@@ -88,6 +99,37 @@ def train(
     if evaluation is not None:
         _print_metrics(evaluation.metrics)
         print(f"report: {out / 'report.html'}")
+
+
+class _Given(NamedTuple):
+    """The settings of a training, where what was not typed is that of another one."""
+
+    model: ModelConfig
+    config: TrainConfig
+    val_share: float | None
+
+
+def _given_over(stored: StoredRun | None, init: str | None) -> _Given:
+    """What was typed after `train`, over the settings of the run that goes on or of the detector to train on."""
+    other_model, other_config = ModelConfig(), TrainConfig()
+    if stored is not None:
+        other_model, other_config = stored.model, stored.config
+    elif init is not None:
+        other_model = read_about(Path(init)).model
+
+    def parse(
+        data: Positional[Path],
+        /,
+        out: Path = Path(),
+        model: ModelConfig = other_model,
+        config: TrainConfig = other_config,
+        val_share: float | None = None,
+        resume: bool = False,
+    ) -> _Given:
+        return _Given(model, config, val_share)
+
+    # Both forms of a flag are understood, whatever the setting is.
+    return tyro.cli(parse, args=sys.argv[2:], config=(OmitArgPrefixes,))
 
 
 @app.command(name="evaluate")
@@ -195,7 +237,7 @@ def crossval(
         out: Folder for a run for each fold, and crossval.json.
         folds: How many parts DATA is cut into.
     """
-    with open_setup(_index(data, model.class_names), model, config) as setup:
+    with open_setup(_index(data, model.class_names), model, config, command="crossval") as setup:
         _say(describe_setup(setup))
         result = _watch(cross_validate(setup, folds, out))
     _say_left_out(setup)
@@ -222,7 +264,7 @@ def ablate_(
         out: Folder for a run for each row, and ablation.json.
         val_share: Share of each class that is held out to evaluate on.
     """
-    with open_setup(_index(data, model.class_names), model, config) as setup:
+    with open_setup(_index(data, model.class_names), model, config, command="ablate") as setup:
         _say(describe_setup(setup))
         result = _watch(ablate(setup, val_share, out))
     _say_left_out(setup)
@@ -239,7 +281,7 @@ def ablate_(
 def render(out: Positional[Path], /, config: RenderConfig = RenderConfig()) -> None:
     """Write the embedded data set: rendered people who fight, collapse, or do something that looks alike.
 
-    For instance: actdet render data/rendered --clips 300 --seed 7
+    For instance: actdet render data/rendered --clips 300 --seed 7. Run again to go on after a stop.
 
     Args:
         out: Folder to make, with videos/ and annotations/.
@@ -290,6 +332,7 @@ def prepare(
         class_names: Names of the action classes, in the order of their ids in the annotation files.
     """
     index = _index(data, class_names)
+    check_own([out / "prepared.json"], lambda path: "bytes_before" in (read_json(path) or ()))
     with tqdm(desc="prepare", unit="clip") as bar:
         prepared = prepare_dataset(index, out, config, progress=_total(bar))
     figures = {name: value for name, value in vars(prepared).items() if name != "index"}
@@ -318,7 +361,7 @@ def env() -> None:
 def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | None = None) -> None:
     """Render clips, train on them, evaluate on clips of other people and places; leave a report in --out.
 
-    For instance: actdet demo --out runs/demo
+    For instance: actdet demo --out runs/demo. Run again to go on after a stop.
 
     Args:
         out: Folder for data, model, metrics.json, report.html and annotated videos.
@@ -332,10 +375,11 @@ def demo(out: Path = Path("runs/demo"), clips: int | None = None, epochs: int | 
         with tqdm(desc=f"render {name}", unit="clip") as bar:
             render_dataset(folder, config, progress=_total(bar))
     index = _index(out / "data" / "train", settings.model.class_names)
-    with open_setup(index, settings.model, settings.config) as setup:
+    with open_setup(index, settings.model, settings.config, command="demo") as setup:
         _say(describe_setup(setup))
         trained = describe_training(setup, len(index.clips))
-        _watch(train_run(setup, list(range(len(index.clips))), [], out, "demo"))
+        begun = (out / MODEL).exists() or (out / LAST).exists()
+        _watch(train_run(setup, list(range(len(index.clips))), [], out, "demo", resume=begun))
     with tqdm(desc="evaluate", unit="clip") as bar:
         metrics = evaluate_checkpoint(
             out / MODEL,

@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from actdet.data.ahead import ahead
-from actdet.data.encoding import write_video
+from actdet.data.encoding import read_comment, write_video
 from actdet.data.video import VideoInfo, stream_frames
 
 COLOURS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")  # one a class, then again
 TRUTH = "#ffffff"
+_ANNOTATED = "actdet: annotated"  # what an annotated video says of itself
 _LEAST_WIDTH, _MOST_WIDTH = (
     480,
     1280,
@@ -90,7 +91,12 @@ def annotate_video(
                     progress(index + 1, total)
 
     with closing(drawn()) as pictures:
-        write_video(out, pictures, video.pts - video.pts[0], video.time_base)
+        write_video(out, pictures, video.pts - video.pts[0], video.time_base, comment=_ANNOTATED)
+
+
+def is_annotated(path: Path) -> bool:
+    """Whether `annotate_video` wrote the file `path`."""
+    return read_comment(path) == _ANNOTATED
 
 
 def data_url(picture: np.ndarray) -> str:

@@ -8,7 +8,6 @@ videos/NAME.mp4     clips with the decided box (class colour) and the annotated 
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from actdet.evaluation import Evaluation
 from actdet.files import write_bytes, write_json
 from actdet.models.decision import THRESHOLD
 from actdet.pictures import TRUTH, Mark, annotate_video, class_colour, data_url, draw, picture_size
+from actdet.training import read_log
 
 STRIP = 4  # pictures of each clip in the report
 MOST_VIDEOS = 48  # annotated videos that one report writes
@@ -146,7 +146,7 @@ def _corners(box: list[float]) -> tuple[float, float, float, float]:
 
 def _curve(log: Path) -> str:
     """The training curve as SVG: the loss and its terms, and the held-out metrics where they were taken."""
-    records = [json.loads(line) for line in log.read_text().splitlines()]
+    records = read_log(log)
     losses = [r for r in records if "loss" in r]
     validations = [r for r in records if "validation" in r]
     figure = Figure(figsize=(9, 3), layout="constrained")
