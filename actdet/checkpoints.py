@@ -7,9 +7,11 @@ prediction needs to know of it, and "training", the same with the optimizer's st
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import safetensors.torch
 import torch
@@ -18,11 +20,13 @@ from torch import Tensor
 
 from actdet.config import LossConfig, ModelConfig
 from actdet.errors import ActdetError, DataError
-from actdet.files import write_bytes
+from actdet.files import to_json, write_bytes
 from actdet.models import ActionDetector
 
 FORMAT = 1
 _KEY = "actdet"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,12 @@ class About:
     held_out: tuple[str, ...] = ()
     """Names of the clips that the training run kept aside for evaluation."""
     training: dict[str, Any] | None = None
-    """The state of the training run (settings, data, step), in a "training" checkpoint."""
+    """The state of the training run (settings, data, step); None of a detector whose run is not to go on from it."""
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], about: About) -> None:
     """Write a checkpoint, all of it or nothing. Raises DataError where the disk refuses."""
-    header = json.dumps({"format": FORMAT, **asdict(about)})
+    header = to_json(path, {"format": FORMAT, **asdict(about)})
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, safetensors.torch.save(contiguous, metadata={_KEY: header}))
 
@@ -73,13 +77,48 @@ def read_about(path: Path) -> About:
         header = json.loads(metadata[_KEY])
         if header.pop("format") != FORMAT:
             raise DataError(path, f"written by another version of actdet: this one reads checkpoint format {FORMAT}")
-        model = header.pop("model")
-        model["class_names"], header["held_out"] = tuple(model["class_names"]), tuple(header["held_out"])
-        return About(model=ModelConfig(**model), loss=LossConfig(**header.pop("loss")), **header)
-    except (ValueError, TypeError, KeyError, AttributeError, ActdetError) as error:
+        about = from_json(About, header)
+        if not 0 < about.clip_seconds < math.inf:
+            raise ActdetError(f"clip_seconds must be above 0, got {about.clip_seconds}")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ActdetError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(path, f"its description cannot be read: {error}") from error
+    return about
+
+
+def from_json(cls: type[T], value: Any) -> T:
+    """The dataclass `cls` out of what its `asdict` gave to JSON.
+
+    Raises TypeError for a field that is missing, unknown or of another type, and what `cls` itself raises for a value.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"{cls.__name__} is not described")
+    hints = get_type_hints(cls)
+    names = {field.name for field in fields(cls)}  # pyright: ignore[reportArgumentType]
+    for name in value:
+        if name not in names:
+            raise TypeError(f"{name} is no setting of {cls.__name__}")
+    return cls(**{name: _field(name, hints[name], part) for name, part in value.items()})
+
+
+def _field(name: str, kind: Any, value: Any) -> Any:
+    """`value`, as it came from JSON, as the type `kind`."""
+    if is_dataclass(kind):
+        return from_json(kind, value)  # pyright: ignore[reportArgumentType]
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind in (int, bool, str) and type(value) is kind:
+        return value
+    if get_origin(kind) is Literal and value in get_args(kind):
+        return value
+    if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return tuple(value)
+    if type(None) in get_args(kind):
+        other, _ = get_args(kind)
+        if value is None or isinstance(value, get_origin(other) or other):
+            return value
+    raise TypeError(f"{name} cannot be {json.dumps(value)[:80]}")
 
 
 def load_detector(path: Path, device: torch.device | str = "cpu") -> tuple[ActionDetector, About]:
@@ -87,23 +126,61 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> tuple[Actio
 
     Raises DataError for anything but a whole actdet checkpoint whose tensors fit its own description.
     """
+    about = read_about(path)
+    _check_shapes(path, about.model)
     tensors, about = read_checkpoint(path)
     detector = ActionDetector(about.model)
     load_weights(detector, tensors, path)
     return detector.eval().to(device), about
 
 
+def _check_shapes(path: Path, model: ModelConfig) -> None:
+    """Raise DataError where the tensors in `path` are not those of a detector of this shape, before one is built."""
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        # Every layer has tensors of its own: more layers than tensors are a wrong number, which could be any.
+        for setting in ("encoder_layers", "decoder_layers"):
+            if getattr(model, setting) > len(names):
+                raise DataError(
+                    path,
+                    f"a checkpoint of another configuration: it has no {getattr(model, setting)} layers "
+                    f"({setting}) in its {len(names)} tensors",
+                )
+        with torch.device("meta"):
+            wanted = ActionDetector(model).state_dict()
+        for name, value in wanted.items():
+            stored = f"model.{name}"
+            _check_shape(path, name, file.get_slice(stored).get_shape() if stored in names else None, value)
+
+
+def _check_shape(path: Path, name: str, stored: Iterable[int] | None, wanted: Tensor) -> None:
+    if stored is None:
+        raise DataError(path, f"a checkpoint of another configuration: it has no {name}")
+    if tuple(stored) != tuple(wanted.shape):
+        raise DataError(
+            path,
+            f"a checkpoint of another configuration: {name} is {tuple(stored)}, should be {tuple(wanted.shape)}",
+        )
+
+
+def take_tensor(tensors: dict[str, Tensor], stored: str, name: str, wanted: Tensor, path: Path) -> Tensor:
+    """The tensor `stored` of a checkpoint, for what `wanted` holds now and a message calls `name`.
+
+    Raises DataError where it is missing, or has another shape or kind of numbers, or some that are not finite.
+    """
+    found = tensors.get(stored)
+    _check_shape(path, name, None if found is None else found.shape, wanted)
+    assert found is not None
+    if found.is_floating_point() != wanted.is_floating_point() or found.is_complex():
+        raise DataError(path, f"{name} holds {found.dtype} where numbers of {wanted.dtype} belong")
+    if found.is_floating_point() and not found.isfinite().all():
+        raise DataError(path, f"the file is damaged or its training failed: {name} holds numbers that are not finite")
+    return found
+
+
 def load_weights(detector: ActionDetector, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy the tensors named `model.*` into `detector`; DataError naming the first that is missing or misshapen."""
+    """Copy the tensors named `model.*` into `detector`; DataError naming the first that does not fit."""
     own = detector.state_dict()
-    for name, value in own.items():
-        stored = tensors.get(f"model.{name}")
-        if stored is None:
-            raise DataError(path, f"a checkpoint of another configuration: it has no {name}")
-        if stored.shape != value.shape:
-            raise DataError(
-                path,
-                f"a checkpoint of another configuration: {name} is {tuple(stored.shape)}, "
-                f"should be {tuple(value.shape)}",
-            )
-    detector.load_state_dict({name: tensors[f"model.{name}"] for name in own})
+    detector.load_state_dict(
+        {name: take_tensor(tensors, f"model.{name}", name, value, path) for name, value in own.items()}
+    )

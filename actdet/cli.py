@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tyro.conf import Positional
 
@@ -24,7 +24,7 @@ from actdet.data.rendered import RenderConfig, render_dataset
 from actdet.data.split import hold_out
 from actdet.data.video import probe
 from actdet.errors import ActdetError, DataError, Stopped, shortage
-from actdet.files import any_within, write_json
+from actdet.files import any_within, check_own, read_json, write_json
 
 # Within this module every line and every progress bar may hold any name of a file or of a class.
 from actdet.terminal import print_line as print
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from actdet.experiments import Setup
     from actdet.metrics import Metrics
     from actdet.prediction import Window
-    from actdet.training import Progress
+    from actdet.training import Progress, StoredRun
 
 app = Commands("actdet", "Set prediction for video action detection.")
 
@@ -60,23 +60,33 @@ def train(
         data: Folder with videos/ and annotations/.
         out: Folder for the log, the checkpoints, the trained model and the report.
         val_share: Share of each class that is held out to evaluate on; 0 trains on everything.
-        resume: Go on with the run in --out, which was stopped.
+        resume: Go on with the run in --out, which was stopped, with its settings; those that change no result, such as
+            --workers, may be given anew.
         device: Where the network runs: auto (the first GPU where there is one), cpu, cuda or cuda:N.
     """
     check_bounds({"val_share": val_share})
 
     from actdet.device import choose_device
     from actdet.distributed import join_processes
-    from actdet.experiments import describe_setup, open_setup, train_run
-    from actdet.training import MODEL
+    from actdet.experiments import describe_setup, find_clips, open_setup, train_run
+    from actdet.training import MODEL, read_run
 
+    stored = read_run(out) if resume else None
+    given = _Given(model, config, None)
+    if stored is not None or config.init is not None:
+        given = _given_over(stored, config.init)
+    model = given.model
+    config = given.config
     with join_processes() as processes:
         if processes.count > 1 and device not in ("auto", "cpu"):
             raise ActdetError("device is auto or cpu in several processes: torchrun gives each its own GPU")
         place = choose_device(device)
         first = processes.rank == 0
         index = _index(data, model.class_names, quiet=not first)
-        train_ids, val_ids = hold_out(index, val_share, config.seed)
+        if stored is None or given.val_share is not None:
+            train_ids, val_ids = hold_out(index, val_share, config.seed)
+        else:
+            train_ids, val_ids = find_clips(index, stored, out)
         with open_setup(index, model, config, processes, place) as setup:
             if first:
                 _say(describe_setup(setup))
@@ -89,6 +99,45 @@ def train(
     if evaluation is not None:
         _print_metrics(evaluation.metrics)
         print(f"report: {out / 'report.html'}")
+
+
+class _Given(NamedTuple):
+    """The settings of a training, where what was not typed is that of another one."""
+
+    model: ModelConfig
+    config: TrainConfig
+    val_share: float | None
+
+
+def _given_over(stored: StoredRun | None, init: str | None) -> _Given:
+    """What was typed after `train`, over the settings of the run that goes on or of the detector to train on."""
+    import tyro
+    from tyro.conf import OmitArgPrefixes
+
+    from actdet.checkpoints import read_about
+
+    other_model = ModelConfig()
+    other_config = TrainConfig()
+    if stored is not None:
+        other_model = stored.model
+        other_config = stored.config
+    elif init is not None:
+        other_model = read_about(Path(init)).model
+
+    def parse(
+        data: Positional[Path],
+        /,
+        out: Path = Path(),
+        model: ModelConfig = other_model,
+        config: TrainConfig = other_config,
+        val_share: float | None = None,
+        resume: bool = False,
+        device: str = "auto",
+    ) -> _Given:
+        return _Given(model, config, val_share)
+
+    # Both forms of a flag are understood, whatever the setting is.
+    return tyro.cli(parse, args=sys.argv[2:], config=(OmitArgPrefixes,))
 
 
 @app.command(name="evaluate")
@@ -228,10 +277,11 @@ def crossval(
     check_bounds({"folds": folds})
 
     from actdet.device import choose_device
-    from actdet.experiments import FIGURES, cross_validate, describe_setup, open_setup
+    from actdet.experiments import cross_validate, describe_setup, open_setup
+    from actdet.training import FIGURES
 
     place = choose_device(device)
-    with open_setup(_index(data, model.class_names), model, config, device=place) as setup:
+    with open_setup(_index(data, model.class_names), model, config, device=place, command="crossval") as setup:
         _say(describe_setup(setup))
         result = _watch(cross_validate(setup, folds, out))
     _say_left_out(setup)
@@ -263,10 +313,11 @@ def ablate_(
     check_bounds({"val_share": val_share})
 
     from actdet.device import choose_device
-    from actdet.experiments import FIGURES, ablate, describe_setup, open_setup
+    from actdet.experiments import ablate, describe_setup, open_setup
+    from actdet.training import FIGURES
 
     place = choose_device(device)
-    with open_setup(_index(data, model.class_names), model, config, device=place) as setup:
+    with open_setup(_index(data, model.class_names), model, config, device=place, command="ablate") as setup:
         _say(describe_setup(setup))
         result = _watch(ablate(setup, val_share, out))
     _say_left_out(setup)
@@ -282,7 +333,7 @@ def ablate_(
 def render(out: Positional[Path], /, config: RenderConfig = RenderConfig()) -> None:
     """Write the embedded data set: rendered people who fight, collapse, or do something that looks alike.
 
-    For instance: actdet render data/rendered --clips 300 --seed 7
+    For instance: actdet render data/rendered --clips 300 --seed 7. Run again to go on after a stop.
 
     Args:
         out: Folder to make, with videos/ and annotations/.
@@ -333,6 +384,7 @@ def prepare(
         class_names: Names of the action classes, in the order of their ids in the annotation files.
     """
     index = _index(data, class_names)
+    check_own([out / "prepared.json"], lambda path: "bytes_before" in (read_json(path) or ()))
     with tqdm(desc="prepare", unit="clip") as bar:
         prepared = prepare_dataset(index, out, config, progress=_total(bar))
     figures = {name: value for name, value in vars(prepared).items() if name != "index"}
@@ -365,7 +417,7 @@ def demo(
 ) -> None:
     """Render clips, train on them, evaluate on clips of other people and places; leave a report in --out.
 
-    For instance: actdet demo --out runs/demo
+    For instance: actdet demo --out runs/demo. Run again to go on after a stop.
 
     Args:
         out: Folder for data, model, metrics.json, report.html and annotated videos.
@@ -379,7 +431,7 @@ def demo(
     from actdet.demo import demo_for
     from actdet.device import choose_device
     from actdet.experiments import describe_setup, describe_training, evaluate_checkpoint, open_setup, train_run
-    from actdet.training import MODEL
+    from actdet.training import LAST, MODEL
 
     place = choose_device(device)
     settings = demo_for(place.type, clips, epochs)
@@ -388,10 +440,11 @@ def demo(
         with tqdm(desc=f"render {name}", unit="clip") as bar:
             render_dataset(folder, config, progress=_total(bar))
     index = _index(out / "data" / "train", settings.model.class_names)
-    with open_setup(index, settings.model, settings.config, device=place) as setup:
+    with open_setup(index, settings.model, settings.config, device=place, command="demo") as setup:
         _say(describe_setup(setup))
         trained = describe_training(setup, len(index.clips))
-        _watch(train_run(setup, list(range(len(index.clips))), [], out, "demo"))
+        begun = (out / MODEL).exists() or (out / LAST).exists()
+        _watch(train_run(setup, list(range(len(index.clips))), [], out, "demo", resume=begun))
     with tqdm(desc="evaluate", unit="clip") as bar:
         metrics = evaluate_checkpoint(
             out / MODEL,
@@ -513,7 +566,7 @@ def _total(bar: tqdm) -> Callable[[int, int], None]:
     return update
 
 
-def _anew(bar: tqdm[Any], name: str, unit: str) -> Callable[[int, int], None]:
+def _anew(bar: tqdm, name: str, unit: str) -> Callable[[int, int], None]:
     """As `_total`, for another kind of work: when it begins the bar does, too."""
     begun = False
 

@@ -172,6 +172,9 @@ class TrainConfig:
     """Gradients are scaled down to this norm."""
     backbone_weights: str = "kinetics"
     """Where the backbone starts: kinetics, none, or a file of R(2+1)D-18 weights, such as another run's model."""
+    init: str | None = None
+    """A finished detector, another run's model.safetensors, to train on, whole; its shape holds, and nothing is read of
+    backbone_weights."""
     auxiliary_weight: float = 0.0
     """Weight of an auxiliary loss that reads a clip's action off the backbone's averaged features, without the
     Transformer: it teaches a backbone that starts from scratch. 2 where there are no Kinetics weights."""

@@ -45,6 +45,7 @@ def seconds_per_clip(model: ModelConfig, config: TrainConfig, dtype: torch.dtype
 
         targets = Targets(torch.zeros(clips, 1).long(), torch.full((clips, 1, 4), 0.5), torch.ones(clips).int())
         batch = Batch(torch.randn(shape).permute(0, 4, 1, 2, 3), targets)
+        seconds = 0.0
         for number in range(2):
             started = time.monotonic()
             step.run(batch, lr=0.0, seed=0, number=number)

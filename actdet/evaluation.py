@@ -64,6 +64,8 @@ def evaluate(
     if not clips:
         raise ActdetError(f"none of the {len(ids)} clips to evaluate on can be read")
     logits, boxes, *fields = map(torch.stack, zip(*(by_clip[clip] for clip in clips), strict=True))
+    if not (logits.isfinite().all() and boxes.isfinite().all()):
+        raise ActdetError("what the detector says is not finite: its weights are damaged, or its training failed")
     final, wanted = Predictions(logits, boxes), Targets(*fields)
     decision = decide(*final, no_object_weight=loss.no_object_weight)
     names = detector.config.class_names

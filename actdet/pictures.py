@@ -16,13 +16,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from actdet.data.ahead import ahead
-from actdet.data.encoding import QUICK, choose_encoder, write_video
+from actdet.data.encoding import QUICK, choose_encoder, read_comment, write_video
 from actdet.data.video import VideoInfo, stream_frames
 
 COLOURS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")  # one a class, then again
 TRUTH = "#ffffff"
 _NO_ACTION = "#bbbbbb"
 _OUTLINE = "black"  # on both sides of a box's line, so that it stands out on walls as bright as itself
+_ANNOTATED = "actdet: annotated"  # what an annotated video says of itself
 _LEAST_WIDTH, _MOST_WIDTH = (
     480,
     1280,
@@ -166,7 +167,12 @@ def annotate_video(
     with closing(drawn()) as pictures:
         encoder = choose_encoder()
         pts = video.pts - video.pts[0]
-        write_video(out, pictures, pts, video.time_base, encoder=encoder, options=QUICK[encoder])
+        write_video(out, pictures, pts, video.time_base, encoder=encoder, options=QUICK[encoder], comment=_ANNOTATED)
+
+
+def is_annotated(path: Path) -> bool:
+    """Whether `annotate_video` wrote the file `path`."""
+    return read_comment(path) == _ANNOTATED
 
 
 class _Found(Protocol):

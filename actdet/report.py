@@ -8,7 +8,6 @@ videos/NAME.mp4     clips with the decided box (class colour) and the annotated 
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from actdet.evaluation import Evaluation
 from actdet.files import write_bytes, write_json
 from actdet.models.decision import THRESHOLD
 from actdet.pictures import TRUTH, Mark, annotate_video, class_colour, data_url, draw, no_action_mark, picture_size
+from actdet.training import read_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -196,7 +196,7 @@ def _curve(log: Path) -> str | None:
     # Only who draws a curve pays for the import.
     from matplotlib.figure import Figure
 
-    records = [json.loads(line) for line in log.read_text().splitlines()]
+    records = read_log(log)
     losses = [r for r in records if "loss" in r]
     validations = [r for r in records if "validation" in r]
     count = bool(losses) + bool(validations)

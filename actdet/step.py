@@ -80,7 +80,7 @@ class TrainStep:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.losses = torch.zeros(len(LOSSES), device=device)
-        self.average = {k: v.clone() for k, v in self._live().items()} if config.ema_decay else {}
+        self.average = {k: v.clone() for k, v in self.live().items()} if config.ema_decay else {}
         self._average_weight = torch.ones((), device=device)
         self._compiled = None
         if mode == "compile":
@@ -116,7 +116,7 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.losses += losses.detach()
-        live = self._live()
+        live = self.live()
         for name, average in self.average.items():
             average.lerp_(live[name], self._average_weight)
 
@@ -148,7 +148,7 @@ class TrainStep:
         cls, l1, giou = losses.cls * cls, losses.l1 * box, losses.giou * box
         return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
 
-    def _live(self) -> dict[str, Tensor]:
+    def live(self) -> dict[str, Tensor]:
         """The detector's parameters and statistics, by name; without the counters, which are no average."""
         named = (*self.detector.named_parameters(), *self.detector.named_buffers())
         return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
@@ -163,7 +163,7 @@ class TrainStep:
             self._swap()
 
     def _swap(self) -> None:
-        live = self._live()
+        live = self.live()
         for name, average in self.average.items():
             kept = live[name].clone()
             live[name].copy_(average)

@@ -5,8 +5,9 @@
 `Trainer.steps()` runs it and yields after every step, so that the caller may show progress or stop and `save()`;
 nothing is printed here. A run's folder holds
     log.jsonl               one line for every LOG_EVERY steps and for every evaluation
-    last.safetensors        the state to go on from (`resume`), written every few minutes and when stopped
-    model.safetensors       the trained detector, written at the end
+    last.safetensors        the state to go on from (`restore`), written every few minutes and when stopped
+    best.safetensors        the detector as it was at the best evaluation, where clips are held out
+    model.safetensors       the trained detector, written at the end, from which a missing evaluation can be made
 Everything random in a step follows from (seed, epoch, number of the step), so on a CPU a resumed run repeats the
 numbers of an uninterrupted one. Of several processes, all run the same steps on their shares of the batches, and the
 first writes.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,16 @@ import torch
 from torch import Tensor, nn
 
 from actdet.account import find_card, step_flop
-from actdet.checkpoints import About, load_weights, read_checkpoint, save_checkpoint
+from actdet.checkpoints import (
+    About,
+    from_json,
+    load_detector,
+    load_weights,
+    read_about,
+    read_checkpoint,
+    save_checkpoint,
+    take_tensor,
+)
 from actdet.config import ModelConfig, TrainConfig
 from actdet.data.augment import Batch
 from actdet.data.loader import ClipLoader
@@ -34,15 +44,18 @@ from actdet.device import choose_precision, choose_step, prepare_device
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation import Evaluation, evaluate
-from actdet.files import write_bytes
+from actdet.files import to_json, write_bytes
+from actdet.metrics import Metrics
 from actdet.models import ActionDetector, load_backbone_weights
 from actdet.models.backbone import choose_convolutions, set_flat
 from actdet.step import LOSSES, TrainStep
 
 LOG_EVERY = 10  # steps between two reads of the losses from the device
-MODEL, LAST = "model.safetensors", "last.safetensors"
+MODEL, LAST, BEST, LOG = "model.safetensors", "last.safetensors", "best.safetensors", "log.jsonl"
 # Settings that change no result of the clips that can be read.
 LAUNCH = ("step", "checkpointing", "workers", "cache", "disk_cache", "bad_files")
+# What of an evaluation is compared between trainings, and drawn.
+FIGURES = ("video_accuracy", "detection_accuracy", "mean_iou", "average_precision")
 SAVE_SECONDS = 300  # least time between two training checkpoints
 
 
@@ -57,8 +70,84 @@ class Progress:
     """The line that this step wrote to the log, if it wrote one."""
 
 
+@dataclass(frozen=True)
+class StoredRun:
+    """What the state in a run's folder says of the run, so that it can go on with nothing else but the data."""
+
+    model: ModelConfig
+    config: TrainConfig
+    training_clips: tuple[str, ...]
+    held_out_clips: tuple[str, ...]
+
+
+def read_run(out: Path) -> StoredRun:
+    """What the run in `out` is. Raises DataError where there is no state to go on from, or none that can be read."""
+    path = _state_path(out)
+    state = _state_of(path, read_about(path))
+    try:
+        return StoredRun(
+            from_json(ModelConfig, state["model"]),
+            from_json(TrainConfig, state["settings"] | state.get("launch", {})),
+            tuple(state["training_clips"]),
+            tuple(state["held_out_clips"]),
+        )
+    except (TypeError, ActdetError) as error:
+        raise DataError(path, f"its description cannot be read: {error}") from error
+
+
+def _state_path(out: Path) -> Path:
+    """The file in `out` from which its run goes on."""
+    # The trained detector is whole, written at the end: what may be missing after it is evaluation and report.
+    for name in (MODEL, LAST):
+        if (out / name).exists():
+            return out / name
+    raise DataError(out, "nothing to resume: it holds no state of a training; begin it without --resume")
+
+
+def _state_of(path: Path, about: About) -> dict[str, Any]:
+    """The state that a checkpoint describes. Raises DataError where it describes none, or one that cannot be."""
+    state = about.training
+    if state is None:
+        raise DataError(path, "holds a trained detector, not the state of a training")
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+    def count(value: Any) -> bool:
+        return type(value) is int and 0 <= value < 2**63
+
+    def number(value: Any) -> bool:
+        return type(value) in (int, float) and math.isfinite(value)
+
+    def left_out(value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            isinstance(error, list) and len(error) == 3 and texts(error[:2]) and (error[2] is None or count(error[2]))
+            for error in value.values()
+        )
+
+    optional: dict[str, Any] = {"left_out": {}, "launch": {}, "best": None, **state}
+    for name, holds in {
+        "step": count,
+        "summed": count,
+        "model": lambda value: isinstance(value, dict),
+        "settings": lambda value: isinstance(value, dict),
+        "launch": lambda value: isinstance(value, dict),
+        "training_clips": texts,
+        "held_out_clips": texts,
+        "left_out": left_out,
+        "scaler": lambda value: isinstance(value, dict) and all(map(number, value.values())),
+        "best": lambda value: value is None or (isinstance(value, list) and all(map(number, value))),
+    }.items():
+        if name not in optional or not holds(optional[name]):
+            raise DataError(path, f"its description cannot be read: {name} of its training is missing or wrong")
+    return optional
+
+
 class Trainer:
-    """One training run: `for progress in trainer.steps(): ...`, then `trainer.finish()`."""
+    """One training run: `for progress in trainer.steps(): ...`, then `trainer.finish()`.
+
+    to_restore: `restore` follows, so that the weights to start from need not be read.
+    """
 
     def __init__(
         self,
@@ -70,6 +159,8 @@ class Trainer:
         out: Path,
         device: torch.device,
         processes: Processes = ALONE,
+        *,
+        to_restore: bool = False,
     ) -> None:
         self.model, self.config, self.loader, self.out, self.device = model, config, loader, out, device
         self.train_ids, self.val_ids, self.processes = train_ids, val_ids, processes
@@ -88,11 +179,14 @@ class Trainer:
         prepare_device(device)
         torch.manual_seed(config.seed)
         detector = ActionDetector(model)
-        load_backbone_weights(detector.backbone, config.backbone_weights)
+        if not to_restore:
+            _start_weights(detector, config)
         set_flat(detector.backbone, choose_convolutions(clip_shape(model, config, processes), device, self.dtype)[0])
         self.train_step = TrainStep(detector, config, device, self.dtype, mode, processes)
         self.detector = self.train_step.detector
         self.step = 0
+        self._best: list[float] | None = None
+        self._trained = False
         self._summed = 0  # steps since the last log line
         self._card = find_card(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         counted = device.type == "cuda" and not config.freeze_backbone  # which has no backward pass
@@ -109,7 +203,7 @@ class Trainer:
             self.share_left_out()
             if self.val_ids and epoch and not done and epoch % self.config.eval_every == 0:
                 self._check_finite()
-                self._log({"epoch": epoch, "step": self.step, "validation": asdict(self.evaluate().metrics)})
+                self._note(epoch, self.evaluate().metrics)
             self._since, self._clips, self._waited = time.monotonic(), 0, 0.0
             batches = self.loader.train_batches(self.train_ids, self.config, epoch, done, self.processes)
             for batch in self._timed(batches):
@@ -146,15 +240,30 @@ class Trainer:
         Raises ActdetError, and writes nothing, where it is not finite.
         """
         self._check_finite()
-        if self.processes.rank == 0:
+        if self.processes.rank == 0 and not self._trained:
             with self.train_step.averaged():
-                save_checkpoint(self.out / MODEL, self._model_tensors(), self._about())
+                save_checkpoint(self.out / MODEL, self._model_tensors(), self._about(self._training()))
         evaluation = self.evaluate() if self.val_ids else None
         if evaluation is not None:
-            self._log({"epoch": self.config.epochs, "step": self.step, "validation": asdict(evaluation.metrics)})
+            self._note(self.config.epochs, evaluation.metrics)
         if self.processes.rank == 0:
             (self.out / LAST).unlink(missing_ok=True)
         return evaluation
+
+    def _note(self, epoch: int, metrics: Metrics) -> None:
+        """Log an evaluation, and keep the detector that it is of where it is the best one yet."""
+        self._log({"epoch": epoch, "step": self.step, "validation": asdict(metrics)})
+        figures = (metrics.detection_accuracy, metrics.video_accuracy, metrics.mean_iou)
+        reached = [-1.0 if figure is None else figure for figure in figures]
+        if self._best is not None and reached <= self._best:
+            return
+        # A folder that holds the best detector holds a state, too, so that its run can always go on.
+        if not self._trained and self.step < self.total_steps:
+            self.save()
+        self._best = reached
+        if self.processes.rank == 0:
+            with self.train_step.averaged():
+                save_checkpoint(self.out / BEST, self._model_tensors(), self._about())
 
     def share_left_out(self) -> None:
         """What one process could not read no other one shows any more."""
@@ -208,10 +317,10 @@ class Trainer:
     def _log(self, record: dict[str, Any]) -> None:
         if self.processes.rank:
             return
-        path = self.out / "log.jsonl"
+        path = self.out / LOG
         try:
             with open(path, "a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(to_json(path, record) + "\n")
         except OSError as error:
             raise DataError(path, f"cannot be written: {error.strerror}") from error
 
@@ -227,29 +336,41 @@ class Trainer:
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
         tensors |= {f"clip_head.{name}": value for name, value in self.train_step.clip_head.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.train_step.average.items()}
-        training = {
+        save_checkpoint(self.out / LAST, tensors, self._about(self._training()))
+
+    def keep(self) -> Path:
+        """Save the state, where it is not in the trained detector already, and return the file that holds it."""
+        if self.processes.rank == 0 and (self.out / MODEL).exists():
+            return self.out / MODEL
+        self.save()
+        return self.out / LAST
+
+    def _training(self) -> dict[str, Any]:
+        """What a checkpoint says of the run, beside its tensors."""
+        settings = asdict(self.config)
+        return {
             "step": self.step,
             "summed": self._summed,
             "scaler": self.train_step.scaler.state_dict(),
+            "best": self._best,
             "left_out": {
                 self.loader.index.clips[clip].name: (error.path, error.problem, error.line)
                 for clip, error in self.loader.left_out.items()
             },
+            "launch": {name: settings[name] for name in LAUNCH},
             **self._identity(),
         }
-        save_checkpoint(self.out / LAST, tensors, self._about(training))
 
     def restore(self) -> None:
-        """Go on from `last.safetensors` in the run's folder.
+        """Go on from `last.safetensors` in the run's folder, or, where it is there already, `model.safetensors`.
 
-        Raises DataError where it is missing or not whole, or belongs to other settings or other clips.
+        Raises DataError where both are missing or not whole, or belong to other settings or other clips.
         """
-        path = self.out / LAST
-        if not path.exists() and (self.out / MODEL).exists():
-            raise DataError(self.out, f"nothing to resume: this run is finished, its result is {MODEL}")
+        path = _state_path(self.out)
         tensors, about = read_checkpoint(path)
-        state = about.training
-        if state is None:
+        state = _state_of(path, about)
+        trained = path.name == MODEL
+        if not trained and "losses" not in tensors:
             raise DataError(path, "holds a trained detector, not the state of a training")
         for name, value in json.loads(json.dumps(self._identity())).items():
             for setting in value if isinstance(value, dict) else ():
@@ -259,35 +380,57 @@ class Trainer:
                         f"a checkpoint of another configuration: {setting} was "
                         f"{state[name].get(setting)}, is now {value[setting]}",
                     )
-            if state[name] != value:
+            if isinstance(value, list) and state[name] != value:
                 raise DataError(path, f"a checkpoint of other {name.replace('_', ' ')}: the data set has changed")
         if about.reader != (reader := self.loader.reader.name):
             raise DataError(
                 path, f"its clips were decoded by {about.reader}, here they would be by {reader}: see --reader"
             )
-        step = self.train_step
+        if state["step"] > self.total_steps or (trained and state["step"] < self.total_steps):
+            raise DataError(path, f"its step {state['step']} is not one of a run of {self.total_steps} steps")
         load_weights(self.detector, tensors, path)
-        step.clip_head.load_state_dict({name: tensors[f"clip_head.{name}"] for name in step.clip_head.state_dict()})
-        for name, value in step.average.items():
-            value.copy_(tensors[f"average.{name}"])
-        for number, parameter in enumerate(step.parameters):
-            prefix = f"optimizer.{number}."
-            step.optimizer.state[parameter] = {
-                # Fused AdamW walks memory, not indices: its averages must lie as the parameter does (channels last).
-                name.removeprefix(prefix): torch.empty_like(parameter).copy_(value)
-                if value.ndim
-                else value.to(self.device)
-                for name, value in tensors.items()
-                if name.startswith(prefix)
-            }
-        if state["scaler"]:  # empty where the run was not in float16 before
-            step.scaler.load_state_dict(state["scaler"])
-        step.losses.copy_(tensors["losses"])
+        if trained:
+            live = self.train_step.live()
+            for name, value in self.train_step.average.items():
+                value.copy_(live[name])
+        else:
+            self._restore_state(path, tensors, state)
+        self._trained, self._best = trained, state["best"]
         self._summed, self.step = state["summed"], state["step"]
         numbers = {clip.name: number for number, clip in enumerate(self.loader.index.clips)}
-        self.loader.left_out = {numbers[name]: DataError(*error) for name, error in state.get("left_out", {}).items()}
+        self.loader.left_out = {
+            numbers[name]: DataError(*error) for name, error in state["left_out"].items() if name in numbers
+        }
         if self.processes.rank == 0:
             self._cut_log()
+
+    def _restore_state(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Take over what only training needs. Raises DataError for what does not fit."""
+        step = self.train_step
+
+        def take(name: str, wanted: Tensor) -> Tensor:
+            return take_tensor(tensors, name, name, wanted, path)
+
+        head = step.clip_head.state_dict()
+        step.clip_head.load_state_dict({name: take(f"clip_head.{name}", value) for name, value in head.items()})
+        for name, value in step.average.items():
+            value.copy_(take(f"average.{name}", value))
+        for number, parameter in enumerate(step.parameters):
+            # A run that was saved before its first step has none.
+            if f"optimizer.{number}.step" not in tensors:
+                continue
+            count = take(f"optimizer.{number}.step", torch.zeros(()))
+            step.optimizer.state[parameter] = {"step": count.to(self.device)}
+            for average in ("exp_avg", "exp_avg_sq"):
+                # Fused AdamW walks memory, not indices: its averages must lie as the parameter does (channels last).
+                value = torch.empty_like(parameter).copy_(take(f"optimizer.{number}.{average}", parameter))
+                step.optimizer.state[parameter][average] = value
+        step.losses.copy_(take("losses", step.losses))
+        # Empty where the run was not in float16 before.
+        if state["scaler"]:
+            if step.scaler.is_enabled() and state["scaler"].keys() != step.scaler.state_dict().keys():
+                raise DataError(path, "its description cannot be read: scaler of its training is wrong")
+            step.scaler.load_state_dict(state["scaler"])
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a resumed run to be the same run."""
@@ -308,18 +451,18 @@ class Trainer:
         return {f"model.{name}": tensor for name, tensor in self.detector.state_dict().items()}
 
     def _cut_log(self) -> None:
-        """Drop the log lines past the restored state, which will be written again, and a last one that is not whole.
+        """Drop the log lines past the restored state, which will be written again, and those that are none.
 
         The evaluation after an epoch's last step comes after its checkpoint.
         """
-        path = self.out / "log.jsonl"
+        path = self.out / LOG
         if path.exists():
-            kept = []
-            for line in path.read_text().splitlines(keepends=True):
-                record = json.loads(line) if line.endswith("\n") else {"step": math.inf}
-                if record["step"] < self.step or (record["step"] == self.step and "loss" in record):
-                    kept.append(line)
-            write_bytes(path, "".join(kept).encode())
+            kept = [
+                record
+                for record in read_log(path)
+                if record["step"] < self.step or (record["step"] == self.step and "loss" in record)
+            ]
+            write_bytes(path, "".join(to_json(path, record) + "\n" for record in kept).encode())
 
     def _check_finite(self) -> None:
         norm = nn.utils.get_total_norm(p.detach() for p in self.train_step.parameters)
@@ -331,8 +474,53 @@ class Trainer:
         kept = f"the state before it is in {last}" if last.exists() else "no checkpoint had been written before it"
         return ActdetError(
             f"the loss or the weights are not finite at step {self.step} of {self.total_steps}: "
-            f"lower --lr, or use --precision fp32; {kept}"
+            f"lower lr, or use precision fp32; {kept}"
         )
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a training's log, in order, without lines that are none, such as half a last one."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+            # Which refuses NaN and infinity, that Python reads though JSON has neither.
+            json.dumps(record, allow_nan=False)
+        except (ValueError, RecursionError):
+            continue
+        if _is_record(record):
+            records.append(record)
+    return records
+
+
+def _is_record(record: Any) -> bool:
+    def numbers(value: Any, names: Iterable[str]) -> bool:
+        return isinstance(value, dict) and all(type(value.get(name)) in (int, float) for name in names)
+
+    if not numbers(record, ("step", "epoch")):
+        return False
+    if "loss" in record:
+        return numbers(record["loss"], LOSSES)
+    return isinstance(record.get("validation"), dict) and record["validation"].keys() >= set(FIGURES)
+
+
+def _start_weights(detector: ActionDetector, config: TrainConfig) -> None:
+    """Fill a new detector with what its training is to start from."""
+    if config.init is None:
+        load_backbone_weights(detector.backbone, config.backbone_weights)
+        return
+    path = Path(config.init)
+    found, about = load_detector(path)
+    for name, value in asdict(detector.config).items():
+        stored = getattr(about.model, name)
+        # These two are of the training, not of the weights.
+        if name not in ("dropout", "deep_supervision") and value != stored:
+            raise DataError(path, f"a detector of another configuration: {name} is {stored}, asked for is {value}")
+    detector.load_state_dict(found.state_dict())
 
 
 def clip_shape(model: ModelConfig, config: TrainConfig, processes: Processes) -> tuple[int, ...]:

@@ -75,6 +75,15 @@ def write_video(
         _check_times(out, temporary, pts, time_base)
 
 
+def read_comment(path: Path) -> str:
+    """The `comment` that `write_video` left in `path`; nothing where there is none, or no video."""
+    try:
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            return container.metadata.get("comment", "")
+    except (FFmpegError, OSError, ValueError):
+        return ""
+
+
 def _average_rate(pts: np.ndarray, time_base: Fraction) -> Fraction:
     seconds = int(pts[-1] - pts[0]) * time_base
     rate = (len(pts) - 1) / seconds if seconds else Fraction(1)

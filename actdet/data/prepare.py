@@ -17,17 +17,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
-from av.error import FFmpegError
 
 from actdet.config import BOUNDS, check_bounds
 from actdet.data._processes import run_all, while_wanted
-from actdet.data.encoding import choose_encoder, write_video
+from actdet.data.encoding import choose_encoder, read_comment, write_video
 from actdet.data.index import Clip, ClipIndex, Progress, load_index
 from actdet.data.video import VideoInfo, decode_frames, sample_frames, stream_frames
 from actdet.errors import ActdetError, DataError
-from actdet.files import any_within, is_abandoned, write_bytes
+from actdet.files import any_within, check_own, remove_abandoned, sole_writer, write_bytes
 
 # What is lost is far below what training's colour jitter adds: on 30 real clips 39.8 dB of PSNR, 1.9 of 255 off on
 # average, of which 4:2:0 colour alone is 0.6 (VP9: 40.2 dB, 1.8). B-frames would make the files 15 % smaller, and the
@@ -89,13 +87,20 @@ def prepare_dataset(
     keeps its own start under `if __name__ == "__main__":`.
 
     Raises DataError for a video that does not decode or a file that cannot be written, ActdetError where `out` is
-    within the data set, or holds anything but clips of `source` prepared with the same settings.
+    within the data set, or holds anything but clips of `source` prepared with the same settings, or another process
+    writes to it.
     """
     out = Path(out)
     _check_apart(source.root, out)
+    with sole_writer(out):
+        return _prepare(source, out, config, progress)
+
+
+def _prepare(source: ClipIndex, out: Path, config: PrepareConfig, progress: Progress | None) -> Prepared:
     texts = {clip.name: _scaled_annotations(clip, source.root, config.short_side) for clip in source.clips}
     stamps = {clip.name: _stamp(clip, config) for clip in source.clips}
     done = _find_prepared(out, source, config, stamps)
+    _check_annotations(out, texts)
     for folder in ("videos", "annotations"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
@@ -125,6 +130,17 @@ def prepared_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     share = min(Fraction(1), Fraction(short_side, min(width, height)))
     width, height = (max(2, min(round(side * share / 2), side // 2) * 2) for side in (width, height))
     return width, height
+
+
+def _check_annotations(out: Path, texts: dict[str, str | None]) -> None:
+    """ActdetError for an annotation file in `out` that is neither this command's nor says what it would write."""
+
+    def is_own(path: Path) -> bool:
+        text = texts[path.stem]
+        # A video that is there was made by this command, and so was what lies beside it.
+        return _target(out, path.stem).exists() or (text is not None and path.read_bytes() == text.encode())
+
+    check_own((out / "annotations" / f"{name}.txt" for name in texts), is_own)
 
 
 def _target(out: Path, name: str) -> Path:
@@ -179,7 +195,7 @@ def _find_prepared(out: Path, source: ClipIndex, config: PrepareConfig, stamps: 
                 raise ActdetError(f"{path}: {source.root} has no such clip; remove it, or give a new folder")
             if suffix == ".txt":
                 continue
-            stamp = _read_stamp(path)
+            stamp = read_comment(path)
             settings, _, _ = stamp.removeprefix("actdet prepare: ").partition(";")
             if settings != _settings(config):
                 found = settings if settings != stamp else "not by this command"
@@ -187,14 +203,6 @@ def _find_prepared(out: Path, source: ClipIndex, config: PrepareConfig, stamps: 
             if stamp == stamps[path.stem]:
                 done.add(path.stem)
     return done
-
-
-def _read_stamp(path: Path) -> str:
-    try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
-            return container.metadata.get("comment", "")
-    except (FFmpegError, OSError, ValueError):
-        return ""
 
 
 _Job = tuple[VideoInfo, Path, PrepareConfig, str]
@@ -210,18 +218,13 @@ def _encode_all(jobs: Sequence[_Job], out: Path, workers: int, total: int, progr
     show(0)
     if not jobs:
         return
-    _remove_partial(out)
+    videos = out / "videos"
+    remove_abandoned(videos)
     try:
         run_all(_encode, sorted(jobs, key=lambda job: -len(job[0].pts)), workers, show)
     finally:
-        _remove_partial(out)
-
-
-def _remove_partial(out: Path) -> None:
-    """What a process that was killed has left of its clip."""
-    for path in (out / "videos").iterdir():
-        if is_abandoned(path):
-            path.unlink(missing_ok=True)
+        # Of a process that was killed.
+        remove_abandoned(videos)
 
 
 def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -> None:

@@ -7,9 +7,8 @@ The result has the project's data format: `videos/NAME.webm` and `annotations/NA
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from actdet.data._motions import EVERYDAY, Act, Prop, Rng, seated, stand, stroll
 from actdet.data._places import Place, invent_place, paint_place
 from actdet.data._processes import run_all, while_wanted
 from actdet.errors import ActdetError
+from actdet.files import read_json, remove_abandoned, replacing, sole_writer, write_bytes, write_json
 
 _CLASSES = ("fight", "collapse", "none")
 _CAST, _PLACES = 48, 24
@@ -54,21 +54,49 @@ class RenderConfig:
 
 
 def render_dataset(out: Path, config: RenderConfig, *, progress: Callable[[int, int], None] | None = None) -> None:
-    """Write `config.clips` clips below `out`; `progress(done, total)` is called after each of them."""
-    _check(out, config)
+    """Write `config.clips` clips below `out`; `progress(done, total)` is called after each of them.
+
+    Clips that an earlier call with the same settings has written are kept. Raises ActdetError where `out` holds other
+    videos or annotations, or another process writes to it.
+    """
+    _check(config)
+    with sole_writer(out):
+        _claim(out, config)
+        for folder in ("videos", "annotations"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+            remove_abandoned(out / folder)
+        # A clip's video is written last.
+        done = {path.stem.rpartition("_")[2] for path in (out / "videos").glob("*.webm")}
+        jobs = [(config, i, out) for i in range(config.clips) if f"{i:04d}" not in done]
+        kept = config.clips - len(jobs)
+        if progress:
+            progress(kept, config.clips)
+        if jobs:
+            run_all(_render_clip, jobs, config.workers, lambda count: progress and progress(kept + count, config.clips))
+
+
+def _claim(out: Path, config: RenderConfig) -> None:
+    """Note in `out` what is rendered; ActdetError where it holds anything else."""
+    path = out / "rendered.json"
+    mine = {name: value for name, value in asdict(config).items() if name != "workers"}
+    if read_json(path) == mine:
+        return
     for folder in ("videos", "annotations"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    jobs = [(config, i, out) for i in range(config.clips)]
-    run_all(_render_clip, jobs, config.workers, lambda done: progress and progress(done, config.clips))
+        if (out / folder).is_dir() and any((out / folder).iterdir()):
+            of_others = f", and was not rendered with these settings (see {path})" if path.exists() else ""
+            raise ActdetError(
+                f"{out / folder} is not empty{of_others}: give a new folder, or remove the old data first"
+            )
+    if path.exists() and not (isinstance(found := read_json(path), dict) and found.keys() == mine.keys()):
+        raise ActdetError(f"{path} was not written by this command, and would be replaced: give another folder")
+    write_json(path, mine)
 
 
-def _check(out: Path, config: RenderConfig) -> None:
+def _check(config: RenderConfig) -> None:
     check_bounds(vars(config), _BOUNDS)
     for name in ("width", "height"):
         if getattr(config, name) % 2:
             raise ActdetError(f"{name} must be even, got {getattr(config, name)}")
-    if (out / "videos").is_dir() and any((out / "videos").iterdir()):
-        raise ActdetError(f"{out / 'videos'} is not empty: give a new folder, or remove the old data first")
 
 
 @dataclass(frozen=True)
@@ -95,23 +123,18 @@ def _render_clip(config: RenderConfig, index: int, out: Path) -> None:
     label = ""
     if _CLASSES[category] != "none":
         label = " ".join([str(category), *(f"{edge:.1f}" for edge in box_of(clip.actors, clip.lens, size))]) + "\n"
-    (out / "annotations" / f"{clip.name}.txt").write_text(label)
+    write_bytes(out / "annotations" / f"{clip.name}.txt", label.encode())
     _write_video(out / "videos" / f"{clip.name}.webm", frames, config)
 
 
 def _write_video(path: Path, frames: Iterable[Frame], config: RenderConfig) -> None:
-    """Encode under a temporary name, so that no half-written video ever has the final one."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with av.open(str(partial), "w", format="webm") as container:
-            stream = container.add_stream("libvpx-vp9", rate=Fraction(config.fps), options=_ENCODER)
-            stream.width, stream.height, stream.pix_fmt = config.width, config.height, "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Encode a clip, all of it or nothing."""
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="webm") as container:
+        stream = container.add_stream("libvpx-vp9", rate=Fraction(config.fps), options=_ENCODER)
+        stream.width, stream.height, stream.pix_fmt = config.width, config.height, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 @cache

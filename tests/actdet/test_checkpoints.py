@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -16,6 +17,7 @@ import torch
 from command import small_disk
 from torch import Tensor
 
+from actdet import checkpoints
 from actdet.checkpoints import About, load_detector, load_weights, read_about, read_checkpoint, save_checkpoint
 from actdet.config import LossConfig, ModelConfig
 from actdet.errors import DataError
@@ -141,6 +143,22 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "an unknown setting": (lambda d: _with_header(d, lambda e: e["model"].update(heads=3)), "description"),
     "an impossible setting": (lambda d: _with_header(d, lambda e: e["model"].update(queries=0)), "queries"),
     "a setting of another type": (lambda d: _with_header(d, lambda e: e["model"].update(queries="x")), "description"),
+    "a whole number with a point": (lambda d: _with_header(d, lambda e: e["model"].update(frames=8.0)), "frames"),
+    "a truth for a number": (lambda d: _with_header(d, lambda e: e["model"].update(queries=True)), "queries"),
+    "a number for a truth": (lambda d: _with_header(d, lambda e: e["model"].update(deep_supervision=1)), "deep_"),
+    "a number for names": (lambda d: _with_header(d, lambda e: e["model"].update(class_names=[1, 2])), "class_names"),
+    "text for names": (lambda d: _with_header(d, lambda e: e["model"].update(class_names="ab")), "class_names"),
+    "NaN": (lambda d: _with_header(d, lambda e: e["loss"].update(l1_weight=float("nan"))), "l1_weight"),
+    "a length of nothing": (lambda d: _with_header(d, lambda e: e.update(clip_seconds=0)), "clip_seconds"),
+    "a length below nothing": (lambda d: _with_header(d, lambda e: e.update(clip_seconds=-3.0)), "clip_seconds"),
+    "an endless length": (lambda d: _with_header(d, lambda e: e.update(clip_seconds=float("inf"))), "clip_seconds"),
+    "a length in words": (lambda d: _with_header(d, lambda e: e.update(clip_seconds="long")), "clip_seconds"),
+    "a reader that is a number": (lambda d: _with_header(d, lambda e: e.update(reader=3)), "reader"),
+    "clips that are text": (lambda d: _with_header(d, lambda e: e.update(held_out="abc")), "held_out"),
+    "a training that is a list": (lambda d: _with_header(d, lambda e: e.update(training=[1])), "training"),
+    "a model that is a list": (lambda d: _with_header(d, lambda e: e.update(model=[1])), "ModelConfig"),
+    "no length": (lambda d: _with_header(d, lambda e: e.pop("clip_seconds") and None), "description"),
+    "JSON without an end": (lambda d: _with_header(d, lambda e: "[" * 100_000), "description"),
     "a header that is no JSON": (lambda d: _with_header(d, lambda e: "{nothing"), "description"),
     "a header that is a list": (lambda d: _with_header(d, lambda e: "[1]"), "description"),
 }
@@ -191,6 +209,58 @@ def test_tensors_of_another_configuration_are_refused(
     with pytest.raises(DataError, match=f"^{path}: a checkpoint of another configuration: .*{word}") as caught:
         load_detector(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"decoder_layers": 10**6}, "decoder_layers"),
+        ({"encoder_layers": 10**9}, "encoder_layers"),
+        ({"queries": 10**12}, "queries"),
+        ({"frames": 8 * 10**9}, "(positions|frames)"),
+        ({"class_names": list("abcd")}, "class_head"),
+        ({"decoder_layers": 2}, "it has no decoder.1"),
+    ],
+    ids=str,
+)
+def test_what_a_description_says_is_compared_with_the_tensors_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], word: str
+) -> None:
+    path = tmp_path / "c.safetensors"
+    tensors = {f"model.{name}": value for name, value in ActionDetector(SMALL).state_dict().items()}
+    save_checkpoint(path, tensors, ABOUT)
+    path.write_bytes(_with_header(path.read_bytes(), lambda entry: entry["model"].update(changes)))
+    # Tensors of the device "meta" take no memory.
+    monkeypatch.setattr(checkpoints, "read_checkpoint", None)
+    with pytest.raises(DataError, match=f"^{path}: .*{word}"):
+        load_detector(path)
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (torch.full((12, 256), torch.nan), "queries holds numbers that are not finite"),
+        (torch.full((12, 256), -torch.inf, dtype=torch.float16), "queries holds numbers that are not finite"),
+        (torch.zeros(12, 256, dtype=torch.int64), "queries holds torch.int64"),
+        (torch.zeros(12, 256, dtype=torch.bool), "queries holds torch.bool"),
+    ],
+    ids=["NaN", "infinite halves", "integers", "truths"],
+)
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: Tensor, word: str) -> None:
+    path = tmp_path / "c.safetensors"
+    tensors = {f"model.{name}": value for name, value in ActionDetector(SMALL).state_dict().items()}
+    save_checkpoint(path, tensors | {"model.queries": value}, ABOUT)
+    with pytest.raises(DataError, match=f"^{path}: .*{word}"):
+        load_detector(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_description_that_json_lacks_is_not_written(tmp_path: Path, value: float) -> None:
+    with pytest.raises(DataError, match="not finite"):
+        save_checkpoint(tmp_path / "c", {}, replace(ABOUT, clip_seconds=value))
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.usefixtures("tiny_backbone")

@@ -63,6 +63,7 @@ def test_render_made_a_data_set_that_check_finds_good(actdet_command: Actdet, re
 @pytest.mark.usefixtures("tiny_backbone")
 def test_train_leaves_model_report_and_log(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
+        "best.safetensors",
         "log.jsonl",
         "metrics.json",
         "model.safetensors",

@@ -132,7 +132,7 @@ def test_a_video_that_is_corrupt_in_the_middle_stops_the_training(
     assert complaint.startswith(f"{video}: ")
     assert "damaged" in complaint
     assert (
-        f"leave it out by --bad-files skip, and go on by the same command (train: --resume); the state is in {out}"
+        f"leave it out by --bad-files skip, and go on by the same command with --resume; the state is in {out}"
         in complaint
     )
     assert not (out / "model.safetensors").exists()
@@ -149,7 +149,7 @@ def test_a_cross_validation_goes_on_without_a_bad_video(actdet_command: Actdet, 
     text = data / "annotations" / f"{video.stem}.txt"
     text.write_text(text.read_text() and "0 1 2 30 40")
     arguments = ("crossval", data, "--folds", 2, "--epochs", 1, "--out", tmp_path / "cv", *OPTIONS)
-    assert "by the same command" in actdet_command(*arguments).complaint()
+    assert "and go on by the same command; the state is" in actdet_command(*arguments).complaint()
     outcome = actdet_command(*arguments, "--bad-files", "skip")
     assert outcome.code == 0, outcome.err
     assert f"left out: {video}: " in outcome.out
@@ -293,7 +293,7 @@ def test_a_stopped_training_saves_and_goes_on(
     match = re.fullmatch(saying, complaints[0])
     assert match
     assert match[2] == str(out / "last.safetensors")
-    assert {path.name for path in out.iterdir()} <= {"last.safetensors", "log.jsonl"}
+    assert {path.name for path in out.iterdir()} <= {"last.safetensors", "best.safetensors", "log.jsonl"}
     assert read_about(out / "last.safetensors").training["step"] == int(match[1])  # pyright: ignore
     assert (out / "last.safetensors").stat().st_size > (1 if tiny else 3 * 4 * 30e6)  # 30 M weights, two averages
     assert not _leftovers(tmp_path)

@@ -21,13 +21,13 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 from actdet import step as stepping
 from actdet import training
 from actdet.account import Card
-from actdet.checkpoints import load_detector, read_checkpoint
+from actdet.checkpoints import load_detector, read_about, read_checkpoint, save_checkpoint
 from actdet.config import NO_AUGMENTATION, AugmentConfig, LossConfig, ModelConfig, TrainConfig
 from actdet.data.index import load_index
 from actdet.data.loader import ClipLoader
 from actdet.data.readers import PyAVReader
 from actdet.errors import ActdetError, DataError
-from actdet.training import LAST, MODEL, Trainer, learning_rate
+from actdet.training import BEST, LAST, LOG, MODEL, Trainer, learning_rate, read_log, read_run
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -227,7 +227,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     [
         ("plain", 1, 0),
         ("plain", 3, 0),
-        ("plain", 5, 3),
+        ("plain", 3, 2),
         ("plain", 8, 0),
         ("all", 4, 0),
         ("all", 6, 1),
@@ -316,14 +316,36 @@ def test_a_run_saves_itself_now_and_then_and_goes_on_from_there(
     assert _numbers(resumed) == _numbers(whole)
 
 
-def test_half_a_line_at_the_end_of_the_log_does_not_stop_a_resume(make: MakeTrainer) -> None:
-    trainer = make()
-    _run(trainer, until=3)
-    trainer.save()
-    (trainer.out / "log.jsonl").write_text('{"step": 2, "loss": {}}\n{"step": 3, "lo')
+_LOSS = {"total": 1.5, "cls": 0.25, "l1": 0.125, "giou": 0.5, "auxiliary": 0.0}
+LINES = {
+    "half a line": '{"step": 3, "lo',
+    "not of JSON": "hello\n",
+    "nothing": "\n",
+    "a list": "[1, 2]\n",
+    "a number": "7\n",
+    "no step": '{"epoch": 1, "loss": {}}\n',
+    "a step that is text": json.dumps({"epoch": 1, "step": "2", "loss": _LOSS}) + "\n",
+    "an empty loss": '{"epoch": 1, "step": 2, "loss": {}}\n',
+    "a loss that is text": json.dumps({"epoch": 1, "step": 2, "loss": _LOSS | {"cls": "low"}}) + "\n",
+    "NaN": json.dumps({"epoch": 1, "step": 2, "loss": _LOSS | {"cls": math.nan}}) + "\n",
+    "infinity": '{"epoch": 1e999, "step": 2, "validation": {}}\n',
+    "not of UTF-8": b"\xff\xfe\x00\n".decode("latin-1"),
+    "deep": "[" * 100_000 + "\n",
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+def test_a_line_of_the_log_that_is_none_keeps_no_run_from_going_on(
+    make: MakeTrainer, stopped: Trainer, line: str
+) -> None:
+    path = stopped.out / LOG
+    good = json.dumps({"epoch": 1.0, "step": 3, "lr": 1e-3, "loss": _LOSS}) + "\n"
+    path.write_bytes((good + line).encode("latin-1"))
     resumed = make()
     resumed.restore()
-    assert (resumed.out / "log.jsonl").read_text() == '{"step": 2, "loss": {}}\n'
+    assert path.read_text() == good
+    path.write_bytes((line + ("\n" * (not line.endswith("\n"))) + good).encode("latin-1"))
+    assert read_log(path) == [json.loads(good)]
 
 
 def test_two_runs_of_a_seed_are_the_same_and_of_two_seeds_are_not(make: MakeTrainer) -> None:
@@ -370,18 +392,182 @@ def test_another_run_cannot_be_resumed(
 def test_what_is_not_there_cannot_be_resumed(make: MakeTrainer, stopped: Trainer) -> None:
     with pytest.raises(DataError) as caught:
         make("nowhere").restore()
-    assert _one_line(caught).endswith("nowhere/last.safetensors: no such checkpoint")
+    assert "nowhere: nothing to resume: it holds no state of a training" in _one_line(caught)
     resumed = make()
     resumed.restore()
     _run(resumed)
     resumed.finish()
-    with pytest.raises(DataError) as caught:
-        make().restore()
-    assert "this run is finished" in _one_line(caught)
-    shutil.copy(stopped.out / MODEL, stopped.out / LAST)
+    (stopped.out / MODEL).rename(stopped.out / LAST)
     with pytest.raises(DataError) as caught:
         make().restore()
     assert "not the state of a training" in _one_line(caught)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_trained_detector_that_was_not_evaluated_is_evaluated(
+    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch, ema_decay: float
+) -> None:
+    whole, killed = (make(out, ema_decay=ema_decay, eval_every=1) for out in ("whole", "killed"))
+    _run(whole)
+    wanted = whole.finish()
+    _run(killed)
+
+    def die(self: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", die)
+        with pytest.raises(KeyboardInterrupt):
+            killed.finish()
+    before = (killed.out / MODEL).read_bytes()
+    again = make("killed", ema_decay=ema_decay, eval_every=1)
+    again.restore()
+    assert list(again.steps()) == []
+    found = again.finish()
+    assert wanted is not None
+    assert found is not None
+    assert found.metrics == wanted.metrics
+    assert _numbers(again) == _numbers(whole)
+    assert (again.out / MODEL).read_bytes() == before
+    assert {path.name for path in again.out.iterdir()} == {path.name for path in whole.out.iterdir()}
+
+
+def test_start_weights_are_not_read_again(make: MakeTrainer, stopped: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(training, "load_backbone_weights", gone)
+    with pytest.raises(AssertionError):
+        make("new")
+    resumed = Trainer(
+        MODEL_CONFIG, CONFIG, stopped.loader, TRAIN_IDS, VAL_IDS, stopped.out, torch.device("cpu"), to_restore=True
+    )
+    resumed.restore()
+    _assert_same(_state(resumed), _state(stopped))
+
+
+def test_a_stored_run_says_what_it_is(make: MakeTrainer) -> None:
+    settings = {
+        "warmup": 1.0,
+        "workers": 0,
+        "checkpointing": True,
+        "ema_decay": 0.5,
+        "augment": AugmentConfig(jitter=False, mixup=0.5),
+        "loss": LossConfig(l1_weight=1.0),
+    }
+    trainer = make(model=replace(MODEL_CONFIG, dropout=0.25), **settings)
+    _run(trainer, until=2)
+    trainer.save()
+    stored = read_run(trainer.out)
+    assert (stored.model, stored.config) == (trainer.model, trainer.config)
+    names = [clip.name for clip in trainer.loader.index.clips]
+    assert [*stored.training_clips, *stored.held_out_clips] == [names[i] for i in (*TRAIN_IDS, *VAL_IDS)]
+
+
+@pytest.mark.parametrize(
+    ("figures", "best"),
+    [
+        ([(0.5, 0.5, 0.5), (0.4, 0.9, 0.9), (0.3, 0.3, 0.3)], 0),
+        ([(0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (0.6, 0.1, 0.1)], 2),
+        ([(0.5, 0.5, 0.5), (0.5, 0.5, 0.6), (0.5, 0.5, 0.55)], 1),
+        ([(0.5, 0.5, None), (0.5, 0.5, 0.0), (0.5, 0.4, 0.9)], 1),
+    ],
+)
+def test_the_detector_of_the_best_evaluation_is_kept(
+    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch, figures: list[tuple[float, ...]], best: int
+) -> None:
+    trainer = make(epochs=3, eval_every=1, ema_decay=0.5)
+    found = iter(figures)
+    weights = []
+    own = Trainer.evaluate
+
+    def evaluate(self: Trainer) -> Any:
+        evaluation = own(self)
+        weights.append({name: value.clone() for name, value in self.train_step.average.items()})
+        names = ("detection_accuracy", "video_accuracy", "mean_iou")
+        return replace(evaluation, metrics=replace(evaluation.metrics, **dict(zip(names, next(found), strict=True))))
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    _run(trainer)
+    trainer.finish()
+    assert len(weights) == 3
+    written = read_checkpoint(trainer.out / BEST)[0]
+    _assert_same({name: written[f"model.{name}"] for name in weights[best]}, weights[best])
+    assert read_about(trainer.out / BEST).training is None
+
+
+def _damaged(path: Path, tensors: dict[str, Any] | None = None, **training: Any) -> None:
+    """Write the state at `path` anew with other tensors (None: without it), and another description."""
+    found, about = read_checkpoint(path)
+    found |= tensors or {}
+    state = {name: value for name, value in ((about.training or {}) | training).items() if value is not None}
+    kept = {name: value for name, value in found.items() if value is not None}
+    save_checkpoint(path, kept, replace(about, training=state))
+
+
+DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
+    "a step of text": ({"step": "4"}, "step"),
+    "a step of a half": ({"step": 4.5}, "step"),
+    "a step below none": ({"step": -1}, "step"),
+    "a step past the end": ({"step": 10**9}, "step 1000000000"),
+    "no step": ({"step": None}, "step"),
+    "no settings": ({"settings": None}, "settings"),
+    "settings that are a list": ({"settings": [1]}, "settings"),
+    "a model that is text": ({"model": "large"}, "model"),
+    "clips that are numbers": ({"training_clips": [1, 2]}, "training_clips"),
+    "left out without a reason": ({"left_out": {"a": []}}, "left_out"),
+    "a scaler of text": ({"scaler": {"scale": "x"}}, "scaler"),
+    "a best of text": ({"best": ["x"]}, "best"),
+    "losses of another shape": ({"tensors": {"losses": torch.zeros(7)}}, "losses"),
+    "no head": ({"tensors": {"clip_head.weight": None}}, "clip_head.weight"),
+    "an average of another shape": ({"tensors": {"optimizer.0.exp_avg": torch.zeros(3)}}, "optimizer.0.exp_avg"),
+    "an average that is gone": ({"tensors": {"optimizer.1.exp_avg_sq": None}}, "optimizer.1.exp_avg_sq"),
+    "NaN": ({"tensors": {"model.queries": torch.full((8, 256), math.nan)}}, "queries"),
+    "infinite averages": ({"tensors": {"clip_head.bias": torch.full((7,), math.inf)}}, "clip_head.bias"),
+    "counts for weights": ({"tensors": {"model.queries": torch.zeros(8, 256, dtype=torch.int64)}}, "queries"),
+}
+
+
+@pytest.mark.parametrize(("damage", "word"), DAMAGES.values(), ids=DAMAGES)
+def test_a_state_that_cannot_be_is_refused_in_one_line(
+    make: MakeTrainer, stopped: Trainer, damage: dict[str, Any], word: str
+) -> None:
+    _damaged(stopped.out / LAST, **damage)
+    with pytest.raises(DataError) as caught:
+        make().restore()
+    message = _one_line(caught)
+    assert message.startswith(f"{stopped.out / LAST}: ")
+    assert word in message
+
+
+def test_a_finished_detector_is_trained_on(make: MakeTrainer) -> None:
+    first = make("first", epochs=1, ema_decay=0.5)
+    _run(first)
+    first.finish()
+    path = first.out / MODEL
+    written = read_checkpoint(path)[0]
+    second = make("second", model=replace(MODEL_CONFIG, dropout=0.5), epochs=5, init=str(path), train=[*range(12)])
+    assert all(torch.equal(value, written[f"model.{name}"]) for name, value in second.detector.state_dict().items())
+    _run(second, until=2)
+    second.save()
+    path.unlink()
+    assert read_run(second.out).config.init == str(path)
+    with pytest.raises(DataError, match="no such checkpoint"):
+        make("third", init=str(path))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"queries": 9}, {"decoder_layers": 2}, {"class_names": ("a", "b")}, {"frames": 16}]
+)
+def test_a_detector_of_another_shape_is_not_trained_on(make: MakeTrainer, changes: dict[str, Any]) -> None:
+    first = make("first", epochs=1)
+    _run(first)
+    first.finish()
+    with pytest.raises(DataError) as caught:
+        make("second", init=str(first.out / MODEL), model=replace(MODEL_CONFIG, **changes))
+    message = _one_line(caught)
+    assert message.startswith(f"{first.out / MODEL}: ")
+    assert next(iter(changes)) in message
 
 
 def test_a_cut_state_cannot_be_resumed(make: MakeTrainer, stopped: Trainer) -> None:
@@ -433,7 +619,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing(
         _drain(steps, trainer, step)
     message = _one_line(caught)
     assert "not finite" in message
-    assert "--lr" in message
+    assert "lower lr" in message
     assert str(trainer.out / LAST) in message
     assert (trainer.out / LAST).read_bytes() == saved
     assert not (trainer.out / MODEL).exists()
@@ -527,7 +713,8 @@ def test_the_finished_model_is_what_was_evaluated(make: MakeTrainer) -> None:
     detector, about = load_detector(trainer.out / MODEL)
     names = [clip.name for clip in trainer.loader.index.clips]
     assert about.held_out == tuple(names[i] for i in VAL_IDS)
-    assert about.training is None
+    assert about.training is not None
+    assert about.training["step"] == 3
     assert about.reader == "pyav"
     assert about.clip_seconds == trainer.loader.index.median_seconds()
     trainer.detector = detector

@@ -1,0 +1,106 @@
+"""Files are replaced whole and only where they are the program's own, and a folder has one writer."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actdet.errors import ActdetError, DataError
+from actdet.files import check_own, read_json, remove_abandoned, sole_writer, temporary_name, write_json
+
+
+def _hold(folder: Path, holding: Event) -> None:
+    with sole_writer(folder):
+        holding.set()
+        signal.pause()
+
+
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with sole_writer(folder):
+        (folder / "mine").touch()
+        with (
+            pytest.raises(ActdetError, match=f"^{folder}: another actdet process is writing there") as caught,
+            sole_writer(folder),
+        ):
+            pass
+        assert "\n" not in str(caught.value)
+        # A folder within is another one.
+        with sole_writer(folder / "part"):
+            pass
+    with sole_writer(folder):
+        pass
+    assert os.listdir(folder) == ["mine"]
+
+
+def test_a_killed_process_is_no_writer(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    holding = spawn.Event()
+    process = spawn.Process(target=_hold, args=(tmp_path, holding))
+    process.start()
+    assert holding.wait(60)
+    with pytest.raises(ActdetError, match="another actdet process"), sole_writer(tmp_path):
+        pass
+    process.kill()
+    process.join()
+    assert os.listdir(tmp_path) == [".actdet-lock"]
+    with sole_writer(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_folder_that_was_made_in_vain_goes(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "old").mkdir()
+    for name in ("old", "new"):
+        with pytest.raises(error), sole_writer(tmp_path / name):
+            raise error
+    assert os.listdir(tmp_path) == ["old"]
+    assert os.listdir(tmp_path / "old") == []
+
+
+def test_only_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    dead = 2**22 + 1  # above the largest process id
+    left = [f".a.{dead}.partial.mp4", f".last.{dead}.partial.safetensors", f".b c.{dead}.partial"]
+    kept = [temporary_name(Path("a.mp4")), "a.mp4", ".a.partial.mp4", f"a.{dead}.partial.mp4", f".a.{dead}.mp4"]
+    for name in (*left, *kept):
+        (tmp_path / name).touch()
+    remove_abandoned(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    remove_abandoned(tmp_path / "missing")
+
+
+def test_what_others_wrote_is_not_replaced(tmp_path: Path) -> None:
+    own, other, link = tmp_path / "own", tmp_path / "other", tmp_path / "link"
+    own.write_text("mine")
+    other.write_text("yours")
+    link.symlink_to("nowhere")
+    missing = tmp_path / "missing"
+    check_own([own, missing], lambda path: path.read_text() == "mine")
+    for foreign in (other, link):
+        with pytest.raises(ActdetError, match=f"^{foreign} was not written by this command"):
+            check_own([own, foreign], lambda path: path.name == "own")
+
+
+@pytest.mark.parametrize("value", [math.nan, {"a": [1.0, -math.inf]}, [{"b": math.inf}]])
+def test_json_has_no_number_that_is_not_finite(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, 1.5)
+    with pytest.raises(DataError, match=f"^{path}: cannot be written: one of its numbers is not finite$"):
+        write_json(path, value)
+    assert read_json(path) == 1.5
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"hello", b"[" * 100_000, None])
+def test_what_is_no_json_reads_as_nothing(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    assert read_json(path) is None
+    assert read_json(tmp_path / "missing") is None
