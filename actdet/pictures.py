@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from actdet.data._container import opened
 from actdet.data.ahead import ahead
 from actdet.data.encoding import write_video
-from actdet.data.video import VideoInfo, stream_frames
+from actdet.data.video import VideoInfo, stream_frames, stream_past_damage
+from actdet.errors import DataError
 
 COLOURS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")  # one a class, then again
 TRUTH = "#ffffff"
@@ -22,6 +24,8 @@ _LEAST_WIDTH, _MOST_WIDTH = (
     480,
     1280,
 )  # of annotated pictures, so that a label can be read and a file stays small
+_LONGEST_STILL = 60  # seconds: for how long at most a frame shows in an annotated video
+_ANNOTATED = "annotated by actdet"  # in the metadata of such a video
 _AHEAD = 8  # frames decoded while others are drawn on
 
 
@@ -73,24 +77,50 @@ def annotate_video(
     marks_at: Iterable[Sequence[Mark]],
     out: Path,
     *,
+    past_damage: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> list[int]:
     """Write `video` with marks on every frame to `out` (.mp4): `marks_at` gives one list of marks a frame, in order.
 
-    Frames are decoded, drawn on and encoded one by one; `progress(done, total)` is called after each.
+    Frames are decoded, drawn on and encoded one by one; `progress(done, total)` is called after each. With
+    `past_damage` the last sound picture, marked as damaged, stands for frames that are lost, which otherwise are a
+    DataError. Where a clock jumped, a frame shows for a minute at most: MP4 has no room for years.
+
+    Returns:
+        The frames that are lost.
     """
+    lost: list[int] = []
     total = len(video.pts)
-    decoded = stream_frames(video, range(total), picture_size(video), threads=0)
+    size = picture_size(video)
+    decoded = (stream_past_damage if past_damage else stream_frames)(video, range(total), size, threads=0)
 
     def drawn() -> Generator[np.ndarray, None, None]:
+        picture = np.zeros((*size, 3), np.uint8)
         with closing(ahead(decoded, _AHEAD)) as frames:
             for (index, pixels), marks in zip(frames, marks_at, strict=True):
-                yield draw(pixels, marks)
+                if pixels is None:
+                    lost.append(index)
+                    yield draw(picture, [Mark(None, "damaged", TRUTH)])
+                else:
+                    picture = pixels
+                    yield draw(picture, marks)
                 if progress:
                     progress(index + 1, total)
 
+    longest = max(int(_LONGEST_STILL / video.time_base), 1)
+    pts = np.cumsum(np.minimum(np.diff(video.pts, prepend=video.pts[:1]), longest))
     with closing(drawn()) as pictures:
-        write_video(out, pictures, video.pts - video.pts[0], video.time_base)
+        write_video(out, pictures, pts, video.time_base, comment=_ANNOTATED)
+    return lost
+
+
+def is_annotated(path: Path) -> bool:
+    """Whether `annotate_video` has written this file."""
+    try:
+        with opened(str(path)) as (container, _):
+            return container.metadata.get("comment") == _ANNOTATED
+    except DataError:
+        return False
 
 
 def data_url(picture: np.ndarray) -> str:

@@ -33,6 +33,14 @@ class Decision(NamedTuple):
     box: Tensor
 
 
+class Action(NamedTuple):
+    """One action of a clip: its class, the expected number of them, at most 1, and x1 y1 x2 y2 in [0, 1]."""
+
+    label: int
+    score: float
+    box: tuple[float, float, float, float]
+
+
 def action_scores(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax probability and class of each query's likeliest action: logits (..., N, C) to (..., N) twice."""
     score, label = logits.softmax(-1)[..., :-1].max(-1)
@@ -52,3 +60,28 @@ def decide(logits: Tensor, boxes: Tensor, *, no_object_weight: float, threshold:
     box = boxes.gather(1, query[:, None, None].expand(-1, 1, 4))[:, 0]
     no_action = logits.shape[-1] - 1
     return Decision(torch.where(expected >= threshold, chosen, no_action), expected.clamp(max=1.0), box)
+
+
+def actions(
+    logits: Tensor, boxes: Tensor, *, no_object_weight: float, threshold: float = THRESHOLD, temperature: float = 1.0
+) -> list[tuple[Action, ...]]:
+    """For each clip the set of its actions, surest first: the classes of which `threshold` or more are expected.
+
+    logits: (B, N, C), the last class being no_object. boxes: (B, N, 4) cxcywh in [0, 1].
+    """
+    weighted = logits.float() / temperature
+    weighted[..., -1] -= math.log(no_object_weight)
+    probabilities = weighted.softmax(-1)[..., :-1]
+    expected, surest = probabilities.sum(1), probabilities.argmax(1)
+    found = []
+    for scores, queries, clip_boxes in zip(expected.tolist(), surest.tolist(), boxes.float().tolist(), strict=True):
+        likely = [label for label, score in enumerate(scores) if score >= threshold]
+        likely.sort(key=lambda label: -scores[label])
+        found.append(tuple(Action(n, min(scores[n], 1.0), _corners(clip_boxes[queries[n]])) for n in likely))
+    return found
+
+
+def _corners(box: list[float]) -> tuple[float, float, float, float]:
+    x, y, w, h = box
+    x1, y1, x2, y2 = (min(max(side, 0.0), 1.0) for side in (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+    return x1, y1, x2, y2
