@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,7 @@ from actdet.data.rendered import RenderConfig, render_dataset
 from actdet.data.split import hold_out
 from actdet.data.video import probe
 from actdet.errors import ActdetError, DataError, Stopped, shortage
-from actdet.files import any_within, check_own, read_json, write_json
+from actdet.files import check_own, read_json, write_json
 
 # Within this module every line and every progress bar may hold any name of a file or of a class.
 from actdet.terminal import print_line as print
@@ -34,7 +34,8 @@ from actdet.terminal import tqdm
 if TYPE_CHECKING:
     from actdet.experiments import Setup
     from actdet.metrics import Metrics
-    from actdet.prediction import Window
+    from actdet.prediction import Predictor
+    from actdet.results import Job
     from actdet.training import Progress, StoredRun
 
 app = Commands("actdet", "Set prediction for video action detection.")
@@ -198,11 +199,11 @@ def predict(
 ) -> None:
     """Find actions in videos: a line for each window as it is found, and NAME.json and an annotated NAME.mp4 in --out.
 
-    For instance: actdet predict runs/mine/model.safetensors door.mp4 yard.mkv --out found
+    For instance: actdet predict runs/mine/model.safetensors door.mp4 yard.mkv recordings --out found
 
     Args:
         checkpoint: The model.safetensors of a run.
-        videos: One or more video files.
+        videos: One or more video files, or folders of them.
         out: Folder for the results.
         threshold: The least probability at which an action counts.
         annotate: Whether to write the annotated videos.
@@ -211,47 +212,55 @@ def predict(
     check_bounds({"threshold": threshold})
 
     from actdet.device import choose_device
-    from actdet.prediction import Predictor, annotate_prediction
+    from actdet.prediction import Predictor
+    from actdet.results import plan_jobs
 
     if not videos:
         raise ActdetError("no video given: actdet predict CHECKPOINT VIDEO [VIDEO ...]")
-    if len({video.stem for video in videos}) < len(videos):
-        raise ActdetError("two of the videos have the same name, so their results would overwrite each other")
-    for path in videos if annotate else ():
-        target = out / f"{path.stem}.mp4"
-        if any_within([target], videos):
-            raise ActdetError(f"{target} is one of the videos, the annotated one would replace it: give another --out")
+    jobs = plan_jobs(videos, out, annotate=annotate)
     predictor = Predictor(checkpoint, threshold=threshold, device=choose_device(device))
     failed = 0
-    for path in videos:
+    for job in jobs:
         try:
-            windows = []
-            with tqdm(desc=path.name, unit="window") as bar:
-                video = probe(path)
-                bar.total = len(predictor.spans(video))
-                for window in predictor.windows(video):
-                    windows.append(window)
-                    with bar.external_write_mode():
-                        print(_line(path, window), flush=True)
-                    bar.update()
-            write_json(out / f"{path.stem}.json", {"video": str(path), "windows": [asdict(w) for w in windows]})
-            if annotate:
-                with tqdm(desc=f"draw {path.name}", unit="frame") as bar:
-                    annotate_prediction(
-                        video, windows, predictor.class_names, out / f"{path.stem}.mp4", progress=_total(bar)
-                    )
+            _predict(predictor, job, annotate=annotate)
         except DataError as error:
+            if isinstance(error.__cause__, OSError):
+                raise  # where one result cannot be written the others cannot, either
             failed += 1
             print(f"actdet: {error}", file=sys.stderr)
     print(f"results: {out}")
     if failed:
-        raise ActdetError(f"{failed} of {len(videos)} videos could not be read")
+        raise ActdetError(f"{failed} of {len(jobs)} videos could not be read whole")
 
 
-def _line(path: Path, window: Window) -> str:
-    box = f"  box {window.box}" if window.box else ""
-    action = window.action or "no action"
-    return f"{path.name}  {window.start:7.2f} to {window.end:7.2f} s  {action:12} {window.score:.2f}{box}"
+def _predict(predictor: Predictor, job: Job, *, annotate: bool) -> None:
+    """Look at a video, write what is found; raises DataError, of a damaged video when all else is done."""
+    from actdet.prediction import Window, annotate_prediction, damage_error
+    from actdet.results import Result, check_ours, describe
+
+    with tqdm(desc=job.name, unit="window") as bar:
+        video = probe(job.video)
+        bar.total = len(predictor.spans(video))
+        # Hours may have passed since this was checked for all videos.
+        check_ours(job, annotate=annotate)
+        with Result(job, video) as result, closing(predictor.findings(video)) as findings:
+            for finding in findings:
+                result.add(finding)
+                with bar.external_write_mode():
+                    print(describe(job, finding), flush=True)
+                bar.update(isinstance(finding, Window))
+
+    damage = result.damage
+    if annotate and result.windows:
+        with tqdm(desc=f"draw {job.name}", unit="frame") as bar:
+            lost = annotate_prediction(
+                video, result.windows, predictor.class_names, job.annotated, gaps=result.gaps, progress=_total(bar)
+            )
+        damage = damage or lost
+        result.annotated = job.annotated.name
+        result.write()
+    if damage:
+        raise damage_error(video, damage)
 
 
 @app.command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from actdet.errors import ActdetError, DataError
 
 _LOCK = ".actdet-lock"
 
+NAME_BYTES = 255  # in the name of a file: the most that Linux's file systems take
+
 
 def any_within(paths: Iterable[Path], places: Iterable[Path]) -> bool:
     """Whether one of `paths` is one of `places` or lies in one, symbolic links seen through."""
@@ -23,9 +26,23 @@ def any_within(paths: Iterable[Path], places: Iterable[Path]) -> bool:
     return any(not kept.isdisjoint((path, *path.parents)) for path in (path.resolve() for path in paths))
 
 
+def short_name(stem: str, end: str) -> str:
+    """`stem` + `end`, the stem cut to what a file system takes in a name.
+
+    A cut stem ends in a digest of the whole one, so that names that differ stay different.
+    """
+    if len(os.fsencode(stem + end)) <= NAME_BYTES:
+        return stem + end
+    tail = "~" + hashlib.sha256(os.fsencode(stem)).hexdigest()[:12] + end
+
+    # A character that the cut would leave half is left out, as is what was no character.
+    head = os.fsencode(stem)[: max(NAME_BYTES - len(os.fsencode(tail)), 0)].decode(errors="ignore")
+    return head + tail
+
+
 def temporary_name(path: Path) -> str:
     """The name under which this process writes `path`, beside it, before it takes its place."""
-    return f".{path.stem}.{os.getpid()}.partial{path.suffix}"
+    return short_name(f".{path.stem}", f".{os.getpid()}.partial{path.suffix}")
 
 
 def is_temporary(path: Path) -> bool:

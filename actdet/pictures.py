@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from actdet.data.ahead import ahead
 from actdet.data.encoding import QUICK, choose_encoder, read_comment, write_video
-from actdet.data.video import VideoInfo, stream_frames
+from actdet.data.video import VideoInfo, stream_frames, stream_past_damage
 
 COLOURS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")  # one a class, then again
 TRUTH = "#ffffff"
@@ -31,6 +31,7 @@ _LEAST_WIDTH, _MOST_WIDTH = (
 # Seconds between the times that a timeline names, from a tenth to a day.
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 _MOST_LETTERS = 40  # of a class name beside a timeline
+_LONGEST_STILL = 60  # seconds: for how long at most a frame shows in an annotated video
 _AHEAD = 8  # frames decoded while others are drawn on
 
 
@@ -147,27 +148,43 @@ def annotate_video(
     marks_at: Iterable[Sequence[Mark]],
     out: Path,
     *,
+    past_damage: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> list[int]:
     """Write `video` with its time and marks on every frame to `out` (.mp4): `marks_at` gives a frame's marks, in order.
 
-    Frames are decoded, drawn on and encoded one by one; `progress(done, total)` is called after each.
+    Frames are decoded, drawn on and encoded one by one; `progress(done, total)` is called after each. With
+    `past_damage` the last sound picture, marked as damaged, stands for frames that are lost, which otherwise are a
+    DataError. Where a clock jumped, a frame shows for a minute at most: MP4 has no room for years.
+
+    Returns:
+        The frames that are lost.
     """
+    lost: list[int] = []
     total = len(video.pts)
     times = ((video.pts - video.pts[0]) * float(video.time_base)).tolist()
-    decoded = stream_frames(video, range(total), picture_size(video), threads=0)
+    size = picture_size(video)
+    decoded = (stream_past_damage if past_damage else stream_frames)(video, range(total), size, threads=0)
 
     def drawn() -> Generator[np.ndarray, None, None]:
+        picture = np.zeros((*size, 3), np.uint8)
         with closing(ahead(decoded, _AHEAD)) as frames:
             for (index, pixels), marks in zip(frames, marks_at, strict=True):
-                yield draw(pixels, marks, seconds=times[index])
+                if pixels is None:
+                    lost.append(index)
+                    yield draw(picture, [Mark(None, "damaged", TRUTH)], seconds=times[index])
+                else:
+                    picture = pixels
+                    yield draw(picture, marks, seconds=times[index])
                 if progress:
                     progress(index + 1, total)
 
+    longest = max(int(_LONGEST_STILL / video.time_base), 1)
+    pts = np.cumsum(np.minimum(np.diff(video.pts, prepend=video.pts[:1]), longest))
     with closing(drawn()) as pictures:
         encoder = choose_encoder()
-        pts = video.pts - video.pts[0]
         write_video(out, pictures, pts, video.time_base, encoder=encoder, options=QUICK[encoder], comment=_ANNOTATED)
+    return lost
 
 
 def is_annotated(path: Path) -> bool:

@@ -96,7 +96,7 @@ def demux(path: str, container: InputContainer, stream: VideoStream) -> Demuxed:
                 found.packets += 1
                 found.cut = packet.is_corrupt
                 found.whole += not packet.is_corrupt
-                if started and not packet.is_discard and not _is_hidden(packet, stream):
+                if started and is_shown(packet, stream):
                     found.pts.append(packet.pts)
                     found.dts.append(packet.dts)
                     found.durations.append(packet.duration or 0)
@@ -117,9 +117,10 @@ def is_empty(packet: Packet) -> bool:
     return not packet.size and packet.dts is not None
 
 
-def _is_hidden(packet: Packet, stream: VideoStream) -> bool:
-    """Whether VP8 stores a frame here that is only referred to, never shown (bit 4 of its header)."""
-    return stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
+def is_shown(packet: Packet, stream: VideoStream) -> bool:
+    """Whether it gives a frame: no edit list cuts it off, and VP8 does not only refer to it (bit 4 of its header)."""
+    hidden = stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
+    return not packet.is_discard and not hidden
 
 
 def _is_entry(packet: Packet, stream: VideoStream) -> bool:

@@ -78,7 +78,8 @@ def write_video(
 def read_comment(path: Path) -> str:
     """The `comment` that `write_video` left in `path`; nothing where there is none, or no video."""
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        # As MP4 alone, so that no playlist of that name is followed.
+        with av.open(f"file:{path}", format="mp4", metadata_errors="replace") as container:
             return container.metadata.get("comment", "")
     except (FFmpegError, OSError, ValueError):
         return ""

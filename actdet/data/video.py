@@ -8,21 +8,23 @@ Nothing divides by a frame rate, so variable rates, late starts and reordered fr
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence, Set
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from actdet.data._container import check_whole, demux, is_empty, opened, rotation_of
+from actdet.data._container import check_whole, demux, is_empty, is_shown, opened, rotation_of
 from actdet.errors import DataError
 
 # SWS_BILINEAR | SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND | SWS_BITEXACT, as numbers because older PyAV names
@@ -152,13 +154,10 @@ def stream_frames(
     `size` is (height, width), by default the video's own. Resizing is FFmpeg's antialiased bilinear, straight
     from the decoded planes and before rotation.
     """
-    height, width = size or (info.height, info.width)
-    if info.rotation % 180:
-        height, width = width, height
     wanted = np.fromiter(indices, np.int64)
     if len(wanted) and (wanted[0] < 0 or wanted[-1] >= len(info.pts) or (np.diff(wanted) < 0).any()):
         raise ValueError(f"frames {wanted} of {len(info.pts)}: expected are ascending ones that are there")
-    reformatter = VideoReformatter()
+    shown = _shower(info, size)
     distinct = np.unique(wanted)
     frames = _decode(info, distinct, threads)
     current, picture = -1, np.empty(0)
@@ -172,10 +171,55 @@ def stream_frames(
                 # Several threads lose sound frames beside a damaged one: one thread says how far the file is whole.
                 threads, frames = 1, _decode(info, distinct, 1)
                 frame = next(islice(frames, int(np.searchsorted(distinct, index)), None))
-            frame = reformatter.reformat(frame, width, height, "rgb24", interpolation=_INTERPOLATION)
-            picture = np.ascontiguousarray(np.rot90(frame.to_ndarray(), info.rotation // 90))
+            picture = shown(frame)
             current = index
         yield current, picture
+
+
+def stream_past_damage(
+    info: VideoInfo, indices: Iterable[int], size: tuple[int, int] | None = None, *, threads: int = 1
+) -> Generator[tuple[int, np.ndarray | None], None, None]:
+    """As `stream_frames`, of different indices, but frames that are lost come as None where others raise an error.
+
+    Behind damage it goes on at the next keyframe, on one thread: several lose sound frames beside a damaged one. From
+    there on frames come as None that nobody asked for, too, if they are lost and lie before the last that is asked for.
+    """
+    shown = _shower(info, size)
+    wanted = np.fromiter(indices, np.int64).tolist()
+    given = 0
+    with suppress(DataError):
+        for index, frame in zip(wanted, _decode(info, np.array(wanted, np.int64), threads), strict=True):
+            given += 1
+            yield index, shown(frame)
+    if given == len(wanted):
+        return
+
+    # Frames that go by their order have moved up where a decoder left one out: the one that failed is none.
+    asked = frozenset(wanted[given + (not info.timed) :])
+    index, end = (wanted[given - 1] + 1 if given else 0), wanted[-1] + 1
+    for position, frame in chain(_sound_frames(info, index), [(end, None)]):
+        yield from ((missing, None) for missing in range(index, min(position, end)))
+        if position >= end:
+            break
+        if position in asked and frame:
+            yield position, shown(frame)
+        elif position == wanted[given]:
+            yield position, None
+        index = max(index, position + 1)
+
+
+def _shower(info: VideoInfo, size: tuple[int, int] | None) -> Callable[[VideoFrame], np.ndarray]:
+    """What makes a decoded frame a picture: uint8 (height, width, 3), RGB, upright, sized `size` = (height, width)."""
+    height, width = size or (info.height, info.width)
+    if info.rotation % 180:
+        height, width = width, height
+    reformatter = VideoReformatter()
+
+    def shown(frame: VideoFrame) -> np.ndarray:
+        frame = reformatter.reformat(frame, width, height, "rgb24", interpolation=_INTERPOLATION)
+        return np.ascontiguousarray(np.rot90(frame.to_ndarray(), info.rotation // 90))
+
+    return shown
 
 
 def _decode(info: VideoInfo, wanted: np.ndarray, threads: int) -> Iterator[VideoFrame]:
@@ -251,3 +295,77 @@ def _frames(
             count += 1
             if not info.timed or (index < len(info.pts) and info.pts[index] == frame.pts):
                 yield index, frame
+
+
+# Packets that are kept to be decoded again: more than a decoder can be behind on one thread.
+_KEPT_PACKETS = 64
+
+
+def _sound_frames(info: VideoInfo, first: int) -> Iterator[tuple[int, VideoFrame]]:
+    """The frames that decode, with their indices, from the last keyframe at or before frame `first` on.
+
+    After one that is corrupt or missing come those from the next keyframe on: what lies between may refer to it.
+    """
+    with opened(info.path) as (container, stream):
+        keyframes = (place for place, packet in _placed(info, container, stream) if packet.is_keyframe)
+        begin = max((place for place in keyframes if place <= first), default=0)
+
+    with opened(info.path) as (container, stream):
+        decoder = stream.codec_context
+        packets = _placed(info, container, stream)
+        again: deque[tuple[int, Packet]] = deque()
+        kept: deque[tuple[int, Packet]] = deque(maxlen=_KEPT_PACKETS)
+        lost = begin - 1
+        counted = begin  # of files without timestamps: the index of the next frame that the decoder gives
+        expected: int | None = None  # the next frame; None while a keyframe behind `lost` is looked for
+
+        while (item := again.popleft() if again else next(packets, None)) is not None:
+            place, packet = item
+            if expected is None:
+                if not packet.is_keyframe or place <= lost:
+                    continue
+                decoder.flush_buffers()
+                expected = counted = place
+
+            broken = False
+            try:
+                frames = packet.decode()
+                kept.append(item)
+            except FFmpegError:
+                broken, frames = True, []
+                with suppress(FFmpegError):
+                    frames = decoder.decode(None)
+
+            for frame in frames:
+                index = int(np.searchsorted(info.pts, frame.pts or 0)) if info.timed else counted
+                counted += 1
+                known = not info.timed or (index < len(info.pts) and info.pts[index] == frame.pts)
+                if not known or index < expected:  # the latter referred to what lies before the keyframe
+                    continue
+                if index > expected or frame.is_corrupt:
+                    lost, expected = expected, None
+                    break
+                yield index, frame
+                expected += 1
+                while kept and not (kept[0][1].is_keyframe and kept[0][0] >= expected):
+                    kept.popleft()
+
+            if broken and expected is not None:
+                lost, expected = place, None
+            if expected is None:
+                # The decoder is behind: the next keyframe may be among the packets that it was given.
+                again.extendleft(reversed(kept))
+                kept.clear()
+
+
+def _placed(info: VideoInfo, container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, Packet]]:
+    """The packets of the stream, each with the index of its frame; the last one, which is empty, ends the decoding."""
+    count, started = 0, False
+    with suppress(FFmpegError):
+        for packet in container.demux(stream):
+            started = started or packet.is_keyframe
+            if is_empty(packet) or (packet.size and not started):
+                continue
+            place = int(np.searchsorted(info.pts, packet.pts)) if info.timed and packet.pts is not None else count
+            yield place, packet
+            count += bool(packet.size and is_shown(packet, stream))

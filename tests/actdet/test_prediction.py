@@ -6,6 +6,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Generator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from videos import corrupt, set_matrix, write_video
+from videos import corrupt, set_matrix, shown_number, write_video
 
 from actdet import prediction
 from actdet.checkpoints import About, save_checkpoint
@@ -26,7 +27,7 @@ from actdet.data.video import VideoInfo, decode_frames, probe, sample_frames
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation import evaluate
 from actdet.models import ActionDetector
-from actdet.prediction import Predictor, Window, annotate_prediction
+from actdet.prediction import FoundAction, Gap, Predictor, Window, annotate_prediction
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -115,7 +116,7 @@ def test_frames_are_those_of_their_window_and_few_are_kept(
 ) -> None:
     references: list[weakref.ref[Any]] = []
     counts, given = [], []
-    real = prediction.stream_frames
+    real = prediction.stream_past_damage
 
     def spy(*arguments: Any, **options: Any) -> Generator[tuple[int, np.ndarray], None, None]:
         for index, picture in real(*arguments, **options):
@@ -127,12 +128,13 @@ def test_frames_are_those_of_their_window_and_few_are_kept(
             yield index, watched
             del watched
 
-    monkeypatch.setattr(prediction, "stream_frames", spy)
+    monkeypatch.setattr(prediction, "stream_past_damage", spy)
     monkeypatch.setattr(prediction, "BATCH_SIZE", 1)  # so that 8 frames are decoded ahead
     video = probe(write_video(tmp_path / "v.mp4", frames=frames))
     spans = predictor.spans(video)
     numbers = []
-    for clip in predictor._clips(video, spans):
+    for clip in predictor._clips(video, spans, []):
+        assert clip is not None
         assert clip.shape == (8, 32, 32, 3)
         numbers.append(clip[:, 0, 0, 0].astype(int) * 256 + clip[:, 0, 0, 1])
     # The middles of eighths of 2 s at 25 frames a second: 3.125, 9.375, ... frames after the window's first.
@@ -166,7 +168,7 @@ def test_windows_are_those_of_one_clip_after_the_other(
     video = probe(write_video(tmp_path / name, **settings[name]))
     spans = predictor.spans(video)
     clips = [decode_frames(video, sample_frames(video, 8, start=a, end=b), (32, 32)) for a, b in spans]
-    for ours, clip in zip(predictor._clips(video, spans), clips, strict=True):
+    for ours, clip in zip(predictor._clips(video, spans, []), clips, strict=True):
         np.testing.assert_array_equal(ours, clip)
     monkeypatch.setattr(prediction, "BATCH_SIZE", batch)
     expected = []
@@ -313,21 +315,192 @@ def test_a_video_of_variable_rate_has_windows_in_seconds(predictor: Predictor, t
     assert times.tolist() == pytest.approx([t / 1000 for t in pts], abs=0.002)
 
 
-@pytest.mark.parametrize("place", [0, 60, 130, 180, 216])
-def test_windows_before_a_damaged_place_come_out(predictor: Predictor, tmp_path: Path, place: int) -> None:
-    path = corrupt(write_video(tmp_path / "v.mkv", "mjpeg", frames=220, size=(64, 64)), range(place, place + 4))
-    if place:
-        video = probe(path)
-        lasts = [sample_frames(video, 8, start=start, end=end)[-1] for start, end in predictor.spans(video)]
-        expected = [float(n) for n, last in enumerate(lasts[:-1]) if last < place]
-    else:
-        expected = []
+@pytest.mark.parametrize("places", [[60], [130], [216], [2], [20, 25, 130], [0]])
+def test_windows_before_and_behind_damage_come_out(predictor: Predictor, tmp_path: Path, places: list[int]) -> None:
+    """Exactly those of the whole file that look at no lost frame; what was not looked at is said."""
+    path = write_video(tmp_path / "v.mkv", "mjpeg", frames=220, size=(64, 64))
+    video = probe(path)
+    whole = list(predictor.windows(path))
+    rows = [sample_frames(video, 8, start=start, end=end) for start, end in predictor.spans(video)]
+    broken = {frame for place in places for frame in range(place, place + 4)}
+    for place in places:
+        corrupt(path, range(place, place + 4))
+
     windows: list[Window] = []
     with pytest.raises(DataError, match="damaged") as caught:
         list(map(windows.append, predictor.windows(path)))
     assert str(caught.value).startswith(f"{path}: ")
-    assert [window.start for window in windows] == pytest.approx(expected)
     assert _ahead_threads() == []
+    if 0 in broken:  # nothing tells the size of its pictures
+        assert windows == []
+        return
+    sound = [window for window, row in zip(whole, rows, strict=True) if broken.isdisjoint(row.tolist())]
+    assert 0 < len(sound) <= len(whole)
+    assert [(w.start, w.end, w.action) for w in windows] == [(w.start, w.end, w.action) for w in sound]
+    assert [w.score for w in windows] == pytest.approx([w.score for w in sound], abs=1e-5)
+
+    findings = list(predictor.findings(video))
+    gaps = [finding for finding in findings if isinstance(finding, Gap)]
+    assert [finding for finding in findings if isinstance(finding, Window)] == windows
+    assert all(gap.damaged for gap in gaps)
+    for frame in range(220):
+        said = any(gap.start <= frame / 25 + 1e-3 < gap.end for gap in gaps)
+        covered = any(window.start <= frame / 25 + 1e-3 < window.end for window in windows)
+        assert said == (frame in broken or not covered), frame
+
+
+def test_a_video_that_is_lost_from_a_frame_on_says_so(predictor: Predictor, tmp_path: Path) -> None:
+    """Without a second keyframe nothing behind the damage can be decoded."""
+    noise = np.random.default_rng(0).integers(0, 255, (220, 48, 64, 3), dtype=np.uint8)
+    options = {"g": "300", "sc_threshold": "0"}
+    path = corrupt(write_video(tmp_path / "v.mp4", frames=220, options=options, pictures=noise), range(110, 130))
+    findings = list(predictor.findings(probe(path)))
+    assert isinstance(findings[-1], Gap)
+    assert findings[-1].damaged
+    assert findings[-1].end == pytest.approx(8.8)
+    assert 4 <= findings[-1].start <= 4.8
+    assert [finding.end for finding in findings[:-1]] == pytest.approx([2, 3, 4])
+
+
+def _jumping(path: Path, jumps: dict[int, int], frames: int = 100) -> VideoInfo:
+    """25 frames a second, the clock of which leaps by so many seconds before these frames."""
+    late = np.cumsum([jumps.get(frame, 0) for frame in range(frames)])
+    return probe(write_video(path, frames=frames, pts=[40 * n + 1000 * int(late[n]) for n in range(frames)]))
+
+
+@pytest.mark.parametrize(
+    "jumps",
+    [
+        {50: 86_400},
+        {1: 86_400 * 365},
+        {99: 86_400},
+        {25: 3_600, 75: 7_200},
+        {50: 3},
+        dict.fromkeys(range(1, 100), 3),
+        {},
+    ],
+    ids=["a day", "a year after one frame", "before the last frame", "twice", "3 s", "every frame", "none"],
+)
+def test_windows_are_only_where_frames_are(predictor: Predictor, tmp_path: Path, jumps: dict[int, int]) -> None:
+    """However far a clock leaps: windows of what lies between its leaps, which are gaps."""
+    video = _jumping(tmp_path / "v.mkv", jumps)
+    findings = list(predictor.findings(video))
+    windows = [finding for finding in findings if isinstance(finding, Window)]
+    gaps = [finding for finding in findings if isinstance(finding, Gap)]
+    borders = [0, *jumps, 100]
+    parts = list(itertools.pairwise(borders))
+    assert len(windows) == sum(max(1, round((last - first) / 25) - 1) for first, last in parts)
+    times = ((video.pts - video.pts[0]) * float(video.time_base)).tolist()
+    for window in windows:
+        assert window.end - window.start <= 3.001
+        assert any(window.start - 1e-6 <= time < window.end for time in times)
+    for time in times:
+        assert any(window.start - 1e-6 <= time < window.end for window in windows)
+    assert [gap.end for gap in gaps] == pytest.approx([times[frame] for frame in jumps])
+    assert not any(gap.damaged for gap in gaps)
+
+
+def test_a_clock_set_from_1970_to_2023_takes_neither_time_nor_memory(predictor: Predictor) -> None:
+    pts = np.arange(100, dtype=np.int64) * 3600
+    pts[3:] += 1_690_000_000 * 90_000
+    video = replace(_video(100, 25), pts=pts, end=int(pts[-1]) + 3600)
+    assert len(predictor.spans(video)) == 1 + 3
+    assert predictor.spans(video)[-1][1] == video.end
+
+
+@pytest.mark.parametrize("shown", [1.0, 100.0, 1e9])
+def test_a_last_frame_that_shows_for_long_is_no_windows(predictor: Predictor, shown: float) -> None:
+    video = _video(50, 25)
+    video = replace(video, end=int(video.pts[-1]) + round(shown * 90_000))
+    spans = predictor.spans(video)
+    assert len(spans) == 1
+    assert spans[0][1] == (video.end if shown <= 2 else int(video.pts[-1]) + 3600)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("kind", ["frozen", "thaws", "moving"])
+def test_what_looks_like_the_window_before_is_not_computed_again(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, batch: int
+) -> None:
+    """A camera that froze, and one that moves again after a while."""
+    pictures = np.full((150, 48, 64, 3), 96, np.uint8)
+    if kind == "thaws":
+        pictures[110:, :, 20:40] = 10
+    video = probe(write_video(tmp_path / "v.mkv", "mjpeg", 150, pictures=None if kind == "moving" else pictures))
+    spans = predictor.spans(video)
+    clips = [decode_frames(video, sample_frames(video, 8, start=a, end=b), (32, 32)) for a, b in spans]
+    alike = [np.array_equal(one, other) for one, other in itertools.pairwise(clips)]
+    assert len(spans) == 5
+    assert sum(alike) == {"frozen": 4, "thaws": 2, "moving": 0}[kind]
+
+    monkeypatch.setattr(prediction, "BATCH_SIZE", batch)
+    computed = []
+    real = prediction.predict_batch
+
+    def spy(detector: Any, clips: torch.Tensor, dtype: Any) -> Any:
+        computed.append(len(clips))
+        return real(detector, clips, dtype)
+
+    monkeypatch.setattr(prediction, "predict_batch", spy)
+    windows = list(predictor.windows(video))
+    assert sum(computed) == 5 - sum(alike)
+    assert [w.start for w in windows] == pytest.approx([0, 1, 2, 3, 4])
+    for (one, other), same in zip(itertools.pairwise(windows), alike, strict=True):
+        assert (one.actions == other.actions) == same
+
+
+def test_a_window_gives_all_its_actions(tmp_path: Path, long_video: Path) -> None:
+    """With a threshold of 0 every class is one; with more, those that reach it, and none else."""
+    checkpoint = _checkpoint(tmp_path / "m", 100.0, box=BOX)
+    (everything,) = Predictor(checkpoint, threshold=0.0, device="cpu", precision="fp32").windows(long_video)
+    assert {found.action for found in everything.actions} == set(MODEL.class_names)
+    scores = [found.score for found in everything.actions]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > scores[-1]
+    for found in everything.actions:
+        assert found.box == pytest.approx((0.25 * 64, 0.5625 * 48, 0.75 * 64, 0.9375 * 48), abs=0.06)
+    surest = everything.actions[0]
+    assert (everything.action, everything.score, everything.box) == (surest.action, surest.score, surest.box)
+    between = (scores[0] + scores[1]) / 2
+    (one,) = Predictor(checkpoint, threshold=between, device="cpu", precision="fp32").windows(long_video)
+    assert one.actions == everything.actions[:1]
+
+
+def test_all_boxes_of_a_window_are_drawn(tmp_path: Path) -> None:
+    grey = np.full((5, 480, 480, 3), 96, np.uint8)
+    video = probe(write_video(tmp_path / "v.mp4", frames=5, size=(480, 480), pictures=grey))
+    left, right = (40.0, 120.0, 200.0, 400.0), (280.0, 120.0, 440.0, 400.0)
+    found = (FoundAction("fight", 0.9, left), FoundAction("collapse", 0.8, right))
+    annotate_prediction(video, [Window(0.0, 0.2, "fight", 0.9, left, found)], MODEL.class_names, tmp_path / "o.mp4")
+    for picture in decode_frames(probe(tmp_path / "o.mp4"), range(5)).astype(int):
+        for x in (40, 199, 280, 439):
+            assert np.abs(picture[300, x - 2 : x + 5] - 96).max() > 40, x
+
+
+def test_an_annotated_video_has_room_for_a_clock_that_leaps(predictor: Predictor, tmp_path: Path) -> None:
+    video = _jumping(tmp_path / "v.mkv", {50: 86_400 * 365 * 50})
+    windows = list(predictor.windows(video))
+    assert annotate_prediction(video, windows, MODEL.class_names, tmp_path / "o.mp4") == []
+    drawn = probe(tmp_path / "o.mp4")
+    assert len(drawn.pts) == 100
+    steps = np.diff(drawn.pts) * float(drawn.time_base)
+    assert steps.tolist() == pytest.approx([60 if n == 49 else 0.04 for n in range(99)], abs=0.002)
+
+
+def test_frames_that_are_lost_are_still_pictures_in_the_annotated_video(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mkv", "mjpeg", frames=60, size=(480, 480))
+    video = probe(corrupt(corrupt(path, range(20, 24)), range(40, 41)))
+    windows = [Window(0, 2.4, None, 0.1, None)]
+    lost = annotate_prediction(video, windows, MODEL.class_names, tmp_path / "o.mp4")
+    assert [gap.start for gap in lost] == pytest.approx([0.8, 1.6])
+    assert [gap.end for gap in lost] == pytest.approx([0.96, 1.64])
+    pictures = decode_frames(probe(tmp_path / "o.mp4"), range(60))
+    shown = [*range(20), *[19] * 4, *range(24, 40), 39, *range(41, 60)]
+    assert [shown_number(picture) for picture in pictures] == shown
+
+
+def _window(start: float, end: float, found: FoundAction) -> Window:
+    return Window(start, end, found.action, found.score, found.box, (found,))
 
 
 def test_the_annotated_video_shows_the_nearest_window(tmp_path: Path) -> None:
@@ -335,9 +508,9 @@ def test_the_annotated_video_shows_the_nearest_window(tmp_path: Path) -> None:
     grey = np.full((110, 480, 480, 3), 96, np.uint8)
     video = probe(write_video(tmp_path / "v.mp4", frames=110, size=(480, 480), pictures=grey))
     windows = [
-        prediction.Window(0.0, 2.0, "fight", 0.9, (40.0, 120.0, 200.0, 400.0)),
+        _window(0.0, 2.0, FoundAction("fight", 0.9, (40.0, 120.0, 200.0, 400.0))),
         prediction.Window(1.0, 3.0, None, 0.2, None),
-        prediction.Window(2.4, 4.4, "collapse", 0.8, (280.0, 120.0, 440.0, 400.0)),
+        _window(2.4, 4.4, FoundAction("collapse", 0.8, (280.0, 120.0, 440.0, 400.0))),
     ]
     annotate_prediction(video, windows, MODEL.class_names, tmp_path / "o" / "v.mp4")
     with av.open(str(tmp_path / "o" / "v.mp4")) as container:
