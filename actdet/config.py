@@ -11,9 +11,8 @@ from typing import Literal
 
 from actdet_kernels import MatchWeights
 
+from actdet.data.classes import CLASS_NAMES, NO_ACTION
 from actdet.errors import ActdetError
-
-NO_ACTION = "no action"  # what a clip is called that has no action of any class
 
 
 def _check(holds: bool, problem: str) -> None:
@@ -25,8 +24,9 @@ def _check(holds: bool, problem: str) -> None:
 class ModelConfig:
     """The shape of the detector."""
 
-    class_names: tuple[str, ...] = ("fight", "collapse")
-    """Names of the action classes, in the order of their ids in the annotation files."""
+    class_names: tuple[str, ...] = CLASS_NAMES
+    """Names of the action classes, in the order of their ids in the annotation files. A data set that has a
+    classes.txt, a name a line, says them itself."""
     image_size: int = 224
     """Side of the square picture that the network sees, in pixels; a multiple of 16."""
     frames: int = 16
@@ -158,7 +158,8 @@ class TrainConfig:
     disk_cache: float = 0.0
     """Keep decoded clips on the disk, too, for later runs: at most so many GiB, in $ACTDET_CACHE or ~/.cache/actdet."""
     bad_files: Literal["stop", "skip"] = "stop"
-    """What a clip that cannot be decoded does to the run: it stops it, or is left out and listed at the end."""
+    """What a bad file (a video that is empty, cut off or cannot be decoded, a wrong annotation) does to the run: it
+    stops it, or its clip is left out and listed at the end."""
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
 

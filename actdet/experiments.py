@@ -24,7 +24,7 @@ from actdet.checkpoints import load_detector
 from actdet.config import ModelConfig, TrainConfig
 from actdet.data.cache import FrameCache, choose_cache
 from actdet.data.disk_cache import DiskCache, cache_folder
-from actdet.data.index import ClipIndex, load_index
+from actdet.data.index import BadFiles, ClipIndex, load_index
 from actdet.data.loader import ClipLoader
 from actdet.data.readers import choose_reader, open_reader
 from actdet.data.split import folds, hold_out
@@ -161,7 +161,7 @@ def train_run(
             notes=[
                 describe_training(setup, len(train_ids)),
                 _describe_device(setup.device, setup.loader.reader.name),
-                *(f"Left out: {error}." for error in setup.loader.left_out.values()),
+                *(f"Left out: {error}." for error in setup.loader.all_left_out),
             ],
             log=out / "log.jsonl",
         )
@@ -207,6 +207,8 @@ def evaluate_checkpoint(
     *,
     held_out: bool = False,
     workers: int = 1,
+    bad_files: BadFiles = "stop",
+    say: Callable[[str], object] = lambda line: None,
     title: str | None = None,
     notes: Sequence[str] = (),
     log: Path | None = None,
@@ -216,7 +218,8 @@ def evaluate_checkpoint(
     """Measure the detector in `checkpoint` on the data set `data` and write the report to `out`.
 
     The clips are decoded by the reader that the detector was trained with, or, where that cannot run here, by PyAV,
-    which the report then says. held_out: only the clips that its training run held out. notes: lines for the
+    which the report then says. held_out: only the clips that its training run held out. bad_files: `skip` leaves out
+    clips that cannot be read. say: called with a line for each note on the data and each such clip. notes: of the
     report, and log: the training's log.jsonl, for its curve. started: monotonic time from which the report's seconds
     count; by default now. progress: called with (clips done, clips in all). Raises ActdetError for what cannot be read,
     and where `out` is among the clips.
@@ -228,7 +231,9 @@ def evaluate_checkpoint(
     device = choose_device()
     detector, about = load_detector(checkpoint, device)
     detector.to(memory_format=torch.channels_last_3d)
-    index = load_index(data, about.model.class_names)
+    index = load_index(data, about.model.class_names, bad_files=bad_files)
+    for line in index.notes:
+        say(f"note: {line}")
     ids = [i for i, clip in enumerate(index.clips) if not held_out or clip.name in about.held_out]
     if not ids:
         raise DataError(data, f"holds none of the {len(about.held_out)} clips that {checkpoint} held out in training")
@@ -237,15 +242,18 @@ def evaluate_checkpoint(
     dtype, _ = choose_precision("auto", device)
     memory = memory_for(f"{BATCH_SIZE} clips of {_shape(about.model)}")
     with memory, open_reader(reader_name, size, workers=workers) as reader:
-        loader = ClipLoader(index, about.model, reader, device)
+        loader = ClipLoader(index, about.model, reader, device, bad_files=bad_files)
         evaluation = evaluate(detector, loader, ids, about.loss, dtype, progress=progress)
+    left_out = list(map(str, loader.all_left_out))
+    for line in left_out:
+        say(f"left out: {line}")
     write_report(
         out,
         title or f"{checkpoint} on {data}",
         evaluation,
         index,
         started=started,
-        notes=[*notes, _describe_device(device, reader_name), *note],
+        notes=[*notes, _describe_device(device, reader_name), *note, *(f"Left out: {line}." for line in left_out)],
         log=log,
     )
     return evaluation.metrics
