@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,8 @@ from tyro.conf import Positional
 
 from actdet.commands import Commands, UsageError
 from actdet.config import THRESHOLD, ModelConfig, TrainConfig, check_bounds
-from actdet.data.index import CLASS_NAMES, ClipIndex, find_problems, load_index
+from actdet.data.classes import CLASS_NAMES, NO_ACTION
+from actdet.data.index import BadFiles, ClipIndex, Survey, load_index, survey
 from actdet.data.prepare import PrepareConfig, prepare_dataset
 from actdet.data.rendered import RenderConfig, render_dataset
 from actdet.data.split import hold_out
@@ -60,7 +61,8 @@ def train(
     Args:
         data: Folder with videos/ and annotations/.
         out: Folder for the log, the checkpoints, the trained model and the report.
-        val_share: Share of each class that is held out to evaluate on; 0 trains on everything.
+        val_share: Share of each class that is held out to evaluate on; 0 trains on everything. A clip with actions of
+            several classes counts for the one of the lowest id.
         resume: Go on with the run in --out, which was stopped, with its settings; those that change no result, such as
             --workers, may be given anew.
         device: Where the network runs: auto (the first GPU where there is one), cpu, cuda or cuda:N.
@@ -83,7 +85,8 @@ def train(
             raise ActdetError("device is auto or cpu in several processes: torchrun gives each its own GPU")
         place = choose_device(device)
         first = processes.rank == 0
-        index = _index(data, model.class_names, quiet=not first)
+        index = _index(data, model.class_names, config.bad_files, quiet=not first)
+        model = replace(model, class_names=index.class_names)
         if stored is None or given.val_share is not None:
             train_ids, val_ids = hold_out(index, val_share, config.seed)
         else:
@@ -151,6 +154,7 @@ def evaluate_(
     workers: int = 1,
     device: str = "auto",
     videos: bool = True,
+    bad_files: BadFiles = "stop",
 ) -> None:
     """Measure a trained detector on the annotated clips in DATA and write a report with pictures to --out.
 
@@ -164,6 +168,7 @@ def evaluate_(
         workers: Processes that decode.
         device: Where the network runs: auto (the first GPU where there is one), cpu, cuda or cuda:N.
         videos: Whether to write annotated videos, which take most of the time; the report has pictures without, too.
+        bad_files: What a bad file does: it stops the command, or its clip is left out and listed.
     """
     check_bounds({"workers": workers})
 
@@ -172,6 +177,11 @@ def evaluate_(
 
     place = choose_device(device)
     with tqdm(desc="evaluate", unit="clip") as bar:
+
+        def say(line: str) -> None:
+            with bar.external_write_mode():
+                print(line)
+
         metrics = evaluate_checkpoint(
             checkpoint,
             data,
@@ -180,6 +190,8 @@ def evaluate_(
             workers=workers,
             device=place,
             with_videos=videos,
+            bad_files=bad_files,
+            say=say,
             progress=_total(bar),
             drawing=_anew(bar, "draw", "frame"),
         )
@@ -290,7 +302,9 @@ def crossval(
     from actdet.training import FIGURES
 
     place = choose_device(device)
-    with open_setup(_index(data, model.class_names), model, config, device=place, command="crossval") as setup:
+    index = _index(data, model.class_names, config.bad_files)
+    model = replace(model, class_names=index.class_names)
+    with open_setup(index, model, config, device=place, command="crossval") as setup:
         _say(describe_setup(setup))
         result = _watch(cross_validate(setup, folds, out))
     _say_left_out(setup)
@@ -326,7 +340,9 @@ def ablate_(
     from actdet.training import FIGURES
 
     place = choose_device(device)
-    with open_setup(_index(data, model.class_names), model, config, device=place, command="ablate") as setup:
+    index = _index(data, model.class_names, config.bad_files)
+    model = replace(model, class_names=index.class_names)
+    with open_setup(index, model, config, device=place, command="ablate") as setup:
         _say(describe_setup(setup))
         result = _watch(ablate(setup, val_share, out))
     _say_left_out(setup)
@@ -353,26 +369,37 @@ def render(out: Positional[Path], /, config: RenderConfig = RenderConfig()) -> N
 
 
 @app.command
-def check(data: Positional[Path], /, class_names: tuple[str, ...] = CLASS_NAMES, decode: bool = True) -> None:
-    """Validate a data set: list everything that is wrong with its videos and annotations.
+def check(data: Positional[Path], /, class_names: tuple[str, ...] = (), decode: bool = True) -> None:
+    """Validate a data set: list everything that is wrong with its videos and annotations, and count its actions.
 
     For instance: actdet check data/mine
 
     Args:
         data: Folder with videos/ and annotations/.
-        class_names: Names of the action classes, in the order of their ids in the annotation files.
+        class_names: Names of the action classes, in the order of their ids in the annotation files; by default those in
+            DATA/classes.txt, a name a line, or else fight and collapse.
         decode: Whether to decode every frame, too, and not only read the containers.
     """
     with tqdm(desc="check", unit="video") as bar:
-        problems = find_problems(data, class_names, decode=decode, progress=_total(bar))
-    for problem in problems:
+        found = survey(data, class_names or None, decode=decode, progress=_total(bar))
+    for problem in found.problems:
         print(problem)
-    if problems:
-        raise ActdetError(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {data}")
-    index = load_index(data, class_names)
-    counts = [int((index.labels == label).sum()) for label in range(len(class_names) + 1)]
-    parts = ", ".join(f"{count} {name}" for count, name in zip(counts, (*class_names, "no action"), strict=True))
-    print(f"{data}: {len(index.clips)} clips ({parts}), nothing wrong")
+    _say_notes(found.notes)
+    if found.problems:
+        raise ActdetError(f"{len(found.problems)} problem{'s' * (len(found.problems) > 1)} in {data}")
+    print(f"{data}: {len(found.clips)} clips ({_counts(found)}), nothing wrong")
+
+
+def _counts(found: Survey) -> str:
+    """How many actions of each class there are, and how many clips without any."""
+    parts = []
+    for label, name in enumerate(found.class_names):
+        each = [sum(annotation.label == label for annotation in clip.annotations) for clip in found.clips]
+        clips = sum(count > 0 for count in each)
+        parts.append(f"{sum(each)} {name}" + f" in {clips} clip{'s' * (clips > 1)}" * (sum(each) > clips))
+    without = [clip.annotated for clip in found.clips if not clip.annotations]
+    bare = f": {sum(without)} with an empty file, {without.count(False)} with none" * (False in without)
+    return ", ".join([*parts, f"{len(without)} {NO_ACTION}{bare}"])
 
 
 @app.command
@@ -380,7 +407,8 @@ def prepare(
     data: Positional[Path],
     out: Positional[Path],
     /,
-    class_names: tuple[str, ...] = CLASS_NAMES,
+    class_names: tuple[str, ...] = (),
+    bad_files: BadFiles = "stop",
     config: PrepareConfig = PrepareConfig(),
 ) -> None:
     """Re-encode the data set in DATA to OUT, small and with many keyframes, so that its frames are quick to read.
@@ -390,14 +418,19 @@ def prepare(
     Args:
         data: Folder with videos/ and annotations/.
         out: Folder for the same clips, annotations in pixels of their new size, and prepared.json with what it saved.
-        class_names: Names of the action classes, in the order of their ids in the annotation files.
+        class_names: Names of the action classes, in the order of their ids in the annotation files; by default those in
+            DATA/classes.txt, a name a line, or else fight and collapse. OUT gets such a file.
+        bad_files: What a bad file does: it stops the command, or its clip is left out and listed.
     """
-    index = _index(data, class_names)
+    index = _index(data, class_names, bad_files)
     check_own([out / "prepared.json"], lambda path: "bytes_before" in (read_json(path) or ()))
     with tqdm(desc="prepare", unit="clip") as bar:
-        prepared = prepare_dataset(index, out, config, progress=_total(bar))
+        prepared = prepare_dataset(index, out, config, bad_files=bad_files, progress=_total(bar))
+    left_out = list(map(str, prepared.left_out))
     figures = {name: value for name, value in vars(prepared).items() if name != "index"}
-    write_json(out / "prepared.json", figures | asdict(config))
+    write_json(out / "prepared.json", figures | {"left_out": left_out} | asdict(config))
+    for problem in left_out:
+        print(f"left out: {problem}")
     clips = len(prepared.index.clips)
     kept = f", {clips - prepared.encoded} of them were there already" * (prepared.encoded < clips)
     print(f"{out}: {clips} clips{kept}")
@@ -591,9 +624,14 @@ def _anew(bar: tqdm, name: str, unit: str) -> Callable[[int, int], None]:
     return update
 
 
-def _index(data: Path, class_names: tuple[str, ...], *, quiet: bool = False) -> ClipIndex:
+def _index(data: Path, class_names: tuple[str, ...], bad_files: BadFiles = "stop", *, quiet: bool = False) -> ClipIndex:
+    """The index of `data`, with a line for each note on it. class_names: () or the default's own object for none."""
+    asked = None if class_names is CLASS_NAMES else class_names or None
     with tqdm(desc="read", unit="video", leave=False, disable=quiet) as bar:
-        return load_index(data, class_names, progress=_total(bar))
+        index = load_index(data, asked, bad_files=bad_files, progress=_total(bar))
+    if not quiet:
+        _say_notes(index.notes)
+    return index
 
 
 def _say(lines: list[str]) -> None:
@@ -601,8 +639,13 @@ def _say(lines: list[str]) -> None:
         print(line)
 
 
+def _say_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}")
+
+
 def _say_left_out(setup: Setup) -> None:
-    for error in setup.loader.left_out.values():
+    for error in setup.loader.all_left_out:
         print(f"left out: {error}")
 
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from actdet.data.classes import CLASS_NAMES, NO_ACTION
 from actdet.errors import ActdetError
 
 if TYPE_CHECKING:
     from actdet_kernels import MatchWeights
 
-NO_ACTION = "no action"  # what a clip is called that has no action of any class
 THRESHOLD = 0.5  # so many actions of a class must be expected in a clip that it counts as found
 
 
@@ -75,8 +75,9 @@ def _check(holds: bool, problem: str) -> None:
 class ModelConfig:
     """The shape of the detector."""
 
-    class_names: tuple[str, ...] = ("fight", "collapse")
-    """Names of the action classes, in the order of their ids in the annotation files."""
+    class_names: tuple[str, ...] = CLASS_NAMES
+    """Names of the action classes, in the order of their ids in the annotation files. A data set that has a
+    classes.txt, a name a line, says them itself."""
     image_size: int = 224
     """Side of the square picture that the network sees, in pixels; a multiple of 16."""
     frames: int = 16
@@ -203,7 +204,8 @@ class TrainConfig:
     disk_cache: float = 0.0
     """Keep decoded clips on the disk, too, for later runs: at most so many GiB, in $ACTDET_CACHE or ~/.cache/actdet."""
     bad_files: Literal["stop", "skip"] = "stop"
-    """What a clip that cannot be decoded does to the run: it stops it, or is left out and listed at the end."""
+    """What a bad file (a video that is empty, cut off or cannot be decoded, a wrong annotation) does to the run: it
+    stops it, or its clip is left out and listed at the end."""
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
 

@@ -24,7 +24,7 @@ from actdet.checkpoints import About, load_detector
 from actdet.config import ModelConfig, TrainConfig
 from actdet.data.cache import FrameCache, choose_cache
 from actdet.data.disk_cache import DiskCache, cache_folder
-from actdet.data.index import ClipIndex, load_index
+from actdet.data.index import BadFiles, ClipIndex, load_index
 from actdet.data.loader import ClipLoader
 from actdet.data.readers import choose_reader, open_reader
 from actdet.data.split import folds, hold_out
@@ -283,7 +283,7 @@ def _train(
             notes=[
                 describe_training(setup, len(train_ids)),
                 _describe_device(setup.device, setup.loader.reader.name),
-                *(f"Left out: {error}." for error in setup.loader.left_out.values()),
+                *(f"Left out: {error}." for error in setup.loader.all_left_out),
             ],
             settings=asdict(setup.model) | asdict(setup.config),
             log=out / LOG,
@@ -329,6 +329,8 @@ def evaluate_checkpoint(
     held_out: bool = False,
     workers: int = 1,
     device: torch.device | None = None,
+    bad_files: BadFiles = "stop",
+    say: Callable[[str], object] = lambda line: None,
     title: str | None = None,
     notes: Sequence[str] = (),
     log: Path | None = None,
@@ -349,6 +351,8 @@ def evaluate_checkpoint(
         held_out: Only the clips that its training run held out.
         workers: Processes that decode.
         device: By default what is chosen here.
+        bad_files: `skip` leaves out clips that cannot be read.
+        say: Called with a line for each note on the data and each clip that is left out.
         title: Of the report.
         notes: Lines for the report.
         log: The training's log.jsonl, for its curve.
@@ -368,13 +372,15 @@ def evaluate_checkpoint(
     device = device or choose_device()
     detector, about = load_detector(checkpoint, device)
     detector.to(memory_format=torch.channels_last_3d)
-    index = load_index(data, about.model.class_names)
+    index = load_index(data, about.model.class_names, bad_files=bad_files)
+    for line in index.notes:
+        say(f"note: {line}")
     ids = [i for i, clip in enumerate(index.clips) if not held_out or clip.name in about.held_out]
     if not ids:
         raise DataError(data, f"holds none of the {len(about.held_out)} clips that {checkpoint} held out in training")
     with _sole_writer(out):
         _check_replaceable(out, [index.clips[i].name for i in ids])
-        evaluation, described = _evaluate(detector, about, index, ids, device, workers, progress)
+        evaluation, described = _evaluate(detector, about, index, ids, device, workers, bad_files, say, progress)
         write_report(
             out,
             title or f"{checkpoint} on {data}",
@@ -397,6 +403,8 @@ def _evaluate(
     ids: list[int],
     device: torch.device,
     workers: int,
+    bad_files: BadFiles,
+    say: Callable[[str], object],
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Evaluation, list[str]]:
     """What a detector makes of the clips `ids`, and lines about where that was."""
@@ -405,9 +413,13 @@ def _evaluate(
     dtype, _ = choose_precision("auto", device)
     memory = memory_for(f"{BATCH_SIZE} clips of {_shape(about.model)}")
     with memory, open_reader(reader_name, size, workers=workers) as reader:
-        loader = ClipLoader(index, about.model, reader, device)
+        loader = ClipLoader(index, about.model, reader, device, bad_files=bad_files)
         evaluation = evaluate(detector, loader, ids, about.loss, dtype, progress=progress)
-    return evaluation, [_describe_device(device, reader_name), *note]
+    left_out = list(map(str, loader.all_left_out))
+    for line in left_out:
+        say(f"left out: {line}")
+    lines = [_describe_device(device, reader_name), *note, *(f"Left out: {line}." for line in left_out)]
+    return evaluation, lines
 
 
 def _recorded_reader(recorded: str, device: torch.device, index: ClipIndex) -> tuple[str, list[str]]:

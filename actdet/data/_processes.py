@@ -80,9 +80,9 @@ def _end_with_parent() -> None:
 
 
 def run_all(
-    function: Callable[..., object], jobs: Sequence[tuple[Any, ...]], workers: int, progress: Callable[[int], None]
-) -> None:
-    """`function(*job)` for all jobs, in that many spawned processes (0: one per CPU core); `progress(done)` after each.
+    function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: int, progress: Callable[[int], None]
+) -> list[T]:
+    """`function(*job)` of all jobs, in that many spawned processes (0: one per CPU core); `progress(done)` after each.
 
     Raises what the first that failed raised, or an ActdetError where a process died, and leaves none running. A signal
     is handled when the work has ended, which it makes end soon where `function` uses `while_wanted`. A second one kills
@@ -111,6 +111,7 @@ def run_all(
                 for done, job in enumerate(as_completed(waiting), 1):
                     job.result()
                     progress(done)
+                return [job.result() for job in waiting]
             except BaseException:
                 stopping.value = True
                 pool.shutdown(cancel_futures=True)

@@ -67,6 +67,11 @@ class ClipLoader:
         self._positive = targets.counts.numpy() > 0
         self._targets = targets.to(device)
 
+    @property
+    def all_left_out(self) -> list[DataError]:
+        """What is wrong with all files that were left out, by the index or here."""
+        return [*self.index.left_out, *self.left_out.values()]
+
     def train_batches(
         self, ids: Sequence[int], config: TrainConfig, epoch: int, skip: int = 0, processes: Processes = ALONE
     ) -> Iterator[Batch]:

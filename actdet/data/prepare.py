@@ -21,8 +21,9 @@ import numpy as np
 
 from actdet.config import BOUNDS, check_bounds
 from actdet.data._processes import run_all, while_wanted
+from actdet.data.classes import class_names_of, write_class_names
 from actdet.data.encoding import choose_encoder, read_comment, write_video
-from actdet.data.index import Clip, ClipIndex, Progress, load_index
+from actdet.data.index import SYSTEM_FILES, BadFiles, Clip, ClipIndex, Progress, load_index
 from actdet.data.video import VideoInfo, decode_frames, sample_frames, stream_frames
 from actdet.errors import ActdetError, DataError
 from actdet.files import any_within, check_own, remove_abandoned, sole_writer, write_bytes
@@ -75,16 +76,24 @@ class Prepared:
     """Median time to read 16 frames of a clip, spread evenly and scaled to 224 x 224, on one thread."""
     measured: int
     """How many clips that median is of."""
+    left_out: tuple[DataError, ...] = ()
+    """What is wrong with the files that were left out."""
 
 
 def prepare_dataset(
-    source: ClipIndex, out: str | os.PathLike[str], config: PrepareConfig, *, progress: Progress | None = None
+    source: ClipIndex,
+    out: str | os.PathLike[str],
+    config: PrepareConfig,
+    *,
+    bad_files: BadFiles = "stop",
+    progress: Progress | None = None,
 ) -> Prepared:
     """Write the clips of `source` to `out` anew, upright, small and with a keyframe every `config.gop` frames.
 
-    Clips that an earlier run with the same settings has made of the same files are kept; annotations are always
-    written. `progress(done, total)` is called after each clip. The processes are spawned: a script that calls this
-    keeps its own start under `if __name__ == "__main__":`.
+    Clips that an earlier run with the same settings has made of the same files are kept; annotations and class names
+    are always written. With `bad_files` "skip" a clip that does not decode is left out. `progress(done, total)` is
+    called after each clip. The processes are spawned: a script that calls this keeps its own start under
+    `if __name__ == "__main__":`.
 
     Raises DataError for a video that does not decode or a file that cannot be written, ActdetError where `out` is
     within the data set, or holds anything but clips of `source` prepared with the same settings, or another process
@@ -93,35 +102,60 @@ def prepare_dataset(
     out = Path(out)
     _check_apart(source.root, out)
     with sole_writer(out):
-        return _prepare(source, out, config, progress)
+        return _prepare(source, out, config, bad_files, progress)
 
 
-def _prepare(source: ClipIndex, out: Path, config: PrepareConfig, progress: Progress | None) -> Prepared:
-    texts = {clip.name: _scaled_annotations(clip, source.root, config.short_side) for clip in source.clips}
-    stamps = {clip.name: _stamp(clip, config) for clip in source.clips}
+def _prepare(
+    source: ClipIndex, out: Path, config: PrepareConfig, bad_files: BadFiles, progress: Progress | None
+) -> Prepared:
+    class_names_of(out, source.class_names)
+    left_out = list(source.left_out)
+    texts: dict[str, str | None] = {}
+    for clip in source.clips:
+        try:
+            texts[clip.name] = _scaled_annotations(clip, source.root, config.short_side)
+        except DataError as problem:
+            if bad_files == "stop":
+                raise
+            left_out.append(problem)
+    clips = [clip for clip in source.clips if clip.name in texts]
+    stamps = {clip.name: _stamp(clip, config) for clip in clips}
     done = _find_prepared(out, source, config, stamps)
     _check_annotations(out, texts)
     for folder in ("videos", "annotations"):
         (out / folder).mkdir(parents=True, exist_ok=True)
+    write_class_names(out, source.class_names)
     for name, text in texts.items():
         path = out / "annotations" / f"{name}.txt"
         if text is None:
             path.unlink(missing_ok=True)
         else:
             write_bytes(path, text.encode())
-    jobs = [(clip.video, _target(out, clip.name), config, stamps[clip.name]) for clip in source.clips]
-    _encode_all([job for job in jobs if job[1].stem not in done], out, config.workers, len(jobs), progress)
+    jobs = [(clip.video, _target(out, clip.name), config, stamps[clip.name]) for clip in clips]
+    bad = _encode_all(
+        [job for job in jobs if job[1].stem not in done], out, config.workers, len(jobs), bad_files, progress
+    )
+    unreadable = {problem.path for problem in bad}
+    for clip in clips:
+        if clip.video.path in unreadable:
+            (out / "annotations" / f"{clip.name}.txt").unlink(missing_ok=True)
+            _target(out, clip.name).unlink(missing_ok=True)
+    clips = [clip for clip in clips if clip.video.path not in unreadable]
+    left_out += bad
+    if not clips:
+        raise ActdetError(f"none of the clips of {source.root} can be prepared: {left_out[0]}")
 
     index = load_index(out, source.class_names)
-    sample = np.unique(np.linspace(0, len(jobs) - 1, _MEASURED_CLIPS).round().astype(int)).tolist()
+    sample = np.unique(np.linspace(0, len(clips) - 1, _MEASURED_CLIPS).round().astype(int)).tolist()
     return Prepared(
         index=index,
-        encoded=len(jobs) - len(done),
-        bytes_before=_bytes(source),
-        bytes_after=_bytes(index),
-        seconds_before=_reading_seconds([source.clips[i].video for i in sample]),
+        encoded=len(clips) - len(done),
+        bytes_before=_bytes(clips),
+        bytes_after=_bytes(index.clips),
+        seconds_before=_reading_seconds([clips[i].video for i in sample]),
         seconds_after=_reading_seconds([index.clips[i].video for i in sample]),
         measured=len(sample),
+        left_out=tuple(left_out),
     )
 
 
@@ -189,7 +223,7 @@ def _find_prepared(out: Path, source: ClipIndex, config: PrepareConfig, stamps: 
         if not folder.exists():
             continue
         for path in sorted(folder.iterdir()):
-            if path.name.startswith("."):
+            if path.name.startswith(".") or path.name.lower() in SYSTEM_FILES:
                 continue
             if path.suffix != suffix or path.stem not in stamps:
                 raise ActdetError(f"{path}: {source.root} has no such clip; remove it, or give a new folder")
@@ -208,8 +242,13 @@ def _find_prepared(out: Path, source: ClipIndex, config: PrepareConfig, stamps: 
 _Job = tuple[VideoInfo, Path, PrepareConfig, str]
 
 
-def _encode_all(jobs: Sequence[_Job], out: Path, workers: int, total: int, progress: Progress | None) -> None:
-    """Do the jobs in processes, the longest first, and leave nothing half-made, however it ends."""
+def _encode_all(
+    jobs: Sequence[_Job], out: Path, workers: int, total: int, bad_files: BadFiles, progress: Progress | None
+) -> list[DataError]:
+    """Do the jobs in processes, the longest first, and leave nothing half-made, however it ends.
+
+    Returns what is wrong with the videos that do not decode, where those are left out.
+    """
 
     def show(done: int) -> None:
         if progress:
@@ -217,18 +256,30 @@ def _encode_all(jobs: Sequence[_Job], out: Path, workers: int, total: int, progr
 
     show(0)
     if not jobs:
-        return
+        return []
     videos = out / "videos"
     remove_abandoned(videos)
     try:
-        run_all(_encode, sorted(jobs, key=lambda job: -len(job[0].pts)), workers, show)
+        longest_first = sorted(jobs, key=lambda job: -len(job[0].pts))
+        problems = run_all(_encode, [(*job, bad_files) for job in longest_first], workers, show)
+        return [problem for problem in problems if problem is not None]
     finally:
         # Of a process that was killed.
         remove_abandoned(videos)
 
 
-def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -> None:
-    """Runs in a worker: writes one clip."""
+def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str, bad_files: BadFiles) -> DataError | None:
+    """Runs in a worker: writes one clip, or returns what is wrong with its video, where such are left out."""
+    try:
+        _write(video, target, config, stamp)
+    except DataError as problem:
+        if bad_files == "stop" or problem.path != video.path:
+            raise
+        return problem
+    return None
+
+
+def _write(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -> None:
     width, height = prepared_size(video.width, video.height, config.short_side)
     encoder = choose_encoder(config.codec)
     write_video(
@@ -244,8 +295,8 @@ def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -
     )
 
 
-def _bytes(index: ClipIndex) -> int:
-    return sum(os.path.getsize(clip.video.path) for clip in index.clips)
+def _bytes(clips: Iterable[Clip]) -> int:
+    return sum(os.path.getsize(clip.video.path) for clip in clips)
 
 
 def _reading_seconds(videos: Iterable[VideoInfo]) -> float:

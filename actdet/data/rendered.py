@@ -2,7 +2,7 @@
 
 Everything follows from the seed: it gives a cast of people and a list of places, and clip i then depends on
 nothing but the configuration and i.  Two seeds share no person and no place: a second seed is an honest test.
-The result has the project's data format: `videos/NAME.webm` and `annotations/NAME.txt`.
+The result has the project's data format: `videos/NAME.webm`, `annotations/NAME.txt` and `classes.txt`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from actdet.data._filming import Frame, Lens, box_of, film, invent_lens
 from actdet.data._motions import EVERYDAY, Act, Prop, Rng, seated, stand, stroll, wave
 from actdet.data._places import Place, invent_place, paint_place
 from actdet.data._processes import run_all, while_wanted
+from actdet.data.classes import write_class_names
 from actdet.errors import ActdetError
 from actdet.files import read_json, remove_abandoned, replacing, sole_writer, write_bytes, write_json
 
@@ -65,6 +66,7 @@ def render_dataset(out: Path, config: RenderConfig, *, progress: Callable[[int, 
         for folder in ("videos", "annotations"):
             (out / folder).mkdir(parents=True, exist_ok=True)
             remove_abandoned(out / folder)
+        write_class_names(out, _CLASSES[:2])
         # A clip's video is written last.
         done = {path.stem.rpartition("_")[2] for path in (out / "videos").glob("*.webm")}
         jobs = [(config, i, out) for i in range(config.clips) if f"{i:04d}" not in done]

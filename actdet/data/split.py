@@ -1,9 +1,13 @@
-"""Stratified divisions of a data set: training and held-out clips once, or in k folds."""
+"""Stratified divisions of a data set: training and held-out clips once, or in k folds.
+
+A clip with actions of several classes counts for the class of the lowest id, in whatever order they were written.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
+from actdet.data.classes import NO_ACTION
 from actdet.data.index import ClipIndex
 from actdet.errors import ActdetError, DataError
 
@@ -65,4 +69,4 @@ def _need_positive(index: ClipIndex, labels: np.ndarray) -> None:
 
 
 def _name(index: ClipIndex, label: int) -> str:
-    return index.class_names[label] if label < len(index.class_names) else "no action"
+    return index.class_names[label] if label < len(index.class_names) else NO_ACTION

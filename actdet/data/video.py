@@ -54,6 +54,7 @@ class VideoInfo:
     bytes: int = 0  # of the file
     # Frames, ascending, from which decoding gives what it gives from the start; only where that is certain.
     entries: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    remarks: tuple[str, ...] = ()  # one-line facts that are no errors
 
     @property
     def seconds(self) -> float:

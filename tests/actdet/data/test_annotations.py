@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from actdet.data.annotations import Annotation, check_annotations, read_annotations
+from actdet.data.annotations import Annotation, check_annotations, forms, read_annotations
 from actdet.errors import DataError
 
 CLASSES = ("fight", "collapse")
@@ -89,3 +92,65 @@ def test_what_is_not_utf8_is_said(tmp_path: Path, data: bytes) -> None:
 def test_a_folder_in_place_of_the_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read(tmp_path)
+
+
+def _endless(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(50 * 2**20)
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "50 MB": (lambda path: path.write_bytes(b"0 10 20 30 40\n" * 3_600_000), "has more than 1048576 bytes"),
+    "endless line": (_endless, "has more than 1048576 bytes"),
+    "a line for each frame": (lambda path: path.write_text("0 10 20 30 40\n" * 5000), "has 5000 lines, more than 1000"),
+    "FIFO": (lambda path: os.mkfifo(path), "cannot be read: it is no regular file"),
+    "folder": (lambda path: path.mkdir(), "cannot be read: it is no regular file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "cannot be read: it is no regular file"),
+    "loop": (lambda path: path.symlink_to(path), "cannot be read: Too many levels"),
+    "long line": (lambda path: path.write_text("0" * 5000 + " 10 20 30 40"), "5012 characters where five"),
+}
+
+
+@pytest.mark.parametrize(("make", "expected"), BAD_FILES.values(), ids=BAD_FILES)
+def test_what_is_no_small_file_is_refused_in_one_short_line(
+    tmp_path: Path, make: Callable[[Path], object], expected: str
+) -> None:
+    path = tmp_path / "clip.txt"
+    make(path)
+    start = time.perf_counter()
+    annotations, (problem,) = check_annotations(path, 320, 240, CLASSES)
+    assert time.perf_counter() - start < 0.5
+    assert annotations == []
+    assert str(problem).startswith(f"{path}:")
+    assert expected in str(problem)
+    assert len(problem.problem) < 200
+    assert "\n" not in str(problem)
+
+
+def test_many_actions_of_a_clip_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "clip.txt"
+    path.write_text("0 10 20 30 40\r\n\r\n" * 1000)
+    assert len(read(path)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", (0, {"corners", "size", "yolo"})),
+        ("0 10 20 30 40", (1, {"corners", "size"})),
+        ("0 10 20 30 40\n\n1 200 20 300 40\n", (2, {"corners"})),
+        ("0 200 100 50 60\n", (1, {"size"})),
+        ("0 200 100 121.5 60\n", (1, set())),
+        ("0 0.5 0.5 1 1\n5 0.995 0.5 0.01 0.2", (2, {"yolo"})),
+        ("0 0.5 0.5 1 1\n0 10 20 30 40", (2, set())),
+        ("0 0.9 0.5 0.4 0.2", (1, set())),
+        ("0 0.5 0.5 0 0.2", (1, set())),
+        ("0 10 20 30 40 0.9", (1, set())),
+        ("0 10 20 30", (1, set())),
+        ("0 10 nan 30 40", (1, set())),
+    ],
+)
+def test_the_forms_that_all_lines_could_have(tmp_path: Path, text: str, expected: tuple[int, set[str]]) -> None:
+    path = tmp_path / "clip.txt"
+    path.write_text(text)
+    assert forms(path, 320, 240) == expected

@@ -346,7 +346,7 @@ def test_a_stop_leaves_nothing_half_made(dataset: Dataset, tmp_path: Path) -> No
 
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(source, out, SMALL, progress=stop)
-    files = [path for path in out.rglob("*") if path.is_file()]
+    files = list(out.rglob("*.mp4"))
     assert len(files) <= 2
     assert not [path for path in files if "partial" in path.name]
     prepared = prepare_dataset(source, out, SMALL)
@@ -436,3 +436,56 @@ def test_one_frame_a_group_is_all_keyframes(dataset: Dataset, tmp_path: Path) ->
     with av.open(video.path) as container:
         assert all(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
     assert len(probe(video.path).pts) == 7
+
+
+def _broken(path: Path) -> Path:
+    return corrupt(write_video(path, "mjpeg", frames=20, size=(96, 64)), range(12, 16))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_files_are_left_out_and_listed(dataset: Dataset, tmp_path: Path, workers: int) -> None:
+    """One that indexing left out, one that does not decode, one with a box too small for the new size."""
+    good = _video(frames=5, size=(96, 64))
+    videos: dict[str, Callable[[Path], object]] = {"a.mp4": good, "b.mkv": _broken, "c.mp4": good, "d.mp4": good}
+    root = dataset(videos, {"b": "0 10 20 60 50\n", "c": "0 0.1 0.1 2 2\n", "d": "1 10 20 60 50\n"}).root
+    (root / "videos" / "e.mp4").touch()
+    source, out = load_index(root, bad_files="skip"), tmp_path / "out"
+    config = replace(SMALL, workers=workers)
+    for encoded in (2, 0):
+        prepared = prepare_dataset(source, out, config, bad_files="skip")
+        paths = [root / "videos" / "e.mp4", root / "annotations" / "c.txt", root / "videos" / "b.mkv"]
+        assert [problem.path for problem in prepared.left_out] == list(map(str, paths))
+        assert [clip.name for clip in prepared.index.clips] == ["a", "d"]
+        assert prepared.encoded == encoded
+        assert prepared.bytes_before == sum((root / "videos" / name).stat().st_size for name in ("a.mp4", "d.mp4"))
+    assert find_problems(out) == []
+    with pytest.raises(DataError, match="less than a pixel"):
+        prepare_dataset(source, out, config)
+
+
+def test_where_nothing_is_left_the_reason_is_said(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ActdetError, match=r"none of the clips of .* can be prepared: .*b\.mkv: only the first 12"):
+        prepare_dataset(dataset({"b.mkv": _broken}), tmp_path / "out", SMALL, bad_files="skip")
+
+
+def test_a_full_disk_is_no_bad_file(four: ClipIndex, tmp_path: Path) -> None:
+    with small_disk(1500), pytest.raises(DataError, match="cannot be written: "):
+        prepare_dataset(four, tmp_path / "out", SMALL, bad_files="skip")
+
+
+def test_class_names_go_along(dataset: Dataset, tmp_path: Path) -> None:
+    root = dataset({"a.mp4": _video(frames=3, size=(96, 64))}, {"a": "1 10 20 60 50\n"}).root
+    (root / "classes.txt").write_text("collapse\nfight\n")
+    prepared = prepare_dataset(load_index(root), tmp_path / "out", SMALL)
+    assert prepared.index.class_names == load_index(tmp_path / "out").class_names == ("collapse", "fight")
+    (root / "classes.txt").write_text("fight\ncollapse\n")
+    with pytest.raises(DataError, match=r"are 0 = collapse, 1 = fight, but .* 0 = fight, 1 = collapse") as caught:
+        prepare_dataset(load_index(root), tmp_path / "out", SMALL)
+    assert caught.value.path == str(tmp_path / "out" / "classes.txt")
+
+
+def test_what_a_file_manager_left_is_passed_over(four: ClipIndex, tmp_path: Path) -> None:
+    prepare_dataset(four, tmp_path / "out", SMALL)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+        (tmp_path / "out" / "videos" / name).write_text("x")
+    assert prepare_dataset(four, tmp_path / "out", SMALL).encoded == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -22,11 +23,16 @@ ROOT = Path("set")
 
 def index(labels: list[int]) -> ClipIndex:
     """Clips of these classes, without any file behind them."""
+    return index_of([[] if label == NONE else [label] for label in labels])
+
+
+def index_of(actions: list[list[int]]) -> ClipIndex:
+    """Clips of several actions each."""
     pts = np.arange(25, dtype=np.int64)
     clips = []
-    for number, label in enumerate(labels):
+    for number, labels in enumerate(actions):
         video = VideoInfo(f"{number}.mp4", 64, 32, 0, Fraction(1, 25), pts, 25, "h264", True, 0)
-        annotations = () if label == NONE else (Annotation(label, (1.0, 2.0, 30.0, 20.0)),)
+        annotations = tuple(Annotation(label, (1.0, 2.0, 30.0, 20.0)) for label in labels)
         clips.append(Clip(str(number), video, annotations))
     return ClipIndex(ROOT, ("fight", "collapse"), tuple(clips))
 
@@ -130,3 +136,14 @@ def test_shares_and_folds_out_of_range_are_refused() -> None:
     for count in (1, 0, -3):
         with pytest.raises(ActdetError, match=f"2 or more folds, got {count}"):
             folds(clips, count, 0)
+
+
+@given(st.lists(st.lists(st.sampled_from([FIGHT, COLLAPSE]), max_size=4), min_size=30, max_size=30), st.randoms())
+@settings(max_examples=30, deadline=None)
+def test_the_order_of_lines_divides_nothing_otherwise(clips: list[list[int]], random: Random) -> None:
+    """Six clips of one action or none come first, so that each class has enough."""
+    clips = [[FIGHT], [COLLAPSE], [], [FIGHT], [COLLAPSE], [], *clips]
+    both = [index_of(clips), index_of([random.sample(labels, len(labels)) for labels in clips])]
+    assert hold_out(both[0], 0.2, 0) == hold_out(both[1], 0.2, 0)
+    assert folds(both[0], 2, 0) == folds(both[1], 2, 0)
+    assert both[0].labels.tolist() == [FIGHT if FIGHT in c else COLLAPSE if c else NONE for c in clips]
