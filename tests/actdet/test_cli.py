@@ -108,6 +108,8 @@ def test_evaluate_shows_how_far_drawing_is(
     assert last.startswith("draw: 100%")
     assert f" {frames}/{frames} [" in last
     assert "evaluate: " in outcome.err
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>decoder layers</td><td>1</td>" in page  # what the detector was made with
 
 
 def test_help_says_what_without_videos_means(actdet_command: Actdet) -> None:

@@ -14,7 +14,7 @@ from command import small_disk
 from videos import numbered_frame, shown_number
 
 from actdet.data import encoding
-from actdet.data.encoding import Encoder, write_video
+from actdet.data.encoding import QUICK, Encoder, write_video
 from actdet.data.video import decode_frames, probe
 from actdet.errors import DataError
 
@@ -32,6 +32,19 @@ TIMES = {
 
 def _frames(count: int, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
     return [numbered_frame(number, *size) for number in range(count)]
+
+
+@pytest.mark.parametrize("encoder", KEPT_END)
+def test_what_is_quick_is_nearly_as_good(tmp_path: Path, encoder: Encoder) -> None:
+    frames = np.stack([np.roll(numbered_frame(number, 320, 240), number, axis=1) for number in range(20)])
+    errors, sizes = [], []
+    for options in (None, QUICK[encoder]):
+        out = tmp_path / "v.mp4"
+        write_video(out, frames, np.arange(20), Fraction(1, 25), encoder=encoder, options=options)
+        errors.append(np.abs(decode_frames(probe(out), range(20)).astype(int) - frames).mean())
+        sizes.append(out.stat().st_size)
+    assert errors[1] < 1.25 * errors[0] + 1
+    assert sizes[0] != sizes[1] < 4 * sizes[0]  # options that an encoder does not know change nothing
 
 
 @pytest.mark.parametrize("encoder", KEPT_END)
