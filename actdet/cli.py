@@ -25,7 +25,7 @@ from actdet.data.rendered import RenderConfig, render_dataset
 from actdet.data.split import hold_out
 from actdet.data.video import probe
 from actdet.errors import ActdetError, DataError, Stopped, shortage
-from actdet.files import check_own, read_json, write_json
+from actdet.files import check_own, read_json, write_bytes, write_json
 
 # Within this module every line and every progress bar may hold any name of a file or of a class.
 from actdet.terminal import print_line as print
@@ -94,6 +94,7 @@ def train(
         with open_setup(index, model, config, processes, place) as setup:
             if first:
                 _say(describe_setup(setup))
+                _say_duration(setup, len(train_ids))
             run = train_run(setup, train_ids, val_ids, out, f"Training on {data.name}", resume=resume)
             evaluation = _watch(run, quiet=not first)
     if not first:
@@ -209,7 +210,8 @@ def predict(
     annotate: bool = True,
     device: str = "auto",
 ) -> None:
-    """Find actions in videos: a line for each window as it is found, and NAME.json and an annotated NAME.mp4 in --out.
+    """Find actions in videos: a line for each window as it is found; in --out NAME.json, a timeline NAME.png and an
+    annotated NAME.mp4.
 
     For instance: actdet predict runs/mine/model.safetensors door.mp4 yard.mkv recordings --out found
 
@@ -247,6 +249,7 @@ def predict(
 
 def _predict(predictor: Predictor, job: Job, *, annotate: bool) -> None:
     """Look at a video, write what is found; raises DataError, of a damaged video when all else is done."""
+    from actdet.pictures import timeline
     from actdet.prediction import Window, annotate_prediction, damage_error
     from actdet.results import Result, check_ours, describe
 
@@ -263,6 +266,11 @@ def _predict(predictor: Predictor, job: Job, *, annotate: bool) -> None:
                 bar.update(isinstance(finding, Window))
 
     damage = result.damage
+    if result.windows:
+        picture = timeline(result.windows, video.seconds, predictor.class_names)
+        write_bytes(job.timeline, picture)
+        result.timeline = job.timeline.name
+        result.write()
     if annotate and result.windows:
         with tqdm(desc=f"draw {job.name}", unit="frame") as bar:
             lost = annotate_prediction(
@@ -306,6 +314,7 @@ def crossval(
     model = replace(model, class_names=index.class_names)
     with open_setup(index, model, config, device=place, command="crossval") as setup:
         _say(describe_setup(setup))
+        _say_duration(setup, len(index.clips))
         result = _watch(cross_validate(setup, folds, out))
     _say_left_out(setup)
     for figure in FIGURES:
@@ -344,6 +353,7 @@ def ablate_(
     model = replace(model, class_names=index.class_names)
     with open_setup(index, model, config, device=place, command="ablate") as setup:
         _say(describe_setup(setup))
+        _say_duration(setup, len(index.clips))
         result = _watch(ablate(setup, val_share, out))
     _say_left_out(setup)
     print(f"{'':22}{'video accuracy':>18}{'detection @0.5':>18}{'mean IoU':>18}")
@@ -471,12 +481,19 @@ def demo(
     started = time.monotonic()
 
     from actdet.demo import demo_for
-    from actdet.device import choose_device
+    from actdet.device import choose_device, choose_precision
+    from actdet.duration import in_words, is_short, seconds_per_clip
     from actdet.experiments import describe_setup, describe_training, evaluate_checkpoint, open_setup, train_run
     from actdet.training import LAST, MODEL
 
     place = choose_device(device)
     settings = demo_for(place.type, clips, epochs)
+    model = settings.model
+    number = settings.train_clips.clips
+    if place.type == "cpu" and not is_short(model, number) and not (out / MODEL).exists():
+        dtype, _ = choose_precision(settings.config.precision, place)
+        seconds = seconds_per_clip(model, settings.config, dtype) * number * settings.config.epochs
+        print(f"training takes about {in_words(seconds)} here, which is most of the demo")
     for name, config in (("train", settings.train_clips), ("test", settings.test_clips)):
         folder = out / "data" / name
         with tqdm(desc=f"render {name}", unit="clip") as bar:
@@ -642,6 +659,20 @@ def _say(lines: list[str]) -> None:
 def _say_notes(notes: Sequence[str]) -> None:
     for note in notes:
         print(f"note: {note}")
+
+
+def _say_duration(setup: Setup, clips: int) -> None:
+    """Say how long it will take on a CPU, where an epoch over so many clips takes more than a minute."""
+    from actdet.device import choose_precision, memory_for
+    from actdet.duration import describe_duration, is_short, seconds_per_clip
+
+    if setup.device.type != "cpu" or setup.processes.count > 1 or is_short(setup.model, clips):
+        return
+    dtype, _ = choose_precision(setup.config.precision, setup.device)
+    with memory_for("a step of training"):
+        epoch_seconds = clips * seconds_per_clip(setup.model, setup.config, dtype)
+    if line := describe_duration(setup.model, setup.config, epoch_seconds):
+        print(line)
 
 
 def _say_left_out(setup: Setup) -> None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from actdet_kernels import Targets
 
-from actdet.account import step_flop
 from actdet.config import ModelConfig, TrainConfig
 from actdet.data.augment import Batch
 from actdet.models import ActionDetector
@@ -18,6 +17,12 @@ from actdet.step import TrainStep
 
 # FLOP of the step that is tried: seconds on a slow core, and enough that a batch of small clips is tried whole.
 _TRIAL_FLOP = 2e11
+
+# FLOP of a step for each pixel of a frame: a clip of 16 x 112 x 112 takes 243 * 10^9, forward and backward.
+_FLOP_PER_PIXEL = 1.21e6
+
+# What any core does in a second. A training that takes less than a minute at this rate need not be tried.
+_LEAST_FLOP_PER_SECOND = 5e9
 
 
 def seconds_per_clip(model: ModelConfig, config: TrainConfig, dtype: torch.dtype) -> float:
@@ -51,6 +56,16 @@ def seconds_per_clip(model: ModelConfig, config: TrainConfig, dtype: torch.dtype
             step.run(batch, lr=0.0, seed=0, number=number)
             seconds = time.monotonic() - started
     return seconds / clips
+
+
+def step_flop(model: ModelConfig) -> float:
+    """FLOP of a step for each clip, nearly; `actdet.account` counts them exactly, in a second."""
+    return _FLOP_PER_PIXEL * model.frames * model.image_size**2
+
+
+def is_short(model: ModelConfig, clips: int) -> bool:
+    """Whether an epoch over so many clips certainly takes less than a minute."""
+    return clips * step_flop(model) < 60 * _LEAST_FLOP_PER_SECOND
 
 
 def describe_duration(model: ModelConfig, config: TrainConfig, epoch_seconds: float) -> str | None:

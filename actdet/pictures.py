@@ -23,6 +23,7 @@ COLOURS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")  # 
 TRUTH = "#ffffff"
 _NO_ACTION = "#bbbbbb"
 _OUTLINE = "black"  # on both sides of a box's line, so that it stands out on walls as bright as itself
+_TIMELINE = "actdet: timeline"  # what a timeline says of itself
 _ANNOTATED = "actdet: annotated"  # what an annotated video says of itself
 _LEAST_WIDTH, _MOST_WIDTH = (
     480,
@@ -260,8 +261,17 @@ def timeline(windows: Sequence[_Window], seconds: float, class_names: Sequence[s
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # names may have letters that the font lacks
-        figure.savefig(buffer, format="png", dpi=120)
+        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": _TIMELINE})
     return buffer.getvalue()
+
+
+def is_timeline(path: Path) -> bool:
+    """Whether the file `path` is what `timeline` gave."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == _TIMELINE
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def _joined(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -13,7 +13,7 @@ from types import TracebackType
 from actdet.data.video import VideoInfo
 from actdet.errors import ActdetError, DataError
 from actdet.files import any_within, short_name, write_json
-from actdet.pictures import is_annotated
+from actdet.pictures import is_annotated, is_timeline
 from actdet.prediction import Gap, Window, damage_error
 
 # What a file in a folder is a video by; files that are given themselves are tried whatever their names.
@@ -34,6 +34,7 @@ class Job:
     video: Path
     name: str  # what lines about it begin with
     json: Path
+    timeline: Path
     annotated: Path
 
 
@@ -56,10 +57,11 @@ def plan_jobs(given: Sequence[Path], out: Path, *, annotate: bool) -> list[Job]:
     for video, name in zip(videos, _names(list(found), [name for _, name in found.values()]), strict=True):
         folder, result = out / name.parent, name.name
         label = video.name if len(name.parts) == 1 else str(name.with_name(video.name))
-        jobs.append(Job(video, label, folder / short_name(result, ".json"), folder / short_name(result, ".mp4")))
+        targets = [folder / short_name(result, suffix) for suffix in (".json", ".png", ".mp4")]
+        jobs.append(Job(video, label, *targets))
 
     for job in jobs:
-        for target in (job.json, job.annotated)[: 1 + annotate]:
+        for target in (job.json, job.timeline, job.annotated)[: 2 + annotate]:
             if any_within([target], videos):
                 what = "is one of the videos, the annotated one would replace it"
                 raise DataError(target, f"{what}: give another --out")
@@ -102,7 +104,9 @@ def _names(paths: Sequence[str], names: Sequence[Path]) -> list[Path]:
 
 def check_ours(job: Job, *, annotate: bool) -> None:
     """Raises DataError where a result would replace what this program has not written there."""
-    ours = [(job.json, _is_result), *[(job.annotated, is_annotated)] * annotate]
+    ours = [(job.json, _is_result), (job.timeline, is_timeline)]
+    if annotate:
+        ours.append((job.annotated, is_annotated))
     for path, is_ours in ours:
         if os.path.lexists(path) and not (path.is_file() and is_ours(path)):
             raise DataError(
@@ -145,6 +149,7 @@ class Result:
     video: VideoInfo
     windows: list[Window] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    timeline: str | None = None
     annotated: str | None = None
     _complete: bool = False
     _problem: str | None = "not all of it has been looked at"
@@ -188,6 +193,7 @@ class Result:
             "complete": self._complete,
             "problem": self._problem,
             "until": until,
+            "timeline": self.timeline,
             "annotated": self.annotated,
             "windows": [asdict(window) for window in self.windows],
             "gaps": [asdict(gap) for gap in self.gaps],

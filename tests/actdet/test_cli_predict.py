@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 from command import Actdet, small_disk
+from PIL import Image
 from videos import corrupt, write_video
 
 from actdet.checkpoints import read_about
 from actdet.errors import DataError
 from actdet.files import is_temporary, replacing, temporary_name
-from actdet.pictures import is_annotated
+from actdet.pictures import is_annotated, is_timeline
 from actdet.prediction import FoundAction, Gap, Predictor, Window
 from actdet.results import Job, describe
 
@@ -31,8 +32,8 @@ def door(tmp_path: Path) -> Path:
     return write_video(tmp_path / "in" / "door.webm", "libvpx-vp9", frames=9)
 
 
-@pytest.mark.parametrize("theirs", ["door.mp4", "door.json"])
-@pytest.mark.parametrize("kind", ["video", "text", "empty", "json", "folder", "link", "dangling"])
+@pytest.mark.parametrize("theirs", ["door.mp4", "door.json", "door.png"])
+@pytest.mark.parametrize("kind", ["video", "picture", "text", "empty", "json", "folder", "link", "dangling"])
 def test_what_others_wrote_is_not_replaced(
     actdet_command: Actdet, model: Path, door: Path, tmp_path: Path, theirs: str, kind: str
 ) -> None:
@@ -40,6 +41,8 @@ def test_what_others_wrote_is_not_replaced(
     content = {"text": b"mine", "empty": b"", "json": b'{"video": "door.webm", "windows": []}'}
     if kind == "video":
         shutil.move(write_video(tmp_path / "other.mp4", frames=3), target)
+    elif kind == "picture":
+        Image.new("RGB", (8, 8)).save(target, "PNG")
     elif kind == "folder":
         target.mkdir()
     elif kind in ("link", "dangling"):
@@ -62,11 +65,18 @@ def test_its_own_results_are_replaced(actdet_command: Actdet, model: Path, door:
     for _ in range(2):
         outcome = actdet_command("predict", model, door, "--out", door.parent)
         assert outcome.code == 0, outcome.err
-    assert sorted(path.name for path in door.parent.iterdir()) == ["door.json", "door.mp4", "door.webm"]
+    assert sorted(path.name for path in door.parent.iterdir()) == [
+        "door.json",
+        "door.mp4",
+        "door.png",
+        "door.webm",
+    ]
     assert is_annotated(door.parent / "door.mp4")
+    assert is_timeline(door.parent / "door.png")
     assert not is_annotated(door)
     found = _json(door.parent / "door.json")
-    assert (found["complete"], found["problem"], found["annotated"]) == (True, None, "door.mp4")
+    assert (found["complete"], found["problem"]) == (True, None)
+    assert (found["timeline"], found["annotated"]) == ("door.png", "door.mp4")
     assert found["until"] == found["seconds"] == pytest.approx(9 / 25, abs=0.01)
 
 
@@ -220,7 +230,7 @@ def test_folders_and_names_that_are_the_same(
 def test_a_folder_gives_its_videos_again_and_not_their_results(actdet_command: Actdet, model: Path, door: Path) -> None:
     for _ in range(2):
         assert actdet_command("predict", model, door.parent, "--out", door.parent / "found").code == 0
-    assert sorted(path.name for path in (door.parent / "found").iterdir()) == ["door.json", "door.mp4"]
+    assert sorted(path.name for path in (door.parent / "found").iterdir()) == ["door.json", "door.mp4", "door.png"]
 
 
 def test_a_folder_without_videos_is_named(actdet_command: Actdet, model: Path, tmp_path: Path) -> None:
@@ -258,7 +268,7 @@ def test_a_temporary_name_is_no_longer_than_names_may_be(tmp_path: Path, name: s
 
 
 def test_a_window_is_one_line_however_many_actions_it_has() -> None:
-    job = Job(Path("v.mp4"), "v.mp4", Path("v.json"), Path("o.mp4"))
+    job = Job(Path("v.mp4"), "v.mp4", Path("v.json"), Path("o.png"), Path("o.mp4"))
     found = (FoundAction("fight", 0.9, (1.0, 2.0, 3.0, 4.0)), FoundAction("collapse", 0.6, (5.0, 6.0, 7.0, 8.0)))
     line = describe(job, Window(0.0, 2.0, "fight", 0.9, found[0].box, found))
     assert line == (

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from actdet import duration
+from actdet.account import step_flop
 from actdet.config import ModelConfig, TrainConfig
-from actdet.duration import describe_duration, in_words, seconds_per_clip
+from actdet.duration import describe_duration, in_words, is_short, seconds_per_clip
 
 TINY = ModelConfig(image_size=32, frames=8, encoder_layers=0, decoder_layers=1)
 
@@ -70,3 +71,15 @@ def test_the_option_that_makes_it_less_is_named(model: ModelConfig, advice: str)
     line = describe_duration(model, TrainConfig(epochs=50), 180)
     assert line == f"an epoch takes about 3 min here, all 50 about 2 h 30 min: {advice}"
     assert describe_duration(model, TrainConfig(), 60) is None
+
+
+@pytest.mark.parametrize(("frames", "size"), [(8, 48), (16, 112), (16, 224)])
+def test_the_flop_of_a_step_are_nearly_those_that_are_counted(frames: int, size: int) -> None:
+    model = ModelConfig(frames=frames, image_size=size)
+    assert duration.step_flop(model) == pytest.approx(step_flop(model), rel=0.15)
+
+
+def test_only_a_few_small_clips_are_certainly_quick() -> None:
+    assert is_short(ModelConfig(image_size=32, frames=8), 30)
+    assert not is_short(ModelConfig(image_size=48, frames=8), 600)
+    assert not is_short(ModelConfig(), 1)
