@@ -199,8 +199,11 @@ def crossval(
         _say(describe_setup(setup))
         result = _watch(cross_validate(setup, folds, out))
     _say_left_out(setup)
+    from actdet.metrics import format_figure
+
     for figure in FIGURES:
-        print(f"{figure.replace('_', ' '):20} {result[figure]['mean']:.3f} +- {result[figure]['std']:.3f}")
+        center, deviation = (format_figure(result[figure][part]) for part in ("mean", "std"))
+        print(f"{figure.replace('_', ' '):20} {center} +- {deviation}")
     print(f"details: {out / 'crossval.json'}")
 
 
@@ -226,11 +229,13 @@ def ablate_(
         _say(describe_setup(setup))
         result = _watch(ablate(setup, val_share, out))
     _say_left_out(setup)
+    from actdet.metrics import format_figure
+
     print(
         f"{'':22}{'video accuracy':>18}{'detection @0.5':>18}{'mean IoU':>18}\n{'':22}" + f"{'here (report)':>18}" * 3
     )
     for name, row in result["rows"].items():
-        cells = (f"{row['measured'][f]:.3f} ({row['reported'][f]:.3f})" for f in FIGURES[:3])
+        cells = (f"{format_figure(row['measured'][f])} ({row['reported'][f]:.3f})" for f in FIGURES[:3])
         print(f"{name:22}" + "".join(f"{cell:>18}" for cell in cells))
     print(f"details: {out / 'ablation.json'}")
 
@@ -461,7 +466,4 @@ def _say_left_out(setup: Setup) -> None:
 
 
 def _print_metrics(metrics: Metrics) -> None:
-    print(
-        f"{metrics.clips} clips: video accuracy {metrics.video_accuracy:.3f}, detection accuracy at IoU 0.5 "
-        f"{metrics.detection_accuracy:.3f}, mean IoU {metrics.mean_iou:.3f}, AP {metrics.average_precision:.3f}"
-    )
+    _say(metrics.describe())

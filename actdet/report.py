@@ -28,6 +28,7 @@ from actdet.data.video import decode_frames, sample_frames
 from actdet.errors import DataError
 from actdet.evaluation import Evaluation
 from actdet.files import write_bytes, write_json
+from actdet.metrics import format_figure
 from actdet.models.decision import THRESHOLD
 from actdet.pictures import TRUTH, Mark, annotate_video, class_colour, data_url, draw, picture_size
 
@@ -78,6 +79,7 @@ def write_report(
     html = page.get_template("report.html.jinja").render(
         title=title,
         metrics=evaluation.metrics,
+        figure=format_figure,
         names=names,
         rows=rows,
         notes=notes,

@@ -183,6 +183,8 @@ class Trainer:
             "step": self.step,
             "lr": learning_rate(self.config, (self.step - 1) / self.steps_per_epoch),
             "loss": dict(zip(LOSSES, values, strict=True)),
+            # The first loss is the sum of the others, each by its weight.
+            "loss_weights": {**self.config.loss.match_weights._asdict(), "auxiliary": self.config.auxiliary_weight},
             "speed": self._speed(),
         }
         self._log(record)
