@@ -307,6 +307,7 @@ def crossval(
 
     from actdet.device import choose_device
     from actdet.experiments import cross_validate, describe_setup, open_setup
+    from actdet.metrics import format_figure
     from actdet.training import FIGURES
 
     place = choose_device(device)
@@ -318,7 +319,8 @@ def crossval(
         result = _watch(cross_validate(setup, folds, out))
     _say_left_out(setup)
     for figure in FIGURES:
-        print(f"{figure.replace('_', ' '):20} {result[figure]['mean']:.3f} +- {result[figure]['std']:.3f}")
+        center, deviation = (format_figure(result[figure][part]) for part in ("mean", "std"))
+        print(f"{figure.replace('_', ' '):20} {center} +- {deviation}")
     print(f"details: {out / 'crossval.json'}")
 
 
@@ -346,6 +348,7 @@ def ablate_(
 
     from actdet.device import choose_device
     from actdet.experiments import ablate, describe_setup, open_setup
+    from actdet.metrics import format_figure
     from actdet.training import FIGURES
 
     place = choose_device(device)
@@ -359,7 +362,7 @@ def ablate_(
     print(f"{'':22}{'video accuracy':>18}{'detection @0.5':>18}{'mean IoU':>18}")
     print(f"{'':22}" + f"{'here (report)':>18}" * 3)
     for name, row in result["rows"].items():
-        cells = (f"{row['measured'][f]:.3f} ({row['reported'][f]:.3f})" for f in FIGURES[:3])
+        cells = (f"{format_figure(row['measured'][f])} ({row['reported'][f]:.3f})" for f in FIGURES[:3])
         print(f"{name:22}" + "".join(f"{cell:>18}" for cell in cells))
     print(f"details: {out / 'ablation.json'}")
 
@@ -681,7 +684,4 @@ def _say_left_out(setup: Setup) -> None:
 
 
 def _print_metrics(metrics: Metrics) -> None:
-    print(
-        f"{metrics.clips} clips: video accuracy {metrics.video_accuracy:.3f}, detection accuracy at IoU 0.5 "
-        f"{metrics.detection_accuracy:.3f}, mean IoU {metrics.mean_iou:.3f}, AP {metrics.average_precision:.3f}"
-    )
+    _say(metrics.describe())

@@ -29,7 +29,8 @@ class Evaluation:
     decision: Decision
     """(n,) label, score and box of each clip."""
     truth: torch.Tensor
-    """(n,) true class, the number of action classes for no action."""
+    """(n,) true class, the number of action classes for no action; of several the decided one, if it is among them,
+    else the lowest."""
     iou: torch.Tensor
     """(n,) overlap of the decided box with the annotated one of that class, 0 where there is none."""
     targets: Targets
@@ -73,7 +74,7 @@ def evaluate(
         clips=clips,
         metrics=measure(Predictions(final.logits[None], final.boxes[None]), wanted, names, loss),
         decision=decision,
-        truth=true_labels(wanted, len(names)),
+        truth=true_labels(wanted, len(names), decision.label),
         iou=decided_iou(decision, wanted),
         targets=wanted,
     )

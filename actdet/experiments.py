@@ -472,6 +472,8 @@ Runs = Generator[tuple[str, Progress], bool | None, dict[str, Any]]
 def cross_validate(setup: Setup, count: int, out: Path) -> Runs:
     """Stratified k-fold cross-validation (section 6.4): mean and sample standard deviation over `count` folds.
 
+    A fold without a figure, such as the mean IoU where no clip has an action, is left out of both; a mean of none and a
+    deviation of fewer than two are None.
     Yields (name of the fold, progress). Writes OUT/fold_K/ for each and OUT/crossval.json, and returns the latter.
     """
     _check_apart(setup.loader.index.root, out, [f"fold_{number}" for number in range(1, count + 1)])
@@ -482,13 +484,17 @@ def cross_validate(setup: Setup, count: int, out: Path) -> Runs:
         for number, (train_ids, val_ids) in enumerate(splits, start=1):
             name = f"fold {number} of {count}"
             results.append((yield from _part(setup, train_ids, val_ids, out / f"fold_{number}", name)))
-        summary = {
-            figure: {"mean": mean(r[figure] for r in results), "std": stdev(r[figure] for r in results)}
-            for figure in FIGURES
-        }
-        result = {"folds": count, **summary, "each": [{f: r[f] for f in FIGURES} for r in results]}
+        # Runs that an earlier version finished lack some figures.
+        each = [{figure: result.get(figure) for figure in FIGURES} for result in results]
+        summary = {figure: _mean_and_deviation([figures[figure] for figures in each]) for figure in FIGURES}
+        result = {"folds": count, **summary, "each": each}
         write_json(out / "crossval.json", result)
     return result
+
+
+def _mean_and_deviation(values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    return {"mean": mean(known) if known else None, "std": stdev(known) if len(known) > 1 else None}
 
 
 def ablate(setup: Setup, val_share: float, out: Path) -> Runs:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -25,6 +25,7 @@ from actdet.data.video import decode_frames, sample_frames
 from actdet.errors import DataError
 from actdet.evaluation import Evaluation
 from actdet.files import write_bytes, write_json
+from actdet.metrics import ReliabilityBin, format_figure
 from actdet.models.decision import THRESHOLD
 from actdet.pictures import TRUTH, Mark, annotate_video, class_colour, data_url, draw, no_action_mark, picture_size
 from actdet.training import read_log
@@ -94,11 +95,13 @@ def write_report(
     html = page.get_template("report.html.jinja").render(
         title=title,
         metrics=evaluation.metrics,
+        figure=format_figure,
         names=names,
         rows=rows,
         notes=notes,
         seconds=seconds,
         settings=list(_settings(settings or {})),
+        reliability=reliability_curve(evaluation.metrics.reliability),
         curve=_curve(log) if log else None,
         threshold=THRESHOLD,
     )
@@ -231,18 +234,7 @@ def _plot(axes: Any, records: list[dict[str, Any]], lines: dict[str, str], group
     axes.legend(fontsize="small")
 
 
-class _Bin(Protocol):
-    """Clips whose scores are alike."""
-
-    @property
-    def count(self) -> int: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def accuracy(self) -> float: ...
-
-
-def reliability_curve(bins: Sequence[_Bin]) -> str | None:
+def reliability_curve(bins: Sequence[ReliabilityBin]) -> str | None:
     """How often the detector is right, by how sure it is, as SVG; None where there are no clips.
 
     Args:
@@ -256,13 +248,14 @@ def reliability_curve(bins: Sequence[_Bin]) -> str | None:
     figure = Figure(figsize=(4.5, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1, label="as often right as it is sure")
-    scores = [found.score for found in filled]
-    accuracies = [found.accuracy for found in filled]
+    scores = [found.score or 0.0 for found in filled]
+    accuracies = [found.accuracy or 0.0 for found in filled]
     axes.plot(scores, accuracies, color="#1f77b4", marker="o", label="clips, and how many")
-    for found in filled:
-        place = (0, -13) if found.accuracy > 0.5 else (0, 7)
-        at = (found.score, found.accuracy)
-        axes.annotate(str(found.count), at, xytext=place, textcoords="offset points", ha="center", fontsize="small")
+    for found, score, accuracy in zip(filled, scores, accuracies, strict=True):
+        place = (0, -13) if accuracy > 0.5 else (0, 7)
+        axes.annotate(
+            str(found.count), (score, accuracy), xytext=place, textcoords="offset points", ha="center", fontsize="small"
+        )
     axes.set(xlabel="score", ylabel="share that is right", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

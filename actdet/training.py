@@ -55,7 +55,7 @@ MODEL, LAST, BEST, LOG = "model.safetensors", "last.safetensors", "best.safetens
 # Settings that change no result of the clips that can be read.
 LAUNCH = ("step", "checkpointing", "workers", "cache", "disk_cache", "bad_files")
 # What of an evaluation is compared between trainings, and drawn.
-FIGURES = ("video_accuracy", "detection_accuracy", "mean_iou", "average_precision")
+FIGURES = ("video_accuracy", "detection_accuracy", "mean_iou", "average_precision", "located_iou")
 SAVE_SECONDS = 300  # least time between two training checkpoints
 
 
@@ -292,6 +292,8 @@ class Trainer:
             "step": self.step,
             "lr": learning_rate(self.config, (self.step - 1) / self.steps_per_epoch),
             "loss": dict(zip(LOSSES, values, strict=True)),
+            # The first loss is the sum of the others, each by its weight.
+            "loss_weights": {**self.config.loss.match_weights._asdict(), "auxiliary": self.config.auxiliary_weight},
             "speed": self._speed(),
         }
         self._log(record)

@@ -56,7 +56,11 @@ class Action(NamedTuple):
 
 
 def action_scores(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax probability and class of each query's likeliest action: logits (..., N, C) to (..., N) twice."""
+    """Confidence and class of each query's likeliest action: logits (..., N, C) to (..., N) twice.
+
+    The confidence is the plain softmax of DETR, by which average precision ranks all queries, so that AP is comparable
+    with that of other detectors. It is not the score of an action (see above): it is of one query, and louder.
+    """
     score, label = logits.softmax(-1)[..., :-1].max(-1)
     return score, label
 

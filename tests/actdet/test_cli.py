@@ -6,9 +6,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import av
@@ -244,6 +245,33 @@ def test_crossval_goes_on_where_a_fold_lost_its_report(actdet_command: Actdet, r
     again = actdet_command(*arguments)
     assert again.code == 0, again.err
     assert again.out == first.out
+
+
+def test_figures_that_a_fold_has_not_are_left_out_of_its_means(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folds' clips have no action but in the first; an earlier version measured less."""
+    none = {"mean_iou": None, "average_precision": None, "video_accuracy": 0.5, "detection_accuracy": 0.5}
+    some = {"mean_iou": 0.25, "average_precision": None, "video_accuracy": 1.0, "detection_accuracy": 0.0}
+    folds = iter([some, none])
+
+    def part(*arguments: object, **options: object) -> Generator[Any, Any, dict[str, float | None]]:
+        yield from ()
+        return next(folds)
+
+    monkeypatch.setattr(experiments, "_part", part)
+    outcome = actdet_command("crossval", rendered, "--folds", 2, "--out", tmp_path / "cv", *OPTIONS)
+    assert outcome.code == 0, outcome.err
+    for line in (
+        "video accuracy       0.750 +- 0.354",
+        "mean iou             0.250 +- n/a",
+        "average precision    n/a +- n/a",
+        "located iou          n/a +- n/a",
+    ):
+        assert line in outcome.out.splitlines()
+    result = json.loads((tmp_path / "cv" / "crossval.json").read_text())
+    assert result["mean_iou"] == {"mean": 0.25, "std": None}
+    assert result["each"][1]["mean_iou"] is None
 
 
 def test_crossval_of_other_labels_is_another_one(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:

@@ -133,6 +133,19 @@ def test_figures_are_those_that_the_cases_give(written: Path) -> None:
     assert metrics["confusion"] == [[1, 0, 1], [1, 2, 0], [1, 0, 1]]
 
 
+def test_what_has_no_denominator_is_not_a_figure(index: ClipIndex, tmp_path: Path) -> None:
+    """Clips without an action: nothing can be said of boxes, or of the recall of classes."""
+    ids = [i for i, clip in enumerate(index.clips) if CASES[clip.name][0] == 2]
+    write_report(tmp_path, "t", _evaluation(index, ids), index, started=time.monotonic())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["mean_iou"], metrics["located_iou"], metrics["average_precision"]) == (None, None, None)
+    assert metrics["classes"]["collapse"] == {"precision": None, "recall": None, "f1": None, "support": 0}
+    html = (tmp_path / "report.html").read_text()
+    assert "<b>n/a</b>mean IoU" in html
+    assert "<td>collapse</td><td>n/a</td><td>n/a</td><td>n/a</td><td>0</td>" in html
+    assert "None" not in Page(html).text
+
+
 def test_every_clip_is_there_and_wrong_ones_come_first(page: Page, written: Path) -> None:
     pictures = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     order = list(dict.fromkeys(pictures))

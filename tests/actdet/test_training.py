@@ -195,10 +195,12 @@ def test_the_auxiliary_loss_is_that_of_one_query_read_off_the_averaged_features(
     trainer = make(epochs=1, batch_size=16, auxiliary_weight=weight, augment=NO_AUGMENTATION)
     before = trainer.train_step.clip_head.weight.clone()
     steps = trainer.steps()
-    loss = next(steps).record["loss"]
+    record = next(steps).record
+    loss = record["loss"]
     assert loss["auxiliary"] == pytest.approx(expected.item(), rel=1e-4)
     terms = 2 * loss["cls"] + 5 * loss["l1"] + 2 * loss["giou"]
     assert loss["total"] == pytest.approx(terms + weight * loss["auxiliary"], rel=1e-5)
+    assert record["loss_weights"] == {"cls": 2.0, "l1": 5.0, "giou": 2.0, "auxiliary": weight}
     assert not torch.equal(before, trainer.train_step.clip_head.weight)
 
 
