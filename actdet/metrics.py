@@ -126,7 +126,7 @@ def format_figure(value: float | None, form: str = ".3f") -> str:
 
 
 def _format_interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+    return "" if interval is None else f" (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def measure(predictions: Predictions, targets: Targets, class_names: tuple[str, ...], loss: LossConfig) -> Metrics:

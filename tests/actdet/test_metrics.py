@@ -396,7 +396,9 @@ def test_format_figure(value: float | None, form: str, text: str) -> None:
 
 def test_what_a_person_reads(metrics: Metrics) -> None:
     clips, majority, boxes, scores, loss = metrics.describe()
-    assert clips.startswith("7 clips: video accuracy 0.714 (0.359 to 0.918), detection accuracy at IoU 0.5 0.571 (")
+    assert clips.startswith(
+        "7 clips: video accuracy 0.714 (95 %: 0.359 to 0.918), detection accuracy at IoU 0.5 0.571 ("
+    )
     assert majority == "always saying collapse: video accuracy 0.429"
     assert boxes.startswith(f"boxes: mean IoU {metrics.mean_iou:.3f} ")
     assert scores == f"scores: expected calibration error {metrics.calibration_error:.3f}"
