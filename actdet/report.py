@@ -96,6 +96,7 @@ def write_report(
         title=title,
         metrics=evaluation.metrics,
         figure=format_figure,
+        interval=_interval,
         names=names,
         rows=rows,
         notes=notes,
@@ -106,6 +107,11 @@ def write_report(
         threshold=THRESHOLD,
     )
     write_bytes(out / "report.html", html.encode(errors="xmlcharrefreplace"))  # of a name that is not UTF-8
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    """A 95 % confidence interval behind what it belongs to."""
+    return "" if bounds is None else f" ({bounds[0]:.1%} to {bounds[1]:.1%} with 95 % confidence)"
 
 
 def _write_metrics(out: Path, evaluation: Evaluation, started: float) -> float:
@@ -208,12 +214,12 @@ def _curve(log: Path) -> str | None:
     figure = Figure(figsize=(4.5 * count, 3), layout="constrained")
     plots = iter(figure.subplots(1, count, squeeze=False)[0])
     if losses:
-        terms = {"total": "total (weighted)", "cls": "class", "l1": "L1", "giou": "GIoU"}
+        terms = {"total": "total", "cls": "class", "l1": "L1", "giou": "GIoU"}
         if any(r["loss"]["auxiliary"] for r in losses):
             terms["auxiliary"] = "auxiliary"
         axes = next(plots)
-        _plot(axes, losses, terms, "loss")
-        axes.set(title="training loss", xlabel="epoch", yscale="log")
+        _plot(axes, [_weighted(record) for record in losses], terms, "loss")
+        axes.set(title="training loss, terms by their weights", xlabel="epoch", yscale="log")
     if validations:
         figures = {
             "video_accuracy": "video accuracy",
@@ -224,6 +230,13 @@ def _curve(log: Path) -> str | None:
         _plot(axes, validations, figures, "validation")
         axes.set(title="held-out clips", xlabel="epoch", ylim=(0, 1.02))
     return _svg(figure)
+
+
+def _weighted(record: dict[str, Any]) -> dict[str, Any]:
+    """A line of the log with each term of its loss by its weight, so that they add up to the total."""
+    # Logs of earlier versions do not say the weights.
+    weights = record.get("loss_weights", {})
+    return record | {"loss": {name: value * weights.get(name, 1.0) for name, value in record["loss"].items()}}
 
 
 def _plot(axes: Any, records: list[dict[str, Any]], lines: dict[str, str], group: str) -> None:

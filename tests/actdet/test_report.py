@@ -209,10 +209,18 @@ def test_the_annotated_box_is_white_and_the_decided_one_in_its_classs_colour(wri
 
 
 def test_the_training_curve_is_drawn_where_there_is_a_log(page: Page, index: ClipIndex, tmp_path: Path) -> None:
-    assert "svg" in {tag for tag, _ in page.tags}
+    assert _plots(page) == {"reliability", "training"}
     assert "training loss" in page.text
     write_report(tmp_path, "t", _evaluation(index, [0]), index, started=time.monotonic())
-    assert "svg" not in {tag for tag, _ in Page((tmp_path / "report.html").read_text()).tags}
+    assert _plots(Page((tmp_path / "report.html").read_text())) == {"reliability"}
+
+
+def _plots(page: Page) -> set[str]:
+    """What the pictures that are drawn as SVG show."""
+    titles = {"reliability": "as often right as it is sure", "training": "epoch"}
+    shown = {name for name, text in titles.items() if text in page.text}
+    assert sum(tag == "svg" for tag, _ in page.tags) == len(shown)
+    return shown
 
 
 LOSS = {"epoch": 1, "loss": {"total": 3.5, "cls": 1.0, "l1": 1.5, "giou": 1.0, "auxiliary": 0.0}}
@@ -235,7 +243,7 @@ def test_a_plot_without_data_is_left_out(
     write_report(tmp_path, "t", _evaluation(index, [0]), index, started=time.monotonic(), log=tmp_path / "log.jsonl")
     page = Page((tmp_path / "report.html").read_text())
     assert {title for title in ("training loss", "held-out clips") if title in page.text} == plots
-    assert sum(tag == "svg" for tag, _ in page.tags) == bool(plots)
+    assert _plots(page) == ({"reliability", "training"} if plots else {"reliability"})
     assert sum(attributes.get("id", "").startswith("axes_") for tag, attributes in page.tags if tag == "g") == len(
         plots
     )
