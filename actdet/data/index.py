@@ -31,7 +31,7 @@ from actdet.files import write_bytes
 CLASS_NAMES = ("fight", "collapse")
 
 # The fields of a VideoInfo that JSON takes as they are.
-_PLAIN_FACTS = ("width", "height", "rotation", "end", "codec", "timed", "skipped", "bytes")
+_PLAIN_FACTS = ("width", "height", "rotation", "end", "codec", "timed", "skipped", "bytes", "alone")
 
 Progress = Callable[[int, int], None]  # told how many videos are done, of how many
 
@@ -194,7 +194,7 @@ def _inspect(
 class _Cache:
     """What `probe` told of each file, by name, size and time of change; a damaged cache counts as none."""
 
-    _VERSION = 2
+    _VERSION = 3
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -241,7 +241,8 @@ class _Cache:
 def _to_json(info: VideoInfo) -> dict[str, Any]:
     steps = np.diff(info.pts, prepend=0).tolist()
     facts = {name: getattr(info, name) for name in _PLAIN_FACTS}
-    return facts | {"time_base": str(info.time_base), "pts_steps": steps, "entries": info.entries.tolist()}
+    facts |= {"time_base": str(info.time_base), "pts_steps": steps, "remarks": info.remarks}
+    return facts | {"entries": info.entries.tolist(), "places": info.places.tolist()}
 
 
 def _from_json(path: Path, entry: dict[str, Any]) -> VideoInfo:
@@ -250,5 +251,7 @@ def _from_json(path: Path, entry: dict[str, Any]) -> VideoInfo:
         time_base=Fraction(entry["time_base"]),
         pts=np.cumsum(np.array(entry["pts_steps"], np.int64)),
         entries=np.array(entry["entries"], np.int64),
+        places=np.array(entry["places"], np.int64),
+        remarks=tuple(entry["remarks"]),
         **{name: entry[name] for name in _PLAIN_FACTS},
     )
