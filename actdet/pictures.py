@@ -22,6 +22,7 @@ _LEAST_WIDTH, _MOST_WIDTH = (
     480,
     1280,
 )  # of annotated pictures, so that a label can be read and a file stays small
+_MOST_HEIGHT = 2560  # which only what is more than twice as tall as wide reaches
 _AHEAD = 8  # frames decoded while others are drawn on
 
 
@@ -65,7 +66,9 @@ def draw(picture: np.ndarray, marks: Iterable[Mark]) -> np.ndarray:
 def picture_size(video: VideoInfo) -> tuple[int, int]:
     """(height, width), even, at which a video is drawn on."""
     width = min(max(video.width, _LEAST_WIDTH), _MOST_WIDTH)
-    return round(video.height * width / video.width / 2) * 2, width // 2 * 2
+    width = min(width, max(16, _MOST_HEIGHT * video.width // video.height))
+    height = min(max(16, round(video.height * width / video.width)), _MOST_HEIGHT)
+    return round(height / 2) * 2, width // 2 * 2
 
 
 def annotate_video(
