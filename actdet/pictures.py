@@ -29,6 +29,7 @@ _LEAST_WIDTH, _MOST_WIDTH = (
     480,
     1280,
 )  # of annotated pictures, so that a label can be read and a file stays small
+_MOST_HEIGHT = 2560  # which only what is more than twice as tall as wide reaches
 # Seconds between the times that a timeline names, from a tenth to a day.
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 _MOST_LETTERS = 40  # of a class name beside a timeline
@@ -141,7 +142,9 @@ def _font_size(height: int, width: int) -> int:
 def picture_size(video: VideoInfo) -> tuple[int, int]:
     """(height, width), even, at which a video is drawn on."""
     width = min(max(video.width, _LEAST_WIDTH), _MOST_WIDTH)
-    return round(video.height * width / video.width / 2) * 2, width // 2 * 2
+    width = min(width, max(16, _MOST_HEIGHT * video.width // video.height))
+    height = min(max(16, round(video.height * width / video.width)), _MOST_HEIGHT)
+    return round(height / 2) * 2, width // 2 * 2
 
 
 def annotate_video(

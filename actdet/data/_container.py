@@ -24,10 +24,25 @@ from actdet.errors import DataError
 # FFmpeg would write to stderr; what matters of it is in the errors raised here.
 av.logging.set_level(None)
 
+# Formats whose files name others: a playlist may name any file of the machine, or one that blocks, or have no end.
+_LISTS = frozenset({"concat", "dash", "hls", "imf", "mlv", "sdp", "vobsub", "webm_dash_manifest"})
+_LISTS |= {"avisynth", "dvdvideo", "vapoursynth"}  # scripts and discs
+_BEGINNINGS_OF_LISTS = (b"#EXTM3U", b"ffconcat", b"# VobSub", b"v=0")
+
+_OPTIONS = {
+    # Nothing but the file itself is opened: no list of others, no network, no series of pictures.
+    "format_whitelist": ",".join(sorted(av.formats_available - _LISTS)),
+    "protocol_whitelist": "file",
+    "pattern_type": "none",
+}
+
 
 @contextmanager
 def opened(path: str, threads: int = 1, **options: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The open container and its video stream, on so many codec threads (0: one per core); a DataError if none."""
+    """The open container and the video stream that players show, on so many codec threads (0: one per core).
+
+    Raises DataError where there is none.
+    """
     if not os.path.exists(path):
         raise DataError(path, "no such file")
     if not os.path.isfile(path):
@@ -36,10 +51,11 @@ def opened(path: str, threads: int = 1, **options: str) -> Iterator[tuple[InputC
         raise DataError(path, "is empty (0 bytes); copy or record it again, or remove it")
     advice = "it is no video, or one cut off: convert it again or remove it"
     try:
-        # `file:` keeps a colon in a name from being a protocol, the whitelist a playlist off the network.
-        options = {"protocol_whitelist": "file", **options}
-        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+        # `file:` keeps a colon in a name from being a protocol.
+        container = av.open(f"file:{path}", options=_OPTIONS | options, metadata_errors="replace")
     except (FFmpegError, OSError, ValueError) as error:
+        if _is_list(path):
+            raise DataError(path, "is a list of other files; expected is a video: join its parts to one file") from None
         reason = getattr(error, "strerror", None) or error
         raise DataError(path, f"cannot be opened as a video ({reason}); {advice}") from None
     with container:
@@ -51,16 +67,33 @@ def opened(path: str, threads: int = 1, **options: str) -> Iterator[tuple[InputC
         if not streams or still:
             kind = "a still picture" if still else "no video stream, only " + _kinds(container)
             raise DataError(path, f"holds {kind}; expected is a video")
-        if streams[0].codec_context is None:
+        # The first default one, as players do; a stream of one picture may be a cover that is not marked as one.
+        stream = max(streams, key=lambda s: (s.frames != 1, bool(s.disposition & Disposition.default)))
+        if stream.codec_context is None:
             raise DataError(path, "is in a codec that PyAV cannot decode; convert it, to H.264 say")
-        streams[0].codec_context.thread_count = threads
+        stream.codec_context.thread_count = threads
         if threads != 1:
-            streams[0].codec_context.thread_type = "AUTO"  # whole frames in parallel, too
-        yield container, streams[0]
+            stream.codec_context.thread_type = "AUTO"  # whole frames in parallel, too
+        yield container, stream
+
+
+def _is_list(path: str) -> bool:
+    """Whether the file begins as a playlist or another list of files does."""
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(4096)
+    except OSError:
+        return False
+    return beginning.startswith(_BEGINNINGS_OF_LISTS) or b"<MPD" in beginning
 
 
 def _kinds(container: InputContainer) -> str:
     return ", ".join(sorted({stream.type for stream in container.streams}))
+
+
+def clock_of(container: InputContainer) -> int:
+    """Ticks after which the clock of this format begins anew; 0 if it never does."""
+    return 2**33 if container.format.name in ("mpegts", "mpeg") else 0
 
 
 @dataclass
@@ -118,9 +151,47 @@ def is_empty(packet: Packet) -> bool:
 
 
 def is_shown(packet: Packet, stream: VideoStream) -> bool:
-    """Whether it gives a frame: no edit list cuts it off, and VP8 does not only refer to it (bit 4 of its header)."""
-    hidden = stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
-    return not packet.is_discard and not hidden
+    """Whether its frame is meant to be seen: not cut off by an edit list, nor only referred to."""
+    if not packet.size or packet.is_discard:
+        return False
+    # Bit 4 of VP8's header says whether the frame is shown.
+    return stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
+
+
+def decoded_order(path: str, count: int) -> list[int]:
+    """The `count` packets that are shown, by their place in the file, in the order in which their frames are given.
+
+    This decodes the whole file. Packets that give no frame are left out of a sound file. In a damaged one the frames
+    that are missing count as well: reading them says so.
+    """
+    given: dict[int, None] = {}
+    place, started, sound = 0, False, True
+    with opened(path, 0) as (container, stream):
+        for packet in container.demux(stream):
+            started = started or packet.is_keyframe
+            if not started or is_empty(packet):
+                continue
+            # A decoder hands a packet's timestamp to its frame, and does not ask what it means.
+            shown = is_shown(packet, stream)
+            packet.pts = place if shown else None
+            place += shown
+            try:
+                frames = packet.decode()
+            except FFmpegError:
+                sound = False
+                continue
+            sound = sound and not any(frame.is_corrupt for frame in frames)
+            given |= dict.fromkeys(frame.pts for frame in frames if frame.pts is not None)
+    if sound:
+        return list(given)
+
+    # What is missing stands behind the last packet before it that gave a frame.
+    ranks = {packet: rank for rank, packet in enumerate(given)}
+    last, keys = -1, []
+    for packet in range(count):
+        last = ranks.get(packet, last)
+        keys.append((last, packet))
+    return [packet for _, packet in sorted(keys)]
 
 
 def _is_entry(packet: Packet, stream: VideoStream) -> bool:
@@ -166,7 +237,8 @@ def check_whole(path: str, container: InputContainer, stream: VideoStream, found
     times = sorted(time for time in found.pts if time is not None)
     longest = max((b - a for a, b in pairwise(times)), default=0)
     slack = 0.25 + 2 * longest * float(stream.time_base or 0)
-    if not stream.frames and claimed > until + slack:
+    # Formats whose clock begins anew have no header: FFmpeg guesses their length from the last timestamps.
+    if not stream.frames and not clock_of(container) and claimed > until + slack:
         raise DataError(path, f"the header says {claimed:.2f} s, the frames end at {until:.2f} s: {advice}")
 
 

@@ -21,7 +21,7 @@ from actdet.data.video import VideoInfo, decode_frames
 from actdet.errors import DataError
 from actdet.files import is_abandoned, is_temporary, temporary_name
 
-_FORMAT = 1  # to be raised when decoding or resizing changes
+_FORMAT = 2  # to be raised when decoding or resizing changes
 
 
 def cache_folder() -> Path:

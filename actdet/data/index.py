@@ -43,7 +43,7 @@ _NO_ANNOTATIONS = (".db", ".html", ".ini", ".log", ".md", ".names", ".pdf")
 _TELLING_LINES = 8
 
 # The fields of a VideoInfo that JSON takes as they are.
-_PLAIN_FACTS = ("width", "height", "rotation", "end", "codec", "timed", "skipped", "bytes", "remarks")
+_PLAIN_FACTS = ("width", "height", "rotation", "end", "codec", "timed", "skipped", "bytes", "remarks", "alone")
 
 Progress = Callable[[int, int], None]  # told how many videos are done, of how many
 
@@ -328,7 +328,7 @@ def _inspect(path: Path, cache: _Cache, class_names: Sequence[str], decode: bool
 class _Cache:
     """What `probe` told of each file, by name, size and time of change; a damaged cache counts as none."""
 
-    _VERSION = 3
+    _VERSION = 4
 
     def __init__(self, path: Path, videos: Sequence[Path]) -> None:
         self._path = path
@@ -380,22 +380,26 @@ class _Cache:
 def _to_json(info: VideoInfo) -> dict[str, Any]:
     steps = np.diff(info.pts, prepend=0).tolist()
     facts = {name: getattr(info, name) for name in _PLAIN_FACTS}
-    return facts | {"time_base": str(info.time_base), "pts_steps": steps, "entries": info.entries.tolist()}
+    facts |= {"time_base": str(info.time_base), "pts_steps": steps}
+    return facts | {"entries": info.entries.tolist(), "places": info.places.tolist()}
 
 
 def _from_json(path: Path, entry: dict[str, Any]) -> VideoInfo:
     """The facts that are kept; a ValueError, TypeError or KeyError for what `probe` cannot have told."""
     facts: dict[str, Any] = {name: entry[name] for name in _PLAIN_FACTS}
     sizes = facts["width"], facts["height"]
-    steps, entries = entry["pts_steps"], entry["entries"]
-    numbers = (*sizes, facts["rotation"], facts["end"], facts["skipped"], facts["bytes"], *steps, *entries)
+    steps, entries, places = entry["pts_steps"], entry["entries"], entry["places"]
+    single = (*sizes, facts["rotation"], facts["end"], facts["skipped"], facts["bytes"])
+    numbers = (*single, *steps, *entries, *places)
     base, remarks = re.fullmatch("([0-9]{1,18})(/[0-9]{1,18})?", entry["time_base"]), facts["remarks"]
     of_types = (
         set(map(type, numbers)) == {int}
         and isinstance(steps, list)
         and len(steps) > 0
         and isinstance(entries, list)
+        and isinstance(places, list)
         and isinstance(facts["timed"], bool)
+        and isinstance(facts["alone"], bool)
         and isinstance(facts["codec"], str)
         and isinstance(remarks, list)
         and all(isinstance(remark, str) and remark.isprintable() for remark in remarks)
@@ -414,6 +418,7 @@ def _from_json(path: Path, entry: dict[str, Any]) -> VideoInfo:
         and facts["bytes"] == entry["size"]
         and entries == sorted(set(entries))
         and (not entries or 0 <= entries[0] <= entries[-1] < len(steps))
+        and (not places or sorted(place for place in places if place != -1) == list(range(len(steps))))
         and Fraction(entry["time_base"]) > 0
     )
     if not bounded:
@@ -424,5 +429,6 @@ def _from_json(path: Path, entry: dict[str, Any]) -> VideoInfo:
         time_base=Fraction(entry["time_base"]),
         pts=np.cumsum(np.array(steps, np.int64)),
         entries=np.array(entries, np.int64),
+        places=np.array(places, np.int64),
         **facts,
     )

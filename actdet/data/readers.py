@@ -109,6 +109,10 @@ def _dali_problem(reader: str, videos: Iterable[VideoInfo]) -> str:
         # DALI numbers frames by packets and their timestamps.
         if video.skipped:
             return f"{video.path} has {video.skipped} packets without a frame, which DALI would count as frames"
+        if len(video.places):
+            return f"{video.path} has timestamps that repeat or go back, so DALI would mix up its frames"
+        if not video.alone:
+            return f"{video.path} has several video streams, of which DALI may take another"
         if not video.timed and video.codec != "mjpeg":
             return f"{video.path} has no timestamps, so DALI would mix up its frames"
     return ""

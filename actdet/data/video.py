@@ -3,6 +3,7 @@
 A file is demuxed once (`probe`) for the presentation timestamps of all its frames; `sample_frames` chooses
 among them in integer arithmetic; `decode_frames` and `stream_frames` decode what these need and pick by timestamp.
 Nothing divides by a frame rate, so variable rates, late starts and reordered frames need no special care.
+Where timestamps repeat or go back, frames go by their packets' places in the file, and their times are continued.
 """
 
 from __future__ import annotations
@@ -24,7 +25,18 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from actdet.data._container import check_whole, demux, is_empty, is_shown, opened, rotation_of
+from actdet.data._container import (
+    Demuxed,
+    check_whole,
+    clock_of,
+    decoded_order,
+    demux,
+    is_empty,
+    is_shown,
+    opened,
+    rotation_of,
+)
+from actdet.data._times import continued, is_orderly
 from actdet.errors import DataError
 
 # SWS_BILINEAR | SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND | SWS_BITEXACT, as numbers because older PyAV names
@@ -35,6 +47,10 @@ _INTERPOLATION = 0x2 | 0x2000 | 0x40000 | 0x80000
 
 # Frames that are decoded rather than sought past: a seek costs about as much as decoding four.
 _SEEK_PAST = 4
+
+# Sides of a picture, in pixels, and how many times as long as the other one may be: beyond is what only a damaged or
+# hostile file has, and what takes all memory to enlarge.
+_LEAST_SIDE, _MOST_SIDE, _MOST_ASPECT = 8, 16384, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +70,11 @@ class VideoInfo:
     bytes: int = 0  # of the file
     # Frames, ascending, from which decoding gives what it gives from the start; only where that is certain.
     entries: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    remarks: tuple[str, ...] = ()  # one-line facts that are no errors
+    remarks: tuple[str, ...] = ()  # what is unusual in the file, but no error; a line each
+    alone: bool = True  # whether the file has no other video stream; cover art is one
+    # Of the packets that are shown, in the order of the file: the index of their frame, or -1 for none. Empty where
+    # the packets' own timestamps, which are then `pts`, tell.
+    places: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def seconds(self) -> float:
@@ -69,13 +89,16 @@ class ClipRequest(NamedTuple):
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """The facts of the first video stream in `path`; a DataError for anything that is not a whole video.
+    """The facts of the video stream that players show of `path`; a DataError for anything that is not a whole video.
 
-    Reads the file to its end but decodes only one frame of it, for its size and rotation.
+    Reads the file to its end but decodes only one frame of it, for its size and rotation; all of them where their
+    timestamps repeat or go back, and so do not tell in which order they are shown.
     """
     path = os.fspath(path)
     with opened(path) as (container, stream):
         size = os.path.getsize(path)
+        if stream.width and stream.height:
+            _check_shape(path, stream.width, stream.height)
         found = demux(path, container, stream)
         check_whole(path, container, stream, found)
         time_base = stream.time_base or Fraction(1, 25)
@@ -83,21 +106,70 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         codec = getattr(stream.codec, "canonical_name", stream.codec.name)
         # AVI stores frames in decoding order and nothing else: FFmpeg's timestamps for B-frames are guesses.
         timed = container.format.name != "avi" and None not in found.pts
+        clock = clock_of(container)
+        alone = len(container.streams.video) == 1
     if found.first is None or not found.pts:
         raise DataError(path, f"none of its {found.whole} frames decodes; convert it again or remove it")
-    times, durations = (found.pts if timed else found.dts), found.durations
-    if None in times:
-        times, durations, time_base = range(len(times)), [1] * len(times), 1 / rate
-    pts, order = np.unique(np.array(times, dtype=np.int64), return_index=True)
-    gap = int(pts[-1] - pts[-2]) if len(pts) > 1 else 1
-    end = int(pts[-1]) + (durations[order[-1]] or gap)
+    if not timed and None in found.dts:
+        found.dts = [*range(len(found.dts))]
+        found.durations = [1] * len(found.dts)
+        time_base = 1 / rate
+
     rotation = rotation_of(path, found.first)
     width, height = found.first.width, found.first.height
+    _check_shape(path, width, height)
     if rotation % 180:
         width, height = height, width
+
+    order, pts, remarks = _times(path, found, timed, time_base, rate, clock)
+    gap = int(pts[-1] - pts[-2]) if len(pts) > 1 else 1
+    end = int(pts[-1]) + (found.durations[order[-1]] or gap)
+    entries, places = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    if timed and np.array_equal(pts, np.sort(np.array(found.pts, np.int64))):
+        entries = np.searchsorted(pts, np.array(found.entries, np.int64))
+    elif timed:
+        places = np.full(len(found.pts), -1)
+        places[order] = np.arange(len(order))
     skipped = found.packets - len(pts)
-    entries = np.searchsorted(pts, np.array(found.entries if timed else [], np.int64))
-    return VideoInfo(path, width, height, rotation, time_base, pts, end, codec, timed, skipped, size, entries)
+    return VideoInfo(
+        path, width, height, rotation, time_base, pts, end, codec, timed, skipped, size, entries, remarks, alone, places
+    )
+
+
+def _times(
+    path: str, found: Demuxed, timed: bool, time_base: Fraction, rate: Fraction, clock: int
+) -> tuple[list[int], np.ndarray, tuple[str, ...]]:
+    """The packets in the order in which their frames are shown, when each begins to show, and what is unusual in it.
+
+    clock: ticks after which the file's clock begins anew, or 0.
+    """
+    stamps = np.array(found.pts if timed else found.dts, np.int64)
+    if is_orderly(stamps, found.dts, clock):
+        order = np.argsort(stamps)
+        return order.tolist(), stamps[order], ()
+
+    # Without reordered frames, or without any timestamps of their own, they are shown as they lie in the file.
+    reordered = timed and found.pts != found.dts
+    order = decoded_order(path, len(stamps)) if reordered else list(range(len(stamps)))
+    usual = max(1, round(1 / (rate * time_base)))
+    pts, back, repeated = continued(stamps[order], np.array(found.durations, np.int64)[order], usual, clock)
+    if (np.diff(pts) <= 0).any():
+        raise DataError(path, "has timestamps too far apart to be times; convert it again or remove it")
+
+    remarks = []
+    for frames, what, done in ((back, "go back", "continued"), (repeated, "repeat", "spread")):
+        if len(frames):
+            often = "" if len(frames) == 1 else f" {len(frames)} times, first"
+            seconds = float((int(pts[frames[0]]) - int(pts[0])) * time_base)
+            remarks.append(f"its timestamps {what}{often} at frame {frames[0]} ({seconds:.2f} s); they were {done}")
+    return order, pts, tuple(remarks)
+
+
+def _check_shape(path: str, width: int, height: int) -> None:
+    shorter, longer = sorted((width, height))
+    if shorter < _LEAST_SIDE or longer > _MOST_SIDE or longer > _MOST_ASPECT * shorter:
+        expected = f"sides of {_LEAST_SIDE} to {_MOST_SIDE}, none more than {_MOST_ASPECT} times as long as the other"
+        raise DataError(path, f"has pictures of {width} x {height} pixels; expected are {expected}")
 
 
 def sample_frames(
@@ -281,13 +353,17 @@ def _frames(
     stand. Frames that nothing refers to are left out where that is safe: packets are whole frames, which fields of
     interlaced video may not be.
     """
-    started, skipping, count = False, False, 0
+    started, skipping, count, place = False, False, 0, 0
     for packet in container.demux(stream):
         if not started and entries is not None and packet.pts not in entries:
             raise _AstrayError
         started = started or packet.is_keyframe
         if not started or is_empty(packet):
             continue
+        if len(info.places):
+            shown = is_shown(packet, stream)
+            packet.pts = _time_at(info, place) if shown else None
+            place += shown
         needed = not skipping or packet.pts is None or packet.pts in asked
         stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
         for frame in packet.decode():
@@ -296,6 +372,12 @@ def _frames(
             count += 1
             if not info.timed or (index < len(info.pts) and info.pts[index] == frame.pts):
                 yield index, frame
+
+
+def _time_at(info: VideoInfo, place: int) -> int | None:
+    """When the frame of the shown packet at that place in the file begins to show; None where it has none."""
+    index = int(info.places[place]) if place < len(info.places) else -1
+    return None if index < 0 else int(info.pts[index])
 
 
 # Packets that are kept to be decoded again: more than a decoder can be behind on one thread.
@@ -367,6 +449,9 @@ def _placed(info: VideoInfo, container: InputContainer, stream: VideoStream) -> 
             started = started or packet.is_keyframe
             if is_empty(packet) or (packet.size and not started):
                 continue
+            shown = is_shown(packet, stream)
+            if len(info.places):
+                packet.pts = _time_at(info, count) if shown else None
             place = int(np.searchsorted(info.pts, packet.pts)) if info.timed and packet.pts is not None else count
             yield place, packet
-            count += bool(packet.size and is_shown(packet, stream))
+            count += shown

@@ -182,6 +182,12 @@ def test_classes_have_colours_that_differ() -> None:
         ((160, 120), (360, 480)),
         ((97, 55), (272, 480)),
         ((501, 333), (332, 500)),
+        ((1080, 2400), (2400, 1080)),
+        ((16, 1000), (2500, 40)),
+        ((40, 2400), (2520, 42)),
+        ((2400, 40), (20, 1280)),
+        ((1280, 20), (20, 1280)),
+        ((512, 8), (16, 512)),
     ],
 )
 def test_a_picture_is_large_enough_to_read_and_small_enough_to_send(
@@ -221,6 +227,16 @@ def test_every_frame_of_an_annotated_video_is_there_and_marked(
         assert greenish == (number % 2 == 0), number
         inside = picture[y, round(0.7 * width)]
         assert abs(inside[1] - max(inside[0], inside[2])) < 25
+
+
+@pytest.mark.parametrize("size", [(16, 1000), (8, 512), (512, 8), (64, 4096)])
+def test_what_is_tall_or_flat_is_drawn_on_in_bounds(tmp_path: Path, size: tuple[int, int]) -> None:
+    pictures = np.zeros((2, size[1], size[0], 3), np.uint8)
+    source = probe(write_video(tmp_path / "v.mkv", "mjpeg", 2, size, pictures=pictures))
+    annotate_video(source, [[Mark((0.1, 0.1, 0.9, 0.9), "fight 0.99", "#00ff00")]] * 2, tmp_path / "o.mp4")
+    drawn = probe(tmp_path / "o.mp4")
+    assert len(drawn.pts) == 2
+    assert drawn.width * drawn.height <= 1280 * 2560
 
 
 def test_marks_must_be_one_list_a_frame(tmp_path: Path) -> None:

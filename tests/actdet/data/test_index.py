@@ -89,7 +89,7 @@ def test_only_a_changed_file_is_probed_again(root: Path, probes: list[str]) -> N
     assert (root / CACHE).stat().st_mtime_ns == written
     for old, new in zip(first.clips, second.clips, strict=True):
         before, after = vars(old.video), vars(new.video)
-        for name in ("pts", "entries"):
+        for name in ("pts", "entries", "places"):
             assert before.pop(name).tolist() == after.pop(name).tolist()
         assert before == after
     write_video(root / "videos" / "c.avi", "mpeg4", frames=9)
@@ -268,6 +268,8 @@ BAD_FACTS: dict[str, Any] = {
         7,
     ],
     "entries": [[3], [-1], [1, 0], [0, 0], [0.0], ["0"], {}, None],
+    "places": [[0, 1], [0, 1, 1], [0, 1, 3], [-2, 0, 1, 2], [0.0, 1, 2], ["0"], {}, None],
+    "alone": [1, None],
     "remarks": ["x", [1], ["two\nlines"], {"a": 1}],
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import videos
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 from videos import shown_number, write_video
 
@@ -231,6 +233,77 @@ def test_phone_videos_stand_upright(
     assert shown_number(upright) == 3
 
 
+def _tracks(path: Path, *shown: tuple[str, int, int], cover: str = "libx264") -> Path:
+    """Video streams (disposition, number of the first frame, frames) in one file; those of one frame as `cover`."""
+    with av.open(str(path), "w") as container:
+        streams = []
+        for disposition, _, count in shown:
+            codec = cover if count == 1 else "libx264"
+            stream = container.add_stream(codec, rate=25)
+            stream.width, stream.height = 64, 48
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.disposition = Disposition[disposition] if disposition else Disposition(0)
+            streams.append(stream)
+        for stream, (_, first, count) in zip(streams, shown, strict=True):
+            for number in range(first, first + count):
+                picture = videos.numbered_frame(number, 64, 48)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ([("", 0, 20), ("default", 100, 20)], 100),
+        ([("default", 0, 20), ("", 100, 20)], 0),
+        ([("", 0, 20), ("", 50, 30), ("default", 100, 20)], 100),
+        ([("default", 0, 20), ("default", 100, 30)], 0),
+        ([("", 0, 9), ("", 100, 30)], 0),
+    ],
+)
+def test_the_stream_that_players_show_is_read(
+    tmp_path: Path, suffix: str, shown: list[tuple[str, int, int]], expected: int
+) -> None:
+    """The default one, and the first of several, as mpv and VLC do; FFmpeg's MP4 always calls one the default."""
+    info = probe(_tracks(tmp_path / f"several.{suffix}", *shown))
+    count = next(count for _, first, count in shown if first == expected)
+    assert numbers(decode_frames(info, range(count))) == list(range(expected, expected + count))
+    assert len(info.pts) == count
+    assert numbers(decode_frames(info, [count - 1])) == [expected + count - 1]
+    assert not info.alone
+
+
+@pytest.mark.parametrize(("codec", "cover"), [("mjpeg", "attached_pic"), ("mjpeg", "default"), ("libx264", "default")])
+def test_cover_art_is_never_the_video(tmp_path: Path, codec: str, cover: str) -> None:
+    """Nor where it lies first and is not marked as a cover."""
+    info = probe(_tracks(tmp_path / "cover.mp4", (cover, 200, 1), ("default", 0, 20), cover=codec))
+    assert numbers(decode_frames(info, range(20))) == list(range(20))
+    assert not info.alone
+
+
+def test_one_stream_is_alone(tmp_path: Path) -> None:
+    assert probe(write_video(tmp_path / "sound.mp4", frames=5, sound=True)).alone
+
+
+@pytest.mark.parametrize("size", [(2, 4096), (4096, 2), (16, 8192), (6, 6), (8192, 100), (2, 64)])
+def test_pictures_of_extreme_shape_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = write_video(tmp_path / "thin.mkv", "mjpeg", 1, size, pictures=np.zeros((1, size[1], size[0], 3), np.uint8))
+    with pytest.raises(DataError, match=f"has pictures of {size[0]} x {size[1]} pixels; expected are") as caught:
+        probe(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 512), (512, 8), (16, 1000), (1400, 40)])
+def test_pictures_of_unusual_shape_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
+    pictures = np.full((2, size[1], size[0], 3), 90, np.uint8)
+    path = write_video(tmp_path / "thin.mkv", "mjpeg", 2, size, pictures=pictures)
+    info = probe(path)
+    assert (info.width, info.height) == size
+    assert decode_frames(info, [0, 1]).mean() == pytest.approx(90, abs=3)
+
+
 def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "clip.webm", "libvpx-vp9", frames=3).rename(tmp_path / "12:30.webm")
     monkeypatch.chdir(tmp_path)
@@ -310,6 +383,21 @@ def make_bad(folder: Path, kind: str) -> Path:
         "text": lambda: written(b"not a video\n" * 99),
         "sound": lambda: videos.write_sound(mp4),
         "picture": lambda: written(_png()),
+        "device": lambda: mp4.symlink_to("/dev/zero") or mp4,
+        "socket": lambda: _socket(mp4),
+        # Each names a file that is there, so that whatever opens the list would find pictures.
+        "playlist": lambda: _list(mp4, "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"),
+        "playlist without end": lambda: _list(mp4, "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n"),
+        "playlist of playlists": lambda: _list(mp4, "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{}\n"),
+        "concat": lambda: _list(mp4, "ffconcat version 1.0\nfile {}\n"),
+        "dash": lambda: _list(
+            mp4,
+            '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+            'profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet><Representation id="1">'
+            "<BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+        ),
+        "session": lambda: _list(mp4, "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=-\nt=0 0\nm=video 5000 RTP/AVP 96\n"),
+        "subtitles": lambda: _list(folder / "part.idx", "# VobSub index file, v7 (do not modify this line!)\n"),
         "cut mp4": lambda: videos.cut(write_video(mp4), 0.6),
         "cut fast mp4": lambda: videos.cut(write_video(mp4, **fast), 0.7),
         "cut mp4 by a byte": lambda: videos.cut(write_video(mp4, **fast), 0.9999),
@@ -318,6 +406,20 @@ def make_bad(folder: Path, kind: str) -> Path:
         "cut avi": lambda: videos.cut(write_video(avi, "mpeg4"), 0.8),
     }
     return make[kind]()
+
+
+def _list(path: Path, text: str) -> Path:
+    """A list of other files that names a sound video of its folder, beside a pipe that would block."""
+    write_video(path.with_name("part.ts"), frames=3)
+    os.mkfifo(path.with_name("part.sub"))
+    path.write_text(text.format("part.ts"))
+    return path
+
+
+def _socket(path: Path) -> Path:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+    return path
 
 
 def _png() -> bytes:
@@ -333,6 +435,15 @@ def _png() -> bytes:
         ("empty", "empty"),
         ("folder", "not a file"),
         ("pipe", "not a file"),
+        ("device", "not a file"),
+        ("socket", "not a file"),
+        ("playlist", "is a list of other files"),
+        ("playlist without end", "is a list of other files"),
+        ("playlist of playlists", "is a list of other files"),
+        ("concat", "is a list of other files"),
+        ("dash", "is a list of other files"),
+        ("session", "is a list of other files"),
+        ("subtitles", "is a list of other files"),
         ("noise", "cannot be opened as a video"),
         ("text", "cannot be opened as a video"),
         ("sound", "no video stream, only audio"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -117,6 +119,44 @@ def hide(path: Path, packet: int) -> Path:
     """Clears the bit of a VP8 frame's header that says it is shown."""
     data = bytearray(path.read_bytes())
     data[packet_places(path)[packet].start] &= ~0x10
+    path.write_bytes(data)
+    return path
+
+
+def join(out: Path, *parts: Path) -> Path:
+    """Puts the bytes of files one behind the other, as `cat` does."""
+    out.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return out
+
+
+def restamp(path: Path, time_of: Callable[[int], int]) -> Path:
+    """Shows the frames of a file at other times, in its ticks; they are decoded in the same order."""
+    new = path.with_name(f"new {path.name}")
+    with av.open(str(path)) as source, av.open(str(new), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        times = [time_of(packet.pts or 0) for packet in packets]
+        decoding = sorted(packet.pts or 0 for packet in packets)
+        lead = max(dts - pts for dts, pts in zip(decoding, times, strict=True))
+        for packet, pts, dts in zip(packets, times, decoding, strict=True):
+            packet.pts, packet.dts, packet.stream = pts, dts - lead, stream
+            target.mux(packet)
+    os.replace(new, path)
+    return path
+
+
+def turn_back_flv(path: Path, milliseconds: int, since: int) -> Path:
+    """Sets back the clock of an .flv from its video packet number `since` on."""
+    data, at, video = bytearray(path.read_bytes()), 13, 0
+    while at < len(data):
+        size = int.from_bytes(data[at + 1 : at + 4], "big")
+        # The second byte of H.264's packets tells frames (1) from settings.
+        if data[at] == 9 and data[at + 12] == 1:
+            if video >= since:
+                time = int.from_bytes(data[at + 4 : at + 7], "big") - milliseconds
+                data[at + 4 : at + 7] = time.to_bytes(3, "big")
+            video += 1
+        at += 11 + size + 4
     path.write_bytes(data)
     return path
 
