@@ -231,8 +231,9 @@ def predict(
 
     if not videos:
         raise ActdetError("no video given: actdet predict CHECKPOINT VIDEO [VIDEO ...]")
+    place = choose_device(device)
     jobs = plan_jobs(videos, out, annotate=annotate)
-    predictor = Predictor(checkpoint, threshold=threshold, device=choose_device(device))
+    predictor = Predictor(checkpoint, threshold=threshold, device=place)
     failed = 0
     for job in jobs:
         try:

@@ -26,8 +26,8 @@ def _command(command: str, data: Path, model: Path, out: Path) -> list[object]:
 
 
 def _unstarted(command: str, data: Path, out: Path) -> list[object]:
-    """`command` as it reads `data`, then finds that it cannot be divided."""
-    wrong = ["--folds", 99] if command == "crossval" else ["--val-share", 2]
+    """`command` as it reads `data`, then finds that it cannot be divided, or that a CPU has no fp16."""
+    wrong = ["--folds", 99] if command == "crossval" else ["--device", "cpu", "--precision", "fp16"]
     return [command, data, "--out", out, *OPTIONS, *wrong]
 
 
@@ -145,7 +145,7 @@ def test_experiments_leave_out_bad_files(actdet_command: Actdet, data: Path, tmp
     video.write_bytes(b"")
     arguments = _unstarted(command, data, tmp_path / "out")
     assert actdet_command(*arguments).complaint().startswith(f"{video}: is empty")
-    expected = {"crossval": "only 7 clips of class collapse for 99 folds", "ablate": "got 2.0"}
+    expected = {"crossval": "only 7 clips of class collapse for 99 folds", "ablate": "precision fp16 needs a GPU"}
     for text in (data / "annotations").glob("fight*"):
         text.write_text("1" + text.read_text()[1:])
     assert expected[command] in actdet_command(*arguments, "--bad-files", "skip").complaint()

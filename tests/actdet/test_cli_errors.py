@@ -463,10 +463,10 @@ SHORTAGES = {
 def test_what_the_system_is_short_of_is_said_in_one_line(
     actdet_command: Actdet, data: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
-    def find_problems(*arguments: object, **options: object) -> None:
+    def survey(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "find_problems", find_problems)
+    monkeypatch.setattr(cli, "survey", survey)
     assert actdet_command("check", data).complaint().startswith(words)
 
 
@@ -492,7 +492,7 @@ def test_processes_of_torchrun_share_no_gpu(
 def test_other_errors_are_not_taken_for_a_shortage(
     actdet_command: Actdet, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "find_problems", None)
+    monkeypatch.setattr(cli, "survey", None)
     with pytest.raises(TypeError, match="not callable"):
         actdet_command("check", data)
 
