@@ -15,7 +15,7 @@ from command import Actdet
 from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 from videos import write_video
 
-from actdet import experiments, report, training
+from actdet import cli, experiments, report, training
 from actdet.checkpoints import read_about, read_checkpoint, save_checkpoint
 from actdet.config import ModelConfig, TrainConfig
 from actdet.data import rendered as rendering

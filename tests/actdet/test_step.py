@@ -69,6 +69,8 @@ def test_compiled_steps_give_the_losses_of_eager_ones() -> None:
 
 
 @pytest.mark.usefixtures("tiny_backbone")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @COMPILER
 def test_compiled_steps_in_bf16_are_as_near_to_float32_as_eager_ones() -> None:
     """32 steps; fused operators round less often."""

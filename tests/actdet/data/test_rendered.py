@@ -256,7 +256,7 @@ def test_bad_settings_are_refused(tmp_path: Path, change: dict[str, int], text: 
 
 
 def test_a_folder_with_videos_is_refused(small: Path) -> None:
-    with pytest.raises(ActdetError, match="videos is not empty: give a new folder"):
+    with pytest.raises(ActdetError, match="videos is not empty, and was not rendered with these settings"):
         render_dataset(small, replace(SMALL, seed=SMALL.seed + 1))
 
 
