@@ -29,6 +29,9 @@ _LISTS = frozenset({"concat", "dash", "hls", "imf", "mlv", "sdp", "vobsub", "web
 _LISTS |= {"avisynth", "dvdvideo", "vapoursynth"}  # scripts and discs
 _BEGINNINGS_OF_LISTS = (b"#EXTM3U", b"ffconcat", b"# VobSub", b"v=0")
 
+# Bytes behind the last frame that are searched for another file: an index of days of video is shorter.
+_MOST_BEHIND = 2**24
+
 _OPTIONS = {
     # Nothing but the file itself is opened: no list of others, no network, no series of pictures.
     "format_whitelist": ",".join(sorted(av.formats_available - _LISTS)),
@@ -106,6 +109,7 @@ class Demuxed:
     packets: int = 0  # packets of the video stream
     whole: int = 0  # those of them that are all there
     cut: bool = False  # whether its last packet is only partly there
+    bytes: int = 0  # where in the file the last of what was read ends
     until: Fraction = Fraction(0)  # seconds: where the last packet of any stream ends
     first: VideoFrame | None = None  # the first frame that decodes
     entries: list[int] = field(default_factory=list)  # pts of the frames at which a decoder can begin
@@ -121,6 +125,7 @@ def demux(path: str, container: InputContainer, stream: VideoStream) -> Demuxed:
             index = packet.stream_index
             if time is not None:
                 ends[index] = max(ends[index], time + (packet.duration or 0))
+            found.bytes = max(found.bytes, (packet.pos or 0) + packet.size)
             if index != stream.index or is_empty(packet):
                 continue
             # What precedes the first keyframe, as in a recording that began midway, cannot be decoded.
@@ -240,6 +245,24 @@ def check_whole(path: str, container: InputContainer, stream: VideoStream, found
     # Formats whose clock begins anew have no header: FFmpeg guesses their length from the last timestamps.
     if not stream.frames and not clock_of(container) and claimed > until + slack:
         raise DataError(path, f"the header says {claimed:.2f} s, the frames end at {until:.2f} s: {advice}")
+
+
+def joined_at(path: str, read: int) -> int | None:
+    """The byte at which another file of the same kind begins behind the first `read` ones; None where none does.
+
+    Of several files that were joined FFmpeg reads one in MP4 and FLV, two in Matroska, all in other formats.
+    """
+    with open(path, "rb") as file:
+        beginning = file.read(16)
+        if beginning.startswith((b"\x1aE\xdf\xa3", b"FLV\x01")):
+            skipped = 0
+        elif beginning[4:8] == b"ftyp":
+            skipped = 4  # a size, which differs from file to file
+        else:
+            return None
+        file.seek(read)
+        place = file.read(_MOST_BEHIND).find(beginning[skipped : skipped + 8])
+    return None if place < 0 else read + place - skipped
 
 
 def rotation_of(path: str, frame: VideoFrame) -> int:

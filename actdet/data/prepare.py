@@ -17,10 +17,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
-from av.error import FFmpegError
 
+from actdet.data._container import opened
 from actdet.data._processes import run_all, while_wanted
 from actdet.data.encoding import choose_encoder, write_video
 from actdet.data.index import Clip, ClipIndex, Progress, load_index
@@ -192,9 +191,9 @@ def _find_prepared(out: Path, source: ClipIndex, config: PrepareConfig, stamps: 
 
 def _read_stamp(path: Path) -> str:
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with opened(str(path)) as (container, _):
             return container.metadata.get("comment", "")
-    except (FFmpegError, OSError, ValueError):
+    except DataError:
         return ""
 
 

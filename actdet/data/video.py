@@ -31,6 +31,7 @@ from actdet.data._container import (
     demux,
     is_empty,
     is_shown,
+    joined_at,
     opened,
     rotation_of,
 )
@@ -106,6 +107,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         timed = container.format.name != "avi" and None not in found.pts
         clock = clock_of(container)
         alone = len(container.streams.video) == 1
+        joined = joined_at(path, found.bytes)
     if found.first is None or not found.pts:
         raise DataError(path, f"none of its {found.whole} frames decodes; convert it again or remove it")
     if not timed and None in found.dts:
@@ -129,6 +131,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         places = np.full(len(found.pts), -1)
         places[order] = np.arange(len(order))
     skipped = found.packets - len(pts)
+    if joined is not None:
+        remarks = (*remarks, f"another recording begins at byte {joined} and is not read: split the file there")
     return VideoInfo(
         path, width, height, rotation, time_base, pts, end, codec, timed, skipped, size, entries, remarks, alone, places
     )
