@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -64,8 +64,7 @@ def opened(path: str, threads: int = 1, **options: str) -> Iterator[tuple[InputC
     with container:
         if not container.streams:
             raise DataError(path, f"holds no picture and no sound; {advice}")
-        # Cover art is a video stream of one picture in a sound file.
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        streams = videos_of(container)
         still = container.format.name == "image2" or container.format.name.endswith("_pipe")
         if not streams or still:
             kind = "a still picture" if still else "no video stream, only " + _kinds(container)
@@ -78,6 +77,11 @@ def opened(path: str, threads: int = 1, **options: str) -> Iterator[tuple[InputC
         if threads != 1:
             stream.codec_context.thread_type = "AUTO"  # whole frames in parallel, too
         yield container, stream
+
+
+def videos_of(container: InputContainer) -> list[VideoStream]:
+    """Its video streams but for cover art, which is a stream of one picture, mostly in a sound file."""
+    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
 
 
 def _is_list(path: str) -> bool:
@@ -97,6 +101,15 @@ def _kinds(container: InputContainer) -> str:
 def clock_of(container: InputContainer) -> int:
     """Ticks after which the clock of this format begins anew; 0 if it never does."""
     return 2**33 if container.format.name in ("mpegts", "mpeg") else 0
+
+
+def packets_of(container: InputContainer, stream: VideoStream | None = None) -> Iterator[Packet]:
+    """The packets of one stream, or of all, in the order of the file; behind them an empty one for each stream.
+
+    PyAV does not know streams that begin midway, as in joined recordings: it fails when it has given everything else.
+    """
+    with suppress(IndexError):
+        yield from container.demux() if stream is None else container.demux(stream)
 
 
 @dataclass
@@ -120,7 +133,7 @@ def demux(path: str, container: InputContainer, stream: VideoStream) -> Demuxed:
     ends = dict.fromkeys(range(len(container.streams)), 0)
     started = False
     try:
-        for packet in container.demux():
+        for packet in packets_of(container):
             time = packet.dts if packet.pts is None else packet.pts
             index = packet.stream_index
             if time is not None:
@@ -172,7 +185,7 @@ def decoded_order(path: str, count: int) -> list[int]:
     given: dict[int, None] = {}
     place, started, sound = 0, False, True
     with opened(path, 0) as (container, stream):
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             started = started or packet.is_keyframe
             if not started or is_empty(packet):
                 continue
@@ -231,7 +244,7 @@ def check_whole(path: str, container: InputContainer, stream: VideoStream, found
     if stream.frames > there:
         # An edit list (a trim on a phone) legitimately leaves out frames that the header counts.
         with opened(path, ignore_editlist="1") as (again, video):
-            there = sum(1 for packet in again.demux(video) if packet.size and not packet.is_corrupt)
+            there = sum(1 for packet in packets_of(again, video) if packet.size and not packet.is_corrupt)
     advice = "the file is truncated: copy or record it again, or remove it"
     if stream.frames > there:
         raise DataError(path, f"the header says {stream.frames} frames, only {there} are there: {advice}")
