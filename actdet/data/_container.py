@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -28,6 +28,9 @@ av.logging.set_level(None)
 _LISTS = frozenset({"concat", "dash", "hls", "imf", "mlv", "sdp", "vobsub", "webm_dash_manifest"})
 _LISTS |= {"avisynth", "dvdvideo", "vapoursynth"}  # scripts and discs
 _BEGINNINGS_OF_LISTS = (b"#EXTM3U", b"ffconcat", b"# VobSub", b"v=0")
+
+# Bytes behind the last frame that are searched for another file: an index of days of video is shorter.
+_MOST_BEHIND = 2**24
 
 _OPTIONS = {
     # Nothing but the file itself is opened: no list of others, no network, no series of pictures.
@@ -61,8 +64,7 @@ def opened(path: str, threads: int = 1, **options: str) -> Iterator[tuple[InputC
     with container:
         if not container.streams:
             raise DataError(path, f"holds no picture and no sound; {advice}")
-        # Cover art is a video stream of one picture in a sound file.
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        streams = videos_of(container)
         still = container.format.name == "image2" or container.format.name.endswith("_pipe")
         if not streams or still:
             kind = "a still picture" if still else "no video stream, only " + _kinds(container)
@@ -75,6 +77,11 @@ def opened(path: str, threads: int = 1, **options: str) -> Iterator[tuple[InputC
         if threads != 1:
             stream.codec_context.thread_type = "AUTO"  # whole frames in parallel, too
         yield container, stream
+
+
+def videos_of(container: InputContainer) -> list[VideoStream]:
+    """Its video streams but for cover art, which is a stream of one picture, mostly in a sound file."""
+    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
 
 
 def _is_list(path: str) -> bool:
@@ -96,6 +103,15 @@ def clock_of(container: InputContainer) -> int:
     return 2**33 if container.format.name in ("mpegts", "mpeg") else 0
 
 
+def packets_of(container: InputContainer, stream: VideoStream | None = None) -> Iterator[Packet]:
+    """The packets of one stream, or of all, in the order of the file; behind them an empty one for each stream.
+
+    PyAV does not know streams that begin midway, as in joined recordings: it fails when it has given everything else.
+    """
+    with suppress(IndexError):
+        yield from container.demux() if stream is None else container.demux(stream)
+
+
 @dataclass
 class Demuxed:
     """What one pass over the packets finds; the three lists are parallel, in the order of the file."""
@@ -106,6 +122,7 @@ class Demuxed:
     packets: int = 0  # packets of the video stream
     whole: int = 0  # those of them that are all there
     cut: bool = False  # whether its last packet is only partly there
+    bytes: int = 0  # where in the file the last of what was read ends
     until: Fraction = Fraction(0)  # seconds: where the last packet of any stream ends
     first: VideoFrame | None = None  # the first frame that decodes
     entries: list[int] = field(default_factory=list)  # pts of the frames at which a decoder can begin
@@ -116,11 +133,12 @@ def demux(path: str, container: InputContainer, stream: VideoStream) -> Demuxed:
     ends = dict.fromkeys(range(len(container.streams)), 0)
     started = False
     try:
-        for packet in container.demux():
+        for packet in packets_of(container):
             time = packet.dts if packet.pts is None else packet.pts
             index = packet.stream_index
             if time is not None:
                 ends[index] = max(ends[index], time + (packet.duration or 0))
+            found.bytes = max(found.bytes, (packet.pos or 0) + packet.size)
             if index != stream.index or is_empty(packet):
                 continue
             # What precedes the first keyframe, as in a recording that began midway, cannot be decoded.
@@ -167,7 +185,7 @@ def decoded_order(path: str, count: int) -> list[int]:
     given: dict[int, None] = {}
     place, started, sound = 0, False, True
     with opened(path, 0) as (container, stream):
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             started = started or packet.is_keyframe
             if not started or is_empty(packet):
                 continue
@@ -226,7 +244,7 @@ def check_whole(path: str, container: InputContainer, stream: VideoStream, found
     if stream.frames > there:
         # An edit list (a trim on a phone) legitimately leaves out frames that the header counts.
         with opened(path, ignore_editlist="1") as (again, video):
-            there = sum(1 for packet in again.demux(video) if packet.size and not packet.is_corrupt)
+            there = sum(1 for packet in packets_of(again, video) if packet.size and not packet.is_corrupt)
     advice = "the file is truncated: copy or record it again, or remove it"
     if stream.frames > there:
         raise DataError(path, f"the header says {stream.frames} frames, only {there} are there: {advice}")
@@ -240,6 +258,24 @@ def check_whole(path: str, container: InputContainer, stream: VideoStream, found
     # Formats whose clock begins anew have no header: FFmpeg guesses their length from the last timestamps.
     if not stream.frames and not clock_of(container) and claimed > until + slack:
         raise DataError(path, f"the header says {claimed:.2f} s, the frames end at {until:.2f} s: {advice}")
+
+
+def joined_at(path: str, read: int) -> int | None:
+    """The byte at which another file of the same kind begins behind the first `read` ones; None where none does.
+
+    Of several files that were joined FFmpeg reads one in MP4 and FLV, two in Matroska, all in other formats.
+    """
+    with open(path, "rb") as file:
+        beginning = file.read(16)
+        if beginning.startswith((b"\x1aE\xdf\xa3", b"FLV\x01")):
+            skipped = 0
+        elif beginning[4:8] == b"ftyp":
+            skipped = 4  # a size, which differs from file to file
+        else:
+            return None
+        file.seek(read)
+        place = file.read(_MOST_BEHIND).find(beginning[skipped : skipped + 8])
+    return None if place < 0 else read + place - skipped
 
 
 def rotation_of(path: str, frame: VideoFrame) -> int:

@@ -14,6 +14,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from actdet.data._container import opened
 from actdet.data.video import probe
 from actdet.errors import DataError
 from actdet.files import replacing
@@ -78,10 +79,9 @@ def write_video(
 def read_comment(path: Path) -> str:
     """The `comment` that `write_video` left in `path`; nothing where there is none, or no video."""
     try:
-        # As MP4 alone, so that no playlist of that name is followed.
-        with av.open(f"file:{path}", format="mp4", metadata_errors="replace") as container:
+        with opened(str(path)) as (container, _):
             return container.metadata.get("comment", "")
-    except (FFmpegError, OSError, ValueError):
+    except DataError:
         return ""
 
 

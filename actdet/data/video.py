@@ -33,8 +33,11 @@ from actdet.data._container import (
     demux,
     is_empty,
     is_shown,
+    joined_at,
     opened,
+    packets_of,
     rotation_of,
+    videos_of,
 )
 from actdet.data._times import continued, is_orderly
 from actdet.errors import DataError
@@ -108,6 +111,9 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         timed = container.format.name != "avi" and None not in found.pts
         clock = clock_of(container)
         alone = len(container.streams.video) == 1
+        shown = [each.index for each in videos_of(container)]
+        number = 1 + shown.index(stream.index)
+        joined = joined_at(path, found.bytes)
     if found.first is None or not found.pts:
         raise DataError(path, f"none of its {found.whole} frames decodes; convert it again or remove it")
     if not timed and None in found.dts:
@@ -131,6 +137,10 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         places = np.full(len(found.pts), -1)
         places[order] = np.arange(len(order))
     skipped = found.packets - len(pts)
+    if len(shown) > 1:
+        remarks = (*remarks, f"has {len(shown)} video streams; only number {number}, which players show, is read")
+    if joined is not None:
+        remarks = (*remarks, f"another recording begins at byte {joined} and is not read: split the file there")
     return VideoInfo(
         path, width, height, rotation, time_base, pts, end, codec, timed, skipped, size, entries, remarks, alone, places
     )
@@ -354,7 +364,7 @@ def _frames(
     interlaced video may not be.
     """
     started, skipping, count, place = False, False, 0, 0
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         if not started and entries is not None and packet.pts not in entries:
             raise _AstrayError
         started = started or packet.is_keyframe

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from command import small_disk
 from PIL import Image
-from videos import corrupt, set_matrix, shown_number, trim, write_video
+from videos import corrupt, join, set_matrix, shown_number, trim, write_video
 
 from actdet.data import prepare
 from actdet.data.annotations import read_annotations
@@ -56,6 +56,11 @@ def _video(**settings: Any) -> Callable[[Path], object]:
     return lambda path: write_video(path, **settings)
 
 
+def _joined(path: Path) -> Path:
+    parts = [write_video(path.with_name(f".{i}.ts"), frames=9, size=(96, 64), options=B_FRAMES) for i in range(2)]
+    return join(path, *parts)
+
+
 def _phone(path: Path) -> Path:
     return set_matrix(write_video(path, frames=12, size=(96, 64)), 0, 1, -1, 0)
 
@@ -65,6 +70,7 @@ UGLY: dict[str, Callable[[Path], object]] = {
     "uneven.mkv": _video(size=(96, 64), options=B_FRAMES, pts=UNEVEN),
     "uneven vp9.webm": _video(codec="libvpx-vp9", size=(96, 64), pts=UNEVEN),
     "stream.ts": _video(size=(64, 96), options=B_FRAMES),
+    "joined.ts": _joined,
     "raw.h264": _video(size=(96, 64), options={"bf": "0"}),
     "untimed.avi": _video(codec="mpeg4", size=(96, 64), options={"bf": "2"}),
     "odd.mkv": _video(codec="mjpeg", frames=9, size=(97, 55)),
@@ -293,6 +299,14 @@ def test_what_belongs_to_others_is_refused_and_kept(four: ClipIndex, tmp_path: P
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [path]
+
+
+def test_a_pipe_in_the_new_folder_does_not_block(four: ClipIndex, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "videos" / "a.mp4"
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    with pytest.raises(ActdetError, match="not by this command"):
+        prepare_dataset(four, tmp_path / "out", SMALL)
 
 
 @pytest.mark.parametrize("place", ["set", "set/out", "set/videos", "set/videos/out", "link", "link/out", "far", "."])

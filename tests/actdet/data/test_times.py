@@ -71,6 +71,35 @@ def test_recordings_joined_by_cat_are_whole(tmp_path: Path, name: str, codec: st
     _check_frames(info, count * PART)
 
 
+def test_joined_avi_files_are_whole(tmp_path: Path) -> None:
+    """They have no timestamps: frames go by their order."""
+    parts = [_part(tmp_path / f"{i}.avi", "mpeg4", {}, i * PART) for i in range(3)]
+    info = probe(videos.join(tmp_path / "joined.avi", *parts))
+    assert _milliseconds(info) == [40 * i for i in range(3 * PART)]
+    _check_frames(info, 3 * PART)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "read"),
+    [
+        ("clip.mp4", "libx264", 1),
+        ("clip.mov", "mpeg4", 1),
+        ("clip.flv", "libx264", 1),
+        ("clip.mkv", "libx264", 2),
+        ("clip.webm", "libvpx-vp9", 2),
+    ],
+)
+def test_what_is_joined_and_not_read_is_told(tmp_path: Path, name: str, codec: str, read: int) -> None:
+    """FFmpeg, and every player on it, stops at the end of the first such file, or of the second."""
+    parts = [_part(tmp_path / f"{i}{name}", codec, {}, i * PART) for i in range(read + 1)]
+    videos.join(tmp_path / "read", *parts[:read])
+    info = probe(videos.join(tmp_path / name, *parts))
+    where = (tmp_path / "read").stat().st_size
+    assert info.remarks[-1] == f"another recording begins at byte {where} and is not read: split the file there"
+    _check_frames(info, read * PART)
+    assert not any("recording" in remark for remark in probe(tmp_path / "read").remarks)
+
+
 @pytest.mark.parametrize("options", [B_FRAMES, {"bf": "0"}], ids=["reordered", "plain"])
 @pytest.mark.parametrize(("first", "second"), [(10, 3), (0.5, 0.1), (7200, 0), (90000, 40000)])
 def test_the_clock_of_the_second_recording_matters_not(

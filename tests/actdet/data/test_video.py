@@ -273,14 +273,27 @@ def test_the_stream_that_players_show_is_read(
     assert len(info.pts) == count
     assert numbers(decode_frames(info, [count - 1])) == [expected + count - 1]
     assert not info.alone
+    number = 1 + [first for _, first, _ in shown].index(expected)
+    assert info.remarks == (f"has {len(shown)} video streams; only number {number}, which players show, is read",)
 
 
 @pytest.mark.parametrize(("codec", "cover"), [("mjpeg", "attached_pic"), ("mjpeg", "default"), ("libx264", "default")])
 def test_cover_art_is_never_the_video(tmp_path: Path, codec: str, cover: str) -> None:
-    """Nor where it lies first and is not marked as a cover."""
+    """Nor where it lies first and is not marked as a cover; what is marked needs no remark."""
     info = probe(_tracks(tmp_path / "cover.mp4", (cover, 200, 1), ("default", 0, 20), cover=codec))
     assert numbers(decode_frames(info, range(20))) == list(range(20))
     assert not info.alone
+    assert len(info.remarks) == (cover != "attached_pic")
+
+
+def test_sound_that_begins_late_is_no_error(tmp_path: Path) -> None:
+    """PyAV does not know streams that FFmpeg finds only after it has opened the file."""
+    path = write_video(tmp_path / "late.flv", frames=200)
+    sound = bytes([8, 0, 0, 4]) + (7960).to_bytes(3, "big") + bytes(4) + b"\x2f\0\0\0"
+    with open(path, "ab") as file:
+        file.write(sound + len(sound).to_bytes(4, "big"))
+    info = probe(path)
+    assert numbers(decode_frames(info, range(200))) == list(range(200))
 
 
 def test_one_stream_is_alone(tmp_path: Path) -> None:
