@@ -36,7 +36,7 @@ _OPTIONS = {
     "libx264": {"preset": "veryfast", "tune": "fastdecode", "crf": "16", "bf": "0", "sc_threshold": "0"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "6", "crf": "20", "b:v": "0", "lag-in-frames": "0"},
 }
-_VERSION = 1  # of these options; another number makes files of the old ones refused
+_VERSION = 2  # of these options; another number makes files of the old ones refused
 
 _MEASURED_CLIPS, _MEASURED_FRAMES, _MEASURED_SIZE = 8, 16, (224, 224)
 

@@ -455,7 +455,7 @@ def _placed(info: VideoInfo, container: InputContainer, stream: VideoStream) -> 
     """The packets of the stream, each with the index of its frame; the last one, which is empty, ends the decoding."""
     count, started = 0, False
     with suppress(FFmpegError):
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             started = started or packet.is_keyframe
             if is_empty(packet) or (packet.size and not started):
                 continue
