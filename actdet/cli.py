@@ -210,8 +210,9 @@ def predict(
     annotate: bool = True,
     device: str = "auto",
 ) -> None:
-    """Find actions in videos: a line for each window as it is found; in --out NAME.json, a timeline NAME.png and an
-    annotated NAME.mp4.
+    """Find actions in videos: a line for each window as it is found, and results in --out.
+
+    Those are NAME.json, a timeline NAME.png and an annotated NAME.mp4.
 
     For instance: actdet predict runs/mine/model.safetensors door.mp4 yard.mkv recordings --out found
 
