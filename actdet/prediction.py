@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from actdet.checkpoints import load_detector
+from actdet.cuts import has_cut
 from actdet.data.ahead import ahead
 from actdet.data.augment import normalise
 from actdet.data.video import VideoInfo, probe, sample_frames, stream_past_damage
@@ -60,6 +61,8 @@ class Window:
     """x1, y1, x2, y2 in pixels of the video as displayed; None where there is no action."""
     actions: tuple[FoundAction, ...] = ()
     """All that was found, the surest first."""
+    cut: bool = False
+    """Whether the picture changes to another scene within: no training clip does, so the score is not to be trusted."""
 
 
 @dataclass(frozen=True)
@@ -234,14 +237,15 @@ class Predictor:
             return {}
         shape = next(iter(clips.values())).shape[:3]
         with memory_for(f"windows of {' x '.join(map(str, shape))}"):
-            pixels = torch.from_numpy(np.stack(list(clips.values()))).to(self.device)
-            return dict(zip(clips, self._decide(video, list(clips), pixels), strict=True))
+            return dict(zip(clips, self._decide(video, list(clips), np.stack(list(clips.values()))), strict=True))
 
-    def _decide(self, video: VideoInfo, spans: list[tuple[int, int]], pixels: torch.Tensor) -> Iterator[Window]:
+    def _decide(self, video: VideoInfo, spans: list[tuple[int, int]], clips: np.ndarray) -> Iterator[Window]:
+        pixels = torch.from_numpy(clips).to(self.device)
         logits, boxes = predict_batch(self.detector, normalise(pixels), self.dtype).final()
         rule = {"no_object_weight": self.about.loss.no_object_weight, "threshold": self.threshold}
         likeliest = decide(logits, boxes, **rule).score.tolist()
-        for (start, end), score, found in zip(spans, likeliest, actions(logits, boxes, **rule), strict=True):
+        answers = zip(spans, likeliest, actions(logits, boxes, **rule), clips, strict=True)
+        for (start, end), score, found, clip in answers:
             said = tuple(
                 FoundAction(self.class_names[action.label], action.score, _in_pixels(action.box, video))
                 for action in found
@@ -253,6 +257,7 @@ class Predictor:
                 score=said[0].score if said else score,
                 box=said[0].box if said else None,
                 actions=said,
+                cut=has_cut(clip),
             )
 
 

@@ -208,6 +208,7 @@ def describe(job: Job, finding: Window | Gap) -> str:
     start = f"{job.name}  {finding.start:7.2f} to {finding.end:7.2f} s  "
     if isinstance(finding, Gap):
         return start + ("not looked at: damaged" if finding.damaged else "not looked at: no frames")
+    cut = "  (a cut to another scene: not to be trusted)" if finding.cut else ""
     if not finding.actions:
-        return f"{start}{'no action':12} {finding.score:.2f}"
-    return start + "; ".join(f"{found.action:12} {found.score:.2f}  box {found.box}" for found in finding.actions)
+        return f"{start}{'no action':12} {finding.score:.2f}{cut}"
+    return start + "; ".join(f"{found.action:12} {found.score:.2f}  box {found.box}" for found in finding.actions) + cut
