@@ -107,7 +107,7 @@ def pairwise_cost_kernel(
     i_b = i_p % batch
     o_n = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < queries
-    count = tl.minimum(tl.load(counts + i_b), size)
+    count = tl.minimum(tl.maximum(tl.load(counts + i_b), 0), size).to(tl.int32)
 
     weights = (tl.full([], CLS, DTYPE), tl.full([], L1, DTYPE), tl.full([], GIOU, DTYPE))
     row = tl.where(m_n, i_p * queries + o_n, 0)

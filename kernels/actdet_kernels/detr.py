@@ -17,7 +17,8 @@ All decoder layers are matched together and their losses computed together, by `
 for the device. Values and gradients are those of the originals: Carion et al. 2020 (github.com/facebookresearch/detr),
 Zhu et al. 2021 (github.com/fundamentalvision/Deformable-DETR), transformers' loss_for_object_detection. What differs:
 boxes without an area have a GIoU of 0 where theirs is NaN, boxes of a negative size are no error, half precision is
-computed in float32, and a cross entropy whose weights add up to zero is 0 where theirs is NaN.
+computed in float32, a cross entropy whose weights add up to zero is 0 where theirs is NaN, and a label that no logit
+has makes the class loss NaN where theirs stops the process.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from actdet_kernels.targets import Targets, pad_targets
 __all__ = ["HungarianMatcher", "ImageLoss", "SetCriterion"]
 
 LOSSES = ("labels", "boxes", "cardinality")
+SINGLE_LOSSES = ("get_loss", "loss_labels", "loss_boxes", "loss_cardinality")  # methods that the originals call
 OTHER_LAYERS = ("aux_outputs", "auxiliary_outputs", "enc_outputs")
 
 Pairs = Sequence[tuple[Any, Any]]
@@ -101,15 +103,18 @@ class SetCriterion(nn.Module):
 
     num_classes: the classes without no_object, which is the last logit.
     matcher: a `HungarianMatcher`. Any other callable with its arguments and results does, too: it is called for one
-        layer after the other, and its pairs are read on the host. ValueError where it gives a query or target twice.
+        layer after the other, and its pairs are read on the host. ValueError where it gives a query or target twice, or
+        one that there is not.
     weight_dict: kept for the caller, who multiplies the losses by it.
     eos_coef: the weight of no_object in the cross entropy; buffer `empty_weight` holds it for state dicts, as
-        (num_classes + 1,) class weights, all others 1.
+        (num_classes + 1,) class weights, all others 1. One that is changed or replaced counts, at the price of one wait
+        for the device. ValueError where other classes than no_object do not weigh 1.
     losses: some of "labels", "boxes" and "cardinality". ValueError for others; there are no mask losses.
     focal_alpha: given in place of `eos_coef`, and only 0.25, the class loss is the sigmoid-focal one of Deformable
         DETR, every logit a class: `SetCriterion(num_classes, HungarianMatcher(..., focal=True), weight_dict,
         losses=losses, focal_alpha=0.25)`. The cardinality leaves out the last logit all the same, as there.
-    A subclass cannot change single losses: there are no methods such as `loss_labels`.
+    Single losses cannot be changed, as all layers are computed together: `forward` raises TypeError where a subclass
+    defines `get_loss`, `loss_labels`, `loss_boxes` or `loss_cardinality`, which would count for nothing.
     """
 
     matcher: Any
@@ -136,16 +141,32 @@ class SetCriterion(nn.Module):
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = weight_dict
-        self.eos_coef = eos_coef
         self.losses = list(losses)
-        if "masks" in self.losses:
-            raise ValueError("there are no mask losses here: leave 'masks' out of losses")
-        for loss in self.losses:
-            if loss not in LOSSES:
-                raise ValueError(f"losses must be among {', '.join(map(repr, LOSSES))}, got {loss!r}")
+        _check_losses(self.losses)
         weight = None if eos_coef is None else torch.tensor([1.0] * num_classes + [eos_coef])
         self.register_buffer("empty_weight", weight)
-        self.register_load_state_dict_post_hook(_take_loaded_weight)
+        self._eos_coef = eos_coef
+        # The buffer whose number that is, and how often it had been changed then: so much the host knows of it without
+        # waiting for the device.
+        self._weight_read = (weight, 0 if weight is None else weight._version)
+        self.register_load_state_dict_post_hook(_take_changed_weight)
+
+    @property
+    def eos_coef(self) -> float | None:
+        """The weight of no_object; to set it writes it into `empty_weight`, too."""
+        return self._eos_coef
+
+    @eos_coef.setter
+    def eos_coef(self, value: float | None) -> None:
+        self._eos_coef = value
+        weight = self.empty_weight
+        if weight is not None and value is not None:
+            weight[-1] = value
+        self._weight_read = (weight, 0 if weight is None else weight._version)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a tensor counts its changes anew, so that a copy of this reads its own.
+        return self.__dict__ | {"_weight_read": (None, 0)}
 
     def extra_repr(self) -> str:
         kind = f"focal_alpha={FOCAL_ALPHA}" if self.eos_coef is None else f"eos_coef={self.eos_coef}"
@@ -163,6 +184,12 @@ class SetCriterion(nn.Module):
         Those of the auxiliary layer i end in _i; class_error is the last layer's alone. The "enc_outputs" of a
         two-stage Deformable DETR have losses that end in _enc, every target being of class 0.
         """
+        for name in SINGLE_LOSSES:
+            if hasattr(self, name):
+                kind = type(self).__name__
+                raise TypeError(f"{kind}.{name} would count for nothing: SetCriterion calls no single losses")
+        _check_losses(self.losses)
+        _take_changed_weight(self)
         others = outputs.get("aux_outputs", outputs.get("auxiliary_outputs")) or []
         last = {name: value for name, value in outputs.items() if name not in OTHER_LAYERS}
         result, *auxiliary = self._of_layers([last, *others], targets)
@@ -187,11 +214,12 @@ class SetCriterion(nn.Module):
                 f"got {logits.shape[-1]}"
             )
         padded = _pad(targets, logits.device)
-        if type(self.matcher) is HungarianMatcher:
+        if type(self.matcher) is HungarianMatcher and "forward" not in vars(self.matcher):
             matched = self.matcher.match(logits, boxes, padded)
         else:
-            size = padded.labels.shape[1]
-            matched = torch.stack([_from_pairs(self.matcher(layer, targets), size) for layer in layers])
+            counts = [len(_labels(sample)) for sample in targets]
+            shape = (logits.shape[-2], padded.labels.shape[1])
+            matched = torch.stack([_from_pairs(self.matcher(layer, targets), counts, *shape) for layer in layers])
             matched = matched.to(logits.device, non_blocking=True)
 
         loss = set_loss(
@@ -246,11 +274,20 @@ def _pad(targets: Sequence[Mapping[str, Tensor]], device: torch.device) -> Targe
     return pad_targets([{"labels": _labels(sample), "boxes": sample["boxes"]} for sample in targets], device)
 
 
-def _from_pairs(pairs: Pairs, size: int) -> Tensor:
-    """(B, M) int64 on the CPU, as `match` gives it, from (queries, targets) of every sample."""
+def _from_pairs(pairs: Pairs, counts: list[int], number: int, size: int) -> Tensor:
+    """(B, M = size) int64 on the CPU, as `match` gives it, from (queries, targets) of every sample.
+
+    counts, number: how many targets each sample has, and how many queries.
+    """
+    if len(pairs) != len(counts):
+        raise ValueError(f"the matcher gives pairs for {len(pairs)} samples, and there are {len(counts)}")
     rows = []
     for sample, (queries, targets) in enumerate(pairs):
         queries, targets = torch.as_tensor(queries).tolist(), torch.as_tensor(targets).tolist()
+        for kind, given, there in (("query", queries, number), ("target", targets, counts[sample])):
+            for index in given:
+                if not 0 <= index < there:
+                    raise ValueError(f"the matcher gives {kind} {index} of sample {sample}, which has {there}")
         if len(set(queries)) < len(queries) or len(set(targets)) < len(targets):
             raise ValueError(f"the matcher gives a query or a target of sample {sample} twice")
         query_of = dict(zip(targets, queries, strict=True))
@@ -271,6 +308,8 @@ def _average_targets_over_processes(loss: SetLoss, targets: Targets, focal: bool
 
 def _class_error(predicted: Tensor, targets: Targets, matched: Tensor) -> Tensor:
     """(L,): the percentage of pairs whose query (L, B, N) is not of its target's class; 100 without pairs."""
+    if predicted.shape[-1] == 0:
+        return predicted.new_full(predicted.shape[:1], 100, dtype=torch.float32)
     pairs = matched >= 0
     right = (predicted.gather(-1, matched.clamp(min=0)) == targets.labels) & pairs
     return 100 - 100 * right.sum((-2, -1)) / pairs.sum((-2, -1)).clamp(min=1)
@@ -278,16 +317,34 @@ def _class_error(predicted: Tensor, targets: Targets, matched: Tensor) -> Tensor
 
 def _cardinality_error(predicted: Tensor, targets: Targets, classes: int) -> Tensor:
     """(L,): the mean over samples of |queries (L, B, N) that are not of the last class - targets|."""
+    if predicted.shape[1] == 0:
+        return predicted.new_zeros(predicted.shape[:1], dtype=torch.float32)
     found = (predicted != classes - 1).sum(-1)
     return (found - targets.counts).abs().mean(-1, dtype=torch.float32)
 
 
-def _take_loaded_weight(criterion: SetCriterion, _: Any) -> None:
-    """After load_state_dict: no_object weighs what `empty_weight` says. ValueError for other classes than 1."""
-    if criterion.empty_weight is None:
+def _check_losses(losses: list[str]) -> None:
+    if "masks" in losses:
+        raise ValueError("there are no mask losses here: leave 'masks' out of losses")
+    for loss in losses:
+        if loss not in LOSSES:
+            raise ValueError(f"losses must be among {', '.join(map(repr, LOSSES))}, got {loss!r}")
+
+
+def _take_changed_weight(criterion: SetCriterion, *_: Any) -> None:
+    """no_object weighs what `empty_weight` says, where that was loaded, changed or replaced. It is read only then."""
+    weight = criterion.empty_weight
+    read, version = criterion._weight_read
+    if weight is None or (weight is read and weight._version == version):
         return
-    *classes, no_object = criterion.empty_weight.tolist()
-    if any(weight != 1 for weight in classes):
+    if criterion.eos_coef is None:
+        raise ValueError("the focal loss of focal_alpha has no empty_weight")
+    if weight.shape != (criterion.num_classes + 1,):
+        raise ValueError(f"empty_weight must be ({criterion.num_classes + 1},), got {tuple(weight.shape)}")
+    *classes, no_object = weight.tolist()
+    if any(value != 1 for value in classes):
         raise ValueError("empty_weight must be 1 for every class but no_object")
-    if no_object != criterion.empty_weight.new_tensor(criterion.eos_coef).item():
+    # Rounded as the buffer was, the number that it was made of is the same, and the more exact one.
+    if no_object != torch.tensor(criterion.eos_coef).to(weight.dtype).item():
         criterion.eos_coef = no_object
+    criterion._weight_read = (weight, weight._version)

@@ -202,6 +202,17 @@ def set_loss_gradient(
     return losses.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
 
 
+def _no_second_derivative(ctx: Any, *cotangents: Tensor | None) -> Any:
+    raise RuntimeError(
+        "set_loss has no second derivative with the kernels: take backend='reference' to differentiate its gradient"
+    )
+
+
+# Of the operator, not by `once_differentiable`: that one lets a gradient pass for a constant where what it was given
+# wants no gradient, so that a penalty on it would be dropped without a word.
+torch.library.register_autograd("actdet_kernels::set_loss_gradient", _no_second_derivative, lib=LIBRARY)
+
+
 class DifferentiableSetLoss(torch.autograd.Function):
     """`set_loss` with its gradient: total, cls, l1, giou."""
 
@@ -215,7 +226,6 @@ class DifferentiableSetLoss(torch.autograd.Function):
         return tuple(losses)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients = set_loss_gradient(*ctx.saved_tensors, *cotangents, *ctx.options)
         return *gradients, *[None] * 9

@@ -82,7 +82,7 @@ def predictions(queries: int, classes: int, logits: torch.dtype, boxes: torch.dt
 
 
 def tubelets(dtype: torch.dtype) -> Predictions:
-    targets = Tubelets(tensor(I64, 1, 8), tensor(FP32, 1, 8, 32, 4), tensor(I32, 1), tensor(BOOL, 1, 8, 32))
+    targets = Tubelets(tensor(I64, 1, 8), tensor(FP32, 1, 8, 32, 4), tensor(I64, 1), tensor(BOOL, 1, 8, 32))
     return Predictions(tensor(dtype, 1, 64, 3), tensor(dtype, 1, 64, 32, 4), targets)
 
 

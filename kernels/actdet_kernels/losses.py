@@ -46,7 +46,7 @@ BLOCK_L, BLOCK_I = 8, 128  # layers and programs whose sums are added up at a ti
 
 @triton.jit
 def find_targets(matched, o_n, count, BLOCK_M: tl.constexpr):
-    """(BLOCK_N,) the target of each query, -1 for none: the inverse of `matched`."""
+    """(BLOCK_N,) the target of each query, -1 for none: the inverse of `matched`, the last of several."""
     target = o_n * 0 - 1
     for first in range(0, count, BLOCK_M):
         o_m = first + tl.arange(0, BLOCK_M)
@@ -86,7 +86,7 @@ def locate(matched, labels, counts, batch, queries, size, BLOCK_N: tl.constexpr,
     i_b = i_p % batch
     o_n = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < queries
-    count = tl.minimum(tl.load(counts + i_b), size)
+    count = tl.minimum(tl.maximum(tl.load(counts + i_b), 0), size).to(tl.int32)
     target = tl.where(m_n, find_targets(matched + i_p * size, o_n, count, BLOCK_M), -1)
     return i_p, i_b, i_p * queries + o_n, m_n, target
 
@@ -132,10 +132,10 @@ def set_loss_kernel(
     tl.store(p_sums + 3 * programs, tl.sum(giou, axis=0))
 
 
-@triton.jit(do_not_specialize=["batch", "layers", "tiles"])
+@triton.jit(do_not_specialize=["batch", "size", "layers", "tiles"])
 def total_kernel(
     sums, counts, total, cls, l1, giou, divisors,
-    batch, layers, tiles,
+    batch, size, layers, tiles,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CROSS_ENTROPY: tl.constexpr, PER_LAYER: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -143,7 +143,8 @@ def total_kernel(
     o_i = tl.arange(0, BLOCK_I)
     targets = tl.zeros([BLOCK_I], tl.int64)
     for first in range(0, batch, BLOCK_I):
-        targets += tl.load(counts + first + o_i, mask=first + o_i < batch, other=0)
+        count = tl.load(counts + first + o_i, mask=first + o_i < batch, other=0)
+        targets += tl.minimum(tl.maximum(count, 0), size)
     targets = tl.maximum(tl.sum(targets, axis=0), 1).to(DTYPE)
 
     each = batch * tiles
@@ -209,9 +210,11 @@ def gradient_kernel(
     by_giou = cotangent(d_total, d_giou, i_l, GIOU, PER_LAYER, DTYPE) / tl.load(divisors + layers + i_l)
 
     p_logits = logits + tl.where(m_n, row, 0) * classes
+    # As the loss: a step with a label that there is not must not pass for a right one.
+    by_query = tl.where(m_pair & ((label < 0) | (label >= classes)), float("nan"), by_cls)
     if CROSS_ENTROPY:
         peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
-        by_query = by_cls * tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
+        by_query *= tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
     for first in range(0, classes, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)[None, :]
         x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
@@ -219,7 +222,7 @@ def gradient_kernel(
         if CROSS_ENTROPY:
             gradient = by_query[:, None] * (tl.exp(x - peak[:, None]) / total[:, None] - tl.where(hit, 1.0, 0.0))
         else:
-            gradient = by_cls * focal_terms(x, hit)[1]
+            gradient = by_query[:, None] * focal_terms(x, hit)[1]
         tl.store(d_logits + row[:, None] * classes + o_c, gradient, mask=m_n[:, None] & (o_c < classes))
 
     goal = tl.where(m_pair, i_b * size + target, 0)
@@ -299,6 +302,7 @@ def set_loss(
         giou,
         divisors,
         batch,
+        targets.labels.shape[1],
         layers,
         tiles,
         PER_LAYER=per_layer,

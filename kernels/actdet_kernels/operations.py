@@ -15,8 +15,9 @@ from torch import Tensor
 
 from actdet_kernels import dispatch, reference
 from actdet_kernels.backend import Backend, choose_backend
-from actdet_kernels.targets import Targets, Tubelets, check_predictions
+from actdet_kernels.targets import Targets, Tubelets, check_counts, check_predictions, check_values, valid_rows
 
+LARGEST_SIDE = 2**23  # of a picture that is stretched: the middles of its pixels are float32 numbers
 NO_KERNEL = "no kernel computes this operation yet"
 
 ClassCost = Literal["softmax", "focal"]
@@ -58,7 +59,7 @@ class Matching(NamedTuple):
 
 
 class SetLoss(NamedTuple):
-    """`total = weights.cls * cls + weights.l1 * l1 + weights.giou * giou`, all differentiable once.
+    """`total = weights.cls * cls + weights.l1 * l1 + weights.giou * giou`, all differentiable, by the kernels once.
 
     0-d tensors, or (...), one for each layer; float32, or float64 where logits or boxes are float64.
     """
@@ -72,10 +73,11 @@ class SetLoss(NamedTuple):
 def pairwise_giou(a: Tensor, b: Tensor, *, backend: Backend = "auto") -> Tensor:
     """Generalized IoU of every pair: `a (..., N, 4)`, `b (..., M, 4)` cxcywh to `(..., N, M)` in [-1, 1] (eq. 13).
 
-    A quotient with a zero denominator (boxes without an area) is 0. Raises ValueError for other shapes.
+    A quotient with a zero denominator (boxes without an area) is 0. Raises ValueError for other shapes and dtypes.
     """
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != 4 or b.shape[-1] != 4:
         raise ValueError(f"boxes must be (..., N, 4) and (..., M, 4), got {tuple(a.shape)} and {tuple(b.shape)}")
+    _check_boxes(a, b)
     choose_backend(backend, a.device, NO_KERNEL)
     return reference.pairwise_giou(a, b)
 
@@ -83,10 +85,11 @@ def pairwise_giou(a: Tensor, b: Tensor, *, backend: Backend = "auto") -> Tensor:
 def giou_loss(a: Tensor, b: Tensor, *, backend: Backend = "auto") -> Tensor:
     """1 - GIoU, element by element: `(..., 4)` and `(..., 4)` cxcywh to `(...)` in [0, 2] (eq. 14). Differentiable.
 
-    Raises ValueError for boxes whose last dimension is not 4.
+    Raises ValueError for boxes whose last dimension is not 4, and for those that are not floating point.
     """
     if a.shape[-1:] != (4,) or b.shape[-1:] != (4,):
         raise ValueError(f"boxes must be (..., 4), got {tuple(a.shape)} and {tuple(b.shape)}")
+    _check_boxes(a, b)
     choose_backend(backend, a.device, NO_KERNEL)
     return reference.giou_loss(a, b)
 
@@ -108,7 +111,7 @@ def pairwise_cost(
     logits: (..., B, N, C). boxes: (..., B, N, 4). Returns (..., B, N, M), 0 past a sample's count.
     class_cost: "softmax": -p_i[label_j], the last logit being no_object; "focal": the sigmoid-focal
         difference of Deformable DETR (alpha 0.25, gamma 2), where every logit is a class.
-    Raises ValueError where shapes, dtypes or devices disagree.
+    A label that no logit has costs NaN. Raises ValueError where shapes, dtypes or devices disagree.
     """
     check_predictions(logits, boxes, targets)
     _check_choice("class_cost", class_cost, ("softmax", "focal"))
@@ -129,12 +132,15 @@ def assign(
     The result holds, for each column, the row that it got, and -1 for a column past `counts (B,)` or left over
     because there are more columns than rows. Where several assignments cost the same, any of them may come out.
     An entry that is not finite (NaN, either infinity) is never chosen while an assignment without it exists.
-    check: raise ValueError, naming a problem, where there is such an entry. It waits for the device.
+    A count below 0 is as 0, one above M as M.
+    check: raise ValueError, naming the problem, for such an entry and such a count. It waits for the device.
     Kernels compute in float32, and in float64 for float64, int32 and int64 costs.
     Raises ValueError for other shapes.
     """
     row_of_column, *_, status = _solve(cost, counts, maximize, backend, duals=False)
     if check:
+        if counts is not None:
+            check_counts("counts", counts, cost.shape[2])
         _check_status(status)
     return row_of_column
 
@@ -170,9 +176,11 @@ def match(
     """The query of each target under the cheapest matching (eq. 10 and 11): (..., B, M) int64, -1 past the count.
 
     Arguments and errors as `pairwise_cost` and `assign`; every leading index (decoder layer) is matched on its own.
+    check: raise ValueError, too, naming the sample, for a count that is not in [0, M] and a label that no logit has.
     """
     matched, status = solve_matching(logits, boxes, targets, weights=weights, class_cost=class_cost, backend=backend)
     if check:
+        check_values(targets, logits.shape[-1])
         _check_status(status)
     return matched
 
@@ -203,17 +211,23 @@ def set_loss(
     no_object_weight: float = 0.1,
     class_loss: ClassLoss = "cross_entropy",
     per_layer: bool = False,
+    check: bool = False,
     backend: Backend = "auto",
 ) -> SetLoss:
     """The loss over matched pairs and unmatched queries (eq. 12), summed over the leading (layer) dimensions.
 
     logits: (..., B, N, C). boxes: (..., B, N, 4). matched: (..., B, M) from `match`, -1 for no query; no query twice.
+        Any other number that is no query is as -1, and a query given twice belongs to the last of its targets.
     per_layer: give the losses of each leading index, not their sums.
     cls: with "cross_entropy" the weighted mean over all queries, a query without a target being of the last class
         (no_object) at weight `no_object_weight`; with "focal" the sigmoid-focal sum over all logits, every one a
         class, divided by the number of targets.
     l1, giou: sums over the matched pairs, divided by the number of targets in the batch (at least 1), as in DETR.
-    Deterministic: the kernels add up in a fixed order. Targets get no gradient.
+    A matched label that no logit has makes cls NaN, and the gradient of its query's logits.
+    Deterministic: the kernels add up in a fixed order. Targets get no gradient. The kernels have no second derivative:
+    to ask for one is a RuntimeError. The reference has it.
+    check: raise ValueError, naming the sample, for a count that is not in [0, M], a label that no logit has, and what
+        `matched` must not hold. It waits for the device.
     Raises ValueError where shapes, dtypes or devices disagree.
     """
     check_predictions(logits, boxes, targets)
@@ -223,9 +237,13 @@ def set_loss(
         raise ValueError(f"matched must be {tuple(shape)}, got {tuple(matched.shape)}")
     if matched.dtype != torch.int64 or matched.device != logits.device:
         raise ValueError(f"matched must be int64 on {logits.device}, got {matched.dtype} on {matched.device}")
+    if check:
+        check_values(targets, logits.shape[-1])
+        _check_matched(matched, targets, logits.shape[-2])
     if choose_backend(backend, logits.device) == "triton":
         options = (weights, no_object_weight, class_loss, per_layer)
-        flat = dispatch.flat(targets)
+        labels, target_boxes, counts, visible = dispatch.flat(targets)
+        flat = (labels, target_boxes.detach(), counts, visible)
         return SetLoss(*dispatch.DifferentiableSetLoss.apply(logits, boxes, *flat, matched, *options))
     terms = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss)
     cls, l1, giou = terms if per_layer else (term.sum() for term in terms)
@@ -250,6 +268,7 @@ def gather_clips(
     windows: (B, 4) float32 left, top, width, height of the part that is stretched to the whole picture, in [0, 1] of
         it. A negative width mirrors, left being the right edge then. Bilinear; what lies outside of the picture is as
         its border, as in `grid_sample(padding_mode="border", align_corners=False)`. None leaves every pixel as it is.
+        Places are float32, so that a side of such a picture has at most 2^23 pixels.
     colour: (B, 3) float32 factors of brightness (everything), contrast (the distance from the mean of the clip, as it
         was before window and colour) and saturation (the distance from grey, the mean of the channels), in this order;
         clamped to [0, 1] at the end.
@@ -286,6 +305,9 @@ def _check_clips(
     _check_frames(frames)
     if indices.ndim != 2:
         raise ValueError(f"indices must be (B, T), got {tuple(indices.shape)}")
+    height, width = frames.shape[1:3]
+    if windows is not None and max(height, width) > LARGEST_SIDE:
+        raise ValueError(f"with windows, frames may have at most {LARGEST_SIDE} pixels a side, got {height} x {width}")
     if colour is not None and levels is None:
         raise ValueError("colour needs the levels of the frames: frame_levels(frames)")
     batch = indices.shape[0]
@@ -301,6 +323,28 @@ def _check_clips(
             raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
         if tensor.dtype != dtype or tensor.device != frames.device:
             raise ValueError(f"{name} must be {dtype} on {frames.device}, got {tensor.dtype} on {tensor.device}")
+
+
+def _check_boxes(a: Tensor, b: Tensor) -> None:
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise ValueError(f"boxes must be floating point, got {a.dtype} and {b.dtype}")
+    if a.device != b.device:
+        raise ValueError(f"boxes must be on one device, got {a.device} and {b.device}")
+
+
+def _check_matched(matched: Tensor, targets: Targets | Tubelets, queries: int) -> None:
+    valid = valid_rows(targets)
+    wrong = (valid & ((matched < -1) | (matched >= queries))).nonzero()
+    if len(wrong):
+        place = tuple(wrong[0].tolist())
+        raise ValueError(
+            f"matched{list(place)} must be one of {queries} queries or -1 for none, got {matched[place].item()}"
+        )
+    in_order = torch.where(valid, matched, -1).sort(-1).values
+    twice = ((in_order[..., 1:] == in_order[..., :-1]) & (in_order[..., 1:] >= 0)).nonzero()
+    if len(twice):
+        place = tuple(twice[0].tolist())
+        raise ValueError(f"matched gives query {in_order[place].item()} of problem {place[:-1]} twice")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

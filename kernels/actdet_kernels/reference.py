@@ -71,7 +71,9 @@ def pairwise_cost(
     logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, weights: tuple[float, float, float], class_cost: str
 ) -> Tensor:
     logits, boxes = _at_least_float32(logits, boxes)
-    labels = torch.where(valid_rows(targets), targets.labels, 0)
+    valid = valid_rows(targets)
+    known = (targets.labels >= 0) & (targets.labels < logits.shape[-1])
+    labels = torch.where(valid & known, targets.labels, 0)
     if class_cost == "softmax":
         score = -logits.softmax(-1)
     else:
@@ -80,11 +82,11 @@ def pairwise_cost(
         negative = (1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * -F.logsigmoid(-logits)
         score = positive - negative
     index = labels[:, None, :].expand(*logits.shape[:-1], labels.shape[-1])
-    cls = score.gather(-1, index)
+    cls = score.gather(-1, index).masked_fill(~known[:, None, :], math.nan)
     queries_first = boxes.unsqueeze(logits.ndim - 1)  # (..., B, N, 1, 4), with T before the 4 in tubelets
     l1, giou = _box_terms(queries_first, targets, _clean_boxes(targets, boxes)[:, None])
     cost = weights[0] * cls + weights[1] * l1 + weights[2] * giou
-    return cost.masked_fill(~valid_rows(targets)[:, None, :], 0)
+    return cost.masked_fill(~valid[:, None, :], 0)
 
 
 def _clean_boxes(targets: Targets | Tubelets, like: Tensor) -> Tensor:
@@ -187,23 +189,36 @@ def set_loss(
     if queries == 0:
         nothing = logits.sum((-3, -2, -1)) + boxes.flatten(logits.ndim - 3).sum(-1)
         return nothing, nothing, nothing
-    pairs = (matched >= 0) & valid_rows(targets)
+    size = targets.labels.shape[1]
+    pairs = (matched >= 0) & (matched < queries) & valid_rows(targets)
     query = torch.where(pairs, matched, queries)  # one place too many, cut off again: where misses are written
-    no_object = classes - 1 if class_loss == "cross_entropy" else classes
+    # A query that is given twice belongs to the last of its targets.
+    target = torch.arange(size, device=logits.device).expand_as(query)
+    owner = torch.full((*leading, batch, queries + 1), -1, device=logits.device)
+    owner = owner.scatter_reduce(-1, query, target, "amax")
+    pairs = pairs & (owner.gather(-1, query) == target)
+    query = torch.where(pairs, matched, queries)
+
+    no_object = classes - 1 if class_loss == "cross_entropy" else -1
     wanted = torch.full((*leading, batch, queries + 1), no_object, device=logits.device)
     wanted = wanted.scatter(-1, query, targets.labels.expand_as(query))[..., :queries]
-    normaliser = targets.counts.sum().clamp(min=1)
+    known = (wanted >= 0) & (wanted < classes)
+    # A factor, so that the gradient is NaN as well: a step with a wrong label must not pass for a right one.
+    flaw = torch.where((owner[..., :queries] >= 0) & ~known, math.nan, 1.0).to(logits.dtype)
+    normaliser = targets.counts.clamp(0, size).sum().clamp(min=1)
 
     if class_loss == "cross_entropy":
-        loss = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
+        picked = torch.where(known, wanted, 0)
+        loss = -logits.log_softmax(-1).gather(-1, picked[..., None])[..., 0] * flaw
         weight = torch.ones_like(loss).masked_fill(wanted == no_object, no_object_weight)
         weights = weight.sum((-2, -1))
         cls = (weight * loss).sum((-2, -1)) / torch.where(weights > 0, weights, 1)
     else:
-        is_label = F.one_hot(wanted, classes + 1)[..., :classes].bool()
+        is_label = wanted[..., None] == torch.arange(classes, device=logits.device)
         alpha = torch.where(is_label, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
         right = torch.where(is_label, logits, -logits)  # the logit of what is true of each class
-        cls = (alpha * (-right).sigmoid() ** FOCAL_GAMMA * -F.logsigmoid(right)).sum((-3, -2, -1)) / normaliser
+        loss = alpha * (-right).sigmoid() ** FOCAL_GAMMA * -F.logsigmoid(right) * flaw[..., None]
+        cls = loss.sum((-3, -2, -1)) / normaliser
 
     index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))
     chosen = boxes.gather(matched.ndim - 1, index.expand(*matched.shape, *boxes.shape[matched.ndim :]))

@@ -19,7 +19,8 @@ class Targets(NamedTuple):
 
     labels: (B, M) int64, class of each target.
     boxes: (B, M, 4) floating point, cxcywh in [0, 1].
-    counts: (B,) int32, how many of the M rows are real; rows past it may hold anything and count for nothing.
+    counts: (B,) int32 or int64, how many of the M rows are real; rows past it may hold anything and count for nothing.
+        A count below 0 is as 0, one above M as M.
     """
 
     labels: Tensor
@@ -79,6 +80,7 @@ def pad_targets(
     """
     counts = [len(sample["labels"]) for sample in targets]
     for index, (sample, count) in enumerate(zip(targets, counts, strict=True)):
+        _check_labels(index, sample["labels"])
         if sample["boxes"].shape != (count, 4):
             raise ValueError(
                 f"targets[{index}]: boxes must be ({count}, 4) to go with {count} labels, "
@@ -108,6 +110,13 @@ def pad_targets(
     return padded.to(own if device is None else device, non_blocking=True)
 
 
+def _check_labels(index: int, labels: Tensor) -> None:
+    # Nobody says what kind of number the labels of nothing are: `torch.tensor([])` is float32.
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.ndim != 1 or not (whole or len(labels) == 0):
+        raise ValueError(f"targets[{index}]: labels must be (m,) integers, got {tuple(labels.shape)} {labels.dtype}")
+
+
 def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> None:
     """Raise ValueError where `logits (..., B, N, C)`, `boxes` and `targets` disagree.
 
@@ -122,8 +131,10 @@ def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets
         )
     if boxes.device != logits.device:
         raise ValueError(f"boxes are on {boxes.device}, logits on {logits.device}")
+    if logits.shape[-1] == 0:
+        raise ValueError(f"logits (..., B, N, C) must have a class, got {tuple(logits.shape)}")
     batch = logits.shape[-3]
-    size = targets.labels.shape[-1]
+    size = targets.labels.shape[-1] if targets.labels.ndim else 0
     wanted = {"labels": (batch, size), "boxes": (batch, size, *frames, 4), "counts": (batch,)}
     if isinstance(targets, Tubelets):
         wanted["visible"] = (batch, size, *frames)
@@ -137,8 +148,27 @@ def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets
             raise ValueError(f"targets.{name} is on {tensor.device}, logits on {logits.device}")
     if targets.labels.dtype != torch.int64:
         raise ValueError(f"targets.labels must be int64, got {targets.labels.dtype}")
+    if targets.counts.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"targets.counts must be int32 or int64, got {targets.counts.dtype}")
     if not (logits.is_floating_point() and boxes.is_floating_point() and targets.boxes.is_floating_point()):
         raise ValueError(
             f"logits and boxes must be floating point, "
             f"got {logits.dtype}, {boxes.dtype} and targets.boxes {targets.boxes.dtype}"
         )
+
+
+def check_values(targets: Targets | Tubelets, classes: int) -> None:
+    """Raise ValueError, naming the sample, for a count or a label that there cannot be. It waits for the device."""
+    check_counts("targets.counts", targets.counts, targets.labels.shape[1])
+    wrong = (valid_rows(targets) & ((targets.labels < 0) | (targets.labels >= classes))).nonzero()
+    if len(wrong):
+        sample, row = wrong[0].tolist()
+        label = targets.labels[sample, row].item()
+        raise ValueError(f"targets.labels[{sample}, {row}] must be 0 to {classes - 1}, got {label}")
+
+
+def check_counts(name: str, counts: Tensor, size: int) -> None:
+    """Raise ValueError, naming the sample, for a count that is not in [0, size]. It waits for the device."""
+    for sample, count in enumerate(counts.tolist()):
+        if not 0 <= count <= size:
+            raise ValueError(f"{name}[{sample}] must be 0 to {size}, got {count}")

@@ -347,6 +347,24 @@ def test_what_disagrees_is_refused(changes: dict[str, Any], message: str) -> Non
         gather_clips(**arguments | changes)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 2**23 + 1), (2**24 + 4, 1), (2, 2**25)])
+def test_pictures_too_wide_for_places_in_float32_are_refused_where_they_are_stretched(
+    shape: tuple[int, int], kind: Any
+) -> None:
+    frames = torch.empty(1, *shape, 3, dtype=torch.uint8)  # memory that nobody touches
+    message = f"^with windows, frames may have at most 8388608 pixels a side, got {shape[0]} x {shape[1]}$"
+    with pytest.raises(ValueError, match=message):
+        gather_clips(frames, torch.tensor([[0]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), backend=kind)
+
+
+def test_the_widest_picture_and_wider_ones_that_stay_as_they_are_are_taken() -> None:
+    widest, wider = (torch.empty(1, 1, size, 3, dtype=torch.uint8, device="meta") for size in (2**23, 2**24 + 4))
+    indices, window = torch.zeros(1, 1, dtype=torch.int64, device="meta"), torch.zeros(1, 4, device="meta")
+    assert gather_clips(widest, indices, window).shape == (1, 3, 1, 1, 2**23)
+    assert gather_clips(wider, indices).shape == (1, 3, 1, 1, 2**24 + 4)
+
+
 @pytest.mark.parametrize("frames", [POOL[0], POOL[:0], POOL.float(), POOL[:, ::2]])
 def test_levels_of_other_frames_are_refused(frames: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^frames must be "):

@@ -484,6 +484,161 @@ def test_a_matcher_of_ones_own_that_derives_from_ours_is_called() -> None:
     assert (got["loss_bbox"].item(), got["loss_giou"].item(), got["class_error"].item()) == (0, 0, 100)
 
 
+def weight_by_hand(leaves: list[Tensor], targets: list[dict[str, Tensor]], no_object: float) -> Tensor:
+    """The cross entropy of the first layer, by PyTorch's, on the matcher's own pairs."""
+    pairs = HungarianMatcher(*COSTS)({"pred_logits": leaves[0], "pred_boxes": leaves[1]}, targets)
+    wanted = torch.full(leaves[0].shape[:2], CLASSES)
+    for row, (queries, chosen) in enumerate(pairs):
+        wanted[row, queries] = targets[row]["labels"][chosen]
+    weight = torch.tensor([1.0] * CLASSES + [no_object], dtype=torch.float64)
+    return torch.nn.functional.cross_entropy(leaves[0].flatten(0, 1), wanted.flatten(), weight)
+
+
+def set_entry(loss: SetCriterion) -> None:
+    assert loss.empty_weight is not None
+    loss.empty_weight[-1] = 0.75
+
+
+def replace_buffer(loss: SetCriterion) -> None:
+    loss.empty_weight = torch.tensor([1.0] * CLASSES + [0.75])
+
+
+def copy_into_it(loss: SetCriterion) -> None:
+    assert loss.empty_weight is not None
+    loss.empty_weight.copy_(torch.tensor([1.0] * CLASSES + [0.75]))
+
+
+def change_and_cast(loss: SetCriterion) -> None:
+    set_entry(loss)
+    loss.to(torch.float64)
+
+
+def set_coefficient(loss: SetCriterion) -> None:
+    loss.eos_coef = 0.75
+
+
+@pytest.mark.parametrize("change", [set_entry, replace_buffer, copy_into_it, change_and_cast, set_coefficient])
+def test_a_weight_that_is_changed_counts(change: Any) -> None:
+    targets = samples(RAGGED)
+    outputs, leaves = predictions(1, len(RAGGED))
+    loss = SetCriterion(CLASSES, HungarianMatcher(*COSTS), {}, 0.5)
+    for no_object in (0.5, 0.75, 0.75):
+        if no_object == 0.75:
+            change(loss)
+        for same in (loss, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+            got = same(outputs, targets)["loss_ce"]
+            torch.testing.assert_close(got, weight_by_hand(leaves, targets, no_object), rtol=1e-12, atol=0)
+
+
+def test_a_weight_is_read_only_after_it_was_changed() -> None:
+    outputs, _ = predictions(1, 2)
+    loss = SetCriterion(CLASSES, HungarianMatcher(), {}, 0.1)
+    set_entry(loss)
+    loss(outputs, samples([1, 2]))
+    with Operators():
+        loss(outputs, samples([1, 2]))
+    set_entry(loss)
+    with pytest.raises(AssertionError), Operators():
+        loss(outputs, samples([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ([1.0, 2.0, 1.0, 1.0, 0.1], "^empty_weight must be 1 for every class but no_object$"),
+        ([1.0, 1.0, 1.0, 0.1], r"^empty_weight must be \(5,\), got \(4,\)$"),
+        ([[1.0, 1.0, 1.0, 1.0, 0.1]], r"^empty_weight must be \(5,\), got \(1, 5\)$"),
+        ([math.nan, 1.0, 1.0, 1.0, 0.1], "^empty_weight must be 1 for every class but no_object$"),
+    ],
+)
+def test_a_weight_that_cannot_count_is_refused(weight: Any, message: str) -> None:
+    outputs, _ = predictions(1, 2)
+    loss = SetCriterion(CLASSES, HungarianMatcher(), {}, 0.1)
+    loss.empty_weight = torch.tensor(weight)
+    with pytest.raises(ValueError, match=message):
+        loss(outputs, samples([1, 2]))
+
+
+def test_a_focal_loss_has_no_weight_to_change() -> None:
+    outputs, _ = predictions(1, 2, logits=CLASSES)
+    loss = SetCriterion(CLASSES, HungarianMatcher(focal=True), {}, focal_alpha=0.25)
+    loss.empty_weight = torch.ones(5)
+    with pytest.raises(ValueError, match="focal loss of focal_alpha has no empty_weight"):
+        loss(outputs, samples([1, 2]))
+
+
+@pytest.mark.parametrize("name", ["get_loss", "loss_labels", "loss_boxes", "loss_cardinality"])
+@pytest.mark.parametrize("how", ["subclass", "mixin", "instance"])
+def test_a_loss_of_ones_own_is_refused_where_it_would_count_for_nothing(how: str, name: str) -> None:
+    outputs, _ = predictions(1, 2)
+    method = {name: lambda *_: {"loss_ce": torch.zeros(())}}
+    bases = {
+        "subclass": (SetCriterion,),
+        "mixin": (type("Mixin", (), method), SetCriterion),
+        "instance": (SetCriterion,),
+    }
+    loss = type("Mine", bases[how], method if how == "subclass" else {})(CLASSES, HungarianMatcher(), {}, 0.1)
+    if how == "instance":
+        setattr(loss, name, method[name])
+    with pytest.raises(TypeError, match=f"^Mine.{name} would count for nothing: SetCriterion calls no single losses$"):
+        loss(outputs, samples([1, 2]))
+
+
+def test_a_subclass_may_add_to_what_forward_gives() -> None:
+    class More(SetCriterion):
+        def forward(self, outputs: Any, targets: Any) -> dict[str, Tensor]:
+            return super().forward(outputs, targets) | {"loss_extra": self.loss_extra()}
+
+        def loss_extra(self) -> Tensor:
+            return torch.ones(())
+
+    outputs, _ = predictions(1, 2)
+    assert More(CLASSES, HungarianMatcher(), {}, 0.1)(outputs, samples([1, 2]))["loss_extra"] == 1
+
+
+def test_losses_and_a_matcher_that_are_changed_later_count() -> None:
+    outputs, _ = predictions(1, 2)
+    loss = SetCriterion(CLASSES, HungarianMatcher(), {}, 0.1)
+    loss.losses = ["boxes", "masks"]
+    with pytest.raises(ValueError, match="there are no mask losses here"):
+        loss(outputs, samples([1, 2]))
+    loss.losses = ["boxes"]
+    assert loss(outputs, samples([1, 2]))["loss_bbox"] > 0
+    nobody: Any = lambda layer, targets: [([], [])] * len(targets)  # noqa: E731
+    loss.matcher.forward = nobody
+    assert loss(outputs, samples([1, 2]))["loss_bbox"] == 0
+    loss.matcher = HungarianMatcher()
+    loss.matcher.match = lambda logits, boxes, targets: torch.full((1, 2, 2), -1)
+    assert loss(outputs, samples([1, 2]))["loss_bbox"] == 0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([([6], [0]), ([], [])], "^the matcher gives query 6 of sample 0, which has 6$"),
+        ([([], []), ([-1], [1])], "^the matcher gives query -1 of sample 1, which has 6$"),
+        ([([0, 1], [0, 1]), ([], [])], "^the matcher gives target 1 of sample 0, which has 1$"),
+        ([([0], [-1]), ([], [])], "^the matcher gives target -1 of sample 0, which has 1$"),
+        ([([0], [0])], "^the matcher gives pairs for 1 samples, and there are 2$"),
+    ],
+)
+def test_pairs_that_there_cannot_be_are_refused(pairs: Any, message: str) -> None:
+    outputs, _ = predictions(1, 2)
+    with pytest.raises(ValueError, match=message):
+        SetCriterion(CLASSES, lambda *_: pairs, {}, 0.1)(outputs, samples([1, 2]))
+
+
+@pytest.mark.parametrize(("queries", "counts"), [(0, [1, 2]), (0, [0]), (3, [])])
+def test_without_queries_or_samples_all_losses_are_numbers(queries: int, counts: list[int]) -> None:
+    logits = torch.zeros(len(counts), queries, CLASSES + 1, requires_grad=True)
+    outputs = {"pred_logits": logits, "pred_boxes": torch.zeros(len(counts), queries, 4)}
+    got = SetCriterion(CLASSES, HungarianMatcher(), {}, 0.1)(outputs | {"aux_outputs": [outputs]}, samples(counts))
+    wrong = sum(counts) / max(len(counts), 1)
+    numbers = {"loss_ce": 0, "class_error": 100, "loss_bbox": 0, "loss_giou": 0, "cardinality_error": wrong}
+    assert {name: value.item() for name, value in got.items() if "_0" not in name} == numbers
+    assert [pair[0].tolist() for pair in HungarianMatcher()(outputs, samples(counts))] == [[] for _ in counts]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -152,6 +152,15 @@ def test_compiled_tubelets_give_what_they_give_eagerly(kind: str) -> None:
     check_compiled(torch.compile(criterion, fullgraph=True, backend="aot_eager"), kind, True, ())
 
 
+def test_compiled_it_refuses_a_second_derivative_too() -> None:
+    torch.compiler.reset()
+    logits, boxes, targets, _ = make(torch.float32)
+    leaves = [value.requires_grad_() for value in (logits, boxes)]
+    total = torch.compile(criterion, fullgraph=True, backend="aot_eager")(*leaves, targets, "triton", False)[1]
+    with pytest.raises(RuntimeError, match=r"no second derivative|double backward"):
+        torch.autograd.grad(total, leaves, create_graph=True)[0].sum().backward()
+
+
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("kind", ["triton", "reference"])
 def test_compiled_by_inductor_it_gives_what_it_gives_eagerly(kind: str) -> None:

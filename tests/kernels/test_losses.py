@@ -10,7 +10,7 @@ import pytest
 import torch
 from actdet_kernels import MatchWeights, SetLoss, Targets, backend, giou_loss, set_loss
 from device import DEVICE, POISONED
-from oracles import criterion, loss_case, random_boxes, random_targets
+from oracles import criterion, loss_case, random_boxes, random_targets, random_tubelets
 from torch import Tensor
 
 pytestmark = POISONED
@@ -450,19 +450,61 @@ def test_a_gradient_goes_only_where_it_is_wanted(wanting: int) -> None:
     assert not set_loss(*arguments, backend="triton").total.requires_grad
 
 
-def test_targets_get_no_gradient() -> None:
+@pytest.mark.parametrize("kind", ["triton", "reference"])
+def test_targets_get_no_gradient(kind: Any) -> None:
     logits, boxes, targets, matched = on_device(*loss_case((), 5, 3, [2], 2, "cross_entropy"))
     goal = targets.boxes.detach().requires_grad_()
-    set_loss(logits, boxes, targets._replace(boxes=goal), matched, backend="triton").total.backward()
+    set_loss(logits, boxes, targets._replace(boxes=goal), matched, backend=kind).total.backward()
     assert goal.grad is None
+    constants = (logits.detach(), boxes.detach(), targets._replace(boxes=goal), matched)
+    assert not set_loss(*constants, backend=kind).total.requires_grad
 
 
-def test_a_second_derivative_is_refused() -> None:
+SECOND = "set_loss has no second derivative with the kernels: take backend='reference'"
+
+
+@pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
+@pytest.mark.parametrize("wanting", [0, 1])
+@pytest.mark.parametrize("squared", [False, True])
+def test_a_second_derivative_is_refused(squared: bool, wanting: int, class_loss: Any) -> None:
+    """Where what reaches the loss wants a gradient, as from a square, and where it is a constant."""
+    arguments = on_device(*loss_case((), 3, 3, [1], 1, class_loss))
+    loss = set_loss(*arguments, class_loss=class_loss, backend="triton").total
+    loss = loss**2 if squared else loss
+    slope = torch.autograd.grad(loss, arguments[wanting], create_graph=True)[0]
+    penalised = loss + slope.square().sum()
+    with pytest.raises(RuntimeError, match=SECOND):
+        penalised.backward()
+
+
+def test_a_second_derivative_of_tubelets_and_of_one_term_is_refused() -> None:
+    targets = random_tubelets([2], 2, 3, 2, seed=1).to(DEVICE)
+    logits, boxes = (torch.rand(1, 4, *rest, device=DEVICE, requires_grad=True) for rest in ((3,), (3, 4)))
+    loss = set_loss(logits, boxes, targets, torch.tensor([[1, 2]], device=DEVICE), per_layer=True, backend="triton")
+    for term in loss:
+        slope = torch.autograd.grad(term, boxes, create_graph=True)[0]
+        with pytest.raises(RuntimeError, match=SECOND):
+            torch.autograd.grad(slope.sum(), logits, allow_unused=True)
+
+
+def test_a_graph_of_the_gradient_that_nobody_differentiates_is_no_error() -> None:
     arguments = on_device(*loss_case((), 3, 3, [1], 1, "cross_entropy"))
-    loss = set_loss(*arguments, backend="triton").total ** 2
-    first = torch.autograd.grad(loss, arguments[0], create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    loss = set_loss(*arguments, backend="triton").total
+    wanted = torch.autograd.grad(loss, arguments[:2], retain_graph=True)
+    found = torch.autograd.grad(loss, arguments[:2], create_graph=True)
+    assert all(torch.equal(*pair) for pair in zip(wanted, found, strict=True))
+
+
+@pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
+def test_the_reference_has_second_derivatives(class_loss: Any) -> None:
+    logits, boxes, targets, matched = on_device(*loss_case((), 3, 3, [2, 1], 2, class_loss))
+
+    def terms(logits: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        return tuple(set_loss(logits, boxes, targets, matched, class_loss=class_loss, backend="reference"))
+
+    assert torch.autograd.gradgradcheck(terms, (logits, boxes))
+    goal = targets.boxes[:, :1].nan_to_num(0.4)
+    assert torch.autograd.gradgradcheck(lambda boxes: giou_loss(boxes, goal), (boxes,))
 
 
 # Where kernels and reference once differed

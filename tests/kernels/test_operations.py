@@ -535,6 +535,7 @@ LOGITS, BOXES = torch.zeros(2, 4, 3), torch.full((2, 4, 4), 0.5)
         ({"targets": GOOD._replace(counts=torch.tensor(1))}, r"targets.counts must be \(2,\)"),
         ({"targets": GOOD._replace(labels=GOOD.labels.int())}, "targets.labels must be int64, got torch.int32"),
         ({"targets": GOOD._replace(labels=GOOD.labels.float())}, "targets.labels must be int64"),
+        ({"targets": GOOD._replace(labels=torch.tensor(1))}, r"targets.labels must be \(2, 0\) .*got \(\)"),
         ({"logits": LOGITS.long()}, "must be floating point, got torch.int64"),
         ({"boxes": BOXES.int()}, "must be floating point"),
         ({"targets": GOOD._replace(boxes=GOOD.boxes.long())}, "targets.boxes torch.int64"),
@@ -576,6 +577,19 @@ def test_a_matching_of_another_kind_is_refused(matched: Tensor) -> None:
         (lambda: pairwise_giou(torch.zeros(1, 4), torch.zeros(4)), r"boxes must be \(..., N, 4\)"),
         (lambda: pairwise_giou(torch.zeros(2, 3), torch.zeros(2, 4)), r"boxes must be \(..., N, 4\)"),
         (lambda: pairwise_giou(torch.zeros(2, 4), torch.zeros(2, 3)), r"boxes must be \(..., N, 4\)"),
+        (
+            lambda: giou_loss(torch.ones(4).int(), torch.ones(4)),
+            "must be floating point, got torch.int32 and torch",
+        ),
+        (
+            lambda: giou_loss(torch.ones(4).byte(), torch.ones(4).byte()),
+            "must be floating point, got torch.uint8",
+        ),
+        (lambda: pairwise_giou(torch.ones(1, 4), torch.ones(1, 4).long()), "boxes must be floating point"),
+        (
+            lambda: giou_loss(torch.ones(4), torch.ones(4, device="meta")),
+            "must be on one device, got cpu and meta",
+        ),
         (lambda: pairwise_cost(LOGITS, BOXES, GOOD, class_cost="sigmoid"), "class_cost must be .*got 'sigmoid'"),  # pyright: ignore
         (lambda: match(LOGITS, BOXES, GOOD, class_cost="l2"), "class_cost must be one of 'softmax', 'focal', got 'l2'"),  # pyright: ignore
         (

@@ -48,6 +48,29 @@ def test_types_follow_the_samples() -> None:
     assert torch.equal(targets.boxes[0], narrow["boxes"])
 
 
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        (torch.tensor([1.0, 2.7]), r"\(2,\) torch.float32"),
+        (torch.tensor([True, False]), r"\(2,\) torch.bool"),
+        (torch.tensor([[1], [0]]), r"\(2, 1\) torch.int64"),
+    ],
+)
+def test_labels_must_be_a_row_of_integers(labels: torch.Tensor, got: str) -> None:
+    bad = {"labels": labels, "boxes": torch.zeros(2, 4)}
+    with pytest.raises(ValueError, match=rf"^targets\[1\]: labels must be \(m,\) integers, got {got}$"):
+        pad_targets([sample(1), bad])
+
+
+def test_integers_of_any_size_are_labels_and_so_are_none_of_any_type() -> None:
+    tiny = {"labels": torch.tensor([200, 3], dtype=torch.uint8), "boxes": torch.zeros(2, 4)}
+    nothing = {"labels": torch.tensor([]), "boxes": torch.zeros(0, 4)}
+    targets = pad_targets([nothing, tiny, nothing])
+    assert targets.labels.dtype == torch.int64
+    assert targets.labels[1].tolist() == [200, 3]
+    assert targets.counts.tolist() == [0, 2, 0]
+
+
 def test_the_device_is_given_or_the_samples_own() -> None:
     on_meta = {name: value.to("meta") for name, value in sample(2).items()}
     assert {field.device.type for field in pad_targets([on_meta])} == {"meta"}
