@@ -158,7 +158,7 @@ def test_predict_goes_on_after_a_broken_video(
     first, second = outcome.complaints
     assert first.startswith(f"actdet: {bad}: ")
     assert second == "actdet: 1 of 2 videos could not be read whole"
-    assert {path.name for path in (tmp_path / "p").iterdir()} == {f"{good.stem}.json"}
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {f"{good.stem}.json", f"{good.stem}.png"}
 
 
 def test_predict_prints_windows_as_they_are_found(
