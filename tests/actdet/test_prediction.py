@@ -173,7 +173,7 @@ def test_windows_are_those_of_one_clip_after_the_other(
     monkeypatch.setattr(prediction, "BATCH_SIZE", batch)
     expected = []
     for first in range(0, len(spans), batch):
-        pixels = torch.from_numpy(np.stack(clips[first : first + batch]))
+        pixels = np.stack(clips[first : first + batch])
         expected += predictor._decide(video, spans[first : first + batch], pixels)
     assert list(predictor.windows(video)) == expected
     assert _ahead_threads() == []
