@@ -498,7 +498,7 @@ def demo(
     if place.type == "cpu" and not is_short(model, number) and not (out / MODEL).exists():
         dtype, _ = choose_precision(settings.config.precision, place)
         seconds = seconds_per_clip(model, settings.config, dtype) * number * settings.config.epochs
-        print(f"training takes about {in_words(seconds)} here, which is most of the demo")
+        print(f"training takes about {in_words(seconds)} here")
     for name, config in (("train", settings.train_clips), ("test", settings.test_clips)):
         folder = out / "data" / name
         with tqdm(desc=f"render {name}", unit="clip") as bar:

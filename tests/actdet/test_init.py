@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import actdet
+from actdet.__main__ import spin_briefly
 
 
 def test_every_public_name_is_there() -> None:
@@ -65,3 +66,19 @@ for words in {NO_WORK}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [str(words) for words in NO_WORK]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"OMP_NUM_THREADS": "2"}, {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+    ids=str,
+)
+def test_threads_spin_briefly_unless_somebody_says_otherwise(given: dict[str, str], found: dict[str, str]) -> None:
+    environment = dict(given)
+    spin_briefly(environment)
+    assert environment == found
