@@ -244,7 +244,8 @@ def predict(
                 raise  # where one result cannot be written the others cannot, either
             failed += 1
             print(f"actdet: {error}", file=sys.stderr)
-    print(f"results: {out}")
+    if any(job.json.exists() for job in jobs):
+        print(f"results: {out}")
     if failed:
         raise ActdetError(f"{failed} of {len(jobs)} videos could not be read whole")
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-_CELLS = 6  # across and down: fine enough to tell places apart, too coarse for people who move
-_LEAST_CHANGE = 22.0  # of 255: what the mean of all cells changes by at a cut
-_LEAST_RATIO = 2.5  # between the change at a cut and the usual one beside it
+# Cells across and down a picture. Six are fine enough to tell places apart, and too coarse for people who move.
+_CELLS = 6
+
+# At a cut the cells change by at least so much on average, out of 255.
+_LEAST_CHANGE = 22.0
+
+# The change at a cut is at least so many times the usual one between two frames of the clip.
+_LEAST_RATIO = 2.5
 
 
 def has_cut(clip: np.ndarray) -> bool:

@@ -321,6 +321,8 @@ def test_predict_names_a_bad_video(actdet_command: Actdet, model: Path, tmp_path
     assert outcome.code == 1
     assert outcome.complaints[0].startswith(f"actdet: {path}: ")
     assert "Traceback" not in outcome.err
+    # There are no results to point at.
+    assert outcome.out == ""
 
 
 def test_predict_refuses_no_video(actdet_command: Actdet, model: Path) -> None:
