@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import signal
-from multiprocessing.synchronize import Event
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,16 @@ import pytest
 from actdet.errors import ActdetError, DataError
 from actdet.files import check_own, read_json, remove_abandoned, sole_writer, temporary_name, write_json
 
+# A process that writes in a folder until it is killed.
+HOLD = """
+import signal, sys
+from pathlib import Path
+from actdet.files import sole_writer
 
-def _hold(folder: Path, holding: Event) -> None:
-    with sole_writer(folder):
-        holding.set()
-        signal.pause()
+with sole_writer(Path(sys.argv[1])):
+    print("holding", flush=True)
+    signal.pause()
+"""
 
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
@@ -41,15 +45,12 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_is_no_writer(tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    holding = spawn.Event()
-    process = spawn.Process(target=_hold, args=(tmp_path, holding))
-    process.start()
-    assert holding.wait(60)
-    with pytest.raises(ActdetError, match="another actdet process"), sole_writer(tmp_path):
-        pass
-    process.kill()
-    process.join()
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "holding\n"
+        with pytest.raises(ActdetError, match="another actdet process"), sole_writer(tmp_path):
+            pass
+        process.kill()
     assert os.listdir(tmp_path) == [".actdet-lock"]
     with sole_writer(tmp_path):
         pass
