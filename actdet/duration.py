@@ -12,7 +12,8 @@ from actdet_kernels import Targets
 from actdet.config import ModelConfig, TrainConfig
 from actdet.data.augment import Batch
 from actdet.models import ActionDetector
-from actdet.models.backbone import choose_convolutions, set_flat
+from actdet.models.backbone import choose_convolutions
+from actdet.models.convolution import set_flat
 from actdet.step import TrainStep
 
 # FLOP of the step that is tried: seconds on a slow core, and enough that a batch of small clips is tried whole.

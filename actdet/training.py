@@ -47,7 +47,8 @@ from actdet.evaluation import Evaluation, evaluate
 from actdet.files import to_json, write_bytes
 from actdet.metrics import Metrics
 from actdet.models import ActionDetector, load_backbone_weights
-from actdet.models.backbone import choose_convolutions, set_flat
+from actdet.models.backbone import choose_convolutions
+from actdet.models.convolution import set_flat
 from actdet.step import LOSSES, TrainStep
 
 LOG_EVERY = 10  # steps between two reads of the losses from the device

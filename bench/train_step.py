@@ -28,7 +28,8 @@ from actdet.config import LossConfig, ModelConfig, TrainConfig
 from actdet.data.augment import Batch
 from actdet.device import prepare_device
 from actdet.models import ActionDetector
-from actdet.models.backbone import Backbone, choose_convolutions, set_flat
+from actdet.models.backbone import Backbone, choose_convolutions
+from actdet.models.convolution import set_flat
 from actdet.step import TrainStep
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

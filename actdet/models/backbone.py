@@ -25,7 +25,6 @@ from typing import Any, cast
 from urllib.error import URLError
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
@@ -35,6 +34,7 @@ from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dSte
 
 from actdet.device import prepare_device
 from actdet.errors import ActdetError, DataError
+from actdet.models.convolution import FactorisedConv, set_flat
 
 FEATURES = 512
 TEMPORAL_STRIDE, SPATIAL_STRIDE = 8, 16
@@ -87,32 +87,6 @@ class Backbone(nn.Sequential):
         for name, module in self.named_modules():
             if isinstance(module, BasicBlock):
                 nn.init.zeros_(self.get_parameter(f"{name}.conv2.1.weight"))
-
-
-class FactorisedConv(nn.Conv3d):
-    """A (1, k, k) or (k, 1, 1) convolution of R(2+1)D, computed in two dimensions where `flat`; else nn.Conv3d."""
-
-    flat = True
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.flat:
-            return super().forward(input)
-        batch, channels, frames, height, width = input.shape
-        padding = tuple(int(side) for side in self.padding)
-        if self.kernel_size[0] == 1:  # B*T pictures of H x W
-            pictures = input.transpose(1, 2).reshape(batch * frames, channels, height, width)
-            output = F.conv2d(pictures, self.weight.squeeze(2), None, self.stride[1:], padding[1:])
-            return output.unflatten(0, (batch, frames)).transpose(1, 2)
-        pictures = input.flatten(3)  # B pictures of T x (H*W)
-        output = F.conv2d(pictures, self.weight.squeeze(-1), None, (self.stride[0], 1), (padding[0], 0))
-        return output.unflatten(3, (height, width))
-
-
-def set_flat(module: nn.Module, flat: bool) -> None:
-    """Compute the factorised convolutions in `module` in two dimensions, or in three."""
-    for part in module.modules():
-        if isinstance(part, FactorisedConv):
-            part.flat = flat
 
 
 _FEW = 2  # clips that leave most of a small card's memory free

@@ -1,0 +1,135 @@
+"""The factorised convolutions of R(2+1)D, (1, k, k) and (k, 1, 1), computed in two dimensions.
+
+Both are 2-D convolutions over views of channels-last video, without a copy: the first of B*T pictures of H x W, the
+second of B pictures of T x (H*W). In float32 on a CPU the gradients of their weights are matrix products, too:
+
+    dW[o, c, i, j] = sum over n, y, x of dY[n, o, y, x] * X[n, c, y + i - padding, x + j - padding]
+
+oneDNN's own kernel (3.9, AVX2) takes 1.4 to 20 times as long for the shapes of this network (docs/LOG.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# A matrix of columns above this size leaves the caches, and oneDNN's own kernel is as fast.
+_MOST_COLUMN_BYTES = 32 * 2**20
+
+
+class FactorisedConv(nn.Conv3d):
+    """A (1, k, k) or (k, 1, 1) convolution of R(2+1)D, computed in two dimensions where `flat`; else nn.Conv3d."""
+
+    flat = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.flat:
+            return super().forward(input)
+        batch, channels, frames, height, width = input.shape
+        padding = tuple(int(side) for side in self.padding)
+        if self.kernel_size[0] == 1:
+            pictures = input.transpose(1, 2).reshape(batch * frames, channels, height, width)
+            output = _convolve(pictures, self.weight.squeeze(2), self.stride[1:], padding[1:])
+            return output.unflatten(0, (batch, frames)).transpose(1, 2)
+        pictures = input.flatten(3)
+        output = _convolve(pictures, self.weight.squeeze(-1), (self.stride[0], 1), (padding[0], 0))
+        return output.unflatten(3, (height, width))
+
+
+def set_flat(module: nn.Module, flat: bool) -> None:
+    """Compute the factorised convolutions in `module` in two dimensions, or in three."""
+    for part in module.modules():
+        if isinstance(part, FactorisedConv):
+            part.flat = flat
+
+
+def _convolve(pictures: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+    """F.conv2d, of which the weight's gradient is a matrix product where that is known to be faster."""
+    plain = (
+        pictures.device.type != "cpu"
+        or pictures.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+        or not (torch.is_grad_enabled() and weight.requires_grad)
+        or not _is_product_faster(pictures, weight, stride, padding)
+    )
+    if plain:
+        return F.conv2d(pictures, weight, None, stride, padding)
+    return _ConvByProducts.apply(pictures, weight, padding)
+
+
+def _is_product_faster(
+    pictures: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]
+) -> bool:
+    """Whether the products below compute this convolution's gradient, and faster than oneDNN."""
+    channels, *kernel = weight.shape[1:]
+    same = stride == (1, 1) and [2 * side + 1 for side in padding] == kernel
+    columns = pictures[:, 0].numel() * kernel[0] * kernel[1] * channels * pictures.element_size()
+    return same and (kernel[1] == 1 or columns <= _MOST_COLUMN_BYTES)
+
+
+class _ConvByProducts(torch.autograd.Function):
+    """A convolution of stride 1 that keeps the size of the pictures (N, C, H, W), with a weight (O, C, k, k or 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, pictures: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(pictures, weight)
+        ctx.padding = padding
+        return F.conv2d(pictures, weight, None, 1, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        pictures, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        of_pictures = None
+        if ctx.needs_input_grad[0]:
+            of_pictures, *_ = torch.ops.aten.convolution_backward(
+                gradient, pictures, weight, None, (1, 1), ctx.padding, (1, 1), False, (0, 0), 1, (True, False, False)
+            )
+
+        weight_gradient = _columns_gradient if weight.shape[3] > 1 else _rows_gradient
+        of_weight = weight_gradient(pictures.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1), weight.shape[2])
+        return of_pictures, of_weight, None
+
+
+def _columns_gradient(pictures: Tensor, gradient: Tensor, kernel: int) -> Tensor:
+    """The gradient of a weight (O, C, k, k): one product with the pictures' columns.
+
+    Args:
+        pictures: (N, H, W, C).
+        gradient: (N, H, W, O), that of the output.
+        kernel: k.
+    """
+    channels, outputs, side = pictures.shape[3], gradient.shape[3], kernel // 2
+    padded = F.pad(pictures, (0, 0, side, side, side, side))
+    windows = padded.unfold(1, kernel, 1).unfold(2, kernel, 1)  # (N, H, W, C, k, k)
+    columns = windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)
+    product = gradient.flatten(0, 2).t() @ columns
+    return product.view(outputs, kernel, kernel, channels).permute(0, 3, 1, 2)
+
+
+def _rows_gradient(pictures: Tensor, gradient: Tensor, kernel: int) -> Tensor:
+    """The gradient of a weight (O, C, k, 1): for each of its rows one product for each picture, of views.
+
+    Args:
+        pictures: (N, T, S, C).
+        gradient: (N, T, S, O), that of the output.
+        kernel: k.
+    """
+    frames, channels, outputs = pictures.shape[1], pictures.shape[3], gradient.shape[3]
+    result = pictures.new_zeros(outputs, kernel, channels)
+    for row in range(kernel):
+        # Frame t of the output has seen frame t + shift of the pictures.
+        shift = row - kernel // 2
+        first, last = max(0, -shift), min(frames, frames - shift)
+        if first >= last:
+            continue
+        seen = pictures[:, first + shift : last + shift].flatten(1, 2)
+        told = gradient[:, first:last].flatten(1, 2)
+        torch.sum(told.transpose(1, 2) @ seen, dim=0, out=result[:, row])
+    return result.permute(0, 2, 1)[..., None]

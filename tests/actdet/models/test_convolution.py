@@ -1,0 +1,177 @@
+"""The factorised convolutions and their gradients are those of nn.Conv3d, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from actdet.models import convolution
+from actdet.models.backbone import Backbone
+from actdet.models.convolution import FactorisedConv, set_flat
+
+# Batch, channels, outputs, (frames, height, width): layer1 to layer4 at small sizes, and ugly ones.
+SPATIAL = [
+    (2, 64, 144, (8, 12, 12)),
+    (2, 128, 288, (4, 6, 6)),
+    (1, 256, 576, (2, 3, 3)),
+    (3, 16, 24, (1, 2, 2)),
+    (1, 8, 5, (1, 1, 1)),
+    (2, 3, 7, (3, 1, 9)),
+    (1, 16, 8, (2, 11, 4)),
+]
+
+
+def clips_of(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last_3d)
+
+
+def layer(channels: int, outputs: int, kernel: tuple[int, ...], stride: int = 1, padding: int | None = None) -> nn.Conv3d:
+    along = tuple(int(side > 1) for side in kernel)
+    half = max(kernel) // 2 if padding is None else padding
+    torch.manual_seed(1)
+    made = nn.Conv3d(
+        channels,
+        outputs,
+        kernel,
+        stride=tuple(stride if side else 1 for side in along),
+        padding=tuple(half * side for side in along),
+        bias=False,
+    )
+    made.__class__ = FactorisedConv
+    return made.to(memory_format=torch.channels_last_3d)
+
+
+def gradients(module: nn.Module, clips: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, and the gradients of the clips and of the module's weight for a weighted sum of it."""
+    clips = clips.detach().requires_grad_()
+    output = module(clips)
+    found = torch.autograd.grad((output * weights).sum(), [clips, module.get_parameter("weight")])
+    return output.detach(), *found
+
+
+def check(module: nn.Conv3d, clips: Tensor) -> None:
+    exact = nn.Conv3d(
+        module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, bias=False
+    )
+    exact = exact.double()
+    exact.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        weights = torch.randn(exact(clips.double()).shape, generator=torch.Generator().manual_seed(2)).double()
+    for found, true in zip(
+        gradients(module, clips, weights.float()), gradients(exact, clips.double(), weights.float().double()), strict=True
+    ):
+        assert found.dtype == torch.float32
+        scale = true.abs().max().clamp(min=1e-30)
+        assert ((found - true).abs().max() / scale).item() < 2e-5
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the weights whose gradients were matrix products."""
+    seen: list[tuple[int, ...]] = []
+    for name in ("_columns_gradient", "_rows_gradient"):
+
+        def noted(*given: object, own: Callable[..., Tensor] = getattr(convolution, name)) -> Tensor:
+            gradient = own(*given)
+            seen.append(tuple(gradient.shape))
+            return gradient
+
+        monkeypatch.setattr(convolution, name, noted)
+    return seen
+
+
+@pytest.mark.parametrize(("batch", "channels", "outputs", "size"), SPATIAL)
+@pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 1), (1, 5, 5), (5, 1, 1)])
+def test_gradients_are_exact(
+    products: list[tuple[int, ...]],
+    batch: int,
+    channels: int,
+    outputs: int,
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+) -> None:
+    check(layer(channels, outputs, kernel), clips_of(batch, channels, *size, seed=0))
+    assert len(products) == 1
+
+
+@pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 1)])
+@pytest.mark.parametrize(("stride", "padding"), [(2, 1), (1, 0), (1, 2), (3, 2)])
+def test_other_strides_and_paddings_are_left_to_the_library(
+    products: list[tuple[int, ...]], kernel: tuple[int, ...], stride: int, padding: int
+) -> None:
+    check(layer(8, 12, kernel, stride, padding), clips_of(2, 8, 6, 6, 6, seed=0))
+    assert not products
+
+
+def test_large_pictures_are_left_to_the_library(products: list[tuple[int, ...]]) -> None:
+    check(layer(16, 16, (1, 3, 3)), clips_of(1, 16, 8, 96, 96, seed=0))
+    assert not products
+
+
+def test_what_is_not_channels_last_and_what_is_empty_is_right() -> None:
+    for kernel in ((1, 3, 3), (3, 1, 1)):
+        module = layer(8, 12, kernel).to(memory_format=torch.contiguous_format)
+        check(module, clips_of(2, 8, 4, 5, 6, seed=0).contiguous())
+        check(module, clips_of(2, 8, 4, 6, 5, seed=0).transpose(3, 4))
+        clips = torch.randn(0, 8, 4, 5, 6, requires_grad=True)
+        module(clips).sum().backward()
+        assert module.weight.grad is not None
+        assert not module.weight.grad.any()
+        module.weight.grad = None
+
+
+def test_gradients_lie_as_their_parameters_do() -> None:
+    """Else every step copies them."""
+    backbone = Backbone().to(memory_format=torch.channels_last_3d)
+    backbone(clips_of(2, 3, 8, 32, 32, seed=0)).sum().backward()
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None
+        for side, own, step in zip(parameter.shape, parameter.stride(), parameter.grad.stride(), strict=True):
+            assert side == 1 or own == step, name
+
+
+def test_only_what_is_asked_for_is_computed(products: list[tuple[int, ...]]) -> None:
+    module, clips = layer(8, 12, (3, 1, 1)), clips_of(2, 8, 4, 5, 6, seed=0)
+    module.weight.requires_grad_(False)
+    module(clips.requires_grad_()).sum().backward()
+    assert clips.grad is not None
+    assert not products
+    module.weight.requires_grad_(True)
+    clips = clips.detach()
+    module(clips).sum().backward()
+    assert clips.grad is None
+    assert len(products) == 1
+
+
+def test_bf16_float64_and_no_gradient_take_the_librarys(products: list[tuple[int, ...]]) -> None:
+    module, clips = layer(8, 12, (3, 1, 1)), clips_of(2, 8, 4, 5, 6, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        module(clips).float().sum().backward()
+    deepened = layer(8, 12, (3, 1, 1)).double()
+    deepened(clips.double()).sum().backward()
+    assert not products
+
+
+@pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 1)])
+def test_a_checkpointed_convolution_has_the_same_gradient(kernel: tuple[int, ...]) -> None:
+    module, clips = layer(8, 12, kernel), clips_of(2, 8, 4, 5, 6, seed=0)
+    module(clips).square().sum().backward()
+    plain, module.weight.grad = module.weight.grad, None
+    again = checkpoint(module, clips, use_reentrant=False)
+    assert isinstance(again, Tensor)
+    again.square().sum().backward()
+    assert plain is not None
+    assert module.weight.grad is not None
+    torch.testing.assert_close(module.weight.grad, plain, rtol=0, atol=0)
+
+
+def test_three_dimensions_say_the_same() -> None:
+    module, clips = layer(8, 12, (1, 3, 3)), clips_of(2, 8, 4, 5, 6, seed=0)
+    flat = module(clips)
+    set_flat(module, False)
+    torch.testing.assert_close(module(clips), flat, rtol=1e-5, atol=1e-5)
