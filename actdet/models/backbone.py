@@ -191,6 +191,12 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
         if found[key].shape != value.shape:
             shapes = f"{tuple(found[key].shape)}, should be {tuple(value.shape)}"
             raise DataError(source, f"not weights of R(2+1)D-18: {name} is {shapes}")
+        if found[key].layout != torch.strided or found[key].is_floating_point() != value.is_floating_point():
+            kinds = f"{found[key].dtype} and {found[key].layout}, should be {value.dtype} and {value.layout}"
+            raise DataError(source, f"not weights of R(2+1)D-18: {name} is {kinds.replace('torch.', '')}")
+        # In the type in which they are used: one of float64 may be beyond it.
+        if not found[key].to(value.dtype).isfinite().all():
+            raise DataError(source, f"{name} is not finite: the file is damaged, or its training failed")
     backbone.load_state_dict({key: found[key] for key in backbone.state_dict()})
 
 
