@@ -69,7 +69,9 @@ class TrainStep:
         if processes.count > 1:
             # Strides of sides of one element differ, which costs a copy of a small gradient.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-            self._network = DistributedDataParallel(network, gradient_as_bucket_view=True)
+            self._network = DistributedDataParallel(
+                network, gradient_as_bucket_view=True, find_unused_parameters=config.shallow_epochs > 0
+            )
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=torch.tensor(config.lr, device=device),
@@ -85,7 +87,7 @@ class TrainStep:
         self._compiled = None
         if mode == "compile":
             self._compiled = torch.compile(self._losses_of, options={"fallback_random": True})
-        self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
+        self._graphs: dict[tuple[bool | torch.Size, ...], _Graph] = {}
         # Memory for all shapes: nothing in it outlives a step but gradients, which the next step computes again.
         if mode == "graph":
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
@@ -101,11 +103,11 @@ class TrainStep:
         if self.mode != "graph":
             self._step(batch)
             return
-        shapes = tuple(tensor.shape for tensor in (batch.clips, *batch.targets))
-        if shapes not in self._graphs:
+        kind = (self.detector.backbone.shallow, *(tensor.shape for tensor in (batch.clips, *batch.targets)))
+        if kind not in self._graphs:
             own = batch._replace(clips=batch.clips.to(self.dtype))
-            self._graphs[shapes] = _Graph(self._step, own, self._pool, self._stream)
-        self._graphs[shapes].run(batch)
+            self._graphs[kind] = _Graph(self._step, own, self._pool, self._stream)
+        self._graphs[kind].run(batch)
 
     def _step(self, batch: Batch) -> None:
         self.optimizer.zero_grad(set_to_none=True)

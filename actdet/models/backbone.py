@@ -10,6 +10,8 @@ in how it is computed, not in what:
   says that the 3-D ones are faster on this GPU. On a CPU that is more than taste: oneDNN's 3-D bf16 weight gradient
   (torch 2.15, AVX-512) reads memory that nobody wrote when a (3, 1, 1) kernel meets two frames, and now and then gives
   NaN or a gradient that is merely wrong.
+- While it is `shallow`, each stage trains only the first of its two blocks. From scratch the second one begins as the
+  identity, so it may join later without a change of what the network says, and until then half of the work is saved.
 - With `checkpointing` it keeps one tensor a residual block for the backward pass and computes the rest again.
 """
 
@@ -48,6 +50,7 @@ class Backbone(nn.Sequential):
     """
 
     checkpointing = False
+    shallow = False
 
     def __init__(self, *, aligned: bool = True) -> None:
         network = r2plus1d_18(weights=None)
@@ -64,8 +67,10 @@ class Backbone(nn.Sequential):
         self.register_load_state_dict_pre_hook(_pad_state)
 
     def forward(self, input: Tensor) -> Tensor:
-        stem, *layers = self.children()
-        for part in (stem, *(block for layer in layers for block in layer.children())):
+        stem, *stages = self.children()
+        last = 1 if self.shallow and self.training else None
+        blocks = [block for stage in stages for block in list(stage.children())[:last]]
+        for part in (stem, *blocks):
             input = self._recomputed(part, input) if self.checkpointing and torch.is_grad_enabled() else part(input)
         return input
 
