@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from actdet_kernels.operations import MatchWeights, SetLoss, match, set_loss
 from actdet_kernels.reference import FOCAL_ALPHA
-from actdet_kernels.targets import Targets, pad_targets
+from actdet_kernels.targets import Targets, Tubelets, labels_of, pad_targets
 
 __all__ = ["HungarianMatcher", "ImageLoss", "SetCriterion"]
 
@@ -264,12 +264,11 @@ def logits_of(outputs: Mapping[str, Any]) -> Tensor:
     return outputs["logits" if "logits" in outputs else "pred_logits"]
 
 
-def labels_of(sample: Mapping[str, Tensor]) -> Tensor:
-    return sample["class_labels" if "class_labels" in sample else "labels"]
-
-
 def pad_samples(targets: Sequence[Mapping[str, Tensor]], device: torch.device) -> Targets:
-    return pad_targets([{"labels": labels_of(sample), "boxes": sample["boxes"]} for sample in targets], device)
+    padded = pad_targets(targets, device)
+    if isinstance(padded, Tubelets):
+        raise ValueError(f"boxes must be (m, 4) here, and not of {padded.boxes.shape[2]} frames")
+    return padded
 
 
 def pairs_of(matched: Tensor, targets: Sequence[Mapping[str, Tensor]], queries: int) -> list[tuple[Tensor, Tensor]]:

@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actdet_kernels.detr import LOSSES, HungarianMatcher, ImageLoss, SetCriterion, labels_of, pad_samples, pairs_of
+from actdet_kernels.detr import LOSSES, HungarianMatcher, ImageLoss, SetCriterion, pad_samples, pairs_of
 from actdet_kernels.operations import set_loss
 from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
-from actdet_kernels.targets import Targets
+from actdet_kernels.targets import Targets, labels_of
 
 __all__ = ["Patch", "patch_transformers"]
 
