@@ -7,11 +7,8 @@
     losses = criterion(outputs, targets)
     sum(losses[name] * weight for name, weight in weight_dict.items()).backward()
 
-The models of Hugging Face's transformers build theirs in a loss function, where two names are to be changed:
-
-    from transformers.loss import loss_for_object_detection
-    loss_for_object_detection.HungarianMatcher = actdet_kernels.detr.HungarianMatcher
-    loss_for_object_detection.ImageLoss = actdet_kernels.detr.ImageLoss
+The models of Hugging Face's transformers build theirs in a loss function: `hugging_face.patch_transformers` puts these
+into it.
 
 All decoder layers are matched together and their losses computed together, by `match` and `set_loss`, without a wait
 for the device. Values and gradients are those of the originals: Carion et al. 2020 (github.com/facebookresearch/detr),
@@ -31,7 +28,7 @@ from torch import Tensor, nn
 
 from actdet_kernels.operations import MatchWeights, SetLoss, match, set_loss
 from actdet_kernels.reference import FOCAL_ALPHA
-from actdet_kernels.targets import Targets, pad_targets
+from actdet_kernels.targets import Targets, Tubelets, labels_of, pad_targets
 
 __all__ = ["HungarianMatcher", "ImageLoss", "SetCriterion"]
 
@@ -90,12 +87,9 @@ class HungarianMatcher(nn.Module):
         of the predictions and are not waited for: the host knows their number from `targets`. They index tensors there
         as those on the CPU do.
         """
-        logits = _logits(outputs)
-        queries = logits.shape[-2]
-        sizes = [min(len(_labels(sample)), queries) for sample in targets]
-        matched = self.match(logits, outputs["pred_boxes"], _pad(targets, logits.device))
-        by_query = matched.masked_fill(matched < 0, queries).sort(-1)  # who has no query goes last
-        return [(query[:size], target[:size]) for query, target, size in zip(*by_query, sizes, strict=True)]
+        logits = logits_of(outputs)
+        matched = self.match(logits, outputs["pred_boxes"], pad_samples(targets, logits.device))
+        return pairs_of(matched, targets, logits.shape[-2])
 
 
 class SetCriterion(nn.Module):
@@ -195,7 +189,7 @@ class SetCriterion(nn.Module):
         result, *auxiliary = self._of_layers([last, *others], targets)
         named = {str(index): layer for index, layer in enumerate(auxiliary)}
         if self.eos_coef is None and "enc_outputs" in outputs:
-            binary = [{"labels": torch.zeros_like(_labels(sample)), "boxes": sample["boxes"]} for sample in targets]
+            binary = [{"labels": torch.zeros_like(labels_of(sample)), "boxes": sample["boxes"]} for sample in targets]
             (named["enc"],) = self._of_layers([outputs["enc_outputs"]], binary)
         for suffix, layer in named.items():
             result |= {f"{name}_{suffix}": value for name, value in layer.items() if name != "class_error"}
@@ -205,7 +199,7 @@ class SetCriterion(nn.Module):
         self, layers: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Tensor]]
     ) -> list[dict[str, Tensor]]:
         """The losses of each layer."""
-        logits = torch.stack([_logits(layer) for layer in layers])
+        logits = torch.stack([logits_of(layer) for layer in layers])
         boxes = torch.stack([layer["pred_boxes"] for layer in layers])
         focal = self.eos_coef is None
         if logits.shape[-1] != self.num_classes + (not focal):
@@ -213,11 +207,11 @@ class SetCriterion(nn.Module):
                 f"with num_classes={self.num_classes} there must be {self.num_classes + (not focal)} logits, "
                 f"got {logits.shape[-1]}"
             )
-        padded = _pad(targets, logits.device)
+        padded = pad_samples(targets, logits.device)
         if type(self.matcher) is HungarianMatcher and "forward" not in vars(self.matcher):
             matched = self.matcher.match(logits, boxes, padded)
         else:
-            counts = [len(_labels(sample)) for sample in targets]
+            counts = [len(labels_of(sample)) for sample in targets]
             shape = (logits.shape[-2], padded.labels.shape[1])
             matched = torch.stack([_from_pairs(self.matcher(layer, targets), counts, *shape) for layer in layers])
             matched = matched.to(logits.device, non_blocking=True)
@@ -242,10 +236,14 @@ class SetCriterion(nn.Module):
             elif kind == "boxes":
                 values["loss_bbox"], values["loss_giou"] = loss.l1, loss.giou
             elif kind == "cardinality":
-                values["cardinality_error"] = _cardinality_error(predicted, padded, logits.shape[-1])
+                values["cardinality_error"] = _cardinality_error(self._finds(logits.detach(), predicted), padded)
         # Unlike what unbind gives, these may be changed in place, as `losses[name] *= weight` does.
         split = {name: torch.unsafe_split(value, 1) for name, value in values.items()}
         return [{name: parts[index].squeeze(0) for name, parts in split.items()} for index in range(len(layers))]
+
+    def _finds(self, logits: Tensor, predicted: Tensor) -> Tensor:
+        """(L, B, N) bool: the queries that the cardinality counts. predicted: (L, B, N), the largest of the logits."""
+        return predicted != logits.shape[-1] - 1
 
 
 class ImageLoss(SetCriterion):
@@ -262,16 +260,22 @@ class ImageLoss(SetCriterion):
         self.empty_weight = None
 
 
-def _logits(outputs: Mapping[str, Any]) -> Tensor:
+def logits_of(outputs: Mapping[str, Any]) -> Tensor:
     return outputs["logits" if "logits" in outputs else "pred_logits"]
 
 
-def _labels(sample: Mapping[str, Tensor]) -> Tensor:
-    return sample["class_labels" if "class_labels" in sample else "labels"]
+def pad_samples(targets: Sequence[Mapping[str, Tensor]], device: torch.device) -> Targets:
+    padded = pad_targets(targets, device)
+    if isinstance(padded, Tubelets):
+        raise ValueError(f"boxes must be (m, 4) here, and not of {padded.boxes.shape[2]} frames")
+    return padded
 
 
-def _pad(targets: Sequence[Mapping[str, Tensor]], device: torch.device) -> Targets:
-    return pad_targets([{"labels": _labels(sample), "boxes": sample["boxes"]} for sample in targets], device)
+def pairs_of(matched: Tensor, targets: Sequence[Mapping[str, Tensor]], queries: int) -> list[tuple[Tensor, Tensor]]:
+    """What a matcher gives, of `matched (B, M)`: its result is on the same device, and not waited for."""
+    sizes = [min(len(labels_of(sample)), queries) for sample in targets]
+    by_query = matched.masked_fill(matched < 0, queries).sort(-1)  # who has no query goes last
+    return [(query[:size], target[:size]) for query, target, size in zip(*by_query, sizes, strict=True)]
 
 
 def _from_pairs(pairs: Pairs, counts: list[int], number: int, size: int) -> Tensor:
@@ -315,12 +319,11 @@ def _class_error(predicted: Tensor, targets: Targets, matched: Tensor) -> Tensor
     return 100 - 100 * right.sum((-2, -1)) / pairs.sum((-2, -1)).clamp(min=1)
 
 
-def _cardinality_error(predicted: Tensor, targets: Targets, classes: int) -> Tensor:
-    """(L,): the mean over samples of |queries (L, B, N) that are not of the last class - targets|."""
-    if predicted.shape[1] == 0:
-        return predicted.new_zeros(predicted.shape[:1], dtype=torch.float32)
-    found = (predicted != classes - 1).sum(-1)
-    return (found - targets.counts).abs().mean(-1, dtype=torch.float32)
+def _cardinality_error(found: Tensor, targets: Targets) -> Tensor:
+    """(L,): the mean over samples of |queries (L, B, N) that find something - targets|."""
+    if found.shape[1] == 0:
+        return found.new_zeros(found.shape[:1], dtype=torch.float32)
+    return (found.sum(-1) - targets.counts).abs().mean(-1, dtype=torch.float32)
 
 
 def _check_losses(losses: list[str]) -> None:

@@ -6,9 +6,10 @@ targets is a new value in `counts`, never a new shape.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,39 +67,42 @@ def valid_rows(targets: Targets | Tubelets) -> Tensor:
     return torch.arange(targets.labels.shape[1], device=targets.labels.device) < targets.counts[:, None]
 
 
+def labels_of(sample: Mapping[str, Any]) -> Any:
+    """A sample's labels under DETR's name for them, or under Hugging Face's."""
+    return sample["class_labels" if "class_labels" in sample else "labels"]
+
+
 def pad_targets(
-    targets: Sequence[Mapping[str, Tensor]],
+    targets: Sequence[Mapping[str, Any]],
     device: torch.device | str | None = None,
     max_targets: int | None = None,
-) -> Targets:
+) -> Targets | Tubelets:
     """Pad DETR's list of `{"labels": (m,), "boxes": (m, 4)}`, one entry a sample, into `Targets`.
 
+    targets: tensors, NumPy arrays or lists of numbers. Hugging Face's "class_labels" stand for "labels". Where boxes
+        are (m, T, 4), the result is `Tubelets`; "visible" (m, T) bool may be left out where every frame is. A sample
+        without targets may give empty lists; where none of a batch has any, (0, T, 4) says that they are tubelets.
     max_targets: the padded length M; by default the longest sample's, at least 1. Give it to keep one
         shape for a whole training. A sample with more targets raises ValueError.
     device: where the result lives; by default that of the first sample's labels.
     A few launches whatever the number of samples, and no wait for the device.
+    Raises ValueError, naming the sample, where one cannot be padded.
     """
-    counts = [len(sample["labels"]) for sample in targets]
-    for index, (sample, count) in enumerate(zip(targets, counts, strict=True)):
-        _check_labels(index, sample["labels"])
-        if sample["boxes"].shape != (count, 4):
-            raise ValueError(
-                f"targets[{index}]: boxes must be ({count}, 4) to go with {count} labels, "
-                f"got {tuple(sample['boxes'].shape)}"
-            )
+    labels = [_labels_tensor(index, sample) for index, sample in enumerate(targets)]
+    boxes = [_tensor(index, sample, "boxes") for index, sample in enumerate(targets)]
+    counts = [len(each) for each in labels]
+    # What has three dimensions are tubelets, and then all that is not empty has as many frames.
+    tubelets = [each for each in boxes if each.ndim == 3 and each.shape[2] == 4]
+    frames = tuple(max(tubelets, key=len).shape[1:2]) if tubelets else ()
+    boxes = [_boxes_of(index, each, counts[index], frames) for index, each in enumerate(boxes)]
     longest = max(counts, default=0)
     size = max(longest, 1) if max_targets is None else max_targets
     if longest > size:
         raise ValueError(f"targets[{counts.index(longest)}]: {longest} targets, but max_targets={size}")
 
     # All samples one after the other, behind a row of zeros to which the padding points.
-    own = targets[0]["labels"].device if targets else torch.device("cpu")
-    dtype = targets[0]["boxes"].dtype if targets else torch.float32
-    labels = [torch.zeros(1, dtype=torch.int64, device=own)]
-    boxes = [torch.zeros(1, 4, dtype=dtype, device=own)]
-    for sample in targets:
-        labels.append(sample["labels"].to(own, torch.int64))
-        boxes.append(sample["boxes"].to(own, dtype))
+    own = labels[0].device if labels else torch.device("cpu")
+    dtype = _common_dtype(boxes)
     ends = itertools.accumulate(counts)
     rows = [
         [1 + end - count + row if row < count else 0 for row in range(size)]
@@ -106,15 +110,74 @@ def pad_targets(
     ]
     index = torch.tensor(rows, dtype=torch.int64).reshape(len(targets), size).to(own, non_blocking=True)
     number = torch.tensor(counts, dtype=torch.int32)
-    padded = Targets(torch.cat(labels)[index], torch.cat(boxes)[index], number)
+    no_label = torch.zeros(1, dtype=torch.int64, device=own)
+    no_box = torch.zeros(1, *frames, 4, dtype=dtype, device=own)
+    all_labels = torch.cat([no_label, *(each.to(own, torch.int64) for each in labels)])
+    all_boxes = torch.cat([no_box, *(each.to(own, dtype) for each in boxes)])
+    padded = Targets(all_labels[index], all_boxes[index], number)
+    if frames:
+        visible = [_visible_of(place, sample, counts[place], frames, own) for place, sample in enumerate(targets)]
+        nowhere = torch.zeros(1, *frames, dtype=torch.bool, device=own)
+        padded = Tubelets(*padded, torch.cat([nowhere, *visible])[index])
     return padded.to(own if device is None else device, non_blocking=True)
 
 
-def _check_labels(index: int, labels: Tensor) -> None:
+def _labels_tensor(index: int, sample: Mapping[str, Any]) -> Tensor:
+    if not isinstance(sample, Mapping):
+        raise ValueError(f"targets[{index}] must be a mapping with labels and boxes, got {type(sample).__name__}")
+    labels = _tensor(index, sample, "class_labels" if "class_labels" in sample else "labels")
     # Nobody says what kind of number the labels of nothing are: `torch.tensor([])` is float32.
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if labels.ndim != 1 or not (whole or len(labels) == 0):
         raise ValueError(f"targets[{index}]: labels must be (m,) integers, got {tuple(labels.shape)} {labels.dtype}")
+    return labels
+
+
+def _tensor(index: int, sample: Mapping[str, Any], name: str) -> Tensor:
+    """What a sample has under that name: a tensor as it is, numbers as PyTorch reads them."""
+    if name not in sample:
+        raise ValueError(f"targets[{index}] has no {name}, but {', '.join(map(str, sample)) or 'nothing'}")
+    value = sample[name]
+    try:
+        if isinstance(value, list | tuple) and value and all(isinstance(item, Tensor) for item in value):
+            return torch.stack(list(value))
+        return torch.as_tensor(value)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"targets[{index}]: {name} cannot be read as numbers: {error}") from error
+
+
+def _boxes_of(index: int, boxes: Tensor, count: int, frames: tuple[int, ...]) -> Tensor:
+    """(m, 4), or (m, T, 4) where frames is (T,). Nothing of whatever shape is no boxes."""
+    wanted = (count, *frames, 4)
+    if count == 0 and boxes.shape[:1] == (0,):
+        return boxes.reshape(wanted)
+    if boxes.shape != wanted:
+        raise ValueError(
+            f"targets[{index}]: boxes must be {wanted} to go with {count} labels"
+            f"{' and the frames of other samples' if frames else ''}, got {tuple(boxes.shape)}"
+        )
+    return boxes
+
+
+def _visible_of(
+    index: int, sample: Mapping[str, Any], count: int, frames: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """(m, T) bool on `device`."""
+    if "visible" not in sample or count == 0:
+        return torch.ones(count, *frames, dtype=torch.bool, device=device)
+    visible = _tensor(index, sample, "visible")
+    if visible.shape != (count, *frames) or visible.dtype != torch.bool:
+        raise ValueError(
+            f"targets[{index}]: visible must be {(count, *frames)} bool, got {tuple(visible.shape)} {visible.dtype}"
+        )
+    return visible.to(device)
+
+
+def _common_dtype(boxes: list[Tensor]) -> torch.dtype:
+    """The widest of boxes, by the samples that have any: a list of nothing is float32 whatever the others are."""
+    known = [each.dtype for each in boxes if len(each) > 0] or [each.dtype for each in boxes]
+    floating = {dtype for dtype in known if dtype.is_floating_point}
+    return functools.reduce(torch.promote_types, floating) if floating else torch.float32
 
 
 def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> None:

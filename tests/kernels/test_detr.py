@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,27 +128,6 @@ def test_losses_and_gradients_are_transformers(
     others = copies(leaves)
     original = theirs.ImageLoss(theirs.HungarianMatcher(*COSTS), CLASSES, EOS, LOSSES).to(dtype)
     check_same(got, leaves, original(as_outputs(others, TRANSFORMERS), targets), others, error)
-
-
-def test_transformers_models_train_with_two_names_changed(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SimpleNamespace(
-        class_cost=1, bbox_cost=5, giou_cost=2, num_labels=CLASSES, eos_coefficient=0.1, auxiliary_loss=True,
-        bbox_loss_coefficient=5, giou_loss_coefficient=2, decoder_layers=3,
-    )  # fmt: skip
-    targets = samples(RAGGED, names=TRANSFORMERS, dtype=torch.float32)
-    results = []
-    for changed in (False, True):
-        if changed:
-            monkeypatch.setattr(theirs, "HungarianMatcher", HungarianMatcher)
-            monkeypatch.setattr(theirs, "ImageLoss", ImageLoss)
-        logits = random_logits(3, len(RAGGED), QUERIES, 5, seed=41, dtype=torch.float32).requires_grad_()
-        boxes = random_boxes(3, len(RAGGED), QUERIES, seed=42, dtype=torch.float32).requires_grad_()
-        total, losses, _ = theirs.ForObjectDetectionLoss(
-            logits[-1], targets, torch.device("cpu"), boxes[-1], config, logits, boxes
-        )
-        results.append([total, *losses.values(), *torch.autograd.grad(total, [logits, boxes])])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other)
 
 
 # Against loops

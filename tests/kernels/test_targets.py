@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from actdet_kernels import Targets, pad_targets
+from actdet_kernels import Targets, Tubelets, pad_targets
 
 
 def sample(count: int, first: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -93,3 +96,102 @@ def test_boxes_must_go_with_the_labels(shape: tuple[int, ...]) -> None:
     bad = {"labels": torch.tensor([0, 1]), "boxes": torch.zeros(shape)}
     with pytest.raises(ValueError, match=r"^targets\[1\]: boxes must be \(2, 4\) to go with 2 labels, got \("):
         pad_targets([sample(1), bad])
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (0, 0), (0, 7, 4)])
+def test_boxes_of_nothing_have_any_shape(shape: tuple[int, ...]) -> None:
+    nothing = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(shape)}
+    frames = shape[1:2] if len(shape) == 3 else ()
+    assert pad_targets([nothing]).boxes.shape == (1, 1, *frames, 4)
+    if not frames:
+        targets = pad_targets([nothing, sample(2)])
+        assert targets.counts.tolist() == [0, 2]
+        assert torch.equal(targets.boxes[1], sample(2)["boxes"])
+
+
+def same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and all(
+        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_names_arrays_and_lists_are_as_tensors() -> None:
+    samples = [sample(0), sample(2, 3), sample(1)]
+    wanted = pad_targets(samples)
+    arrays = [{name: value.numpy() for name, value in each.items()} for each in samples]
+    lists = [{name: value.tolist() for name, value in each.items()} for each in samples]
+    assert lists[0] == {"labels": [], "boxes": []}
+    lists_of_tensors = [{name: list(value) for name, value in each.items()} for each in samples]
+    hugging_face = [{"class_labels": each["labels"], "boxes": each["boxes"], "image_id": 7} for each in samples]
+    for given in (arrays, lists, lists_of_tensors, hugging_face, [samples[0], arrays[1], lists[2]]):
+        assert same(pad_targets(given), wanted)
+
+
+def test_the_dtype_is_that_of_boxes_that_are_there() -> None:
+    exact = {"labels": [1], "boxes": np.array([[0.1, 0.2, 0.3, 0.4]])}
+    targets = pad_targets([{"labels": [], "boxes": []}, exact, sample(1)])
+    assert targets.boxes.dtype == torch.float64
+    assert targets.boxes[1, 0].tolist() == [0.1, 0.2, 0.3, 0.4]
+    assert pad_targets([{"labels": [1], "boxes": [[0, 0, 1, 1]]}]).boxes.dtype == torch.float32
+
+
+def tubelets(count: int, frames: int = 3) -> dict[str, torch.Tensor]:
+    boxes = torch.arange(4.0 * count * frames).reshape(count, frames, 4) / 100
+    visible = (torch.arange(count * frames) % 2 == 0).reshape(count, frames)
+    return {"labels": torch.arange(count), "boxes": boxes, "visible": visible}
+
+
+def test_boxes_of_frames_are_tubelets() -> None:
+    one, two = tubelets(1), tubelets(2)
+    unseen = {name: two[name] for name in ("labels", "boxes")}
+    targets = pad_targets([two, {"labels": [], "boxes": []}, one, unseen], max_targets=4)
+    assert isinstance(targets, Tubelets)
+    assert (targets.boxes.shape, targets.visible.shape) == ((4, 4, 3, 4), (4, 4, 3))
+    assert targets.counts.tolist() == [2, 0, 1, 2]
+    for row, (wanted, count) in enumerate([(two, 2), (two, 0), (one, 1), (two, 2)]):
+        assert torch.equal(targets.labels[row, :count], wanted["labels"][:count])
+        assert torch.equal(targets.boxes[row, :count], wanted["boxes"][:count])
+        seen = wanted["visible"][:count] if row < 3 else torch.ones(2, 3, dtype=torch.bool)
+        assert torch.equal(targets.visible[row, :count], seen)
+    assert not targets.visible[1].any()
+    as_lists = [{name: value.tolist() for name, value in each.items()} for each in (two, one)]
+    assert same(pad_targets(as_lists), pad_targets([two, one]))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"labels": [1]}, r"targets\[1\] has no boxes, but labels"),
+        ({"boxes": [[0.0] * 4], "area": 3}, r"targets\[1\] has no labels, but boxes, area"),
+        ({}, r"targets\[1\] has no labels, but nothing"),
+        ([1, 2], r"targets\[1\] must be a mapping with labels and boxes, got list"),
+        ({"labels": [1], "boxes": [[0.1, 0.2], [0.3]]}, r"targets\[1\]: boxes cannot be read as numbers: .*"),
+        ({"labels": ["dog"], "boxes": [[0.0] * 4]}, r"targets\[1\]: labels cannot be read as numbers: .*"),
+        ({"labels": [1], "boxes": None}, r"targets\[1\]: boxes cannot be read as numbers: .*"),
+        ({"labels": 1, "boxes": [[0.0] * 4]}, r"targets\[1\]: labels must be \(m,\) integers, got \(\) torch.int64"),
+        (
+            {"labels": [], "boxes": [[0.0] * 4]},
+            r"targets\[1\]: boxes must be \(0, 4\) to go with 0 labels, got \(1, 4\)",
+        ),
+    ],
+)
+def test_a_bad_sample_is_named(bad: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        pad_targets([sample(1), bad])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (sample(2), r"boxes must be \(2, 3, 4\) to go with 2 labels and the frames of other samples, got \(2, 4\)"),
+        (
+            tubelets(2, 5),
+            r"boxes must be \(2, 3, 4\) to go with 2 labels and the frames of other samples, got \(2, 5, 4\)",
+        ),
+        (tubelets(2) | {"visible": [1, 0]}, r"visible must be \(2, 3\) bool, got \(2,\) torch.int64"),
+        (tubelets(2) | {"visible": torch.ones(2, 3)}, r"visible must be \(2, 3\) bool, got \(2, 3\) torch.float32"),
+    ],
+)
+def test_a_bad_tubelet_is_named(bad: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^targets\[1\]: {message}$"):
+        pad_targets([tubelets(3), bad])

@@ -1,0 +1,273 @@
+"""The kernels in the losses of Hugging Face's transformers, by one call, before or after its models are imported:
+
+    from actdet_kernels.hugging_face import patch_transformers
+
+    patch = patch_transformers()
+    print(patch)  # what runs the kernels now, and what stays as it was
+    patch.undo()
+
+Methods of transformers' own matchers and criteria are changed, not the names of their modules: so it does not matter
+who has imported, or derived from, which of the classes when. Losses keep their names, order and weights, with the
+differences that `detr.py` lists; matchers give pairs on the device of the predictions, not on the CPU. A focal cost is
+not cut off where a probability is below 1e-8.
+
+A class derived from one of those below, other than transformers' own, keeps its code. `ImageLoss` weighs no_object by
+its `eos_coef`, also where its buffer `empty_weight` was changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actdet_kernels.detr import LOSSES, HungarianMatcher, ImageLoss, SetCriterion, pad_samples, pairs_of
+from actdet_kernels.operations import set_loss
+from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
+from actdet_kernels.targets import Targets, labels_of
+
+__all__ = ["Patch", "patch_transformers"]
+
+REPLACED = (
+    "Detr, TableTransformer, Yolos: matching and all losses",
+    "ConditionalDetr, DabDetr, DeformableDetr: matching and all losses",
+    "RTDetr, RTDetrV2: matching, loss_bbox and loss_giou, those of denoising included",
+    "DFine, Deimv2: matching, loss_bbox and loss_giou, those of denoising included",
+)
+KEPT = (
+    "RTDetr, RTDetrV2, DFine: loss_vfl, whose targets are IoUs",
+    "DFine, Deimv2: loss_fgl and loss_ddf, of distributions over the places of edges",
+    "Deimv2: loss_mal, whose targets are IoUs; with use_dense_one_to_one everything but the matching",
+    "Detr and ConditionalDetr for segmentation: everything but the matching, as there are no mask losses here",
+    f"ConditionalDetr, DabDetr, DeformableDetr with a focal_alpha that is not {FOCAL_ALPHA}: "
+    "everything but the matching",
+    f"RTDetr, RTDetrV2, DFine, Deimv2 with a matcher_alpha that is not {FOCAL_ALPHA}, or a matcher_gamma that is not "
+    f"{FOCAL_GAMMA:g}: everything",
+    "GroundingDino, LwDetr, RfDetr, MaskFormer, Mask2Former, OneFormer, Eomt: everything; they match otherwise",
+)
+RT_DETR_LOSSES = ("loss_rt_detr.RTDetrLoss", "loss_d_fine.DFineLoss", "loss_deimv2.Deimv2Loss")
+
+Outputs = Mapping[str, Any]
+Samples = Sequence[Mapping[str, Tensor]]
+
+# What was changed, and what it was before.
+_originals: dict[type, Callable[..., Any]] = {}
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What `patch_transformers` has done: a line for each family of models."""
+
+    replaced: tuple[str, ...] = REPLACED
+    kept: tuple[str, ...] = KEPT
+
+    def __str__(self) -> str:
+        return "\n".join(["With kernels:", *self.replaced, "As before:", *self.kept])
+
+    def undo(self) -> None:
+        """Give all classes of transformers their own methods again, however often they were replaced."""
+        while _originals:
+            kind, original = _originals.popitem()
+            kind.forward = original  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def patch_transformers() -> Patch:
+    """Let the object detectors of transformers match and compute losses by `match` and `set_loss`.
+
+    Models may have been imported, made and used before. A second call changes nothing more.
+
+    Returns:
+        What is replaced now, what is not, and how to undo it.
+
+    Raises:
+        ImportError: transformers is not installed, or has no module of these losses, as before 4.48.
+    """
+    changes = {
+        "loss_for_object_detection": {"HungarianMatcher": _matching, "ImageLoss": _image_losses},
+        "loss_deformable_detr": {"DeformableDetrHungarianMatcher": _matching},
+        "loss_rt_detr": {"RTDetrHungarianMatcher": _matching, "RTDetrLoss": _rt_detr_losses},
+    }
+    found = [
+        (getattr(import_module(f"transformers.loss.{module}"), name), change)
+        for module, classes in changes.items()
+        for name, change in classes.items()
+    ]
+    for kind, change in found:
+        if kind not in _originals:
+            _originals[kind] = kind.forward
+            kind.forward = change(kind.forward)
+    return Patch()
+
+
+def _matching(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def forward(self: Any, outputs: Outputs, targets: Samples) -> list[tuple[Tensor, Tensor]]:
+        matcher = _matcher_of(self)
+        return original(self, outputs, targets) if matcher is None else matcher(outputs, targets)
+
+    return forward
+
+
+def _image_losses(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def forward(self: Any, outputs: Outputs, targets: Samples) -> dict[str, Tensor]:
+        criterion = _criterion_of(self)
+        if criterion is None:
+            return original(self, outputs, targets)
+        names = ("logits", "pred_boxes", "auxiliary_outputs")
+        return criterion({name: outputs[name] for name in names if name in outputs}, targets)
+
+    return forward
+
+
+def _rt_detr_losses(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def forward(self: Any, outputs: Outputs, targets: Samples) -> dict[str, Tensor]:
+        matcher = _matcher_of(self.matcher)
+        if matcher is None or not _is_one_of(self, RT_DETR_LOSSES):
+            return original(self, outputs, targets)
+        last = {name: value for name, value in outputs.items() if "auxiliary_outputs" not in name}
+        others = outputs.get("auxiliary_outputs", ())
+        layers = {"": last} | {f"_aux_{index}": layer for index, layer in enumerate(others)}
+        supervised = list(_matched_layers(matcher, layers, targets))
+        if "dn_auxiliary_outputs" in outputs:
+            if "denoising_meta_values" not in outputs:
+                raise ValueError("outputs with dn_auxiliary_outputs must have denoising_meta_values")
+            noisy = {f"_dn_{index}": layer for index, layer in enumerate(outputs["dn_auxiliary_outputs"])}
+            pairs = self.get_cdn_matched_indices(outputs["denoising_meta_values"], targets)
+            supervised += _paired_layers(noisy, targets, pairs)
+            groups = outputs["denoising_meta_values"]["dn_num_group"]
+        else:
+            groups = 1
+
+        number = max(sum(len(labels_of(sample)) for sample in targets), 1)
+        losses = {}
+        for suffix, layer, pairs, boxes in supervised:
+            # A denoised target has a query in every group.
+            divisor = float(number * groups if suffix.startswith("_dn_") else number)
+            for kind in self.losses:
+                if kind == "masks" and suffix:
+                    continue
+                found = boxes if kind == "boxes" else self.get_loss(kind, layer, targets, pairs, divisor)
+                losses |= {
+                    f"{name}{suffix}": value * self.weight_dict[name]
+                    for name, value in found.items()
+                    if name in self.weight_dict
+                }
+        return losses
+
+    return forward
+
+
+Supervised = tuple[str, Outputs, list[tuple[Tensor, Tensor]], dict[str, Tensor]]
+
+
+def _matched_layers(matcher: HungarianMatcher, layers: Mapping[str, Outputs], targets: Samples) -> Iterator[Supervised]:
+    """Suffix, outputs, pairs and box losses of each layer. Neighbors of one shape are matched together."""
+    for shape, neighbors in itertools.groupby(layers.items(), lambda item: item[1]["logits"].shape):
+        suffixes, outputs = zip(*neighbors, strict=True)
+        logits, boxes = _stacked(outputs)
+        padded = pad_samples(targets, logits.device)
+        matched = matcher.match(logits, boxes, padded)
+        pairs = [pairs_of(layer, targets, shape[1]) for layer in matched.unbind()]
+        yield from zip(suffixes, outputs, pairs, _box_losses(logits, boxes, padded, matched), strict=True)
+
+
+def _paired_layers(
+    layers: Mapping[str, Outputs], targets: Samples, pairs: list[tuple[Tensor, Tensor]]
+) -> Iterator[Supervised]:
+    """The same where the pairs are known, and a target may be in several: it is repeated for each of its queries."""
+    if not layers:
+        return
+    logits, boxes = _stacked(layers.values())
+    repeated = [
+        {"labels": labels_of(sample)[index.to(labels_of(sample).device)], "boxes": sample["boxes"][index]}
+        for sample, (_, index) in zip(targets, pairs, strict=True)
+    ]
+    queries = torch.nn.utils.rnn.pad_sequence([query for query, _ in pairs], batch_first=True, padding_value=-1)
+    padded = pad_samples(repeated, logits.device)
+    matched = queries.new_full(padded.labels.shape, -1)
+    matched[:, : queries.shape[1]] = queries
+    matched = matched.to(logits.device).expand(len(layers), -1, -1)
+    for (suffix, layer), losses in zip(layers.items(), _box_losses(logits, boxes, padded, matched), strict=True):
+        yield suffix, layer, pairs, losses
+
+
+def _stacked(layers: Iterable[Outputs]) -> tuple[Tensor, Tensor]:
+    """Logits (L, B, N, C) and boxes (L, B, N, 4)."""
+    logits, boxes = zip(*((layer["logits"], layer["pred_boxes"]) for layer in layers), strict=True)
+    return torch.stack(logits), torch.stack(boxes)
+
+
+def _box_losses(logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor) -> list[dict[str, Tensor]]:
+    """loss_bbox and loss_giou of each layer, divided by the number of targets in this process, as in RT-DETR."""
+    loss = set_loss(logits.detach(), boxes, targets, matched, class_loss="focal", per_layer=True)
+    return [{"loss_bbox": l1, "loss_giou": giou} for l1, giou in zip(loss.l1.unbind(), loss.giou.unbind(), strict=True)]
+
+
+class _FocalImageLoss(SetCriterion):
+    """`SetCriterion` with the focal loss, as transformers' DeformableDetrImageLoss computes it."""
+
+    logs_class_error = False
+
+    def __init__(self, matcher: HungarianMatcher, num_classes: int, losses: Iterable[str], by_sigmoid: bool) -> None:
+        """by_sigmoid: the cardinality counts queries of a probability above 0.5, and not those of another class than
+        the last, as transformers did at first.
+        """
+        super().__init__(num_classes, matcher, {}, losses=losses, focal_alpha=FOCAL_ALPHA)
+        self.by_sigmoid = by_sigmoid
+
+    def _finds(self, logits: Tensor, predicted: Tensor) -> Tensor:
+        return (logits.sigmoid() > 0.5).any(-1) if self.by_sigmoid else super()._finds(logits, predicted)
+
+
+def _criterion_of(theirs: Any) -> SetCriterion | None:
+    """What computes the losses of one of transformers' criteria, or None where that is left to itself."""
+    matcher = _matcher_of(theirs.matcher)
+    if matcher is None or not set(theirs.losses) <= set(LOSSES):
+        return None
+    if _is_one_of(theirs, ["loss_for_object_detection.ImageLoss"]) and not matcher.focal:
+        return ImageLoss(matcher, theirs.num_classes, theirs.eos_coef, theirs.losses)
+    focal = _is_one_of(theirs, ["loss_deformable_detr.DeformableDetrImageLoss"]) and matcher.focal
+    if focal and theirs.focal_alpha == FOCAL_ALPHA:
+        return _FocalImageLoss(matcher, theirs.num_classes, theirs.losses, _counts_by_sigmoid(theirs))
+    return None
+
+
+def _counts_by_sigmoid(theirs: Any) -> bool:
+    """Which of its two definitions the cardinality has in this version: asked by a query that only one of them counts.
+
+    On the CPU, so that nothing waits for the device.
+    """
+    unsure = {"logits": torch.tensor([[[-1.0, -2.0]]], device="cpu")}
+    nothing = {"class_labels": torch.zeros(0, device="cpu")}
+    return theirs.loss_cardinality(unsure, [nothing], [], 1)["cardinality_error"].item() == 0
+
+
+def _matcher_of(theirs: Any) -> HungarianMatcher | None:
+    """What matches as one of transformers' matchers does, or None where that is left to itself."""
+    if type(theirs) is HungarianMatcher:
+        return theirs
+    if _is_one_of(theirs, ["loss_for_object_detection.HungarianMatcher"]):
+        focal = False
+    elif _is_one_of(theirs, ["loss_deformable_detr.DeformableDetrHungarianMatcher"]):
+        focal = True
+    elif _is_one_of(theirs, ["loss_rt_detr.RTDetrHungarianMatcher"]):
+        focal = theirs.use_focal_loss
+        if focal and (theirs.alpha, theirs.gamma) != (FOCAL_ALPHA, FOCAL_GAMMA):
+            return None
+    else:
+        return None
+    return HungarianMatcher(theirs.class_cost, theirs.bbox_cost, theirs.giou_cost, focal=focal)
+
+
+def _is_one_of(criterion: Any, names: Iterable[str]) -> bool:
+    """Whether it is of one of transformers' own classes, and of none that derives from it."""
+    kind = type(criterion)
+    return f"{kind.__module__}.{kind.__qualname__}" in {f"transformers.loss.{name}" for name in names}
