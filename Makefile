@@ -1,13 +1,22 @@
 # make test: installs, runs the tests.   make test-all: the slow ones, too.   make demo: installs, renders, trains, evaluates, reports.
 # make bench: installs the benchmarks' opponents, too, runs all that this machine can, writes runs/bench/report.md.
+# make gates: every kernel compiled for every architecture with each of TRITONS, without a GPU; writes runs/gates/*.json.
 # make test-pascal: the kernels' tests and gates in an environment of the last PyTorch for Pascal GPUs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PASCAL := .venv-pascal
+
+# The last release of each supported minor version. A folder for each, with nothing else in it, goes before the Triton
+# that came with PyTorch. The tests try two: the one that has given the most trouble, and the newest.
+TRITONS := 3.3.1 3.4.0 3.5.1 3.6.0 3.7.1 3.8.0 3.9.0
+TESTED_TRITONS := 3.6.0 $(lastword $(TRITONS))
+OTHER := .tritons
+installed = $(if $(filter Linux,$(shell uname)),$(1:%=$(OTHER)/%/installed))
+
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"actdet needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 
-.PHONY: install lint test test-all test-pascal demo bench clean
+.PHONY: install lint test test-all gates test-pascal demo bench clean
 
 install: $(VENV)/installed
 
@@ -24,16 +33,29 @@ $(VENV)/installed: pyproject.toml Makefile
 # for each other at every barrier.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-test: install lint
+test: install lint $(call installed,$(TESTED_TRITONS))
 	$(PYTEST)
 
-test-all: install lint
+test-all: install lint $(call installed,$(TESTED_TRITONS))
 	$(PYTEST) -m "slow or not slow"
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(OTHER)/%/installed: | $(VENV)/installed
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) triton==$*
+	touch $@
+
+# All of them, whatever one of them finds. Compiled anew, so that the seconds are those of compiling.
+gates: $(call installed,$(TRITONS))
+	mkdir -p runs/gates
+	failed=0; for version in $(TRITONS); do \
+		TRITON_ALWAYS_COMPILE=1 PYTHONPATH=$(OTHER)/$$version:kernels \
+			$(BIN)/python -m actdet_kernels.gates --json runs/gates/$$version.json || failed=1; \
+	done; exit $$failed
 
 # PyTorch 2.7.1 brings Triton 3.3.1, whose interpreter fails with NumPy 2.4.
 $(PASCAL)/installed: Makefile
@@ -62,4 +84,4 @@ bench: $(VENV)/opponents
 	$(BIN)/python bench/report.py runs/bench/results.json
 
 clean:
-	rm -rf $(VENV) $(PASCAL) runs
+	rm -rf $(VENV) $(PASCAL) $(OTHER) runs

@@ -71,13 +71,17 @@ def softmax_normaliser(
     """(BLOCK_N,) max(x) and sum(exp(x - max(x))) over the `classes` logits behind each pointer; not for "focal"."""
     peak, total = tl.full([BLOCK_N], MINUS_INFINITY, DTYPE), tl.zeros([BLOCK_N], DTYPE)
     if CLASS_COST == "softmax":
-        for first in range(0, classes, BLOCK_C):
+        # Not `for`: there Triton re-arranges a reduction of what was loaded, and 3.6 and 3.7 carry its arrangement into
+        # the matching, where every thread then computes the costs of all columns.
+        first = classes * 0
+        while first < classes:
             o_c = first + tl.arange(0, BLOCK_C)[None, :]
             x = load_logits(logits, m_n, o_c, classes, MINUS_INFINITY, DTYPE)
             higher = tl.maximum(peak, tl.max(x, axis=1))
             shift = tl.where(higher == MINUS_INFINITY, 0.0, higher)  # infinity less infinity is NaN
             total = total * tl.exp(peak - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
             peak = higher
+            first += BLOCK_C
     return peak, total
 
 

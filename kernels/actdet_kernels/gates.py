@@ -2,9 +2,11 @@
 
 python -m actdet_kernels.gates [--capability 60 90] [--json rows.json]
 
-No kernel may spill, take more registers than its case allows, or be compiled again for other sizes. A case is a call on
-tensors without data: what it would launch is compiled with that launch's settings. A new kernel needs one more line in
-CASES.
+No kernel may spill, take more registers than its case allows, take longer to compile than LONGEST, or be compiled again
+for other sizes. A case is a call on tensors without data: what it would launch is compiled with that launch's settings.
+A new kernel needs one more line in CASES.
+
+The Triton is the one that Python finds: another one's folder, put first on PYTHONPATH, is all that another one needs.
 
 Assignments of more than 2048 rows or columns are no case: those of 4096 spill on sm_60, sm_70 and sm_120.
 """
@@ -42,6 +44,10 @@ from actdet_kernels.targets import Targets, Tubelets
 # The most registers of a thread with which 48, 40, 36, 32, 28, 24, 20, 16, 12 and 8 warps fit in the 65,536 registers
 # of a multiprocessor: one register more, and fewer of them run at a time.
 OCCUPANCY_STEPS = (40, 48, 56, 64, 72, 80, 96, 128, 168, 255)
+
+# Seconds of one core, because those of the clock depend on what else runs. Two or three are usual; a kernel in which
+# every thread computes what all should share takes minutes.
+LONGEST = 20
 
 CAPABILITIES = (60, 70, 75, 80, 86, 89, 90, 100, 120)
 NO_CODE = "no code"
@@ -170,7 +176,10 @@ CASES = [
 
 @dataclass(frozen=True)
 class Row:
-    """What a launch takes on one architecture: registers and spilt bytes of a thread, shared bytes of a program."""
+    """What a launch takes on one architecture: registers and spilt bytes of a thread, shared bytes of a program.
+
+    And the seconds of a core that compiling took, of which there are next to none where Triton finds it in its cache.
+    """
 
     kernel: str
     case: str
@@ -182,6 +191,7 @@ class Row:
     registers: int = 0
     spill: int = 0
     shared: int = 0
+    seconds: float = 0
     error: str = ""  # why there is nothing of the above: NO_CODE, or what went wrong
 
     def faults(self) -> list[str]:
@@ -192,6 +202,8 @@ class Row:
             faults.append(f"{self.registers} registers, {self.limit} allowed")
         if self.spill:
             faults.append(f"{self.spill} bytes spilt")
+        if self.seconds > LONGEST:
+            faults.append(f"{self.seconds:.0f} s to compile, {LONGEST} allowed")
         if self.recompiled_for:
             faults.append(f"compiled again for other values of {self.recompiled_for}")
         return faults
@@ -271,6 +283,7 @@ def launches_of(call: Callable[[], object]) -> list[tuple[Any, dict[str, Any]]]:
 
 
 def compile_launch(case: Case, kernel: Any, values: dict[str, Any], capability: int) -> Row:
+    started = core_seconds()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # Triton prints all of the assembly that ptxas refuses
             compiled = compiled_for(kernel, values, capability)
@@ -287,9 +300,16 @@ def compile_launch(case: Case, kernel: Any, values: dict[str, Any], capability: 
         warps=values.get("num_warps", 4),
         limit=case.limits.get(kernel.__name__, 0),
         capability=capability,
+        seconds=round(core_seconds() - started, 2),
         recompiled_for=", ".join(parameter.name for parameter in again if parameter.name in sizes),
         **taken,
     )
+
+
+def core_seconds() -> float:
+    """Seconds of a core that this process has taken, with the programs that it ran and waited for, as ptxas."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def compiled_for(kernel: Any, values: dict[str, Any], capability: int) -> Any:

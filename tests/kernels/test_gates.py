@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,23 @@ pytest.importorskip("triton", reason="there is no Triton for this platform")
 WARPS = {registers: 65536 // (32 * -(-registers // 8) * 8) // 4 * 4 for registers in range(33, 256)}
 OCCUPANCY_STEPS = {registers for registers, warps in WARPS.items() if WARPS.get(registers + 1) != warps}
 
+ROOT = Path(__file__).parents[2]
+TESTED_TRITONS = ("3.6.0", "3.9.0")
+
 pytestmark = pytest.mark.timeout(900)  # Triton caches what it compiles, but the first time takes its time
 
 
-def run(*command: str | Path, interpret: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_INTERPRET": interpret, "PATH": ""}
+def run(*command: str | Path, interpret: str, first: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
+    """`first`: where Python looks for modules before it looks where they usually are."""
+    path = os.pathsep.join([*map(str, first), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": interpret, "PATH": ""}
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
 
 
-def rows_of(file: Path, *capabilities: str) -> list[dict[str, Any]]:
+def rows_of(file: Path, *capabilities: str, first: Sequence[Path] = ()) -> list[dict[str, Any]]:
     """What the command finds, though whoever calls it has the kernels interpreted."""
     chosen = ("--capability", *capabilities) if capabilities else ()
-    done = run("-m", "actdet_kernels.gates", *chosen, "--json", file, interpret="1")
+    done = run("-m", "actdet_kernels.gates", *chosen, "--json", file, interpret="1", first=first)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("all passed"), done.stdout
     return json.loads(file.read_text())
@@ -47,6 +53,7 @@ def assert_passed(rows: list[dict[str, Any]]) -> None:
         assert 0 < row["registers"] <= row["limit"]
         assert row["limit"] in OCCUPANCY_STEPS
         assert row["spill"] == 0
+        assert row["seconds"] <= 20
         assert {"kernel", "case", "shared", "triton", "torch", "date"} < set(row)
 
 
@@ -61,6 +68,28 @@ def test_every_kernel_passes_for_every_architecture(tmp_path: Path) -> None:
     assert {row["capability"] for row in rows} <= {60, 70, 75, 80, 86, 89, 90, 100, 120}
     assert {75, 80, 86, 89, 90} <= {row["capability"] for row in rows}
     assert_passed(rows)
+
+
+@pytest.mark.parametrize("version", TESTED_TRITONS)
+def test_every_kernel_passes_with_other_versions_of_triton(version: str, tmp_path: Path) -> None:
+    folder = ROOT / ".tritons" / version
+    if not (folder / "triton").is_dir():
+        pytest.skip(f"no Triton {version} in {folder}: make test and make gates install it there")
+    rows = rows_of(tmp_path / "rows.json", "90", first=[folder])
+    assert {row["triton"] for row in rows} == {version}
+    assert_passed(rows)
+
+
+def test_make_installs_the_versions_that_are_tested() -> None:
+    """3.3 to the newest, one release of each minor version."""
+    makefile = (ROOT / "Makefile").read_text()
+    (versions,) = re.findall(r"^TRITONS := (.*)$", makefile, re.MULTILINE)
+    minors = [tuple(map(int, version.split(".")[:2])) for version in versions.split()]
+    assert minors == [(3, minor) for minor in range(3, 3 + len(minors))]
+    assert versions.split()[-1] == TESTED_TRITONS[-1]
+    assert set(TESTED_TRITONS) < set(versions.split())
+    (tested,) = re.findall(r"^TESTED_TRITONS := (.*)$", makefile, re.MULTILINE)
+    assert tested == f"{TESTED_TRITONS[0]} $(lastword $(TRITONS))"
 
 
 def test_every_kernel_has_a_case(rows: list[dict[str, Any]]) -> None:
@@ -136,6 +165,16 @@ def test_code_for_no_architecture_at_all_is_a_failure() -> None:
 
     assert failure([row(NO_CODE), row(NO_CODE)]) == "this Triton has code for none of these architectures"
     assert failure([row(NO_CODE), row("")]) is None
+
+
+def test_a_kernel_that_takes_long_to_compile_is_a_fault() -> None:
+    from actdet_kernels.gates import Row
+
+    def faults(seconds: float) -> list[str]:
+        return Row("some_kernel", "case", "16", 1, 255, 90, "", registers=9, seconds=seconds).faults()
+
+    assert faults(20) == []
+    assert faults(31.4) == ["31 s to compile, 20 allowed"]
 
 
 def test_few_block_sizes_serve_all_target_counts() -> None:
