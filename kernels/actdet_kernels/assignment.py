@@ -241,8 +241,15 @@ def not_finite(cost):
 
 @triton.jit
 def matrix_costs(source, i, j, SIGN: tl.constexpr, DTYPE: tl.constexpr):
+    """Loaded as a vector, whose columns lie along the threads.
+
+    Up to Triton 3.6 a tile's threads would lie across its rows, and several would keep the same column.
+    """
     pointer, stride_i, stride_j, columns = source
-    return SIGN * tl.load(pointer + i * stride_i + j * stride_j, mask=j < columns, other=0).to(DTYPE)
+    places = pointer + i * stride_i + j * stride_j
+    mask = tl.reshape(tl.broadcast_to(j < columns, places.shape), [places.numel])
+    costs = tl.load(tl.reshape(places, [places.numel]), mask=mask, other=0)
+    return SIGN * tl.reshape(costs, places.shape).to(DTYPE)
 
 
 @triton.jit(do_not_specialize=["samples", "rows", "columns", "s_p", "s_n", "s_m"])
