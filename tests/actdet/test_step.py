@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from actdet import step as stepping
 from actdet.config import ModelConfig, TrainConfig
 from actdet.data.augment import Batch
+from actdet.device import choose_precision
 from actdet.models import ActionDetector
 from actdet.step import LOSSES, TrainStep
 
@@ -26,6 +27,8 @@ CONFIG = TrainConfig(lr=1e-3, auxiliary_weight=0.5, backbone_weights="none")
 CPU = torch.device("cpu")
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+# bf16 where the device has units for it, float16 on older GPUs.
+HALF, _ = choose_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def batches(count: int, device: torch.device = CPU, size: int = 4) -> list[Batch]:
@@ -181,7 +184,7 @@ def test_checkpointing_changes_no_losses() -> None:
 
 @GPU
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", sorted({torch.float32, torch.float16, HALF}, key=str))
 def test_captured_steps_give_the_losses_of_eager_ones(dtype: torch.dtype) -> None:
     """32 steps of R(2+1)D-18, with dropout, an average and a shorter batch now and then."""
     device = torch.device("cuda")
@@ -197,7 +200,7 @@ def test_captured_steps_give_the_losses_of_eager_ones(dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_no_step_waits_for_the_gpu(mode: str) -> None:
     device = torch.device("cuda")
-    step, given = step_of(mode, device, torch.bfloat16, ema_decay=0.9), batches(8, device)
+    step, given = step_of(mode, device, HALF, ema_decay=0.9), batches(8, device)
     curve(step, given)  # whatever is set up once, and the capture
     torch.cuda.synchronize()
     try:
