@@ -203,6 +203,7 @@ def test_the_most_worth_comes_first(named: dict[str, list[str]]) -> None:
     assert {name.partition("[")[0].rpartition("::")[2] for name in named["capture"]} == {
         "test_captured_steps_give_the_losses_of_eager_ones",
         "test_no_step_waits_for_the_gpu",
+        "test_a_smaller_last_batch_takes_no_memory_of_its_own",
         "test_the_peak_is_what_a_real_step_allocates_on_a_gpu",
     }
     assert [name.rpartition("-")[2] for name in named["step"]] == ["actdet]", "eager]", "plain]"]
