@@ -488,7 +488,7 @@ def demo(
 
     from actdet.demo import demo_for
     from actdet.device import choose_device, choose_precision
-    from actdet.duration import in_words, is_short, seconds_per_clip
+    from actdet.duration import in_words, is_short, seconds_per_clip, training_seconds
     from actdet.experiments import describe_setup, describe_training, evaluate_checkpoint, open_setup, train_run
     from actdet.training import LAST, MODEL
 
@@ -498,8 +498,8 @@ def demo(
     number = settings.train_clips.clips
     if place.type == "cpu" and not is_short(model, number) and not (out / MODEL).exists():
         dtype, _ = choose_precision(settings.config.precision, place)
-        seconds = seconds_per_clip(model, settings.config, dtype) * number * settings.config.epochs
-        print(f"training takes about {in_words(seconds)} here")
+        epoch_seconds = seconds_per_clip(model, settings.config, dtype) * number
+        print(f"training takes about {in_words(training_seconds(settings.config, epoch_seconds))} here")
     for name, config in (("train", settings.train_clips), ("test", settings.test_clips)):
         folder = out / "data" / name
         with tqdm(desc=f"render {name}", unit="clip") as bar:

@@ -42,6 +42,8 @@ BOUNDS = {
     "weight_decay": "[0, 1000]",
     "clip_norm": "(0, 1000000]",
     "auxiliary_weight": "[0, 1000000]",
+    "small_epochs": "[0, 999999]",
+    "shallow_epochs": "[0, 999999]",
     "ema_decay": "[0, 1)",
     "seed": "[0, 4294967295]",
     "eval_every": "[1, 1000000]",
@@ -179,6 +181,12 @@ class TrainConfig:
     auxiliary_weight: float = 0.0
     """Weight of an auxiliary loss that reads a clip's action off the backbone's averaged features, without the
     Transformer: it teaches a backbone that starts from scratch. 2 where there are no Kinetics weights."""
+    small_epochs: int = 0
+    """So many epochs, the first ones, show pictures of half as many pixels, 0.7 of image_size each way. Such an epoch
+    takes half the time."""
+    shallow_epochs: int = 0
+    """So many epochs, the first ones, train a backbone whose stages have only the first of their two blocks; the second
+    joins as the identity as which it begins. Such an epoch takes half the time. For backbones from scratch."""
     freeze_backbone: bool = False
     """Train only the Transformer and the heads (the report's section 6.4)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -214,4 +222,15 @@ class TrainConfig:
         _check(
             0 <= self.warmup < self.epochs,
             f"warmup must be shorter than the {self.epochs} epochs, got {self.warmup}",
+        )
+        for name in ("small_epochs", "shallow_epochs"):
+            count = getattr(self, name)
+            _check(count < self.epochs, f"{name} must be fewer than the {self.epochs} epochs, got {count}")
+        _check(
+            not self.shallow_epochs or (self.backbone_weights == "none" and self.init is None),
+            "shallow_epochs is for a backbone that starts from scratch: give backbone_weights none, and no init",
+        )
+        _check(
+            not (self.shallow_epochs and self.freeze_backbone),
+            "shallow_epochs is for a backbone that is trained: leave out freeze_backbone",
         )

@@ -452,8 +452,9 @@ def describe_training(setup: Setup, train_clips: int) -> str:
     model, config = setup.model, setup.config
     start = f"trained on from {config.init}" if config.init else f"backbone weights: {config.backbone_weights}"
     auxiliary = f", auxiliary loss of weight {config.auxiliary_weight:g}" if config.auxiliary_weight else ""
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     return (
-        f"Trained on {train_clips} clips for {config.epochs} epochs{auxiliary}, batches of {config.batch_size}, "
+        f"Trained on {train_clips} clips for {epochs}{auxiliary}, batches of {config.batch_size}, "
         f"{model.frames} frames of {model.image_size} x {model.image_size}; {start}."
     )
 

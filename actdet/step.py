@@ -81,7 +81,12 @@ class TrainStep:
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             # The buffers are statistics over the clips of all processes, so every process has the same already.
             sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
-            self._network = DistributedDataParallel(network, gradient_as_bucket_view=True, **sync_buffers)
+            self._network = DistributedDataParallel(
+                network,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=config.shallow_epochs > 0,
+                **sync_buffers,
+            )
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=torch.tensor(config.lr, device=device),
@@ -97,7 +102,7 @@ class TrainStep:
         self._compiled = None
         if mode == "compile":
             self._compiled = torch.compile(self._losses_of, options={"fallback_random": True})
-        self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
+        self._graphs: dict[tuple[bool | torch.Size, ...], _Graph] = {}
         # Memory for all shapes: nothing in it outlives a step but gradients, which the next step computes again.
         if mode == "graph":
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
@@ -113,11 +118,11 @@ class TrainStep:
         if self.mode != "graph":
             self._step(batch)
             return
-        shapes = tuple(tensor.shape for tensor in (batch.clips, *batch.targets))
-        if shapes not in self._graphs:
+        kind = (self.detector.backbone.shallow, *(tensor.shape for tensor in (batch.clips, *batch.targets)))
+        if kind not in self._graphs:
             own = batch._replace(clips=batch.clips.to(self.dtype))
-            self._graphs[shapes] = _Graph(self._step, own, self._stream)
-        graph = self._graphs[shapes]
+            self._graphs[kind] = _Graph(self._step, own, self._stream)
+        graph = self._graphs[kind]
         if graph.warms_up:
             self._release_graphs()
         graph.run(batch, self._pool)

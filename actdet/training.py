@@ -206,6 +206,7 @@ class Trainer:
                 self._check_finite()
                 self._note(epoch, self.evaluate().metrics)
             self._since, self._clips, self._waited = time.monotonic(), 0, 0.0
+            self.detector.backbone.shallow = epoch < self.config.shallow_epochs
             batches = self.loader.train_batches(self.train_ids, self.config, epoch, done, self.processes)
             for batch in self._timed(batches):
                 last = self.step % self.steps_per_epoch == self.steps_per_epoch - 1
@@ -311,7 +312,8 @@ class Trainer:
         speed = {"clips_per_second": self._clips / seconds, "data_share": self._waited / seconds}
         self._since, self._clips, self._waited = now, 0, 0.0
         rate = speed["clips_per_second"] / self.processes.count
-        if self._clip_flop:
+        whole = self.step > self.steps_per_epoch * max(self.config.small_epochs, self.config.shallow_epochs)
+        if self._clip_flop and whole:
             speed["tflop_per_second"] = 1e-12 * rate * self._clip_flop
             if self._card and self.dtype in self._card.flop_per_s:
                 speed["utilisation"] = rate * self._clip_flop / self._card.flop_per_s[self.dtype]
@@ -375,13 +377,15 @@ class Trainer:
         trained = path.name == MODEL
         if not trained and "losses" not in tensors:
             raise DataError(path, "holds a trained detector, not the state of a training")
+        # A setting that came after the checkpoint had been written was what is the default now.
+        defaults = json.loads(json.dumps({"model": asdict(ModelConfig()), "settings": asdict(TrainConfig())}))
         for name, value in json.loads(json.dumps(self._identity())).items():
             for setting in value if isinstance(value, dict) else ():
-                if state[name].get(setting) != value[setting]:
+                before = state[name].get(setting, defaults[name][setting])
+                if before != value[setting]:
                     raise DataError(
                         path,
-                        f"a checkpoint of another configuration: {setting} was "
-                        f"{state[name].get(setting)}, is now {value[setting]}",
+                        f"a checkpoint of another configuration: {setting} was {before}, is now {value[setting]}",
                     )
             if isinstance(value, list) and state[name] != value:
                 raise DataError(path, f"a checkpoint of other {name.replace('_', ' ')}: the data set has changed")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from actdet_kernels import Targets, gather_clips
 from torch import Tensor
 
@@ -101,6 +102,19 @@ def augment(
     if share is not None:
         clips, targets = _mix(clips, targets, _to(share, device))
     return Batch(clips.to(dtype), targets)
+
+
+def halve_pixels(batch: Batch) -> Batch:
+    """The batch with pictures of half as many pixels: (B, 3, T, S, S) to a side of S / sqrt(2), rounded.
+
+    Boxes are shares of the picture, so they stay.
+    """
+    clips = batch.clips
+    side = round(clips.shape[-1] / 2**0.5)
+    pictures = clips.transpose(1, 2).flatten(0, 1).float()
+    small = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
+    small = small.to(clips.dtype, memory_format=torch.channels_last)
+    return batch._replace(clips=small.unflatten(0, (len(clips), -1)).transpose(1, 2))
 
 
 def _crop_and_flip(targets: Targets, size: Tensor, origin: Tensor, flip: Tensor) -> Targets:

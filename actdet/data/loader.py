@@ -17,7 +17,7 @@ from actdet_kernels import Targets, frame_levels, gather_clips
 from torch import Tensor
 
 from actdet.config import ModelConfig, TrainConfig
-from actdet.data.augment import Batch, augment, draw_changes
+from actdet.data.augment import Batch, augment, draw_changes, halve_pixels
 from actdet.data.cache import FrameCache
 from actdet.data.index import ClipIndex
 from actdet.data.readers import ClipRequest, Reader
@@ -98,7 +98,7 @@ class ClipLoader:
             elif bad.any():
                 others = np.resize(np.flatnonzero(~bad), bad.sum())
                 rows[bad], shown[bad] = rows[others], shown[others]
-            yield augment(
+            augmented = augment(
                 frames,
                 self._to_device(rows),
                 self._targets_of(shown),
@@ -106,6 +106,7 @@ class ClipLoader:
                 levels=self._levels(frames) if drawn.colour is not None else None,
                 dtype=self._dtype,
             )
+            yield halve_pixels(augmented) if epoch < config.small_epochs else augmented
 
     def eval_batches(self, ids: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """All `ids` once, in their order, as they are; without those that are in `left_out` when the last has come."""

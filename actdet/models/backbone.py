@@ -10,6 +10,8 @@ in how it is computed, not in what:
   says that the 3-D ones are faster on this GPU. On a CPU that is more than taste: oneDNN's 3-D bf16 weight gradient
   (torch 2.15, AVX-512) reads memory that nobody wrote when a (3, 1, 1) kernel meets two frames, and now and then gives
   NaN or a gradient that is merely wrong.
+- While it is `shallow`, each stage trains only the first of its two blocks. From scratch the second one begins as the
+  identity, so it may join later without a change of what the network says, and until then half of the work is saved.
 - With `checkpointing` it keeps one tensor a residual block for the backward pass and computes the rest again.
 """
 
@@ -48,6 +50,7 @@ class Backbone(nn.Sequential):
     """
 
     checkpointing = False
+    shallow = False
 
     def __init__(self, *, aligned: bool = True) -> None:
         network = r2plus1d_18(weights=None)
@@ -64,8 +67,10 @@ class Backbone(nn.Sequential):
         self.register_load_state_dict_pre_hook(_pad_state)
 
     def forward(self, input: Tensor) -> Tensor:
-        stem, *layers = self.children()
-        for part in (stem, *(block for layer in layers for block in layer.children())):
+        stem, *stages = self.children()
+        last = 1 if self.shallow and self.training else None
+        blocks = [block for stage in stages for block in list(stage.children())[:last]]
+        for part in (stem, *blocks):
             input = self._recomputed(part, input) if self.checkpointing and torch.is_grad_enabled() else part(input)
         return input
 
@@ -204,6 +209,12 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
         if found[key].shape != value.shape:
             shapes = f"{tuple(found[key].shape)}, should be {tuple(value.shape)}"
             raise DataError(source, f"not weights of R(2+1)D-18: {name} is {shapes}")
+        if found[key].layout != torch.strided or found[key].is_floating_point() != value.is_floating_point():
+            kinds = f"{found[key].dtype} and {found[key].layout}, should be {value.dtype} and {value.layout}"
+            raise DataError(source, f"not weights of R(2+1)D-18: {name} is {kinds.replace('torch.', '')}")
+        # In the type in which they are used: one of float64 may be beyond it.
+        if not found[key].to(value.dtype).isfinite().all():
+            raise DataError(source, f"{name} is not finite: the file is damaged, or its training failed")
     backbone.load_state_dict({key: found[key] for key in backbone.state_dict()})
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 # A matrix of columns above this size leaves the caches, and oneDNN's own kernel is as fast.
 _MOST_COLUMN_BYTES = 32 * 2**20
@@ -62,9 +61,7 @@ def _convolve(pictures: Tensor, weight: Tensor, stride: tuple[int, ...], padding
     return _ConvByProducts.apply(pictures, weight, padding)
 
 
-def _is_product_faster(
-    pictures: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]
-) -> bool:
+def _is_product_faster(pictures: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> bool:
     """Whether the products below compute this convolution's gradient, and faster than oneDNN."""
     channels, *kernel = weight.shape[1:]
     same = stride == (1, 1) and [2 * side + 1 for side in padding] == kernel
@@ -82,10 +79,8 @@ class _ConvByProducts(torch.autograd.Function):
         return F.conv2d(pictures, weight, None, 1, padding)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         pictures, weight = ctx.saved_tensors
-        (gradient,) = gradients
         of_pictures = None
         if ctx.needs_input_grad[0]:
             of_pictures, *_ = torch.ops.aten.convolution_backward(
@@ -122,14 +117,15 @@ def _rows_gradient(pictures: Tensor, gradient: Tensor, kernel: int) -> Tensor:
         kernel: k.
     """
     frames, channels, outputs = pictures.shape[1], pictures.shape[3], gradient.shape[3]
-    result = pictures.new_zeros(outputs, kernel, channels)
+    rows = []
     for row in range(kernel):
         # Frame t of the output has seen frame t + shift of the pictures.
         shift = row - kernel // 2
         first, last = max(0, -shift), min(frames, frames - shift)
         if first >= last:
+            rows.append(pictures.new_zeros(outputs, channels))
             continue
         seen = pictures[:, first + shift : last + shift].flatten(1, 2)
         told = gradient[:, first:last].flatten(1, 2)
-        torch.sum(told.transpose(1, 2) @ seen, dim=0, out=result[:, row])
-    return result.permute(0, 2, 1)[..., None]
+        rows.append((told.transpose(1, 2) @ seen).sum(0))
+    return torch.stack(rows, dim=1).permute(0, 2, 1)[..., None]

@@ -151,6 +151,10 @@ def test_the_advice_for_too_many_folds_works(actdet_command: Actdet, rendered: P
     ("arguments", "words"),
     [
         (["--warmup", 9, "--epochs", 3], "the 3 epochs, got 9.0"),
+        (["--small-epochs", 4, "--epochs", 3], "small_epochs must be fewer than the 3 epochs, got 4"),
+        (["--shallow-epochs", 3, "--epochs", 3], "shallow_epochs must be fewer than the 3 epochs, got 3"),
+        (["--shallow-epochs", 1], "from scratch: give backbone_weights none"),
+        (["--shallow-epochs", 1, "--backbone-weights", "none", "--freeze-backbone"], "leave out freeze_backbone"),
         (["--frames", 9], "frames must be a multiple of 8, got 9"),
         (["--image-size", 40], "image_size must be a multiple of 16"),
         pytest.param(
@@ -196,6 +200,8 @@ NUMBERS = {
         "--weight-decay": [-1, "inf", "nan"],
         "--clip-norm": [0, "inf", "nan"],
         "--auxiliary-weight": [-1, "inf", "nan"],
+        "--small-epochs": [-1, 10**15],
+        "--shallow-epochs": [-1, 10**15],
         "--ema-decay": [1, "nan"],
         "--seed": [-1, 2**32, 10**30],
         "--eval-every": [0, 10**15],

@@ -69,9 +69,10 @@ def assert_same_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_two_processes_train_as_one_and_evaluate_no_clip_twice(rendered: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shallow", [0, 2])
+def test_two_processes_train_as_one_and_evaluate_no_clip_twice(rendered: Path, tmp_path: Path, shallow: int) -> None:
     """Nine clips in batches of four: 4, 4 and 1 for one process; so five, shared as 3 and 2."""
-    options = ["--epochs", 4, "--batch-size", 5, "--val-share", 0.25, "--eval-every", 2]
+    options = ["--epochs", 4, "--batch-size", 5, "--val-share", 0.25, "--eval-every", 2, "--shallow-epochs", shallow]
     assert run(ALONE, rendered, tmp_path / "one", *options)[0] == 0
     code, output = run(PAIR, rendered, tmp_path / "two", *options)
     assert code == 0, output

@@ -6,11 +6,14 @@ import time
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from actdet import duration
 from actdet.account import step_flop
 from actdet.config import ModelConfig, TrainConfig
-from actdet.duration import describe_duration, in_words, is_short, seconds_per_clip
+from actdet.duration import describe_duration, in_words, is_short, seconds_per_clip, training_seconds
+from actdet.models.backbone import Backbone
 
 TINY = ModelConfig(image_size=32, frames=8, encoder_layers=0, decoder_layers=1)
 
@@ -37,7 +40,7 @@ def test_large_clips_are_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(duration, "TrainStep", Step)
     seconds_per_clip(ModelConfig(image_size=224, frames=16), TrainConfig(batch_size=8), torch.float32)
     seconds_per_clip(TINY, TrainConfig(batch_size=8), torch.float32)
-    assert [tuple(shape) for shape in shapes] == [(1, 3, 16, 224, 224)] * 2 + [(8, 3, 8, 32, 32)] * 2
+    assert [tuple(shape) for shape in shapes] == [(1, 3, 16, 224, 224)] * 3 + [(8, 3, 8, 32, 32)] * 3
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,22 @@ def test_the_option_that_makes_it_less_is_named(model: ModelConfig, advice: str)
     line = describe_duration(model, TrainConfig(epochs=50), 180)
     assert line == f"an epoch takes about 3 min here, all 50 about 2 h 30 min: {advice}"
     assert describe_duration(model, TrainConfig(), 60) is None
+
+
+@pytest.mark.parametrize(("small", "shallow"), [(0, 5), (5, 0), (4, 5), (5, 2), (3, 3), (0, 0)])
+def test_epochs_take_as_much_less_as_they_have_less_to_compute(small: int, shallow: int) -> None:
+    flop = 0.0
+    for epoch in range(6):
+        with FakeTensorMode():
+            backbone = Backbone(aligned=False)
+            backbone.shallow = epoch < shallow
+            side = 79 if epoch < small else 112
+            with FlopCounterMode(display=False) as counted:
+                backbone(torch.empty(1, 3, 8, side, side)).sum().backward()
+        flop += counted.get_total_flops()
+    config = TrainConfig(epochs=6, small_epochs=small, shallow_epochs=shallow, backbone_weights="none")
+    whole = counted.get_total_flops()
+    assert training_seconds(config, 100) == pytest.approx(100 * flop / whole, rel=0.05)
 
 
 @pytest.mark.parametrize(("frames", "size"), [(8, 48), (16, 112), (16, 224)])

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from actdet_kernels import set_loss
+from torch import nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from actdet import step as stepping
@@ -204,6 +205,25 @@ def test_the_auxiliary_loss_is_that_of_one_query_read_off_the_averaged_features(
     assert not torch.equal(before, trainer.train_step.clip_head.weight)
 
 
+def test_the_first_epochs_are_small_and_shallow(make: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    trainer = make(val=[], epochs=4, small_epochs=1, shallow_epochs=2, backbone_weights="none")
+    trainer._clip_flop = 10**9
+    sides: list[int] = []
+    shallow: list[bool] = []
+
+    def note(backbone: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sides.append(inputs[0].shape[-1])
+        shallow.append(trainer.detector.backbone.shallow)
+
+    trainer.detector.backbone.register_forward_pre_hook(note)
+    _run(trainer)
+    assert sides == [23] * 3 + [32] * 9
+    assert shallow == [True] * 6 + [False] * 6
+    # Only of whole steps is it known what they compute.
+    assert ["tflop_per_second" in record["speed"] for record in _log(trainer)] == [False] * 6 + [True] * 6
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_frozen_backbone_does_not_change(make: MakeTrainer, frozen: bool) -> None:
     trainer = make(freeze_backbone=frozen, epochs=1)
@@ -221,6 +241,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "frozen": ({}, {"freeze_backbone": True}),
     "bf16": ({}, {"precision": "bf16"}),
     "auxiliary": ({}, {"auxiliary_weight": 0.5}),
+    "shallow": ({}, {"small_epochs": 1, "shallow_epochs": 2, "backbone_weights": "none"}),
 }
 
 
@@ -237,6 +258,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         ("bf16", 4, 0),
         ("auxiliary", 3, 1),
         ("auxiliary", 4, 0),
+        ("shallow", 3, 0),
+        ("shallow", 5, 0),
+        ("shallow", 6, 0),
+        ("shallow", 7, 1),
     ],
 )
 def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(

@@ -9,6 +9,7 @@ import os
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import actdet.cli
 import actdet.models.detector
@@ -19,7 +20,12 @@ TRAIN_OPTIONS = ["--backbone-weights", "none", "--workers", "0", "--precision", 
 
 
 class TinyBackbone(nn.Sequential):
-    """What R(2+1)D-18 is to the detector: clips (B, 3, T, H, W) to 512 features at an eighth and a sixteenth."""
+    """What R(2+1)D-18 is to the detector: clips (B, 3, T, H, W) to 512 features at an eighth and a sixteenth.
+
+    While it is shallow it trains no BatchNorm.
+    """
+
+    shallow = False
 
     def __init__(self) -> None:
         super().__init__(
@@ -30,7 +36,11 @@ class TinyBackbone(nn.Sequential):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.contiguous())
+        input = input.contiguous()
+        for part in self.children():
+            if not (self.shallow and self.training and isinstance(part, _BatchNorm)):
+                input = part(input)
+        return input
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from actdet_kernels import Targets, frame_levels
+from PIL import Image
 from torch import Tensor
 
 from actdet.config import NO_AUGMENTATION, AugmentConfig
-from actdet.data.augment import MIN_VISIBLE, Batch, Changes, augment, draw_changes, normalise
+from actdet.data.augment import MIN_VISIBLE, Batch, Changes, augment, draw_changes, halve_pixels, normalise
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 STILL = NO_AUGMENTATION
@@ -352,3 +353,20 @@ def test_the_shares_of_a_batch_are_changed_as_the_whole_is(processes: int) -> No
         got = changed(clips[rows], Targets(*(field[rows] for field in targets)), changes[rows])
         torch.testing.assert_close(got.clips, whole.clips[rows])
         assert same(got.targets, Targets(*(field[rows] for field in whole.targets)))
+
+
+@pytest.mark.parametrize(("size", "side"), [(32, 23), (48, 34), (112, 79), (224, 158)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_halved_pictures_are_those_of_pillow(size: int, side: int, dtype: torch.dtype) -> None:
+    targets = some_targets([1, 2])
+    clips = normalise(noise(2, 8, size, size), dtype)
+    small = halve_pixels(Batch(clips, targets))
+    assert small.targets is targets
+    assert small.clips.shape == (2, 3, 8, side, side)
+    assert small.clips.dtype == dtype
+    assert small.clips.is_contiguous(memory_format=torch.channels_last_3d)
+    for clip, channel, frame in ((0, 0, 0), (1, 2, 7), (1, 1, 3)):
+        picture = Image.fromarray(clips[clip, channel, frame].float().numpy())
+        wanted = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
+        rounding = 5e-5 if dtype == torch.float32 else 2e-2
+        np.testing.assert_allclose(small.clips[clip, channel, frame].float().numpy(), wanted, atol=rounding)

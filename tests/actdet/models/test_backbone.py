@@ -282,6 +282,41 @@ def losses_of_pair(fresh: Backbone, dtype: torch.dtype) -> tuple[list[float], li
     return mine, theirs
 
 
+def test_from_scratch_a_shallow_backbone_says_what_the_whole_one_does(fresh: Backbone) -> None:
+    """The second blocks join without a change: neither of the features nor of the others' gradients."""
+    clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    outputs: list[Tensor] = []
+    gradients: list[dict[str, Tensor]] = []
+    for shallow in (True, False):
+        backbone = deepcopy(fresh).double().train()
+        backbone.shallow = shallow
+        output = backbone(clips)
+        (output * torch.arange(output.numel()).view_as(output).cos()).sum().backward()
+        outputs.append(output)
+        gradients.append({name: p.grad for name, p in backbone.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
+    of_shallow, of_whole = gradients
+    second = {name for name in of_whole if name.partition(".")[2].startswith("1.") and not name.startswith("0.")}
+    assert len(second) == 4 * 12
+    assert of_shallow.keys() == of_whole.keys() - second
+    for name, gradient in of_shallow.items():
+        torch.testing.assert_close(gradient, of_whole[name], rtol=1e-9, atol=1e-9)
+
+
+def test_a_trained_backbone_is_more_than_a_shallow_one(fresh: Backbone) -> None:
+    """And says all that it has learned where it is not trained."""
+    backbone = randomised(deepcopy(fresh))
+    clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(7))
+    for training in (True, False):
+        backbone.train(training)
+        with torch.no_grad():
+            backbone.shallow = False
+            whole = backbone(clips)
+            backbone.shallow = True
+            differs = (backbone(clips) - whole).abs().max() > 0.01 * whole.abs().max()
+        assert differs == training
+
+
 @pytest.mark.parametrize(("training", "synchronised"), [(True, False), (True, True), (False, False)])
 def test_checkpointing_computes_the_same_and_counts_no_batch_twice(
     training: bool, synchronised: bool, fresh: Backbone

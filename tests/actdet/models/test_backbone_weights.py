@@ -182,6 +182,30 @@ BAD_FILES: dict[str, tuple[str, Write, str]] = {
         lambda path, state: torch.save(shapes_only(state) | {"stem.0.weight": torch.zeros(45, 3, 1, 5, 5)}, path),
         "not weights of R(2+1)D-18: stem.0.weight is (45, 3, 1, 5, 5), should be (45, 3, 1, 7, 7)",
     ),
+    **{
+        f"one of {what}": (
+            "a.pth",
+            lambda path, state, value=value: torch.save(shapes_only(state) | {"stem.1.bias": value}, path),
+            "stem.1.bias is not finite: the file is damaged, or its training failed",
+        )
+        for what, value in {
+            "NaN": torch.full((45,), torch.nan),
+            "infinity": torch.tensor([torch.inf] + [0.0] * 44, dtype=torch.float16),
+            "numbers too large": torch.full((45,), 1e39, dtype=torch.float64),
+        }.items()
+    },
+    **{
+        f"one of {what}": (
+            "a.pth",
+            lambda path, state, value=value: torch.save(shapes_only(state) | {"stem.1.bias": value}, path),
+            f"not weights of R(2+1)D-18: stem.1.bias is {what}, should be float32 and strided",
+        )
+        for what, value in {
+            "complex64 and strided": torch.zeros(45, dtype=torch.complex64),
+            "int64 and strided": torch.zeros(45, dtype=torch.int64),
+            "float32 and sparse_coo": torch.zeros(45).to_sparse(),
+        }.items()
+    },
 }
 
 

@@ -30,7 +30,9 @@ def clips_of(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last_3d)
 
 
-def layer(channels: int, outputs: int, kernel: tuple[int, ...], stride: int = 1, padding: int | None = None) -> nn.Conv3d:
+def layer(
+    channels: int, outputs: int, kernel: tuple[int, ...], stride: int = 1, padding: int | None = None
+) -> nn.Conv3d:
     along = tuple(int(side > 1) for side in kernel)
     half = max(kernel) // 2 if padding is None else padding
     torch.manual_seed(1)
@@ -62,9 +64,9 @@ def check(module: nn.Conv3d, clips: Tensor) -> None:
     exact.load_state_dict(module.state_dict())
     with torch.no_grad():
         weights = torch.randn(exact(clips.double()).shape, generator=torch.Generator().manual_seed(2)).double()
-    for found, true in zip(
-        gradients(module, clips, weights.float()), gradients(exact, clips.double(), weights.float().double()), strict=True
-    ):
+    own = gradients(module, clips, weights.float())
+    wanted = gradients(exact, clips.double(), weights.float().double())
+    for found, true in zip(own, wanted, strict=True):
         assert found.dtype == torch.float32
         scale = true.abs().max().clamp(min=1e-30)
         assert ((found - true).abs().max() / scale).item() < 2e-5
@@ -74,14 +76,17 @@ def check(module: nn.Conv3d, clips: Tensor) -> None:
 def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the weights whose gradients were matrix products."""
     seen: list[tuple[int, ...]] = []
-    for name in ("_columns_gradient", "_rows_gradient"):
 
-        def noted(*given: object, own: Callable[..., Tensor] = getattr(convolution, name)) -> Tensor:
+    def noted(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def compute(*given: object) -> Tensor:
             gradient = own(*given)
             seen.append(tuple(gradient.shape))
             return gradient
 
-        monkeypatch.setattr(convolution, name, noted)
+        return compute
+
+    for name in ("_columns_gradient", "_rows_gradient"):
+        monkeypatch.setattr(convolution, name, noted(getattr(convolution, name)))
     return seen
 
 
@@ -168,6 +173,20 @@ def test_a_checkpointed_convolution_has_the_same_gradient(kernel: tuple[int, ...
     assert plain is not None
     assert module.weight.grad is not None
     torch.testing.assert_close(module.weight.grad, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (3, 1)])
+def test_second_derivatives_are_exact(kernel: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(2, 2, 3, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(3, 2, *kernel, dtype=torch.float64, generator=generator, requires_grad=True)
+    padding = tuple(side // 2 for side in kernel)
+
+    def convolve(pictures: Tensor, weight: Tensor) -> Tensor:
+        return convolution._ConvByProducts.apply(pictures, weight, padding)
+
+    assert torch.autograd.gradcheck(convolve, (pictures, weight))
+    assert torch.autograd.gradgradcheck(convolve, (pictures, weight))
 
 
 def test_three_dimensions_say_the_same() -> None:
