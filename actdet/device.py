@@ -86,6 +86,8 @@ def choose_step(step: str, device: torch.device, *, processes: int = 1, checkpoi
             raise ActdetError(
                 "step compile decides itself what to compute twice: use eager or graph, or no checkpointing"
             )
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
+            raise ActdetError("step compile needs a GPU of compute capability 7.0 or newer: use auto, eager or graph")
         if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
             raise ActdetError("step compile needs a C++ compiler on a CPU, and g++ is not found: use auto or eager")
     if step != "auto":

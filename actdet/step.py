@@ -8,7 +8,8 @@ clip and where. A backbone without pretrained weights learns by that in half the
 
 There are three ways to launch it. eager: operator by operator. compile: the network and its losses by torch.compile.
 graph: the whole step is captured as one CUDA graph, for each shape of batch after WARM_UP steps, and replayed. All
-three draw the same dropout.
+three draw the same dropout. An eager step and a graph never hold the activations of a batch at the same time: while a
+shape, such as that of an epoch's last batch, warms up, there are no graphs, and the others are captured again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -33,6 +35,14 @@ from actdet.models.backbone import FEATURES
 LOSSES = (*SetLoss._fields, "auxiliary")
 AUXILIARY_WEIGHTS = MatchWeights(8.0, 5.0, 2.0)  # classes are slower to learn than boxes: docs/LOG.md
 WARM_UP = 3  # steps of a shape before its capture: what libraries set up when they are first called must be done
+
+
+# The option of DistributedDataParallel that sends the buffers before every step. Newer PyTorch deprecates the old name.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
 
 
 class TrainStep:
@@ -69,8 +79,13 @@ class TrainStep:
         if processes.count > 1:
             # Strides of sides of one element differ, which costs a copy of a small gradient.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            # The buffers are statistics over the clips of all processes, so every process has the same already.
+            sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
             self._network = DistributedDataParallel(
-                network, gradient_as_bucket_view=True, find_unused_parameters=config.shallow_epochs > 0
+                network,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=config.shallow_epochs > 0,
+                **sync_buffers,
             )
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -106,8 +121,23 @@ class TrainStep:
         kind = (self.detector.backbone.shallow, *(tensor.shape for tensor in (batch.clips, *batch.targets)))
         if kind not in self._graphs:
             own = batch._replace(clips=batch.clips.to(self.dtype))
-            self._graphs[kind] = _Graph(self._step, own, self._pool, self._stream)
-        self._graphs[kind].run(batch)
+            self._graphs[kind] = _Graph(self._step, own, self._stream)
+        graph = self._graphs[kind]
+        if graph.warms_up:
+            self._release_graphs()
+        graph.run(batch, self._pool)
+
+    def _release_graphs(self) -> None:
+        """Give back the memory of all graphs, which are captured again when they are needed."""
+        if not any(graph.is_captured for graph in self._graphs.values()):
+            return
+        torch.cuda.synchronize()
+        self.optimizer.zero_grad(set_to_none=True)
+        for graph in self._graphs.values():
+            graph.release()
+        # A pool that no graph uses any more cannot be used again.
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
 
     def _step(self, batch: Batch) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -118,9 +148,10 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.losses += losses.detach()
-        live = self.live()
-        for name, average in self.average.items():
-            average.lerp_(live[name], self._average_weight)
+        if self.average:
+            live = self.live()
+            move = _move_by_foreach if self.device.type == "cuda" else _move_by_lerp
+            move(list(self.average.values()), [live[name] for name in self.average], self._average_weight)
 
     def _losses_of(self, clips: Tensor, targets: Targets) -> Tensor:
         """(5,) the values of LOSSES for a batch; the first is what is minimised."""
@@ -187,20 +218,49 @@ class _Network(nn.Module):
         return logits, boxes, said
 
 
+def _move_by_lerp(averages: list[Tensor], targets: list[Tensor], weight: Tensor) -> None:
+    """Move each average, in place, by the share `weight`, a 0-d tensor, of its way to its target."""
+    for average, target in zip(averages, targets, strict=True):
+        average.lerp_(target, weight)
+
+
+def _move_by_foreach(averages: list[Tensor], targets: list[Tensor], weight: Tensor) -> None:
+    """The same in a few launches for all tensors. A lerp of lists would want a weight of each tensor's own shape."""
+    ways = torch._foreach_sub(targets, averages)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_mul_(ways, weight)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(averages, ways)  # pyright: ignore[reportPrivateImportUsage]
+
+
 class _Graph:
     """The step for batches of one shape: eager at first, then captured, then replayed on copies of the batch."""
 
-    def __init__(self, step: Callable[[Batch], None], batch: Batch, pool: Any, stream: torch.cuda.Stream) -> None:
-        self._step, self._pool, self._stream = step, pool, stream
+    def __init__(self, step: Callable[[Batch], None], batch: Batch, stream: torch.cuda.Stream) -> None:
+        self._step, self._stream = step, stream
         self._batch = Batch(batch.clips.clone(), Targets(*(field.clone() for field in batch.targets)))
         self._graph: torch.cuda.CUDAGraph | None = None
         self._runs = 0
 
-    def run(self, batch: Batch) -> None:
+    @property
+    def is_captured(self) -> bool:
+        return self._graph is not None
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the next run launches operator by operator."""
+        return self._runs < WARM_UP
+
+    def release(self) -> None:
+        """Give back the memory of what was captured; the next run captures it again."""
+        if self._graph is not None:
+            self._graph.reset()
+            self._graph = None
+
+    def run(self, batch: Batch, pool: Any) -> None:
+        """One step. pool: the handle of the memory for a capture."""
         for own, given in zip((self._batch.clips, *self._batch.targets), (batch.clips, *batch.targets), strict=True):
             own.copy_(given)
-        self._runs += 1
-        if self._runs <= WARM_UP:
+        if self.warms_up:
+            self._runs += 1
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 self._step(self._batch)
@@ -210,12 +270,13 @@ class _Graph:
             graph = torch.cuda.CUDAGraph()
             try:
                 # Only this thread must not wait for the device meanwhile: those of a reader may.
-                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
                     self._step(self._batch)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
-                first = error.__context__ or error  # it ends the capture by a second one
+                # The end of a capture that failed raises a second error.
+                first = error.__context__ or error
+                if isinstance(first, torch.OutOfMemoryError) or "out of memory" in str(first):
+                    raise torch.OutOfMemoryError(str(first)) from error
                 reason = str(first).partition("\n")[0]
                 raise ActdetError(f"the step cannot be captured ({reason}): use --step eager") from error
             self._graph = graph

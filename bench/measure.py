@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 
 MOST_ROUNDS, MOST_REPEATS = 30, 20  # a round times so many calls together; quantiles are over rounds
-SECONDS = 0.15  # for each figure; slow calls are timed one by one, three times at least
+SECONDS = 0.15  # for each figure
+LEAST_ROUNDS, PATIENCE = 3, 1.0  # so many rounds at least, unless they take longer than so many seconds
 
 
-def measure(run: Callable[[], Any]) -> dict[str, Any]:
-    """Microseconds a call (median, 10th and 90th percentile), launches, synchronisations, and bytes at the peak.
+class CaptureFailed(Exception):
+    """A call that waits for nothing could not be captured: what this process measures from now on is wrong."""
 
-    graph_us is None where the call cannot be captured, because it waits for the device or its shapes depend on values.
+
+def measure(run: Callable[[], Any], *, capturable: bool = True) -> dict[str, Any]:
+    """What one call of `run`, which has run before, takes on the device and on the host.
+
+    Args:
+        run: the call.
+        capturable: whether a capture may be tried where the call waits for nothing that PyTorch knows of.
+
+    Returns:
+        Microseconds (median, 10th and 90th percentile), launches, synchronisations, and bytes at the peak. graph_us is
+        None where the call cannot be captured, because it waits for the device or its shapes depend on values.
+
+    Raises:
+        CaptureFailed: the capture was tried and failed.
     """
-    for _ in range(3):
-        run()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -29,19 +43,52 @@ def measure(run: Callable[[], Any]) -> dict[str, Any]:
     torch.cuda.synchronize()
     repeats = min(max(int(0.01 / (time.perf_counter() - start)), 1), MOST_REPEATS)
     peak = torch.cuda.max_memory_allocated() - before
-    replay = capture(run)
+
+    graph = None
+    if capturable and not waits(run):
+        graph, _ = _times(capture(run), repeats)
+    eager, host = _times(run, repeats)
     return {
-        "graph_us": None if replay is None else _device_time(replay, repeats),
-        "eager_us": _device_time(run, repeats),
-        "host_us": _host_time(run, repeats),
+        "graph_us": graph,
+        "eager_us": eager,
+        "host_us": host,
         **count_launches(run),
         "peak_bytes": peak,
         "copy_bytes_per_s": copy_rate(),
     }
 
 
-def capture(run: Callable[[], Any]) -> Callable[[], None] | None:
-    """A function that replays `run` from a CUDA graph, or None."""
+def waits(run: Callable[[], Any]) -> bool:
+    """Whether a call that runs otherwise waits for the device, which ends it there."""
+    with _refuse_waiting():
+        try:
+            run()
+        except RuntimeError:
+            return True
+    return False
+
+
+@contextmanager
+def _refuse_waiting() -> Iterator[None]:
+    """While active, PyTorch raises where the host waits for the device."""
+    with warnings.catch_warnings():
+        # The mode says of itself that it is a prototype.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def capture(run: Callable[[], Any]) -> Callable[[], None]:
+    """A function that replays `run`, which waits for nothing, from a CUDA graph.
+
+    A capture that fails leaves PyTorch's allocator, generator and stream in capture mode.
+
+    Raises:
+        CaptureFailed: it did.
+    """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -50,9 +97,9 @@ def capture(run: Callable[[], Any]) -> Callable[[], None] | None:
     try:
         with torch.cuda.graph(graph):
             run()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return None
+    except RuntimeError as error:
+        first = error.__context__ or error
+        raise CaptureFailed(str(first).partition("\n")[0]) from error
     return graph.replay
 
 
@@ -61,7 +108,8 @@ def copy_rate() -> float:
     """Bytes read and written in a second by a large copy: what this card's memory gives."""
     source = torch.empty(2**29, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.numel() / (1e-6 * _device_time(lambda: target.copy_(source), repeats=5)["median"])
+    device, _ = _times(lambda: target.copy_(source), repeats=5)
+    return 2 * source.numel() / (1e-6 * device["median"])
 
 
 def count_launches(run: Callable[[], Any]) -> dict[str, int]:
@@ -76,39 +124,32 @@ def count_launches(run: Callable[[], Any]) -> dict[str, int]:
     return {"launches": len(on_device), "synchronisations": len(waits)}
 
 
-def _device_time(run: Callable[[], Any], repeats: int) -> dict[str, float]:
-    def once() -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(repeats):
-            run()
-        end.record()
-        end.synchronize()
-        return 1e3 * start.elapsed_time(end) / repeats
-
-    return _quantiles(once)
-
-
-def _host_time(run: Callable[[], Any], repeats: int) -> dict[str, float]:
-    def once() -> float:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        return 1e6 * (time.perf_counter() - start) / repeats
-
-    return _quantiles(once)
-
-
 def quantiles(times: list[float]) -> dict[str, float]:
     """The median, and the 10th and 90th percentile."""
     deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
     return {"median": statistics.median(times), "p10": deciles[0], "p90": deciles[-1], "rounds": len(times)}
 
 
-def _quantiles(once: Callable[[], float]) -> dict[str, float]:
-    """Those of many rounds, each begun when the device is idle."""
-    times, stop = [], time.perf_counter() + SECONDS
-    while len(times) < 3 or (len(times) < MOST_ROUNDS and time.perf_counter() < stop):
+def _times(run: Callable[[], Any], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Quantiles of microseconds a call: on the device, and of the host, from the same rounds.
+
+    Each round of `repeats` calls begins when the device is idle.
+    """
+    on_device: list[float] = []
+    of_host: list[float] = []
+    start = time.perf_counter()
+    while True:
         torch.cuda.synchronize()
-        times.append(once())
-    return quantiles(times)
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
+        began = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        of_host.append(1e6 * (time.perf_counter() - began) / repeats)
+        last.record()
+        last.synchronize()
+        on_device.append(1e3 * first.elapsed_time(last) / repeats)
+
+        rounds, spent = len(on_device), time.perf_counter() - start
+        if spent > (SECONDS if rounds >= LEAST_ROUNDS else PATIENCE) or rounds == MOST_ROUNDS:
+            return quantiles(on_device), quantiles(of_host)

@@ -70,6 +70,10 @@ ASSIGN: dict[str, Callable[[Tensor], Tensor]] = {
     "torch-linear-assignment": tla_assign,
 }
 
+# torch-linear-assignment allocates by cudaMalloc and launches on the legacy stream. Neither can be captured, and
+# PyTorch does not see either of them beforehand.
+NEVER_CAPTURED = {"torch-linear-assignment"}
+
 
 # The matching cost
 

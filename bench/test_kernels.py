@@ -17,8 +17,8 @@ import pytest
 import torch
 from actdet_kernels import pairwise_cost, set_loss
 from cases import MATRICES, REGIMES, SIZES, Matrices, Problem, Size, make_cost, make_problem
-from measure import measure, quantiles
-from opponents import ASSIGN, COST, CRITERION, MATCH, MATCHER_OF, Absent, tensors_of
+from measure import CaptureFailed, measure, quantiles
+from opponents import ASSIGN, COST, CRITERION, MATCH, MATCHER_OF, NEVER_CAPTURED, Absent, tensors_of
 from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -100,7 +100,15 @@ def compare(
     times = time_it(benchmark, lambda: function(problem))
     sizes = {"input_bytes": bytes_of(tensors_of(problem)), "output_bytes": bytes_of(tensors_of(outcome))}
     del outcome
-    record(kind="time", **row, wall_us=times, **sizes, **(measure(lambda: function(problem)) if ON_GPU else {}))
+
+    on_gpu: dict[str, Any] = {}
+    if ON_GPU:
+        try:
+            on_gpu = measure(lambda: function(problem), capturable=row["name"] not in NEVER_CAPTURED)
+        except CaptureFailed as error:
+            what = f"{benchmark.group} of {row['name']} could not be captured ({error})"
+            pytest.exit(f"{what}: what follows in this process would be wrong", 1)
+    record(kind="time", **row, wall_us=times, **sizes, **on_gpu)
 
 
 def time_it(benchmark: BenchmarkFixture, run: Callable[[], Any]) -> dict[str, float]:

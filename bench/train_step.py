@@ -48,6 +48,9 @@ def main(case: dict[str, Any]) -> dict[str, Any]:
         run, loss, timers = lambda: plain.run(batch), lambda: plain.loss.item(), plain_timers(plain)
     else:
         step = make_step(model, case)
+        if DEVICE.type == "cuda":
+            # What it took to choose the convolutions is not the step's.
+            torch.cuda.reset_peak_memory_stats()
 
         def run() -> None:
             step.run(batch, lr=1e-4, seed=0, number=0)

@@ -133,7 +133,8 @@ def _pipeline(inputs: Iterator[tuple[list[np.ndarray], ...]], decoder: str) -> A
     encoded, frames, size = fn.external_source(
         inputs, num_outputs=3, dtype=[DALIDataType.UINT8, DALIDataType.INT32, DALIDataType.FLOAT], ndim=1
     )
-    clips = fn.decoders.video(encoded, frames=frames, device=decoder)
+    # Unless it is told otherwise, it ties its threads to cores, the same ones in every process of a job.
+    clips = fn.decoders.video(encoded, frames=frames, device=decoder, affine=False)
     # Of DALI's filters this is the triangle that also PyAV's bilinear shrinks with.
     return fn.resize(clips, size=size, interp_type=DALIInterpType.INTERP_LINEAR, antialias=True)
 
@@ -181,5 +182,64 @@ def _problem(request: ClipRequest, size: tuple[int, int]) -> DataError | None:
 
 def _unexplained(requests: list[ClipRequest], error: Exception) -> ActdetError:
     files = ", ".join(dict.fromkeys(request.video.path for request in requests))
-    reason = next((line for line in str(error).splitlines() if line.startswith("Assert")), "no reason given")
-    return ActdetError(f"DALI cannot decode one of {files} ({reason}); use reader pyav")
+    return ActdetError(f"DALI cannot decode one of {files} ({_reason(error)}); use reader pyav")
+
+
+def _reason(error: Exception) -> str:
+    """The line of DALI's error that says what went wrong in the operator."""
+    lines = str(error).partition("encountered:")[2].splitlines()
+    return next((line.strip() for line in lines if line.strip()), "no reason given")
+
+
+def refused(name: str, videos: Iterable[VideoInfo]) -> str:
+    """Which of `videos` the reader `name` does not decode on this machine, and why; empty where there is none.
+
+    What a GPU decodes depends on codec, pixel format and sides, each within limits: of each codec and format the
+    videos with the longest and the shortest sides and with most pixels are tried, each kind once in a process.
+    """
+    for video in _extremes(videos):
+        kind = (name, video.codec, video.pixel_format, *_coded_size(video))
+        if kind not in _tried:
+            _tried[kind] = _refusal(name, video)
+        if _tried[kind]:
+            size = "{} x {}".format(*_coded_size(video))
+            return f"{video.path} ({video.codec}, {video.pixel_format}, {size}) is not decoded here: {_tried[kind]}"
+    return ""
+
+
+_tried: dict[tuple[str | int, ...], str] = {}
+
+
+def _coded_size(video: VideoInfo) -> tuple[int, int]:
+    """Width and height before rotation."""
+    return (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
+
+
+def _extremes(videos: Iterable[VideoInfo]) -> list[VideoInfo]:
+    kinds: dict[tuple[str, str], list[VideoInfo]] = {}
+    for video in videos:
+        kinds.setdefault((video.codec, video.pixel_format), []).append(video)
+    found: dict[str, VideoInfo] = {}
+    for kind in kinds.values():
+        for side in (0, 1):
+            for choose in (max, min):
+                video = choose(kind, key=lambda each, side=side: _coded_size(each)[side])
+                found[video.path] = video
+        largest = max(kind, key=lambda each: each.width * each.height)
+        found[largest.path] = largest
+    return list(found.values())
+
+
+def _refusal(name: str, video: VideoInfo) -> str:
+    """Why DALI does not decode the first frame of a video; empty where it does, or where the file is at fault."""
+    request = ClipRequest(video, np.zeros(1, np.int64))
+    size = (16, 16)
+    try:
+        for _ in DALIReader(name, size, threads=1)._clips([request], 1):
+            pass
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, DataError) as error:
+        # A damaged file is told of when it is read.
+        return "" if _problem(request, size) else _reason(error)
+    return ""

@@ -43,7 +43,19 @@ _NO_ANNOTATIONS = (".db", ".html", ".ini", ".log", ".md", ".names", ".pdf")
 _TELLING_LINES = 8
 
 # The fields of a VideoInfo that JSON takes as they are.
-_PLAIN_FACTS = ("width", "height", "rotation", "end", "codec", "timed", "skipped", "bytes", "remarks", "alone")
+_PLAIN_FACTS = (
+    "width",
+    "height",
+    "rotation",
+    "end",
+    "codec",
+    "timed",
+    "skipped",
+    "bytes",
+    "remarks",
+    "alone",
+    "pixel_format",
+)
 
 Progress = Callable[[int, int], None]  # told how many videos are done, of how many
 
@@ -401,6 +413,7 @@ def _from_json(path: Path, entry: dict[str, Any]) -> VideoInfo:
         and isinstance(facts["timed"], bool)
         and isinstance(facts["alone"], bool)
         and isinstance(facts["codec"], str)
+        and isinstance(facts["pixel_format"], str)
         and isinstance(remarks, list)
         and all(isinstance(remark, str) and remark.isprintable() for remark in remarks)
     )

@@ -6,12 +6,13 @@ Their pixels differ slightly: a detector is evaluated with the reader that it wa
 
 from __future__ import annotations
 
+import ctypes
 import math
 import multiprocessing
 import resource
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
@@ -78,7 +79,7 @@ def choose_reader(
     if name == "auto" and device.type != "cuda":
         return "pyav", "DALI decodes few codecs on a CPU"
     reader = "dali-gpu" if device.type == "cuda" else "dali-cpu"
-    problem = _dali_problem(reader, videos)
+    problem = _dali_problem(reader, list(videos))
     if name == "auto":
         return ("pyav", problem) if problem else (reader, "decodes on the GPU")
     if problem:
@@ -98,8 +99,8 @@ def open_reader(name: str, size: tuple[int, int], *, workers: int = 1, disk_cach
     return DALIReader(name, size, max(1, workers))
 
 
-def _dali_problem(reader: str, videos: Iterable[VideoInfo]) -> str:
-    """Why DALI cannot read these videos; empty if it can."""
+def _dali_problem(reader: str, videos: Sequence[VideoInfo]) -> str:
+    """Why DALI cannot read these videos on this machine; empty if it can."""
     if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
         return "DALI is not installed (pip install 'actdet[cuda13]')"
     codecs = _GPU_CODECS if reader == "dali-gpu" else _CPU_CODECS
@@ -115,7 +116,27 @@ def _dali_problem(reader: str, videos: Iterable[VideoInfo]) -> str:
             return f"{video.path} has several video streams, of which DALI may take another"
         if not video.timed and video.codec != "mjpeg":
             return f"{video.path} has no timestamps, so DALI would mix up its frames"
-    return ""
+    if reader == "dali-cpu":
+        return ""
+
+    if not _has_video_decoder():
+        return (
+            "the driver's video decoder, libnvcuvid.so.1, is not found (in a container it needs "
+            "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
+        )
+    try:
+        from actdet.data.dali import refused
+    except ActdetError as error:
+        return str(error)
+    return refused(reader, videos)
+
+
+def _has_video_decoder() -> bool:
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _allow_open_files() -> None:

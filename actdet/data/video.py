@@ -78,6 +78,8 @@ class VideoInfo:
     # Of the packets that are shown, in the order of the file: the index of their frame, or -1 for none. Empty where
     # the packets' own timestamps, which are then `pts`, tell.
     places: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    # FFmpeg's name of how it codes a pixel, such as yuv420p10le: what a hardware decoder may refuse.
+    pixel_format: str = ""
 
     @property
     def seconds(self) -> float:
@@ -141,9 +143,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         remarks = (*remarks, f"has {len(shown)} video streams; only number {number}, which players show, is read")
     if joined is not None:
         remarks = (*remarks, f"another recording begins at byte {joined} and is not read: split the file there")
-    return VideoInfo(
-        path, width, height, rotation, time_base, pts, end, codec, timed, skipped, size, entries, remarks, alone, places
-    )
+    facts = path, width, height, rotation, time_base, pts, end, codec, timed, skipped, size, entries, remarks, alone
+    return VideoInfo(*facts, places, found.first.format.name)
 
 
 def _times(

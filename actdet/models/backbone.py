@@ -94,37 +94,50 @@ class Backbone(nn.Sequential):
                 nn.init.zeros_(self.get_parameter(f"{name}.conv2.1.weight"))
 
 
-_FEW = 2  # clips that leave most of a small card's memory free
-
-
 @cache
 def choose_convolutions(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     """Whether the factorised convolutions are to be flat for clips of `shape`, and why in a few words.
 
-    On a GPU that is measured: forward and backward passes of each form over a few clips, which takes seconds.
+    On a GPU that is measured: forward and backward passes of each form over such a batch, or over the largest half,
+    quarter and so on of it that fits into the free memory. It takes seconds.
     """
     if device.type != "cuda":
         return True, "on a CPU 3-D ones err in bf16"
     prepare_device(device)
+    batch, *rest = shape
+    while batch:
+        try:
+            seconds = {flat: _seconds_of_passes(flat, (batch, *rest), device, dtype) for flat in (True, False)}
+        except torch.OutOfMemoryError:
+            batch //= 2
+            continue
+        finally:
+            # A training, which runs on a stream of its own, cannot use what PyTorch keeps of this one's memory.
+            torch.cuda.empty_cache()
+        flat = seconds[True] <= seconds[False]
+        clips = "" if batch == shape[0] else f" of {batch} clips"
+        return flat, f"{1e3 * seconds[flat]:.1f} ms a step{clips} against {1e3 * seconds[not flat]:.1f}"
+    return True, "too little memory to measure"
+
+
+def _seconds_of_passes(flat: bool, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds of a forward and a backward pass of a new backbone over clips of `shape`, (B, C, T, H, W)."""
     batch, channels, *sides = shape
     with torch.random.fork_rng([device]):
         backbone = Backbone().to(device).to(memory_format=torch.channels_last_3d).train()
-        clips = torch.randn(min(batch, _FEW), *sides, channels, device=device).permute(0, 4, 1, 2, 3)
-    seconds = {}
-    for flat in (True, False):
-        set_flat(backbone, flat)
-        times = []
-        for _ in range(5):  # the first ones choose algorithms
-            torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                features = backbone(clips)
-            features.float().mean().backward()
-            torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
-        seconds[flat] = min(times)
-    flat = seconds[True] <= seconds[False]
-    return flat, f"{1e3 * seconds[flat]:.1f} ms a step against {1e3 * seconds[not flat]:.1f}"
+        clips = torch.randn(batch, *sides, channels, device=device).permute(0, 4, 1, 2, 3)
+    set_flat(backbone, flat)
+    times = []
+    # In the first ones algorithms are chosen.
+    for _ in range(5):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            features = backbone(clips)
+        features.float().mean().backward()
+        torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def _align(module: nn.Sequential) -> None:

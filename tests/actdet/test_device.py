@@ -174,7 +174,10 @@ def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch
         ("compile", "cuda", 1, True, "step compile decides itself"),
     ],
 )
-def test_how_a_step_is_launched(asked: str, device: str, processes: int, checkpointing: bool, expected: str) -> None:
+def test_how_a_step_is_launched(
+    asked: str, device: str, processes: int, checkpointing: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 0))
     given = {"processes": processes, "checkpointing": checkpointing}
     if expected.startswith("step"):
         with pytest.raises(ActdetError) as caught:
@@ -184,6 +187,20 @@ def test_how_a_step_is_launched(asked: str, device: str, processes: int, checkpo
         step, reason = choose_step(asked, torch.device(device), **given)
         assert step == expected
         assert (reason == "asked for") == (asked != "auto")
+
+
+@pytest.mark.parametrize("step", ["auto", "eager", "graph", "compile"])
+def test_a_pascal_gpu_does_everything_but_compile(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's compiler refuses those with a traceback."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (6, 1))
+    if step != "compile":
+        assert choose_step(step, torch.device("cuda"))[0] in ("eager", "graph")
+        return
+    with pytest.raises(ActdetError) as caught:
+        choose_step(step, torch.device("cuda"))
+    assert str(caught.value) == (
+        "step compile needs a GPU of compute capability 7.0 or newer: use auto, eager or graph"
+    )
 
 
 def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,15 @@ Graphs need a GPU; those tests are marked `gpu`.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from actdet_kernels import Targets
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,14 +22,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from actdet import step as stepping
 from actdet.config import ModelConfig, TrainConfig
 from actdet.data.augment import Batch
+from actdet.device import choose_precision
+from actdet.distributed import Processes
+from actdet.errors import ActdetError
 from actdet.models import ActionDetector
-from actdet.step import LOSSES, TrainStep
+from actdet.step import LOSSES, WARM_UP, TrainStep
 
 MODEL = ModelConfig(image_size=32, frames=8, encoder_layers=1, decoder_layers=1, queries=6, dropout=0.1)
 CONFIG = TrainConfig(lr=1e-3, auxiliary_weight=0.5, backbone_weights="none")
 CPU = torch.device("cpu")
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+# bf16 where the device has units for it, float16 on older GPUs.
+HALF, _ = choose_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def batches(count: int, device: torch.device = CPU, size: int = 4) -> list[Batch]:
@@ -159,6 +168,189 @@ def test_the_running_average_is_that_of_the_weights() -> None:
         assert torch.equal(value, after[name])
 
 
+def weights(seed: int) -> list[Tensor]:
+    """Of the shapes and in the layouts of a detector's parameters, statistics and heads."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(), (7,), (3, 256), (12, 256), (64, 3, 3, 7, 7), (48, 64, 3, 1, 1)]
+    made = [torch.randn(shape, generator=generator) for shape in shapes]
+    return [m.to(memory_format=torch.channels_last_3d) if m.ndim == 5 else m for m in made]
+
+
+class Launches(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.9, 0.4, 1e-4])
+def test_averages_that_move_together_move_as_one_by_one(weight: float) -> None:
+    """On a GPU, where a launch for each tensor would take longer than the arithmetic."""
+    averages, targets, share = weights(0), weights(1), torch.tensor(weight)
+    exact = [a.double() + share.double() * (t.double() - a.double()) for a, t in zip(averages, targets, strict=True)]
+    with Launches() as launches:
+        stepping._move_by_foreach(averages, targets, share)
+    assert launches.count == 3
+    for average, wanted in zip(averages, exact, strict=True):
+        torch.testing.assert_close(average.double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_cpu_moves_each_average_by_lerp() -> None:
+    """Bit for bit; the numbers of a training do not depend on how many tensors are moved at once."""
+    step, (batch,) = step_of("eager", ema_decay=0.6), batches(1)
+    before = {name: value.clone() for name, value in step.average.items()}
+    step.run(batch, lr=1e-2, seed=0, number=3)
+    live = step.live()
+    for name, value in before.items():
+        assert torch.equal(step.average[name], value.lerp_(live[name], torch.tensor(1 - 4 / 13)))
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_processes_send_gradients_and_no_statistics(tmp_path: Path) -> None:
+    """Which all of them have already, as the tests of two processes show."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        step = TrainStep(ActionDetector(MODEL), CONFIG, CPU, torch.float32, "eager", Processes(0, 2))
+        network: Any = step._network
+        assert any(name.endswith("running_mean") for name, _ in network.named_buffers())
+        assert network.require_forward_param_sync
+        assert not network.will_sync_module_buffers()
+    finally:
+        dist.destroy_process_group()
+
+
+class Device:
+    """In place of the GPU: notes what runs, and which graphs are alive when something runs operator by operator."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.ran: list[tuple[str, int]] = []
+        self.alive: set[Any] = set()
+        self.pools = 0
+        self.pool_of: dict[Any, int] = {}
+        self.capturing: Any = None
+        device = self
+
+        class Graph:
+            def replay(self) -> None:
+                assert self in device.alive
+                device.ran.append(("replayed", self.size))
+
+            def reset(self) -> None:
+                device.alive.remove(self)
+
+        class Stream:
+            def wait_stream(self, other: Any) -> None:
+                pass
+
+        @contextmanager
+        def capture(graph: Any, pool: int, stream: Any, **_: Any) -> Iterator[None]:
+            # PyTorch does not begin a capture in a pool that was used and is used by no graph any more.
+            assert pool == device.pools
+            device.capturing = graph
+            yield
+            device.capturing = None
+            device.alive.add(graph)
+
+        @contextmanager
+        def stream(_: Any) -> Iterator[None]:
+            yield
+
+        def new_pool() -> int:
+            assert not device.alive
+            device.pools += 1
+            return device.pools
+
+        for name, value in {
+            "CUDAGraph": Graph,
+            "Stream": Stream,
+            "current_stream": Stream,
+            "stream": stream,
+            "graph": capture,
+            "graph_pool_handle": new_pool,
+            "synchronize": lambda: None,
+            "empty_cache": lambda: None,
+        }.items():
+            patch.setattr(torch.cuda, name, value)
+
+    def step(self, batch: Batch) -> None:
+        size = len(batch.clips)
+        if self.capturing is None:
+            assert not self.alive
+            self.ran.append(("eager", size))
+        else:
+            self.capturing.size = size
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    return Device(monkeypatch)
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_no_step_runs_eagerly_beside_a_graph(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs of four batches and a smaller one: both sets of activations never lie in memory."""
+    monkeypatch.setattr(TrainStep, "_step", lambda self, batch: device.step(batch))
+    (large,), (small,) = batches(1), batches(1, size=3)
+    step = step_of("graph")
+    for _ in range(5):
+        for batch in (large, large, large, large, small):
+            step.run(batch, lr=1e-3, seed=0, number=0)
+
+    how = [("eager" if number < WARM_UP else "replayed", 4) for number in range(20)]
+    last = [("eager" if epoch < WARM_UP else "replayed", 3) for epoch in range(5)]
+    assert device.ran == [run for epoch in range(5) for run in (*how[4 * epoch : 4 * epoch + 4], last[epoch])]
+    assert len(device.alive) == 2
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), torch.OutOfMemoryError),
+        (RuntimeError("CUDA error: out of memory"), torch.OutOfMemoryError),
+        (RuntimeError("CUDA error: operation not permitted when stream is capturing"), ActdetError),
+    ],
+    ids=["allocator", "driver", "other"],
+)
+def test_why_a_step_is_not_captured(
+    reason: RuntimeError, expected: type[Exception], device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A capture that fails is ended by a second error, which hides the first."""
+
+    def run(self: TrainStep, batch: Batch) -> None:
+        device.step(batch)
+        if device.capturing:
+            raise reason
+
+    begun = torch.cuda.graph
+
+    @contextmanager
+    def capture(*arguments: Any, **options: Any) -> Iterator[None]:
+        with begun(*arguments, **options):
+            try:
+                yield
+            finally:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(TrainStep, "_step", run)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    (batch,) = batches(1)
+    step = step_of("graph")
+    for _ in range(WARM_UP):
+        step.run(batch, lr=1e-3, seed=0, number=0)
+    with pytest.raises(expected) as caught:
+        step.run(batch, lr=1e-3, seed=0, number=0)
+    assert str(reason) in str(caught.value)
+    assert ("--step eager" in str(caught.value)) == (expected is ActdetError)
+
+
 @pytest.mark.usefixtures("tiny_backbone")
 def test_without_an_average_there_is_nothing_to_swap() -> None:
     step = step_of("eager")
@@ -181,7 +373,7 @@ def test_checkpointing_changes_no_losses() -> None:
 
 @GPU
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", sorted({torch.float32, torch.float16, HALF}, key=str))
 def test_captured_steps_give_the_losses_of_eager_ones(dtype: torch.dtype) -> None:
     """32 steps of R(2+1)D-18, with dropout, an average and a shorter batch now and then."""
     device = torch.device("cuda")
@@ -191,13 +383,38 @@ def test_captured_steps_give_the_losses_of_eager_ones(dtype: torch.dtype) -> Non
     torch.testing.assert_close(curves[1], curves[0], rtol=tolerance, atol=tolerance)
 
 
+def most_reserved(sizes: list[int]) -> int:
+    """The most bytes that PyTorch held at once for captured steps on batches of these sizes."""
+    device = torch.device("cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    model = replace(MODEL, image_size=112, frames=16)
+    step = step_of("graph", device, HALF, model)
+    for number, size in enumerate(sizes):
+        clips = torch.zeros(size, 16, 112, 112, 3, device=device).permute(0, 4, 1, 2, 3)
+        targets = Targets(
+            torch.zeros(size, 1, dtype=torch.int64), torch.full((size, 1, 4), 0.4), torch.ones(size).int()
+        )
+        step.run(Batch(clips, targets.to(device)), lr=1e-4, seed=number, number=number)
+    return torch.cuda.max_memory_reserved() - before
+
+
+@GPU
+@pytest.mark.gpu
+def test_a_smaller_last_batch_takes_no_memory_of_its_own() -> None:
+    """Five epochs of four batches of 8 and one of 7: both sets of activations would be nearly twice as much."""
+    alone = most_reserved([8] * 20)
+    assert most_reserved([8, 8, 8, 8, 7] * 5) < 1.4 * alone
+
+
 @GPU
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("default")  # the mode that forbids waits warns that it is a prototype
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_no_step_waits_for_the_gpu(mode: str) -> None:
     device = torch.device("cuda")
-    step, given = step_of(mode, device, torch.bfloat16, ema_decay=0.9), batches(8, device)
+    step, given = step_of(mode, device, HALF, ema_decay=0.9), batches(8, device)
     curve(step, given)  # whatever is set up once, and the capture
     torch.cuda.synchronize()
     try:

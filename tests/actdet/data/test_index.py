@@ -251,6 +251,7 @@ BAD_FACTS: dict[str, Any] = {
     "rotation": [45, -90, "0"],
     "end": [0, 1e300, 2**70, "9"],
     "codec": [None, 5, ["h264"]],
+    "pixel_format": [None, 5, ["yuv420p"]],
     "timed": [1, "yes", None],
     "skipped": [-1, 0.5],
     "bytes": [1, "9"],

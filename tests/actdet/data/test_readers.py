@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,7 @@ from actdet.errors import ActdetError, DataError
 
 SIZE = (40, 56)
 
-needs_dali = pytest.mark.skipif(
-    choose_reader("auto", torch.device("cuda"))[0] != "dali-gpu", reason="DALI is not installed"
-)
+needs_dali = pytest.mark.skipif("DALI is not" in choose_reader("auto", torch.device("cuda"))[1], reason="needs DALI")
 
 
 @pytest.fixture(scope="module")
@@ -265,8 +264,97 @@ def test_the_choice_and_its_reason(clips: list[VideoInfo]) -> None:
     assert choose_reader("pyav", cuda, clips) == ("pyav", "asked for")
 
 
+@pytest.fixture
+def video_decoder(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """In place of the GPU's: decodes what DALI does on the CPU. Gives the files that are tried."""
+    from actdet.data import dali
+
+    monkeypatch.setattr(readers, "_has_video_decoder", lambda: True)
+    monkeypatch.setattr(dali, "_tried", {})
+    tried: list[str] = []
+    refusal = dali._refusal
+
+    def on_the_cpu(name: str, video: VideoInfo) -> str:
+        tried.append(Path(video.path).name)
+        return refusal("dali-cpu", video)
+
+    monkeypatch.setattr(dali, "_refusal", on_the_cpu)
+    return tried
+
+
 @needs_dali
-def test_the_choice_where_dali_is_installed(clips: list[VideoInfo], tmp_path: Path) -> None:
+def test_what_the_gpu_refuses_is_found_once_and_read_by_pyav(
+    clips: list[VideoInfo], tmp_path: Path, video_decoder: list[str]
+) -> None:
+    """AV1 on older cards, 10 bits, 4:2:2 and sizes: here H.264, which DALI decodes on a GPU alone."""
+    cuda = torch.device("cuda")
+    phone = probe(write_video(tmp_path / "phone.mp4", rotation=90))
+    for _ in range(2):
+        assert choose_reader("auto", cuda, [*clips, phone]) == (
+            "pyav",
+            f"{phone.path} (h264, yuv420p, 64 x 48) is not decoded here: Assert on "
+            '"frames_decoders_[s]->IsValid()" failed: Failed to create video decoder for "memory file"',
+        )
+    with pytest.raises(ActdetError, match=r"^reader dali cannot be used: .*phone.mp4 \(h264.*; use reader pyav$"):
+        choose_reader("dali", cuda, [phone])
+    assert video_decoder.count("phone.mp4") == 1
+    assert choose_reader("auto", cuda, clips) == ("dali-gpu", "decodes on the GPU")
+
+
+@needs_dali
+def test_of_each_kind_of_video_the_extreme_sizes_are_tried(
+    clips: list[VideoInfo], tmp_path: Path, video_decoder: list[str]
+) -> None:
+    """VP9 of 64 x 48, 97 x 55, 80 x 120 and 96 x 64, and as if of 10 bits; one of VP8, one of MJPEG."""
+    assert [clip.pixel_format for clip in clips] == [*["yuv420p"] * 5, "yuvj420p", "yuv420p"]
+    copy = tmp_path / "z.webm"
+    copy.write_bytes(Path(clips[0].path).read_bytes())
+    deep = replace(clips[0], path=str(copy), pixel_format="yuv420p10le")
+    choose_reader("auto", torch.device("cuda"), [*clips, deep] * 2)
+    assert sorted(video_decoder) == ["a.webm", "b.webm", "c.mp4", "e.mkv", "f.avi", "z.webm"]
+
+
+@needs_dali
+def test_a_damaged_file_is_no_reason_for_another_reader(tmp_path: Path, video_decoder: list[str]) -> None:
+    path = write_video(tmp_path / "a.webm", "libvpx-vp9")
+    info = probe(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert choose_reader("auto", torch.device("cuda"), [info])[0] == "dali-gpu"
+    assert video_decoder == ["a.webm"]
+
+
+@needs_dali
+def test_without_the_drivers_decoder_pyav_reads(clips: list[VideoInfo], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers that were started for computing only."""
+
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(readers.ctypes, "CDLL", missing)
+    for videos in (clips, []):
+        name, reason = choose_reader("auto", torch.device("cuda"), videos)
+        assert name == "pyav"
+        assert reason.startswith("the driver's video decoder, libnvcuvid.so.1, is not found (in a container")
+
+
+@needs_dali
+def test_decoding_threads_are_tied_to_no_cores(clips: list[VideoInfo], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of all processes of a job would share the same few."""
+    from actdet.data import dali
+
+    asked = []
+    decode = dali.fn.decoders.video
+    monkeypatch.setattr(
+        dali.fn.decoders, "video", lambda *given, **options: asked.append(options) or decode(*given, **options)
+    )
+    with open_reader("dali-cpu", SIZE) as reader:
+        (frames,) = reader.read([ClipRequest(clips[0], np.arange(3))])
+    assert isinstance(frames, torch.Tensor)
+    assert [options["affine"] for options in asked] == [False]
+
+
+@needs_dali
+def test_the_choice_where_dali_is_installed(clips: list[VideoInfo], tmp_path: Path, video_decoder: list[str]) -> None:
     cuda = torch.device("cuda")
     assert choose_reader("dali", torch.device("cpu"), clips) == ("dali-cpu", "asked for")
     assert choose_reader("auto", cuda, clips) == ("dali-gpu", "decodes on the GPU")

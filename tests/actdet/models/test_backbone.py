@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.video import r2plus1d_18
 
 from actdet.device import choose_precision
-from actdet.models.backbone import Backbone
+from actdet.models import backbone as backbone_module
+from actdet.models.backbone import Backbone, choose_convolutions
+from actdet.models.convolution import FactorisedConv
 
 BF16_UNITS = choose_precision("auto", torch.device("cpu"))[0] == torch.bfloat16
 NO_UNITS = "a CPU without bf16 units rounds at other places for other widths"
@@ -344,3 +347,51 @@ def test_checkpointing_computes_the_same_and_counts_no_batch_twice(
         assert torch.equal(one, other)
     assert {norm.momentum for norm in saving.modules() if isinstance(norm, _BatchNorm)} == {0.1}
     assert kept[1] < 0.3 * kept[0]
+
+
+@pytest.mark.parametrize(
+    ("fits", "expected"),
+    [
+        (11, (True, "110.0 ms a step against 130.0")),
+        (10, (True, "75.0 ms a step of 5 clips against 80.0")),
+        # On two clips the other form is faster.
+        (3, (False, "50.0 ms a step of 2 clips against 54.0")),
+        (0, (True, "too little memory to measure")),
+    ],
+)
+def test_convolutions_are_chosen_on_the_batch_or_what_of_it_fits(
+    fits: int, expected: tuple[bool, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten clips on a GPU that is none, whose 3-D form takes longer for each clip but less to begin."""
+
+    def seconds(flat: bool, shape: tuple[int, ...], *_: Any) -> float:
+        assert shape[1:] == (3, 16, 112, 112)
+        # The 3-D form takes a little more memory.
+        if shape[0] > fits - (not flat):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 0.001 * (40 + 7 * shape[0] if flat else 30 + 10 * shape[0])
+
+    monkeypatch.setattr(backbone_module, "_seconds_of_passes", seconds)
+    monkeypatch.setattr(backbone_module, "prepare_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    choose_convolutions.cache_clear()
+    assert choose_convolutions((10, 3, 16, 112, 112), torch.device("cuda"), torch.bfloat16) == expected
+    choose_convolutions.cache_clear()
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_passes_are_timed_over_the_whole_batch(flat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Watched(Backbone):
+        def forward(self, input: Tensor) -> Tensor:
+            seen.append((input.shape, input.is_contiguous(memory_format=torch.channels_last_3d)))
+            assert all(part.flat == flat for part in self.modules() if isinstance(part, FactorisedConv))
+            return super().forward(input)
+
+    monkeypatch.setattr(backbone_module, "Backbone", Watched)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
+    seconds = backbone_module._seconds_of_passes(flat, (3, 3, 2, 16, 16), torch.device("cpu"), torch.float32)
+    assert seconds > 0
+    assert set(seen) == {((3, 3, 2, 16, 16), True)}
