@@ -44,8 +44,10 @@ def demo_for(device_type: str, clips: int | None = None, epochs: int | None = No
     video = RenderConfig(clips=clips or 600, seed=TRAIN_SEED, **small)
     test = RenderConfig(clips=60, seed=TEST_SEED, **small)
     model = ModelConfig(image_size=48, frames=8, deep_supervision=True, dropout=0.0)
+    epochs = epochs or 6
     config = TrainConfig(
-        epochs=epochs or 7,
+        epochs=epochs,
+        shallow_epochs=2 * epochs // 3,
         batch_size=8,
         lr=7e-4,
         warmup=0.5,
