@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 # A matrix of columns above this size leaves the caches, and oneDNN's own kernel is as fast.
 _MOST_COLUMN_BYTES = 32 * 2**20
@@ -54,6 +55,8 @@ def _convolve(pictures: Tensor, weight: Tensor, stride: tuple[int, ...], padding
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
         or not (torch.is_grad_enabled() and weight.requires_grad)
+        # Those stand for tensors of a GPU, whose work and memory `actdet.account` counts.
+        or isinstance(pictures, FakeTensor)
         or not _is_product_faster(pictures, weight, stride, padding)
     )
     if plain:

@@ -153,8 +153,7 @@ def test_the_advice_for_too_many_folds_works(actdet_command: Actdet, rendered: P
         (["--warmup", 9, "--epochs", 3], "the 3 epochs, got 9.0"),
         (["--small-epochs", 4, "--epochs", 3], "small_epochs must be fewer than the 3 epochs, got 4"),
         (["--shallow-epochs", 3, "--epochs", 3], "shallow_epochs must be fewer than the 3 epochs, got 3"),
-        (["--shallow-epochs", 1], "from scratch: give backbone_weights none"),
-        (["--shallow-epochs", 1, "--backbone-weights", "none", "--freeze-backbone"], "leave out freeze_backbone"),
+        (["--shallow-epochs", 1, "--backbone-weights", "kinetics"], "from scratch: give backbone_weights none"),
         (["--frames", 9], "frames must be a multiple of 8, got 9"),
         (["--image-size", 40], "image_size must be a multiple of 16"),
         pytest.param(

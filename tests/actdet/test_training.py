@@ -205,6 +205,16 @@ def test_the_auxiliary_loss_is_that_of_one_query_read_off_the_averaged_features(
     assert not torch.equal(before, trainer.train_step.clip_head.weight)
 
 
+def test_only_what_is_trained_from_scratch_is_shallow(tmp_path: Path) -> None:
+    for settings, problem in (
+        ({"backbone_weights": str(tmp_path)}, "give backbone_weights none, and no init"),
+        ({"init": str(tmp_path)}, "give backbone_weights none, and no init"),
+        ({"freeze_backbone": True}, "leave out freeze_backbone"),
+    ):
+        with pytest.raises(ActdetError, match=problem):
+            TrainConfig(**{"shallow_epochs": 1, "backbone_weights": "none", **settings})
+
+
 def test_the_first_epochs_are_small_and_shallow(make: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "LOG_EVERY", 1)
     trainer = make(val=[], epochs=4, small_epochs=1, shallow_epochs=2, backbone_weights="none")

@@ -163,7 +163,9 @@ def collected(calls: list[list[str]], capability: tuple[int, int]) -> list[list[
     """The names of the tests for each call of `python -m pytest`."""
     lines = "\n".join(map(json.dumps, [capability, *(call[2:] for call in calls)]))
     paths = [ROOT, ROOT / "kernels", ROOT / "bench", os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "TRITON_INTERPRET": "0"}
+    # The collecting pytest is none of the processes that run this test.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = ours | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "TRITON_INTERPRET": "0"}
     done = subprocess.run(
         [sys.executable, "-c", COLLECT], input=lines, cwd=ROOT, env=environment, capture_output=True, text=True
     )
