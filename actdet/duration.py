@@ -77,7 +77,8 @@ def is_short(model: ModelConfig, clips: int) -> bool:
 
 def training_seconds(config: TrainConfig, epoch_seconds: float) -> float:
     """How long a training takes of which an epoch that is neither small nor shallow takes `epoch_seconds`."""
-    small, shallow = config.small_epochs, config.shallow_epochs
+    small = config.small_epochs
+    shallow = config.shallow_epochs
     both = min(small, shallow)
     whole = config.epochs - max(small, shallow)
     partly = (small - both) * _SMALL_SHARE + (shallow - both) * _SHALLOW_SHARE + both * _SMALL_SHARE * _SHALLOW_SHARE

@@ -12,9 +12,14 @@ from typing import Any
 
 import torch
 
-MOST_ROUNDS, MOST_REPEATS = 30, 20  # a round times so many calls together; quantiles are over rounds
-SECONDS = 0.15  # for each figure
-LEAST_ROUNDS, PATIENCE = 3, 1.0  # so many rounds at least, unless they take longer than so many seconds
+# A round times so many calls together; quantiles are over rounds.
+MOST_REPEATS = 20
+MOST_ROUNDS = 30
+
+# Seconds for each figure, but so many rounds at least, unless they take longer than PATIENCE.
+SECONDS = 0.15
+LEAST_ROUNDS = 3
+PATIENCE = 1.0
 
 
 class CaptureFailed(Exception):
@@ -140,7 +145,8 @@ def _times(run: Callable[[], Any], repeats: int) -> tuple[dict[str, float], dict
     start = time.perf_counter()
     while True:
         torch.cuda.synchronize()
-        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first = torch.cuda.Event(enable_timing=True)
+        last = torch.cuda.Event(enable_timing=True)
         first.record()
         began = time.perf_counter()
         for _ in range(repeats):
@@ -150,6 +156,7 @@ def _times(run: Callable[[], Any], repeats: int) -> tuple[dict[str, float], dict
         last.synchronize()
         on_device.append(1e3 * first.elapsed_time(last) / repeats)
 
-        rounds, spent = len(on_device), time.perf_counter() - start
+        rounds = len(on_device)
+        spent = time.perf_counter() - start
         if spent > (SECONDS if rounds >= LEAST_ROUNDS else PATIENCE) or rounds == MOST_ROUNDS:
             return quantiles(on_device), quantiles(of_host)

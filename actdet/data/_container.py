@@ -270,7 +270,8 @@ def joined_at(path: str, read: int) -> int | None:
         if beginning.startswith((b"\x1aE\xdf\xa3", b"FLV\x01")):
             skipped = 0
         elif beginning[4:8] == b"ftyp":
-            skipped = 4  # a size, which differs from file to file
+            # It begins with a size, which differs from file to file.
+            skipped = 4
         else:
             return None
         file.seek(read)

@@ -36,7 +36,9 @@ _OPTIONS = {
     "libx264": {"preset": "veryfast", "tune": "fastdecode", "crf": "16", "bf": "0", "sc_threshold": "0"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "6", "crf": "20", "b:v": "0", "lag-in-frames": "0"},
 }
-_VERSION = 2  # of these options; another number makes files of the old ones refused
+
+# The number of these options: files that were made with those of another number are refused.
+_VERSION = 2
 
 _MEASURED_CLIPS, _MEASURED_FRAMES, _MEASURED_SIZE = 8, 16, (224, 224)
 

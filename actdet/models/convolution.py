@@ -103,9 +103,13 @@ def _columns_gradient(pictures: Tensor, gradient: Tensor, kernel: int) -> Tensor
         gradient: (N, H, W, O), that of the output.
         kernel: k.
     """
-    channels, outputs, side = pictures.shape[3], gradient.shape[3], kernel // 2
+    channels = pictures.shape[3]
+    outputs = gradient.shape[3]
+    side = kernel // 2
     padded = F.pad(pictures, (0, 0, side, side, side, side))
-    windows = padded.unfold(1, kernel, 1).unfold(2, kernel, 1)  # (N, H, W, C, k, k)
+
+    # (N, H, W, C, k, k), then (N * H * W, k * k * C).
+    windows = padded.unfold(1, kernel, 1).unfold(2, kernel, 1)
     columns = windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)
     product = gradient.flatten(0, 2).t() @ columns
     return product.view(outputs, kernel, kernel, channels).permute(0, 3, 1, 2)
@@ -119,12 +123,15 @@ def _rows_gradient(pictures: Tensor, gradient: Tensor, kernel: int) -> Tensor:
         gradient: (N, T, S, O), that of the output.
         kernel: k.
     """
-    frames, channels, outputs = pictures.shape[1], pictures.shape[3], gradient.shape[3]
+    frames = pictures.shape[1]
+    channels = pictures.shape[3]
+    outputs = gradient.shape[3]
     rows = []
     for row in range(kernel):
         # Frame t of the output has seen frame t + shift of the pictures.
         shift = row - kernel // 2
-        first, last = max(0, -shift), min(frames, frames - shift)
+        first = max(0, -shift)
+        last = min(frames, frames - shift)
         if first >= last:
             rows.append(pictures.new_zeros(outputs, channels))
             continue

@@ -33,7 +33,8 @@ from actdet_kernels.targets import Targets, Tubelets, labels_of, pad_targets
 __all__ = ["HungarianMatcher", "ImageLoss", "SetCriterion"]
 
 LOSSES = ("labels", "boxes", "cardinality")
-SINGLE_LOSSES = ("get_loss", "loss_labels", "loss_boxes", "loss_cardinality")  # methods that the originals call
+# Methods that the originals call.
+SINGLE_LOSSES = ("get_loss", "loss_labels", "loss_boxes", "loss_cardinality")
 OTHER_LAYERS = ("aux_outputs", "auxiliary_outputs", "enc_outputs")
 
 Pairs = Sequence[tuple[Any, Any]]
@@ -274,7 +275,8 @@ def pad_samples(targets: Sequence[Mapping[str, Tensor]], device: torch.device) -
 def pairs_of(matched: Tensor, targets: Sequence[Mapping[str, Tensor]], queries: int) -> list[tuple[Tensor, Tensor]]:
     """What a matcher gives, of `matched (B, M)`: its result is on the same device, and not waited for."""
     sizes = [min(len(labels_of(sample)), queries) for sample in targets]
-    by_query = matched.masked_fill(matched < 0, queries).sort(-1)  # who has no query goes last
+    # Targets without a query go last.
+    by_query = matched.masked_fill(matched < 0, queries).sort(-1)
     return [(query[:size], target[:size]) for query, target, size in zip(*by_query, sizes, strict=True)]
 
 

@@ -17,7 +17,8 @@ from actdet_kernels import dispatch, reference
 from actdet_kernels.backend import Backend, choose_backend
 from actdet_kernels.targets import Targets, Tubelets, check_counts, check_predictions, check_values, valid_rows
 
-LARGEST_SIDE = 2**23  # of a picture that is stretched: the middles of its pixels are float32 numbers
+# The largest side of a picture that is stretched: the middles of its pixels are float32 numbers.
+LARGEST_SIDE = 2**23
 NO_KERNEL = "no kernel computes this operation yet"
 
 ClassCost = Literal["softmax", "focal"]

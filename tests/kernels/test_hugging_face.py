@@ -20,7 +20,8 @@ from oracles import random_boxes, random_logits
 from torch import Tensor
 
 CLASSES, QUERIES, LAYERS = 5, 12, 3
-COUNTS = [[3, 0, 1], [0, 0], [14, 2]]  # the last has a sample with more targets than queries
+# The last has a sample with more targets than queries.
+COUNTS = [[3, 0, 1], [0, 0], [14, 2]]
 SMALL = {
     "d_model": 32,
     "encoder_layers": 1,
@@ -89,7 +90,8 @@ def labels_of(counts: list[int]) -> list[dict[str, Tensor]]:
 
 def step(model: Any, counts: list[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """All losses, their sum among them, and the gradients of all weights."""
-    torch.manual_seed(4)  # for the noise of denoising, too
+    # Also for the noise of denoising.
+    torch.manual_seed(4)
     pictures = torch.rand(len(counts), 3, 64, 64)
     model.zero_grad()
     outputs = model(pixel_values=pictures, labels=labels_of(counts))
@@ -131,7 +133,8 @@ def test_a_familys_losses_and_gradients_are_its_own(family: str, solved: list[st
     wanted = [step(model, counts) for counts in COUNTS]
     assert solved
     solved.clear()
-    patch = patch_transformers()  # after the model was imported, made and used
+    # After the model was imported, made and used.
+    patch = patch_transformers()
     for counts, theirs in zip(COUNTS, wanted, strict=True):
         check_same(step(model, counts), theirs)
     assert not solved
@@ -215,7 +218,8 @@ def config_of(**options: Any) -> SimpleNamespace:
 def losses_of(function: str, classes: int, config: SimpleNamespace, **options: Any) -> Any:
     """The losses that a loss function gives random predictions, and the gradients of logits and boxes."""
     shape = (LAYERS, 3, QUERIES)
-    first = "RT" not in function  # RT-DETR's layers are the second dimension
+    # RT-DETR's layers are the second dimension.
+    first = "RT" not in function
     logits = random_logits(*shape, classes, seed=5, dtype=torch.float32)
     boxes = random_boxes(*shape, seed=6, dtype=torch.float32)
     logits, boxes = (leaf.requires_grad_() for leaf in (logits, boxes))

@@ -141,7 +141,8 @@ def test_gradients_lie_as_their_parameters_do() -> None:
 
 
 def test_only_what_is_asked_for_is_computed(products: list[tuple[int, ...]]) -> None:
-    module, clips = layer(8, 12, (3, 1, 1)), clips_of(2, 8, 4, 5, 6, seed=0)
+    module = layer(8, 12, (3, 1, 1))
+    clips = clips_of(2, 8, 4, 5, 6, seed=0)
     module.weight.requires_grad_(False)
     module(clips.requires_grad_()).sum().backward()
     assert clips.grad is not None
@@ -154,7 +155,8 @@ def test_only_what_is_asked_for_is_computed(products: list[tuple[int, ...]]) -> 
 
 
 def test_bf16_float64_and_no_gradient_take_the_librarys(products: list[tuple[int, ...]]) -> None:
-    module, clips = layer(8, 12, (3, 1, 1)), clips_of(2, 8, 4, 5, 6, seed=0)
+    module = layer(8, 12, (3, 1, 1))
+    clips = clips_of(2, 8, 4, 5, 6, seed=0)
     with torch.autocast("cpu", torch.bfloat16):
         module(clips).float().sum().backward()
     deepened = layer(8, 12, (3, 1, 1)).double()
@@ -164,9 +166,11 @@ def test_bf16_float64_and_no_gradient_take_the_librarys(products: list[tuple[int
 
 @pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 1)])
 def test_a_checkpointed_convolution_has_the_same_gradient(kernel: tuple[int, ...]) -> None:
-    module, clips = layer(8, 12, kernel), clips_of(2, 8, 4, 5, 6, seed=0)
+    module = layer(8, 12, kernel)
+    clips = clips_of(2, 8, 4, 5, 6, seed=0)
     module(clips).square().sum().backward()
-    plain, module.weight.grad = module.weight.grad, None
+    plain = module.weight.grad
+    module.weight.grad = None
     again = checkpoint(module, clips, use_reentrant=False)
     assert isinstance(again, Tensor)
     again.square().sum().backward()
@@ -190,7 +194,8 @@ def test_second_derivatives_are_exact(kernel: tuple[int, int]) -> None:
 
 
 def test_three_dimensions_say_the_same() -> None:
-    module, clips = layer(8, 12, (1, 3, 3)), clips_of(2, 8, 4, 5, 6, seed=0)
+    module = layer(8, 12, (1, 3, 3))
+    clips = clips_of(2, 8, 4, 5, 6, seed=0)
     flat = module(clips)
     set_flat(module, False)
     torch.testing.assert_close(module(clips), flat, rtol=1e-5, atol=1e-5)
