@@ -156,12 +156,24 @@ def _parse(function: Command, program: str, words: Sequence[str]) -> Callable[[]
         raise UsageError(f"{problem}; {program} --help says more") from None
 
 
+# What tyro and Python say of a wrong value, and what is said instead.
+_PLAINER = (
+    (r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 must be a whole number, got \2"),
+    (r"^Error parsing (\S+): could not convert string to float: (.*)", r"\1 must be a number, got \2"),
+    (r"^invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)", r"\2 must be one of \3, got \1"),
+    (r"^Missing value for argument '(\S+)'\. Expected 1 values", r"\1 needs a value"),
+)
+
+
 def _message_in(panel: str) -> str:
     """What tyro complains of, in one line: the paragraph that follows the title of its panel, up to the next rule."""
     lines = re.sub(r"\x1b\[[\d;]*m", "", panel).splitlines()
     texts = [re.sub(r"^[│|] | *[│|]$", "", line).strip() for line in lines]
     paragraph = dropwhile(_is_rule, texts[1:])
-    return " ".join(takewhile(lambda text: not _is_rule(text), paragraph)).rstrip(".")
+    message = " ".join(takewhile(lambda text: not _is_rule(text), paragraph)).rstrip(".")
+    for pattern, words in _PLAINER:
+        message = re.sub(pattern, words, message)
+    return message
 
 
 def _is_rule(text: str) -> bool:

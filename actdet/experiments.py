@@ -453,6 +453,9 @@ def describe_training(setup: Setup, train_clips: int) -> str:
     start = f"trained on from {config.init}" if config.init else f"backbone weights: {config.backbone_weights}"
     auxiliary = f", auxiliary loss of weight {config.auxiliary_weight:g}" if config.auxiliary_weight else ""
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    parts = {"of half the pixels": config.small_epochs, "of half the backbone's blocks": config.shallow_epochs}
+    begun = [f"the first {count} {what}" for what, count in parts.items() if count]
+    epochs += f" ({', '.join(begun)})" * bool(begun)
     return (
         f"Trained on {train_clips} clips for {epochs}{auxiliary}, batches of {config.batch_size}, "
         f"{model.frames} frames of {model.image_size} x {model.image_size}; {start}."

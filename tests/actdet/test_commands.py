@@ -110,3 +110,26 @@ def test_what_is_typed_well_is_done(actdet_command: Actdet, words: list[object])
 
 def test_the_version_is_that_of_the_package(actdet_command: Actdet) -> None:
     assert actdet_command("--version").out == f"actdet {version('actdet')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["train", "d", "--lr", "fast"], "--lr must be a number, got 'fast'; actdet train --help says more"),
+        (
+            ["train", "d", "--epochs", "1.5"],
+            "--epochs must be a whole number, got '1.5'; actdet train --help says more",
+        ),
+        (["render", "d", "--clips", ""], "--clips must be a whole number, got ''; actdet render --help says more"),
+        (
+            ["train", "d", "--cache", "disk"],
+            "--cache must be one of 'auto', 'memory', 'none', got 'disk'; actdet train --help says more",
+        ),
+        (["crossval", "d", "--folds"], "--folds needs a value; actdet crossval --help says more"),
+        (["train", "d", "--lr", "--seed", 3], "--lr needs a value; actdet train --help says more"),
+    ],
+)
+def test_a_wrong_value_is_answered_by_what_would_be_right(
+    actdet_command: Actdet, words: list[object], problem: str
+) -> None:
+    assert mistake(actdet_command, *words) == problem

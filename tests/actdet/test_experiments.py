@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -438,3 +439,20 @@ def test_a_detector_that_says_nothing_finite_is_named(
     complaint = actdet_command("evaluate", path, rendered, "--out", tmp_path / "o", "--workers", 0).complaint()
     assert "not finite" in complaint
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"epochs": 1}, "for 1 epoch, batches"),
+        ({"epochs": 6, "shallow_epochs": 4}, "for 6 epochs (the first 4 of half the backbone's blocks), batches"),
+        (
+            {"epochs": 6, "small_epochs": 1, "shallow_epochs": 2},
+            "for 6 epochs (the first 1 of half the pixels, the first 2 of half the backbone's blocks), batches",
+        ),
+    ],
+)
+def test_a_report_says_what_the_epochs_were(settings: dict[str, Any], words: str) -> None:
+    config = TrainConfig(backbone_weights="none", **settings)
+    setup: Any = SimpleNamespace(model=ModelConfig(), config=config)
+    assert words in experiments.describe_training(setup, 600)
