@@ -9,6 +9,7 @@ And the batches they train on: gather_clips(frames, indices, ...), out of cached
 """
 
 from actdet_kernels.backend import explain_backend
+from actdet_kernels.denoising import DenoisingQueries, denoising_queries, split_groups
 from actdet_kernels.operations import (
     Assignment,
     Matching,
@@ -25,16 +26,18 @@ from actdet_kernels.operations import (
     solve_assignment,
     solve_matching,
 )
-from actdet_kernels.targets import Targets, Tubelets, pad_targets
+from actdet_kernels.targets import Targets, Tubelets, pad_targets, repeat_targets
 
 __all__ = [
     "Assignment",
+    "DenoisingQueries",
     "MatchWeights",
     "Matching",
     "SetLoss",
     "Targets",
     "Tubelets",
     "assign",
+    "denoising_queries",
     "explain_backend",
     "frame_levels",
     "gather_clips",
@@ -43,7 +46,9 @@ __all__ = [
     "pad_targets",
     "pairwise_cost",
     "pairwise_giou",
+    "repeat_targets",
     "set_loss",
     "solve_assignment",
     "solve_matching",
+    "split_groups",
 ]
