@@ -258,16 +258,52 @@ def emulated(*arguments: object, timeout: int = 1100) -> dict[str, str]:
     return {name: found for line in done.stdout.splitlines() for name, found in json.loads(line).items()}
 
 
-KERNELS = ("assign", "cost", "match", "loss", "clips")
+KERNELS = {"assign", "cost", "match", "loss", "clips"}
+
+# All of the gates' architectures. The ordinary run has the oldest, the first with `redux`, and that of the H100.
+CAPABILITIES = (60, 70, 75, 80, 86, 89, 90, 100, 120)
+QUICK = (60, 80, 90)
+
+
+def assert_nothing_is_wrong(found: dict[str, str]) -> None:
+    assert {name.split()[0] for name in found} == KERNELS
+    assert {name: fault for name, fault in found.items() if fault} == {}
 
 
 @NEEDS_TRITON
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("capability", [60, 80, 90])
+@pytest.mark.parametrize(
+    "capability",
+    [pytest.param(value, marks=[] if value in QUICK else [pytest.mark.slow]) for value in CAPABILITIES],
+)
 def test_compiled_kernels_are_right_and_free_of_races(capability: int) -> None:
-    found = emulated(capability, "lockstep", 0)
-    assert {name.split()[0] for name in found} == set(KERNELS)
-    assert {name: fault for name, fault in found.items() if fault} == {}
+    assert_nothing_is_wrong(emulated(capability, "lockstep", 0))
+
+
+@NEEDS_TRITON
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("capability", [60, 90])
+def test_compiled_kernels_are_right_at_real_sizes(capability: int) -> None:
+    assert_nothing_is_wrong(emulated(capability, "lockstep", 0, "--large"))
+
+
+@NEEDS_TRITON
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("sizes", [(), ("--large",)], ids=["small", "large"])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("capability", [60, 90])
+def test_the_order_of_warps_does_not_matter(capability: int, seed: int, sizes: tuple[str, ...]) -> None:
+    """One warp at a time, which others interrupt at random: what a missing barrier lets through changes results."""
+    assert_nothing_is_wrong(emulated(capability, "warps", seed, *sizes))
+
+
+@NEEDS_TRITON
+def test_every_architecture_of_the_gates_is_emulated() -> None:
+    from actdet_kernels import gates
+
+    assert CAPABILITIES == gates.CAPABILITIES
 
 
 @NEEDS_TRITON
