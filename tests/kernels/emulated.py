@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
@@ -48,7 +48,6 @@ from ptxsim import launch
 from ptxsim.generator import Generator
 from ptxsim.launch import Emulator
 from ptxsim.memory import Fault
-from ptxsim.parser import Program
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -197,19 +196,18 @@ def without_each_barrier(capability: int) -> dict[str, str]:
     assert not emulator.races()
     [(key, (generator, shared))] = launch.COMPILED.items()
     program = generator.program
-    ran = {site for _, traces in emulator.records[0].machine.traces for trace in traces for site in trace}
+    ran = {index for traces in emulator.records[0].machine.traces for trace in traces for index in trace}
 
     noticed = {}
     for segment in generator.segments:
-        for index, instruction in enumerate(segment.instructions, segment.start):
+        for instruction in segment.instructions:
             if segment.index not in ran or instruction.base != "bar" or "warp" in instruction.parts:
                 continue
             # A barrier of the warp alone: what it orders within the warp stays as it was.
-            weaker = replace(instruction, opcode="bar.warp.sync", operands=["-1"], parts=["bar", "warp", "sync"])
-            changed = [*program.instructions[:index], weaker, *program.instructions[index + 1 :]]
-            # A fresh copy, since a program remembers the numbers of its instructions.
-            mutant = Program(**{f.name: getattr(program, f.name) for f in fields(program)} | {"instructions": changed})
-            launch.COMPILED[key] = Generator(mutant), shared
+            weaker = replace(instruction, opcode="bar.warp.sync", operands=["-1"])
+            mutant = list(program.instructions)
+            mutant[instruction.index] = weaker
+            launch.COMPILED[key] = Generator(replace(program, instructions=mutant)), shared
             emulator = Emulator(capability)
             try:
                 with emulator.active():
