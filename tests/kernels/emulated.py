@@ -5,8 +5,8 @@ A process of its own, because kernels that were imported under TRITON_INTERPRET=
     python tests/kernels/emulated.py CAPABILITY MODE SEED [WORD] [--large]
 
 Prints, for each case whose name begins with WORD, a line of JSON with what was wrong, which is empty if nothing was.
-MODE is one of the emulator's, "lockstep" or "warps", or "barriers": what was noticed without each of the barriers that
-the assignment runs. With --large, the cases are of the sizes that a DETR is trained with.
+MODE is one of the emulator's, "lockstep" or "warps", or "barriers": what was noticed when each of the barriers that a
+case runs was weakened, which must be something. With --large, the cases are of the sizes that a DETR is trained with.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +48,9 @@ from oracles import (
 from ptxsim import launch
 from ptxsim.generator import Generator
 from ptxsim.launch import Emulator
+from ptxsim.machine import WARP
 from ptxsim.memory import Fault
+from ptxsim.parser import Instruction
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -174,6 +177,14 @@ LARGE_CASES: dict[str, Callable[[], None]] = {
     "clips 64x64 bf16": lambda: clip_case(BF16, windows=True, colour=True, frames=(6, 64, 64)),
 }
 
+# Where each barrier is needed: a solver's columns lie in several warps, and a loop over targets takes two rounds.
+BARRIER_CASES: dict[str, Callable[[], None]] = {
+    "assign 130x12 fp32": lambda: assign_case(130, 12, FP32),
+    "cost softmax fp32": lambda: cost_case(FP32, "softmax"),
+    "match 60x20 focal bf16": lambda: match_case(60, 20, 20, BF16, "focal"),
+    "loss 34x33 cross_entropy fp32": lambda: loss_and_gradient_case(34, 4, [33], FP32, "cross_entropy"),
+}
+
 
 def wrong_with(case: Callable[[], None], emulator: Emulator) -> str:
     try:
@@ -186,37 +197,58 @@ def wrong_with(case: Callable[[], None], emulator: Emulator) -> str:
     return "; ".join(f"{count} x {' / '.join(key)}" for key, count in emulator.races().items())
 
 
-def without_each_barrier(capability: int) -> dict[str, str]:
-    """Removes the barriers of a solver of several warps one by one, and says what was noticed of it."""
-    cost = torch.rand(1, 130, 12, generator=torch.Generator().manual_seed(2))
+def without_each_barrier(capability: int, name: str) -> dict[str, str]:
+    """Weakens the barriers that a case runs one by one, and says what the emulator noticed of it.
+
+    A barrier becomes one of each warp alone, which leaves what it orders within a warp as it was. So those of programs
+    with one warp are left out: nothing would change.
+    """
+    case = BARRIER_CASES[name]
     launch.COMPILED.clear()
     emulator = Emulator(capability)
     with emulator.active():
-        solve_assignment(cost, backend="triton")
+        case()
     assert not emulator.races()
-    [(key, (generator, shared))] = launch.COMPILED.items()
-    program = generator.program
-    ran = {index for traces in emulator.records[0].machine.traces for trace in traces for index in trace}
 
     noticed = {}
-    for segment in generator.segments:
-        for instruction in segment.instructions:
-            if segment.index not in ran or instruction.base != "bar" or "warp" in instruction.parts:
-                continue
-            # A barrier of the warp alone: what it orders within the warp stays as it was.
-            weaker = replace(instruction, opcode="bar.warp.sync", operands=["-1"])
+    for key, (generator, shared) in list(launch.COMPILED.items()):
+        program = generator.program
+        if program.threads == WARP:
+            continue
+        for barrier in barriers_of(generator, emulator):
             mutant = list(program.instructions)
-            mutant[instruction.index] = weaker
+            mutant[barrier.index] = replace(barrier, opcode="bar.warp.sync", operands=["-1"])
             launch.COMPILED[key] = Generator(replace(program, instructions=mutant)), shared
-            emulator = Emulator(capability)
-            try:
-                with emulator.active():
-                    solve_assignment(cost, backend="triton")
-                found = ", ".join(sorted({kind for kind, *_ in emulator.races()}))
-            except Fault as fault:
-                found = str(fault)
-            noticed[f"line {instruction.line}"] = found
+            noticed[f"{name}: {program.name} line {barrier.line}"] = noticed_of(case, Emulator(capability))
+        launch.COMPILED[key] = generator, shared
     return noticed
+
+
+def barriers_of(generator: Generator, emulator: Emulator) -> list[Instruction]:
+    """The barriers that a program ran and that order anything.
+
+    Triton puts one before the first use of shared memory, too. Where nothing was stored before and shared memory was
+    not accessed, it is not needed.
+    """
+    found = {}
+    machines = [record.machine for record in emulator.records if record.machine.generator is generator]
+    for trace in [trace for machine in machines for traces in machine.traces for trace in traces]:
+        is_needed = False
+        for instruction in [instruction for index in trace for instruction in generator.segments[index].instructions]:
+            is_needed |= instruction.is_shared or instruction.base == "st"
+            if is_needed and instruction.base == "bar" and "warp" not in instruction.parts:
+                found[instruction.index] = instruction
+    return list(found.values())
+
+
+def noticed_of(case: Callable[[], None], emulator: Emulator) -> str:
+    """The kinds of races, or the fault, if there are any. A wrong result is not enough: chance may have it right."""
+    try:
+        with emulator.active(), suppress(AssertionError):
+            case()
+    except Fault as fault:
+        return str(fault)
+    return ", ".join(sorted({kind for kind, *_ in emulator.races()}))
 
 
 def main() -> None:
@@ -229,7 +261,9 @@ def main() -> None:
     options = parser.parse_args()
 
     if options.mode == "barriers":
-        print(json.dumps(without_each_barrier(options.capability)))
+        for name in BARRIER_CASES:
+            if name.startswith(options.word):
+                print(json.dumps(without_each_barrier(options.capability, name)), flush=True)
         return
     for name, case in (LARGE_CASES if options.large else CASES).items():
         if name.startswith(options.word):
