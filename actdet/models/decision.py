@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from actdet.config import THRESHOLD
-from actdet.errors import ActdetError
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 
@@ -92,7 +91,6 @@ def actions(
     *,
     no_object_weight: float,
     threshold: float = THRESHOLD,
-    temperature: float = 1.0,
 ) -> list[tuple[Action, ...]]:
     """The set of actions of each clip, the surest first; the first is what `decide` says, where there is any.
 
@@ -105,20 +103,12 @@ def actions(
         boxes: (B, N, 4), cxcywh in [0, 1].
         no_object_weight: The one in training.
         threshold: The expected number from which an action is in the set.
-        temperature: Divides the logits: above 1 all scores become less sure.
 
     Returns:
         For each of the B clips its actions, none where it has none.
-
-    Raises:
-        ActdetError: For a temperature that is not above 0.
     """
-    if not temperature > 0:
-        raise ActdetError(f"temperature must be above 0, got {temperature}")
-
-    logits = logits.detach().float()
     boxes = boxes.detach().float()
-    probabilities = _action_probabilities(logits / temperature, no_object_weight)
+    probabilities = _action_probabilities(logits.detach(), no_object_weight)
     expected = probabilities.sum(1)
     ranks = torch.arange(logits.shape[1], device=logits.device)
     counts = (expected[..., None] - ranks >= threshold).sum(-1)  # (B, C - 1)

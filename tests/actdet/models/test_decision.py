@@ -8,7 +8,6 @@ import pytest
 import torch
 from torchvision.ops import box_convert, box_iou
 
-from actdet.errors import ActdetError
 from actdet.models.decision import Action, action_scores, actions, decide
 
 LEFT = (0.25, 0.5, 0.3, 0.4)
@@ -101,15 +100,13 @@ def test_scores_take_any_leading_dimensions() -> None:
     assert torch.equal(label[2, 1], other)
 
 
-def _actions_of_a_clip(
-    logits: list[list[float]], boxes: torch.Tensor, weight: float, threshold: float, temperature: float
-) -> list[Action]:
+def _actions_of_a_clip(logits: list[list[float]], boxes: torch.Tensor, weight: float, threshold: float) -> list[Action]:
     """The definition, by exponentials of single numbers and torchvision's overlap, without an ordering trick."""
     queries = range(len(logits))
     table = []
     for row in logits:
-        actions_of_row = [math.exp(logit / temperature) for logit in row[:-1]]
-        total = math.fsum(actions_of_row) + math.exp(row[-1] / temperature) / weight
+        actions_of_row = [math.exp(logit) for logit in row[:-1]]
+        total = math.fsum(actions_of_row) + math.exp(row[-1]) / weight
         table.append([action / total for action in actions_of_row])
     overlap = _overlap(boxes)
 
@@ -132,20 +129,20 @@ def _actions_of_a_clip(
 
 
 @pytest.mark.parametrize("weight", [0.1, 1.0])
-@pytest.mark.parametrize(("threshold", "temperature"), [(0.0, 1.0), (0.3, 2.5), (0.5, 1.0), (0.9, 0.8), (1.0, 1.0)])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize(("batch", "queries", "classes"), [(1, 1, 2), (60, 12, 3), (8, 40, 9), (0, 4, 3)])
 def test_the_set_of_actions_is_what_the_definition_says(
-    batch: int, queries: int, classes: int, threshold: float, temperature: float, weight: float
+    batch: int, queries: int, classes: int, threshold: float, weight: float
 ) -> None:
     generator = torch.Generator().manual_seed(queries)
     logits = 4 * torch.randn(batch, queries, classes, generator=generator)
     logits[..., -1] += 3
     boxes = torch.rand(batch, queries, 4, generator=generator)
     boxes[..., :2] = boxes[..., :2].round()  # four places, at corners of the picture, where boxes overlap and stick out
-    got = actions(logits, boxes, no_object_weight=weight, threshold=threshold, temperature=temperature)
+    got = actions(logits, boxes, no_object_weight=weight, threshold=threshold)
     assert len(got) == batch
     for clip, said in enumerate(got):
-        wanted = _actions_of_a_clip(logits[clip].double().tolist(), boxes[clip], weight, threshold, temperature)
+        wanted = _actions_of_a_clip(logits[clip].double().tolist(), boxes[clip], weight, threshold)
         assert [action.label for action in said] == [action.label for action in wanted]
         for action, other in zip(said, wanted, strict=True):
             assert action.score == pytest.approx(other.score, abs=1e-5)
@@ -211,22 +208,6 @@ def test_actions_of_different_classes_may_be_at_one_place_and_the_most_expected_
     (got,) = actions(logits, torch.tensor([[LEFT, LEFT, RIGHT]]), no_object_weight=1.0)
     assert [action.label for action in got] == [1, 1, 0]
     assert [action.score for action in got] == pytest.approx([1.0, 1.0, 0.8])
-
-
-def test_a_temperature_above_one_makes_less_sure() -> None:
-    logits = torch.tensor([[[3.0, 0.0]]])
-    boxes = torch.tensor([[LEFT]])
-    scores = []
-    for temperature in (0.5, 1.0, 2.0):
-        ((action,),) = actions(logits, boxes, no_object_weight=1.0, temperature=temperature)
-        scores.append(action.score)
-    assert scores == pytest.approx([1 / (1 + math.exp(-6)), 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-1.5))])
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
-    with pytest.raises(ActdetError, match="temperature must be above 0"):
-        actions(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4), no_object_weight=1.0, temperature=temperature)
 
 
 def test_half_precision_and_gradients_are_no_obstacle() -> None:
