@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from actdet_kernels import backend, dispatch, operations
+from actdet_kernels.triton import launch
 from opponents import tensors_of
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -33,16 +34,16 @@ def count(function: Callable[[Any], Any], problem: Any) -> Count:
     on_device = _OnDevice(tensors_of(problem))
     launched = []
 
-    def record(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    def record(kernel: Any, programs: int, **arguments: Any) -> None:
         launched.append(kernel)
-        on_device.add([value for value in arguments if isinstance(value, Tensor)])
+        on_device.add([value for value in arguments.values() if isinstance(value, Tensor)])
 
     def kernels(chosen: str, *rest: Any) -> str:
         return "triton" if chosen == "auto" else chosen
 
     patches = [mock.patch.object(module, "choose_backend", kernels) for module in (backend, dispatch, operations)]
     with ExitStack() as stack:
-        for patch in (*patches, mock.patch.object(backend, "launch", record)):
+        for patch in (*patches, mock.patch.object(launch, "launch", record)):
             stack.enter_context(patch)
         reads, operators = stack.enter_context(_Reads(on_device)), stack.enter_context(_Operators(on_device))
         function(problem)

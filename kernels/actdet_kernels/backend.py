@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 Backend = Literal["auto", "triton", "reference"]
 
@@ -48,18 +47,6 @@ def explain_backend(device: torch.device) -> str:
     if obstacle is not None:
         return f"reference: {obstacle}"
     return f"triton: {torch.cuda.get_device_name(device)}"
-
-
-def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Where a kernel writes. Tests replace this by memory full of NaN or -7, which shows what nobody wrote."""
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-def launch(kernel: Any, programs: int, tensor: Tensor, *arguments: Any, **options: Any) -> None:
-    """Run a kernel of one-dimensional grid on the device of its first argument, unless there is nothing to do."""
-    if programs > 0:
-        with torch.cuda.device_of(tensor):
-            kernel[(programs,)](tensor, *arguments, **options)
 
 
 @cache

@@ -105,8 +105,9 @@ FAULTY = """
 import sys
 import triton
 import triton.language as tl
-from actdet_kernels import backend, gates
+from actdet_kernels import gates
 from actdet_kernels.gates import FP32, Case, assign, tensor
+from actdet_kernels.triton import launch
 
 @triton.jit
 def sized_kernel(out, size):
@@ -116,16 +117,16 @@ def sized_kernel(out, size):
 def wrong_kernel(out):
     tl.store(out, nothing)
 
-def launch(kernel, *arguments):
-    backend.launch(kernel, 1, tensor(FP32, 9), *arguments, num_warps=1)
+def launch_one(kernel, **sizes):
+    launch.launch(kernel, 1, out=tensor(FP32, 9), **sizes, num_warps=1)
 
 gates.CAPABILITIES = (35, 90)  # no ptxas that comes with Triton knows sm_35
 gates.CASES = [
     Case("fine", lambda: assign(12, 5, FP32), {"assign_kernel": 96}),
     Case("tight", lambda: assign(12, 5, FP32), {"assign_kernel": 16}),
     Case("spilling", lambda: assign(8000, 5, FP32), {"assign_kernel": 255}),
-    Case("sized", lambda: launch(sized_kernel, 7), {"sized_kernel": 96}),
-    Case("wrong", lambda: launch(wrong_kernel), {"wrong_kernel": 96}),
+    Case("sized", lambda: launch_one(sized_kernel, size=7), {"sized_kernel": 96}),
+    Case("wrong", lambda: launch_one(wrong_kernel), {"wrong_kernel": 96}),
     Case("no limit", lambda: assign(12, 5, FP32), {}),
 ]
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actdet_kernels import backend
 from actdet_kernels.reference import dual_dtype
+from actdet_kernels.triton import launch
 from actdet_kernels.triton.launch import compiler_options, power_of_2, triton_dtype
 
 INFINITY = tl.constexpr(float("inf"))
@@ -300,26 +300,29 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
     if cost.dtype == torch.bool:
         cost = cost.view(torch.uint8)
 
-    row_of_column = backend.empty((batch, columns), torch.int64, cost.device)
-    column_of_row = backend.empty((batch, rows), torch.int64, cost.device)
-    row_dual = backend.empty((batch, rows if duals else 0), dtype, cost.device)
-    column_dual = backend.empty((batch, columns if duals else 0), dtype, cost.device)
-    status = backend.empty((batch,), torch.int32, cost.device)
+    row_of_column = launch.empty((batch, columns), torch.int64, cost.device)
+    column_of_row = launch.empty((batch, rows), torch.int64, cost.device)
+    row_dual = launch.empty((batch, rows if duals else 0), dtype, cost.device)
+    column_dual = launch.empty((batch, columns if duals else 0), dtype, cost.device)
+    status = launch.empty((batch,), torch.int32, cost.device)
     block = block_size(rows, columns)
-    backend.launch(
+    stride_p, stride_n, stride_m = cost.stride()
+    launch.launch(
         assign_kernel,
         batch,
-        cost,
-        None if counts is None else counts.contiguous(),
-        row_of_column,
-        column_of_row,
-        row_dual if duals else None,
-        column_dual if duals else None,
-        status,
-        batch if counts is None else counts.shape[0],
-        rows,
-        columns,
-        *cost.stride(),
+        cost=cost,
+        counts=None if counts is None else counts.contiguous(),
+        row_of_column=row_of_column,
+        column_of_row=column_of_row,
+        row_dual=row_dual if duals else None,
+        column_dual=column_dual if duals else None,
+        status=status,
+        samples=batch if counts is None else counts.shape[0],
+        rows=rows,
+        columns=columns,
+        s_p=stride_p,
+        s_n=stride_n,
+        s_m=stride_m,
         SIGN=-1 if maximize else 1,
         DTYPE=triton_dtype(dtype),
         **solver_options(block, one_warp=128 if dtype == torch.float32 else 32),  # float64 would spill

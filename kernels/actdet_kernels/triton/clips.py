@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actdet_kernels import backend
 from actdet_kernels.reference import IMAGENET_MEAN, IMAGENET_STD
+from actdet_kernels.triton import launch
 from actdet_kernels.triton.launch import compiler_options, tile_count
 
 BLOCK_P, BLOCK_T = 512, 32  # pixels of one program, and frames whose levels are added up at a time
@@ -138,18 +138,20 @@ def gather_clips(
 ) -> Tensor:
     """(B, 3, T, H, W) of `dtype`, channels_last_3d."""
     (batch, length), (count, height, width, channels) = indices.shape, frames.shape
-    out = backend.empty((batch, length, height, width, channels), dtype, frames.device)
-    backend.launch(
+    out = launch.empty((batch, length, height, width, channels), dtype, frames.device)
+    launch.launch(
         gather_clips_kernel,
         batch * length * tile_count(height * width, BLOCK_P),
-        frames,
-        indices.contiguous(),
-        *(None if values is None else values.contiguous() for values in (windows, colour, levels)),
-        out,
-        count,
-        length,
-        height,
-        width,
+        pool=frames,
+        indices=indices.contiguous(),
+        windows=None if windows is None else windows.contiguous(),
+        colour=None if colour is None else colour.contiguous(),
+        levels=None if levels is None else levels.contiguous(),
+        out=out,
+        frames=count,
+        length=length,
+        height=height,
+        width=width,
         BLOCK_P=BLOCK_P,
         BLOCK_T=BLOCK_T,
         **compiler_options(fused=True),

@@ -17,17 +17,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actdet_kernels import backend
 from actdet_kernels.reference import FOCAL_ALPHA
 from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.triton import launch
 from actdet_kernels.triton.boxes import tubelet_terms
 from actdet_kernels.triton.launch import (
     block_of_classes,
     compiler_options,
     compute_dtype,
     cost_options,
-    frames,
     inputs,
+    sizes,
     tile_count,
 )
 
@@ -142,18 +142,14 @@ def pairwise_cost(
     """(..., B, M, N) of `dtype`: the queries of one target lie together in memory, as the assignment reads them."""
     *leading, batch, queries, classes = logits.shape
     size = targets.labels.shape[1]
-    out = backend.empty((*leading, batch, size, queries), dtype, logits.device)
+    out = launch.empty((*leading, batch, size, queries), dtype, logits.device)
     problems = out.shape[:-2].numel() if out.numel() else 0
-    backend.launch(
+    launch.launch(
         pairwise_cost_kernel,
         problems * tile_count(queries, BLOCK_N),
-        *inputs(logits, boxes, targets),
-        out,
-        batch,
-        queries,
-        size,
-        classes,
-        frames(targets),
+        out=out,
+        **inputs(logits, boxes, targets),
+        **sizes(logits, targets),
         BLOCK_N=BLOCK_N,
         BLOCK_M=BLOCK_M,
         BLOCK_C=block_of_classes(classes, LARGEST_BLOCK_C),

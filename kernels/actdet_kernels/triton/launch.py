@@ -1,4 +1,4 @@
-"""What every launch says the same way: tensors and compile-time constants, as kernels take them."""
+"""How kernels are launched, and what every launch says the same way: tensors, sizes and compile-time constants."""
 
 from __future__ import annotations
 
@@ -11,15 +11,45 @@ from torch import Tensor
 from actdet_kernels.targets import Targets, Tubelets
 
 
-def inputs(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> list[Any]:
-    """logits, boxes, labels, target_boxes, counts, visible; the last is None for boxes."""
-    visible = targets.visible.contiguous() if isinstance(targets, Tubelets) else None
-    return [*(tensor.contiguous() for tensor in (logits, boxes, *targets[:3])), visible]
+def launch(kernel: Any, programs: int, **arguments: Any) -> None:
+    """Run a kernel of one-dimensional grid on the device of its first tensor, unless there is nothing to do.
+
+    Everything has its name, as several tensors of one shape, or sizes, would be taken for one another without notice.
+    """
+    if programs > 0:
+        first = next(value for value in arguments.values() if isinstance(value, Tensor))
+        with torch.cuda.device_of(first):
+            kernel[(programs,)](**arguments)
 
 
-def frames(targets: Targets | Tubelets) -> int:
-    """How many boxes a query has."""
-    return targets.boxes.shape[2] if isinstance(targets, Tubelets) else 1
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Where a kernel writes. Tests replace this by memory full of NaN or -7, which shows what nobody wrote."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def inputs(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> dict[str, Tensor | None]:
+    """Predictions and targets; `visible` is None for boxes."""
+    return {
+        "logits": logits.contiguous(),
+        "boxes": boxes.contiguous(),
+        "labels": targets.labels.contiguous(),
+        "target_boxes": targets.boxes.contiguous(),
+        "counts": targets.counts.contiguous(),
+        "visible": targets.visible.contiguous() if isinstance(targets, Tubelets) else None,
+    }
+
+
+def sizes(logits: Tensor, targets: Targets | Tubelets) -> dict[str, int]:
+    """Of one problem, and how many boxes a query has."""
+    batch, queries, classes = logits.shape[-3:]
+    frames = targets.boxes.shape[2] if isinstance(targets, Tubelets) else 1
+    return {
+        "batch": batch,
+        "queries": queries,
+        "size": targets.labels.shape[1],
+        "classes": classes,
+        "frames": frames,
+    }
 
 
 def compute_dtype(logits: Tensor, boxes: Tensor) -> torch.dtype:

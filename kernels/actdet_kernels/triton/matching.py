@@ -16,12 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actdet_kernels import backend
 from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.triton import launch
 from actdet_kernels.triton.assignment import block_size, solve, solve_assignment, solver_options
 from actdet_kernels.triton.boxes import box_terms, load_box
 from actdet_kernels.triton.cost import load_logit, pair_cost, pairwise_cost, softmax_normaliser
-from actdet_kernels.triton.launch import block_of_classes, compute_dtype, cost_options, inputs
+from actdet_kernels.triton.launch import block_of_classes, compute_dtype, cost_options
 
 FUSED_BLOCK = {torch.float32: 1024, torch.float64: 512}  # above, a cost matrix is written and read: two launches
 
@@ -108,23 +108,27 @@ def match(
         cost = pairwise_cost(logits, boxes, targets, weights, class_cost, compute).flatten(0, -3).mT
         matched, _, _, _, status = solve_assignment(cost, targets.counts, maximize=False, duals=False)
         return matched.view(*problems, size), status.view(problems)
-    matched = backend.empty((*problems, size), torch.int64, logits.device)
-    status = backend.empty(problems, torch.int32, logits.device)
+    matched = launch.empty((*problems, size), torch.int64, logits.device)
+    status = launch.empty(problems, torch.int32, logits.device)
     if size == 0:
         return matched, status.zero_()  # the kernel looks at target 0 even where a count is 0
     solver = solver_options(block, one_warp=32)  # a pair is a hundred instructions, for which more warps pay
     if class_cost == "focal" and block > 512:
         solver["TILE"] = 1  # two rows spill, with Triton 3.3
-    backend.launch(
+    launch.launch(
         match_kernel,
         status.numel(),
-        *inputs(logits, boxes, targets)[:-1],
-        matched,
-        status,
-        batch,
-        queries,
-        size,
-        classes,
+        logits=logits.contiguous(),
+        boxes=boxes.contiguous(),
+        labels=targets.labels.contiguous(),
+        target_boxes=targets.boxes.contiguous(),
+        counts=targets.counts.contiguous(),
+        matched=matched,
+        status=status,
+        batch=batch,
+        queries=queries,
+        size=size,
+        classes=classes,
         BLOCK_C=block_of_classes(classes, 512 * solver["num_warps"] // block),  # 16 logits a thread
         **cost_options(compute, weights, class_cost),
         **solver,
