@@ -7,11 +7,10 @@ one launch at least (views launch nothing), so the launches are a lower bound. C
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 from unittest import mock
 
-from actdet_kernels import backend, dispatch, operations
+from actdet_kernels import backend
 from actdet_kernels.triton import launch
 from opponents import tensors_of
 from torch import Tensor
@@ -41,11 +40,12 @@ def count(function: Callable[[Any], Any], problem: Any) -> Count:
     def kernels(chosen: str, *rest: Any) -> str:
         return "triton" if chosen == "auto" else chosen
 
-    patches = [mock.patch.object(module, "choose_backend", kernels) for module in (backend, dispatch, operations)]
-    with ExitStack() as stack:
-        for patch in (*patches, mock.patch.object(launch, "launch", record)):
-            stack.enter_context(patch)
-        reads, operators = stack.enter_context(_Reads(on_device)), stack.enter_context(_Operators(on_device))
+    with (
+        mock.patch.object(backend, "choose_backend", kernels),
+        mock.patch.object(launch, "launch", record),
+        _Reads(on_device) as reads,
+        _Operators(on_device) as operators,
+    ):
         function(problem)
     return Count(len(launched) + operators.launches, reads.count + operators.waits)
 

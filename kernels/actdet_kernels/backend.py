@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 Backend = Literal["auto", "triton", "reference"]
 
 LEAST_CAPABILITY = (6, 0)
+
+
+def implementation(
+    backend: Backend,
+    device: torch.device,
+    *,
+    kernels: Callable[..., Any] | None,
+    reference: Callable[..., Any],
+    obstacle: str | None = None,
+) -> Callable[..., Any]:
+    """The function that computes an operation. Every operation chooses here, and nowhere else.
+
+    Args:
+        backend: what was asked for.
+        device: where the tensors are.
+        kernels: computes it by Triton kernels. None for an operation that has none.
+        reference: computes it in PyTorch and SciPy, from the same arguments.
+        obstacle: why the kernels cannot compute what is asked for, on whatever device.
+
+    Returns:
+        One of the two functions.
+
+    Raises:
+        RuntimeError: the kernels were asked for by name, and cannot run.
+        ValueError: there is no such backend.
+    """
+    if kernels is None:
+        obstacle = "no kernel computes this operation yet"
+    chosen = choose_backend(backend, device, obstacle)
+    return reference if kernels is None or chosen == "reference" else kernels
 
 
 def choose_backend(

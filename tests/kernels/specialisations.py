@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import torch
-from actdet_kernels import Targets, Tubelets, dispatch, gather_clips, match, operations, set_loss
+from actdet_kernels import Targets, Tubelets, backend, gather_clips, match, set_loss
 from actdet_kernels.triton import launch
 from torch import Tensor
 
@@ -60,7 +60,7 @@ def clips(pool: int, samples: int, frames: int, height: int, width: int) -> None
 
 if __name__ == "__main__":
     launch.launch = record
-    dispatch.choose_backend = operations.choose_backend = lambda *arguments: "triton"
+    backend.choose_backend = lambda *arguments: "triton"
     found = {}
     for name, frames in (("boxes", None), ("tubelets", 8)):
         KEYS.clear()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import actdet_kernels
 import pytest
 import torch
 
@@ -36,6 +38,13 @@ print(json.dumps({
     "actdet": find_spec("actdet") is not None,
 }))
 """
+
+
+def test_no_file_has_the_name_of_an_operation() -> None:
+    """Importing one would put the module where `from actdet_kernels import match` finds the function."""
+    files = {module.name for module in pkgutil.iter_modules(actdet_kernels.__path__)}
+    assert "matching" in files
+    assert files.isdisjoint(actdet_kernels.__all__)
 
 
 @pytest.mark.slow

@@ -291,7 +291,7 @@ def assign_kernel(
 
 
 def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
-    """`operations.Assignment` of `cost (B, N, M)`; the duals are empty where they are not asked for.
+    """The fields of `actdet_kernels.Assignment` of `cost (B, N, M)`; the duals are empty where they are not asked for.
 
     counts: (B,), or fewer, of which each problem takes its own modulo their number: layers share the samples' counts.
     """

@@ -1,0 +1,95 @@
+"""The matching cost of every query with every target of its sample."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from actdet_kernels import reference
+from actdet_kernels.backend import Backend, implementation
+from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
+from actdet_kernels.targets import Targets, Tubelets, check_predictions
+
+ClassCost = Literal["softmax", "focal"]
+
+
+class MatchWeights(NamedTuple):
+    """The weights of the three terms in the matching cost (eq. 10) and in the loss (eq. 12)."""
+
+    cls: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+@torch.no_grad()
+def pairwise_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    *,
+    weights: MatchWeights = MatchWeights(),
+    class_cost: ClassCost = "softmax",
+    backend: Backend = "auto",
+) -> Tensor:
+    """The matching cost of every query with every target of its sample (eq. 10).
+
+    cost[i, j] = cls * class_term + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j))
+
+    logits: (..., B, N, C). boxes: (..., B, N, 4). Returns (..., B, N, M), 0 past a sample's count.
+    class_cost: "softmax": -p_i[label_j], the last logit being no_object; "focal": the sigmoid-focal
+        difference of Deformable DETR (alpha 0.25, gamma 2), where every logit is a class.
+    A label that no logit has costs NaN. Raises ValueError where shapes, dtypes or devices disagree.
+    """
+    check_predictions(logits, boxes, targets)
+    check_choice("class_cost", class_cost, ("softmax", "focal"))
+    return _pairwise_cost(logits, boxes, *flat(targets), weights, class_cost, backend).mT
+
+
+@operator(f"pairwise_cost(Tensor logits, Tensor boxes, {TARGETS}, {WEIGHTS}, str class_cost, str backend) -> Tensor")
+def _pairwise_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    target_boxes: Tensor,
+    counts: Tensor,
+    visible: Tensor | None,
+    weights: tuple[float, float, float],
+    class_cost: str,
+    backend: Any,
+) -> Tensor:
+    """The cost as (..., B, M, N): so the assignment reads it, a target after the other."""
+    targets = targets_of(labels, target_boxes, counts, visible)
+    dtype = torch.promote_types(logits.dtype, boxes.dtype)
+    compute = implementation(backend, logits.device, kernels=_by_kernels, reference=_by_reference)
+    return compute(logits, boxes, targets, weights, class_cost, dtype)
+
+
+def _by_kernels(*arguments: Any) -> Tensor:
+    from actdet_kernels.triton import cost
+
+    return cost.pairwise_cost(*arguments)
+
+
+def _by_reference(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    weights: tuple[float, float, float],
+    class_cost: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    return reference.pairwise_cost(logits, boxes, targets, weights, class_cost).mT.to(dtype).contiguous()
+
+
+@torch.library.register_fake("actdet_kernels::pairwise_cost", lib=LIBRARY)
+def _shape(logits: Tensor, boxes: Tensor, labels: Tensor, *rest: Any) -> Tensor:
+    shape = (*logits.shape[:-2], labels.shape[1], logits.shape[-2])
+    return logits.new_empty(shape, dtype=torch.promote_types(logits.dtype, boxes.dtype))
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError, naming the choices, for a value that is none of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,112 @@
+"""Matching: the query of each target under the cheapest assignment, which is that of the pairwise costs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from actdet_kernels import reference
+from actdet_kernels.assignment import check_status, too_large
+from actdet_kernels.backend import Backend, implementation
+from actdet_kernels.cost import ClassCost, MatchWeights, check_choice
+from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
+from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values
+
+
+class Matching(NamedTuple):
+    """matched: (..., B, M) int64, the query of each target, -1 for none.
+    status: (..., B) int32, of each problem, as in `Assignment`.
+    """
+
+    matched: Tensor
+    status: Tensor
+
+
+def match(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    *,
+    weights: MatchWeights = MatchWeights(),
+    class_cost: ClassCost = "softmax",
+    check: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
+    """The query of each target under the cheapest matching (eq. 10 and 11): (..., B, M) int64, -1 past the count.
+
+    Arguments and errors as `pairwise_cost` and `assign`; every leading index (decoder layer) is matched on its own.
+    check: raise ValueError, too, naming the sample, for a count that is not in [0, M] and a label that no logit has.
+    """
+    matched, status = solve_matching(logits, boxes, targets, weights=weights, class_cost=class_cost, backend=backend)
+    if check:
+        check_values(targets, logits.shape[-1])
+        check_status(status)
+    return matched
+
+
+@torch.no_grad()
+def solve_matching(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    *,
+    weights: MatchWeights = MatchWeights(),
+    class_cost: ClassCost = "softmax",
+    backend: Backend = "auto",
+) -> Matching:
+    """`match` with the status of each problem, for who wants to know without waiting for the device."""
+    check_predictions(logits, boxes, targets)
+    check_choice("class_cost", class_cost, ("softmax", "focal"))
+    return Matching(*_match(logits, boxes, *flat(targets), weights, class_cost, backend))
+
+
+@operator(f"match(Tensor logits, Tensor boxes, {TARGETS}, {WEIGHTS}, str class_cost, str backend) -> (Tensor, Tensor)")
+def _match(
+    logits: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    target_boxes: Tensor,
+    counts: Tensor,
+    visible: Tensor | None,
+    weights: tuple[float, float, float],
+    class_cost: str,
+    backend: Any,
+) -> tuple[Tensor, Tensor]:
+    """The query of each target (..., B, M) and the status of each problem (..., B)."""
+    compute = implementation(
+        backend,
+        logits.device,
+        kernels=_by_kernels,
+        reference=_by_reference,
+        obstacle=too_large(logits.shape[-2], labels.shape[1]),
+    )
+    return compute(logits, boxes, targets_of(labels, target_boxes, counts, visible), weights, class_cost)
+
+
+def _by_kernels(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from actdet_kernels.triton import matching
+
+    return matching.match(*arguments)
+
+
+def _by_reference(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    weights: tuple[float, float, float],
+    class_cost: str,
+) -> tuple[Tensor, Tensor]:
+    cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost)
+    problems = cost.shape[:-2]
+    counts = targets.counts.expand(problems).reshape(-1)
+    matched, *_, status = reference.solve_assignment(cost.flatten(0, -3), counts, maximize=False, duals=False)
+    return matched.view(*problems, cost.shape[-1]), status.view(problems)
+
+
+@torch.library.register_fake("actdet_kernels::match", lib=LIBRARY)
+def _shapes(logits: Tensor, boxes: Tensor, labels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    problems = logits.shape[:-2]
+    matched = logits.new_empty((*problems, labels.shape[1]), dtype=torch.int64)
+    return matched, logits.new_empty(problems, dtype=torch.int32)
