@@ -95,8 +95,11 @@ def train(
             if first:
                 _say(describe_setup(setup))
                 _say_duration(setup, len(train_ids))
-            run = train_run(setup, train_ids, val_ids, out, f"Training on {data.name}", resume=resume)
-            evaluation = _watch(run, quiet=not first)
+
+            def run(setup: Setup) -> Any:
+                return train_run(setup, train_ids, val_ids, out, f"Training on {data.name}", resume=resume)
+
+            evaluation = _watch(setup, run, quiet=not first)
     if not first:
         return
     _say_left_out(setup)
@@ -319,7 +322,7 @@ def crossval(
     with open_setup(index, model, config, device=place, command="crossval") as setup:
         _say(describe_setup(setup))
         _say_duration(setup, len(index.clips))
-        result = _watch(cross_validate(setup, folds, out))
+        result = _watch(setup, lambda setup: cross_validate(setup, folds, out))
     _say_left_out(setup)
     for figure in FIGURES:
         center, deviation = (format_figure(result[figure][part]) for part in ("mean", "std"))
@@ -360,7 +363,7 @@ def ablate_(
     with open_setup(index, model, config, device=place, command="ablate") as setup:
         _say(describe_setup(setup))
         _say_duration(setup, len(index.clips))
-        result = _watch(ablate(setup, val_share, out))
+        result = _watch(setup, lambda setup: ablate(setup, val_share, out))
     _say_left_out(setup)
     print(f"{'':22}{'video accuracy':>18}{'detection @0.5':>18}{'mean IoU':>18}")
     print(f"{'':22}" + f"{'here (report)':>18}" * 3)
@@ -509,7 +512,8 @@ def demo(
         _say(describe_setup(setup))
         trained = describe_training(setup, len(index.clips))
         begun = (out / MODEL).exists() or (out / LAST).exists()
-        _watch(train_run(setup, list(range(len(index.clips))), [], out, "demo", resume=begun))
+        every = list(range(len(index.clips)))
+        _watch(setup, lambda setup: train_run(setup, every, [], out, "demo", resume=begun))
     with tqdm(desc="evaluate", unit="clip") as bar:
         metrics = evaluate_checkpoint(
             out / MODEL,
@@ -598,9 +602,18 @@ def _deferred_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _watch(run: Generator[Any, bool | None, Any], *, quiet: bool = False) -> Any:
-    """Drive a training to its end behind a progress bar; a signal makes it save its state and stop."""
+def _watch(setup: Setup, begin: Callable[[Setup], Generator[Any, bool | None, Any]], *, quiet: bool = False) -> Any:
+    """Drive a training, up to its report, behind a progress bar; a signal makes it save its state and stop."""
     with tqdm(unit="step", smoothing=0.1, disable=quiet) as bar, _deferred_signals() as asked_to_stop:
+        draw = _anew(bar, "draw", "frame")
+
+        # By then the detector is saved, and there is no state to save.
+        def drawing(done: int, total: int) -> None:
+            if asked_to_stop():
+                raise Stopped(f"stopped before its report was written: run {setup.again} to go on")
+            draw(done, total)
+
+        run = begin(replace(setup, drawing=drawing))
         try:
             event = next(run)
             while True:
@@ -615,6 +628,7 @@ def _show(bar: tqdm, name: str, progress: Progress) -> None:
     if bar.disable:
         return
     if bar.desc != f"{name}: " or bar.total != progress.total_steps:
+        bar.unit = "step"
         bar.reset(progress.total_steps)
         bar.set_description(name)
         bar.initial = bar.n = progress.step - 1
@@ -633,14 +647,12 @@ def _total(bar: tqdm) -> Callable[[int, int], None]:
 
 def _anew(bar: tqdm, name: str, unit: str) -> Callable[[int, int], None]:
     """As `_total`, for another kind of work: when it begins the bar does, too."""
-    begun = False
 
     def update(done: int, total: int) -> None:
-        nonlocal begun
-        if not begun:
-            begun = True
+        if bar.desc != f"{name}: ":
             bar.unit = unit
             bar.set_description(name, refresh=False)
+            bar.set_postfix(refresh=False)
             bar.reset(total)
         bar.update(done - bar.n)
 

@@ -74,6 +74,8 @@ class Setup:
     """What is kept of the decoded clips, and why."""
     command: str = "train"
     """The command that all this is for: what a message advises must be among its options."""
+    drawing: Callable[[int, int], None] | None = None
+    """Called with (frames drawn, frames in all) while the pictures and videos of a run's report are drawn."""
 
     @property
     def again(self) -> str:
@@ -287,6 +289,7 @@ def _train(
             ],
             settings=asdict(setup.model) | asdict(setup.config),
             log=out / LOG,
+            progress=setup.drawing,
         )
     return evaluation
 

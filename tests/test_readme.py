@@ -47,9 +47,22 @@ def test_the_gates_table_is_what_the_command_wrote() -> None:
     for row in json.loads((ROOT / "docs/gates.json").read_text()):
         kernel = f"`{row['kernel'].removesuffix('_kernel')}`"
         found.setdefault((kernel, row["case"], row["block"], str(row["limit"])), []).append(str(row["registers"]))
-    lines = (ROOT / "kernels/README.md").read_text().partition("## Gates")[2].splitlines()
-    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]
-    assert rows == [[*case, *registers] for case, registers in found.items()]
+    assert kernel_rows("## Gates") == [[*case, *registers] for case, registers in found.items()]
+
+
+def test_the_model_of_time_is_what_the_command_wrote() -> None:
+    wanted = []
+    for row in json.loads((ROOT / "docs/model.json").read_text()):
+        del row["triton"], row["date"]
+        kernel, case, capability, *others = row.values()
+        wanted.append([f"`{kernel}`", case, f"sm_{capability}", *map(str, others)])
+    assert kernel_rows("## A model of time") == wanted
+
+
+def kernel_rows(heading: str) -> list[list[str]]:
+    """The cells of the rows below a heading of the kernels' README, each of which begins with a kernel's name."""
+    section = (ROOT / "kernels/README.md").read_text().partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    return [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
 
 
 def test_the_benchmarks_tables_are_what_the_report_makes_of_the_rows() -> None:

@@ -11,6 +11,10 @@ takes the arg max of one prediction a clip, and there are twelve.
 **The score** of an answer is that number, at most 1: the probability that the clip holds such an action, as long as it
 holds no more than one of a class. Of several actions of one class, the k-th has what is expected beyond k - 1: the
 probability that there are k.
+
+**The box** of an answer is the mean of the boxes that mean it: of those that overlap the surest query's by an IoU of
+0.5 or more, each weighted by its p_q(c) (weighted boxes fusion, Solovyev et al. 2021). Queries that share an answer err
+apart from each other, so their mean lies closer than the surest of them (docs/LOG.md has the figures).
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ import torch
 from torch import Tensor
 
 from actdet.config import THRESHOLD
-from actdet.errors import ActdetError
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 
@@ -34,7 +37,7 @@ class Decision(NamedTuple):
 
     label: (B,) int64, class of the action; the number of action classes where there is none.
     score: (B,) expected number of actions of the likeliest class, at most 1, whether it passed the threshold or not.
-    box: (B, 4) cxcywh in [0, 1] of the query surest of that class.
+    box: (B, 4) cxcywh in [0, 1], where the queries surest of that class say it is.
     """
 
     label: Tensor
@@ -66,14 +69,18 @@ def action_scores(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decide(logits: Tensor, boxes: Tensor, *, no_object_weight: float, threshold: float = THRESHOLD) -> Decision:
-    """The class of which most actions are expected, if `threshold` or more, and the box of its surest query.
+    """The class of which most actions are expected, if `threshold` or more, and the box where its surest queries say.
 
     logits: (B, N, C), the last class being no_object. boxes: (B, N, 4). no_object_weight: the one in training.
     """
     probabilities = _action_probabilities(logits, no_object_weight)
     expected, chosen = probabilities.sum(1).max(-1)
-    query = probabilities.gather(2, chosen[:, None, None].expand(-1, logits.shape[1], 1))[..., 0].argmax(-1)
-    box = boxes.gather(1, query[:, None, None].expand(-1, 1, 4))[:, 0]
+
+    clips = torch.arange(len(chosen), device=chosen.device)
+    probability = probabilities[clips, :, chosen]
+    here = _same_place(boxes)[clips, probability.argmax(-1)]
+    box = _mean_box(probability, boxes, here)
+
     no_action = logits.shape[-1] - 1
     return Decision(torch.where(expected >= threshold, chosen, no_action), expected.clamp(max=1.0), box)
 
@@ -84,38 +91,32 @@ def actions(
     *,
     no_object_weight: float,
     threshold: float = THRESHOLD,
-    temperature: float = 1.0,
 ) -> list[tuple[Action, ...]]:
     """The set of actions of each clip, the surest first; the first is what `decide` says, where there is any.
 
-    A class is in the set if `threshold` or more actions of it are expected, and has the box of its surest query. It is
-    in it a k-th time if `threshold` or more are expected beyond k - 1, and only at another place: boxes that overlap a
-    surer one by an IoU of 0.5 or more are the same action, and what is left there must add up to `threshold`.
+    A class is in the set if `threshold` or more actions of it are expected, and has the box where its surest queries
+    say. It is in it a k-th time if `threshold` or more are expected beyond k - 1, and only at another place: boxes that
+    overlap a surer one by an IoU of 0.5 or more are the same action, and what is left there must add up to `threshold`.
 
     Args:
         logits: (B, N, C), the last class being no_object.
         boxes: (B, N, 4), cxcywh in [0, 1].
         no_object_weight: The one in training.
         threshold: The expected number from which an action is in the set.
-        temperature: Divides the logits: above 1 all scores become less sure.
 
     Returns:
         For each of the B clips its actions, none where it has none.
-
-    Raises:
-        ActdetError: For a temperature that is not above 0.
     """
-    if not temperature > 0:
-        raise ActdetError(f"temperature must be above 0, got {temperature}")
-
-    logits = logits.detach().float()
     boxes = boxes.detach().float()
-    probabilities = _action_probabilities(logits / temperature, no_object_weight)
+    probabilities = _action_probabilities(logits.detach(), no_object_weight)
     expected = probabilities.sum(1)
-    surer = torch.arange(logits.shape[1], device=logits.device)
-    counts = (expected[..., None] - surer >= threshold).sum(-1)  # (B, C - 1)
-    centers, sides = boxes.split(2, dim=-1)
-    corners = torch.cat([centers - sides / 2, centers + sides / 2], dim=-1).clamp(0, 1).tolist()
+    ranks = torch.arange(logits.shape[1], device=logits.device)
+    counts = (expected[..., None] - ranks >= threshold).sum(-1)  # (B, C - 1)
+    same_place = _same_place(boxes)
+
+    # On the host from here on: a handful of queries, whose number differs from clip to clip.
+    probabilities, expected, boxes = probabilities.cpu(), expected.cpu(), boxes.cpu()
+    same_place = same_place.cpu()
 
     result = []
     for clip, by_class in enumerate(counts.tolist()):
@@ -124,9 +125,11 @@ def actions(
             if not count:
                 continue
             number = expected[clip, label].item()
-            places = _distinct(probabilities[clip, :, label].tolist(), corners[clip], count, threshold)
-            for rank, query in enumerate(places):
-                found.append(Action(label, number - rank, tuple(corners[clip][query])))
+            probability = probabilities[clip, :, label]
+            places = _distinct(probability, same_place[clip], count, threshold)
+            for rank, here in enumerate(places):
+                box = _corners(_mean_box(probability, boxes[clip], here))
+                found.append(Action(label, number - rank, box))
 
         # Scores are cut to 1 only when they are in order, so that the class of which most are expected comes first.
         found.sort(key=lambda action: -action.score)
@@ -141,27 +144,50 @@ def _action_probabilities(logits: Tensor, no_object_weight: float) -> Tensor:
     return weighted.softmax(-1)[..., :-1]
 
 
-def _distinct(probability: list[float], boxes: list[Corners], count: int, threshold: float) -> list[int]:
-    """The numbers of up to `count` of the N queries, the surest at each place, the surest first.
+def _same_place(boxes: Tensor) -> Tensor:
+    """(B, N, N) bool: which of the N boxes (B, N, 4) cxcywh mean one place with which. Each does with itself."""
+    centers, sides = boxes.float().split(2, dim=-1)
+    low = (centers - sides / 2).clamp(0, 1)
+    high = (centers + sides / 2).clamp(0, 1)
 
-    `probability` is that of one class.
+    overlap = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(low[:, :, None], low[:, None])
+    shared = overlap.clamp(min=0).prod(-1)
+    area = (high - low).prod(-1)
+    union = area[:, :, None] + area[:, None] - shared
+
+    # A box without an area does not even overlap itself.
+    itself = torch.eye(boxes.shape[1], dtype=torch.bool, device=boxes.device)
+    return (shared >= SAME_PLACE * union) & (union > 0) | itself
+
+
+def _mean_box(probability: Tensor, boxes: Tensor, here: Tensor) -> Tensor:
+    """The mean (..., 4) of the boxes (..., N, 4) that are `here`, (..., N) bool, weighted by `probability` (..., N).
+
+    Their plain mean where none of them is probable at all.
     """
-    left = sorted(range(len(probability)), key=lambda query: -probability[query])
+    weight = torch.where(here, probability, 0.0)
+    total = weight.sum(-1, keepdim=True)
+    weight = torch.where(total > 0, weight / total, here / here.sum(-1, keepdim=True))
+    return (weight[..., None] * boxes.float()).sum(-2)
+
+
+def _distinct(probability: Tensor, same_place: Tensor, count: int, threshold: float) -> list[Tensor]:
+    """Up to `count` places, the surest first: (N,) bool each, which queries mean it, none of them twice.
+
+    probability: (N,), of one class. same_place: (N, N) bool.
+    """
+    left = torch.ones_like(probability, dtype=torch.bool)
     places = []
-    while left and len(places) < count:
-        surest = left[0]
-        # A box without an area does not even overlap itself.
-        here = {query for query in left if query == surest or _overlap(boxes[surest], boxes[query]) >= SAME_PLACE}
-        left = [query for query in left if query not in here]
-        if not places or math.fsum(probability[query] for query in here) >= threshold:
-            places.append(surest)
+    while left.any() and len(places) < count:
+        surest = torch.where(left, probability, -1.0).argmax()
+        here = left & same_place[surest]
+        left = left & ~here
+        if not places or probability[here].sum() >= threshold:
+            places.append(here)
     return places
 
 
-def _overlap(one: Corners, other: Corners) -> float:
-    """Intersection over union, 0 for two boxes without an area."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    union = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (one, other)) - shared
-    return shared / union if union > 0 else 0.0
+def _corners(box: Tensor) -> Corners:
+    """x1, y1, x2, y2 within [0, 1] of a box (4,) cxcywh."""
+    center, side = box.split(2)
+    return tuple(torch.cat([center - side / 2, center + side / 2]).clamp(0, 1).tolist())

@@ -20,19 +20,22 @@ from actdet_kernels.assignment import Assignment, assign, solve_assignment
 from actdet_kernels.backend import explain_backend
 from actdet_kernels.clips import frame_levels, gather_clips
 from actdet_kernels.cost import MatchWeights, pairwise_cost
+from actdet_kernels.denoising import DenoisingQueries, denoising_queries, split_groups
 from actdet_kernels.giou import giou_loss, pairwise_giou
 from actdet_kernels.loss import SetLoss, set_loss
 from actdet_kernels.matching import Matching, match, solve_matching
-from actdet_kernels.targets import Targets, Tubelets, pad_targets
+from actdet_kernels.targets import Targets, Tubelets, pad_targets, repeat_targets
 
 __all__ = [
     "Assignment",
+    "DenoisingQueries",
     "MatchWeights",
     "Matching",
     "SetLoss",
     "Targets",
     "Tubelets",
     "assign",
+    "denoising_queries",
     "explain_backend",
     "frame_levels",
     "gather_clips",
@@ -41,7 +44,9 @@ __all__ = [
     "pad_targets",
     "pairwise_cost",
     "pairwise_giou",
+    "repeat_targets",
     "set_loss",
     "solve_assignment",
     "solve_matching",
+    "split_groups",
 ]

@@ -67,6 +67,21 @@ def valid_rows(targets: Targets | Tubelets) -> Tensor:
     return torch.arange(targets.labels.shape[1], device=targets.labels.device) < targets.counts[:, None]
 
 
+def repeat_targets(targets: Targets | Tubelets, times: int) -> Targets | Tubelets:
+    """Every target `times` times, so that `match` gives it as many queries (one-to-many matching, as in H-DETR).
+
+    (B, M) rows become (B, M * times): those of target j are j * times to (j + 1) * times - 1, and what is matched
+    comes apart by `matched.unflatten(-1, (M, times))`. The losses of it count every one of them as a target.
+    Raises ValueError for a number below 1.
+    """
+    if times < 1:
+        raise ValueError(f"times must be at least 1, got {times}")
+    counts = targets.counts.clamp(0, targets.labels.shape[1]) * times
+    names = [name for name in targets._fields if name != "counts"]
+    rows = {name: getattr(targets, name).repeat_interleave(times, dim=1) for name in names}
+    return targets._replace(counts=counts, **rows)
+
+
 def labels_of(sample: Mapping[str, Any]) -> Any:
     """A sample's labels under DETR's name for them, or under Hugging Face's."""
     return sample["class_labels" if "class_labels" in sample else "labels"]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from command import Actdet, group_ends, small_disk
 from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 from videos import corrupt, write_video
 
-from actdet import evaluation, experiments, prediction, training
+from actdet import cli, evaluation, experiments, pictures, prediction, report, training
 from actdet.checkpoints import read_about
 from actdet.data.index import load_index
 from actdet.step import TrainStep
@@ -173,6 +174,54 @@ def test_a_held_out_video_that_is_corrupt_is_left_out_of_the_report(
     assert 0 < metrics["clips"] < 12 * 0.3
     page = (out / "report.html").read_text()
     assert all(line.removeprefix("left out: ").partition(":")[0] in page for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("command", "again", "folder"),
+    [
+        (("train", "--val-share", 0.3), ("--resume",), "."),
+        (("crossval", "--folds", 2), (), "fold_1"),
+    ],
+)
+def test_a_signal_while_the_report_is_drawn_stops_and_the_run_goes_on(
+    actdet_command: Actdet,
+    rendered: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[object, ...],
+    again: tuple[object, ...],
+    folder: str,
+) -> None:
+    draw = pictures.draw
+    drawn = []
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        drawn.append(1)
+        if len(drawn) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        return draw(*args, **options)
+
+    monkeypatch.setattr(report, "draw", interrupted)
+    monkeypatch.setattr(pictures, "draw", interrupted)
+    monkeypatch.setattr(cli, "_stop_signal", 0)
+    words = (*command[:1], rendered, "--out", tmp_path / "o", *command[1:], *OPTIONS, "--epochs", 1)
+    outcome = actdet_command(*words)
+    assert outcome.code == 128 + signal.SIGINT
+    way = "the same command" + " with --resume" * bool(again)
+    assert outcome.err.splitlines()[-1] == f"actdet: stopped before its report was written: run {way} to go on"
+    run = tmp_path / "o" / folder
+    assert (run / "model.safetensors").exists()
+    assert not (run / "report.html").exists()
+    assert not _leftovers(tmp_path)
+    stopped_after = len(drawn)
+    assert stopped_after < 20
+
+    monkeypatch.setattr(cli, "_stop_signal", 0)
+    outcome = actdet_command(*words, *again)
+    assert outcome.code == 0, outcome.err
+    assert (run / "report.html").exists()
+    assert "draw: 100%" in outcome.err
+    assert len(drawn) > stopped_after
 
 
 def test_a_run_in_the_folder_of_a_failed_one_begins_a_new_log(

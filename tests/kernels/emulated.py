@@ -1,18 +1,22 @@
 """Runs the compiled PTX of every kernel in the emulator, against the oracles.
 
 A process of its own, because kernels that were imported under TRITON_INTERPRET=1 cannot be compiled:
-python tests/kernels/emulated.py CAPABILITY MODE SEED [WORD]. Prints, for each case whose name begins with WORD, a line
-of JSON with what was wrong, which is empty if nothing was. With "barriers" instead of MODE: what was noticed without
-each of the barriers that the assignment runs.
+
+    python tests/kernels/emulated.py CAPABILITY MODE SEED [WORD] [--large]
+
+Prints, for each case whose name begins with WORD, a line of JSON with what was wrong, which is empty if nothing was.
+MODE is one of the emulator's, "lockstep" or "warps", or "barriers": what was noticed when each of the barriers that a
+case runs was weakened, which must be something. With --large, the cases are of the sizes that a DETR is trained with.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
@@ -44,8 +48,9 @@ from oracles import (
 from ptxsim import launch
 from ptxsim.generator import Generator
 from ptxsim.launch import Emulator
+from ptxsim.machine import WARP
 from ptxsim.memory import Fault
-from ptxsim.parser import Program
+from ptxsim.parser import Instruction
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -79,16 +84,22 @@ def assign_case(rows: int, columns: int, dtype: torch.dtype) -> None:
     assert solution.status.tolist() == [0, 0], solution.status
 
 
-def cost_case(dtype: torch.dtype, kind: Any, frames: int | None = None) -> None:
-    counts = [5, 2, 0]
-    logits = random_logits(3, 20, 7, seed=1, dtype=dtype)
+def cost_case(
+    dtype: torch.dtype,
+    kind: Any,
+    frames: int | None = None,
+    queries: int = 20,
+    classes: int = 7,
+    counts: Sequence[int] = (5, 2, 0),
+) -> None:
+    logits = random_logits(len(counts), queries, classes, seed=1, dtype=dtype)
     tube = () if frames is None else (frames,)
-    boxes = random_boxes(3, 20, *tube, seed=1, dtype=dtype)
+    boxes = random_boxes(len(counts), queries, *tube, seed=1, dtype=dtype)
     if frames is None:
-        targets = random_targets(counts, 5, 6, seed=1)
+        targets = random_targets(list(counts), max(counts), classes - 1, seed=1)
         wanted = costs(logits, boxes, targets, WEIGHTS, kind)
     else:
-        targets = random_tubelets(counts, 5, frames, 6, seed=1)
+        targets = random_tubelets(list(counts), max(counts), frames, classes - 1, seed=1)
         wanted = tubelet_costs(logits, boxes, targets, WEIGHTS, kind)
     got = pairwise_cost(logits, boxes, targets, weights=WEIGHTS, class_cost=kind, backend="triton")
     eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
@@ -106,8 +117,9 @@ def match_case(queries: int, size: int, classes: int, dtype: torch.dtype, kind: 
         cheapest(wanted[sample], matched[sample], count)
 
 
-def loss_and_gradient_case(queries: int, classes: int, dtype: torch.dtype, kind: Any) -> None:
-    logits, boxes, targets, matched = loss_case((2,), queries, classes, [5, 0, 3], 6, kind)
+def loss_and_gradient_case(queries: int, classes: int, counts: list[int], dtype: torch.dtype, kind: Any) -> None:
+    """`counts`: the number of each sample's targets, which are padded to one more than the largest."""
+    logits, boxes, targets, matched = loss_case((2,), queries, classes, counts, max(counts) + 1, kind)
     # Both sides start from what the kernel's type can hold.
     leaves = [[value.to(dtype).to(kept).requires_grad_() for value in (logits, boxes)] for kept in (dtype, FP64)]
     got = set_loss(*leaves[0], targets, matched, weights=WEIGHTS, class_loss=kind, backend="triton")
@@ -126,8 +138,9 @@ def loss_and_gradient_case(queries: int, classes: int, dtype: torch.dtype, kind:
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=tolerance, atol=tolerance * scale)
 
 
-def clip_case(dtype: torch.dtype, windows: bool, colour: bool) -> None:
-    pool, indices, crops, factors = random_clips((6, 13, 21), 3, 5, seed=1)
+def clip_case(dtype: torch.dtype, windows: bool, colour: bool, frames: tuple[int, int, int] = (6, 13, 21)) -> None:
+    """`frames`: the number of cached frames, their height and their width."""
+    pool, indices, crops, factors = random_clips(frames, 3, 5, seed=1)
     crops = crops if windows else None
     factors = factors if colour else None
     got = gather_clips(pool, indices, crops, factors, frame_levels(pool), dtype=dtype, backend="triton")
@@ -147,10 +160,29 @@ CASES: dict[str, Callable[[], None]] = {
     "cost tubelets fp64": lambda: cost_case(FP64, "softmax", frames=3),
     "match 12x5 softmax fp32": lambda: match_case(12, 5, 3, FP32, "softmax"),
     "match 36x6 focal bf16": lambda: match_case(36, 6, 20, BF16, "focal"),
-    "loss cross_entropy fp32": lambda: loss_and_gradient_case(12, 4, FP32, "cross_entropy"),
-    "loss focal bf16": lambda: loss_and_gradient_case(20, 20, BF16, "focal"),
+    "loss cross_entropy fp32": lambda: loss_and_gradient_case(12, 4, [5, 0, 3], FP32, "cross_entropy"),
+    "loss focal bf16": lambda: loss_and_gradient_case(20, 20, [5, 0, 3], BF16, "focal"),
     "clips bf16": lambda: clip_case(BF16, windows=True, colour=True),
     "clips fp32": lambda: clip_case(FP32, windows=True, colour=False),
+}
+
+# Of the sizes of a DETR that is trained on COCO: solvers of several warps, blocks of 64 classes, many programs.
+LARGE_CASES: dict[str, Callable[[], None]] = {
+    "assign 300x100 fp32": lambda: assign_case(300, 100, FP32),
+    "cost 100x20 softmax fp64": lambda: cost_case(FP64, "softmax", queries=100, classes=92, counts=[20, 7]),
+    "match 100x20 softmax fp32": lambda: match_case(100, 20, 92, FP32, "softmax"),
+    "match 100x20 focal bf16": lambda: match_case(100, 20, 91, BF16, "focal"),
+    "loss 100x20 cross_entropy fp32": lambda: loss_and_gradient_case(100, 92, [20, 7], FP32, "cross_entropy"),
+    "loss 100x20 focal bf16": lambda: loss_and_gradient_case(100, 91, [20, 7], BF16, "focal"),
+    "clips 64x64 bf16": lambda: clip_case(BF16, windows=True, colour=True, frames=(6, 64, 64)),
+}
+
+# Where each barrier is needed: a solver's columns lie in several warps, and a loop over targets takes two rounds.
+BARRIER_CASES: dict[str, Callable[[], None]] = {
+    "assign 130x12 fp32": lambda: assign_case(130, 12, FP32),
+    "cost softmax fp32": lambda: cost_case(FP32, "softmax"),
+    "match 60x20 focal bf16": lambda: match_case(60, 20, 20, BF16, "focal"),
+    "loss 34x33 cross_entropy fp32": lambda: loss_and_gradient_case(34, 4, [33], FP32, "cross_entropy"),
 }
 
 
@@ -165,45 +197,79 @@ def wrong_with(case: Callable[[], None], emulator: Emulator) -> str:
     return "; ".join(f"{count} x {' / '.join(key)}" for key, count in emulator.races().items())
 
 
-def without_each_barrier(capability: int) -> dict[str, str]:
-    """Removes the barriers of a solver of several warps one by one, and says what was noticed of it."""
-    cost = torch.rand(1, 130, 12, generator=torch.Generator().manual_seed(2))
+def without_each_barrier(capability: int, name: str) -> dict[str, str]:
+    """Weakens the barriers that a case runs one by one, and says what the emulator noticed of it.
+
+    A barrier becomes one of each warp alone, which leaves what it orders within a warp as it was. So those of programs
+    with one warp are left out: nothing would change.
+    """
+    case = BARRIER_CASES[name]
     launch.COMPILED.clear()
     emulator = Emulator(capability)
     with emulator.active():
-        solve_assignment(cost, backend="triton")
+        case()
     assert not emulator.races()
-    [(key, (generator, shared))] = launch.COMPILED.items()
-    program = generator.program
-    ran = {site for _, traces in emulator.records[0].machine.traces for trace in traces for site in trace}
 
     noticed = {}
-    for segment in generator.segments:
-        for index, instruction in enumerate(segment.instructions, segment.start):
-            if segment.index not in ran or instruction.base != "bar" or "warp" in instruction.parts:
-                continue
-            # A barrier of the warp alone: what it orders within the warp stays as it was.
-            weaker = replace(instruction, opcode="bar.warp.sync", operands=["-1"], parts=["bar", "warp", "sync"])
-            changed = [*program.instructions[:index], weaker, *program.instructions[index + 1 :]]
-            # A fresh copy, since a program remembers the numbers of its instructions.
-            mutant = Program(**{f.name: getattr(program, f.name) for f in fields(program)} | {"instructions": changed})
-            launch.COMPILED[key] = Generator(mutant), shared
-            emulator = Emulator(capability)
-            try:
-                with emulator.active():
-                    solve_assignment(cost, backend="triton")
-                found = ", ".join(sorted({kind for kind, *_ in emulator.races()}))
-            except Fault as fault:
-                found = str(fault)
-            noticed[f"line {instruction.line}"] = found
+    for key, (generator, shared) in list(launch.COMPILED.items()):
+        program = generator.program
+        if program.threads == WARP:
+            continue
+        for barrier in barriers_of(generator, emulator):
+            mutant = list(program.instructions)
+            mutant[barrier.index] = replace(barrier, opcode="bar.warp.sync", operands=["-1"])
+            launch.COMPILED[key] = Generator(replace(program, instructions=mutant)), shared
+            noticed[f"{name}: {program.name} line {barrier.line}"] = noticed_of(case, Emulator(capability))
+        launch.COMPILED[key] = generator, shared
     return noticed
 
 
+def barriers_of(generator: Generator, emulator: Emulator) -> list[Instruction]:
+    """The barriers that a program ran and that order anything.
+
+    Triton puts one before the first use of shared memory, too. Where nothing was stored before and shared memory was
+    not accessed, it is not needed.
+    """
+    found = {}
+    machines = [record.machine for record in emulator.records if record.machine.generator is generator]
+    for trace in [trace for machine in machines for traces in machine.traces for trace in traces]:
+        is_needed = False
+        for instruction in [instruction for index in trace for instruction in generator.segments[index].instructions]:
+            is_needed |= instruction.is_shared or instruction.base == "st"
+            if is_needed and instruction.base == "bar" and "warp" not in instruction.parts:
+                found[instruction.index] = instruction
+    return list(found.values())
+
+
+def noticed_of(case: Callable[[], None], emulator: Emulator) -> str:
+    """The kinds of races, or the fault, if there are any. A wrong result is not enough: chance may have it right."""
+    try:
+        with emulator.active(), suppress(AssertionError):
+            case()
+    except Fault as fault:
+        return str(fault)
+    return ", ".join(sorted({kind for kind, *_ in emulator.races()}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("capability", type=int, help="the architecture to compile for, 90 for sm_90")
+    parser.add_argument("mode", choices=["lockstep", "warps", "barriers"])
+    parser.add_argument("seed", type=int, help="of the random order of warps")
+    parser.add_argument("word", nargs="?", default="", help="what the names of the cases begin with")
+    parser.add_argument("--large", action="store_true", help="run the cases of real sizes, not the small ones")
+    options = parser.parse_args()
+
+    if options.mode == "barriers":
+        for name in BARRIER_CASES:
+            if name.startswith(options.word):
+                print(json.dumps(without_each_barrier(options.capability, name)), flush=True)
+        return
+    for name, case in (LARGE_CASES if options.large else CASES).items():
+        if name.startswith(options.word):
+            found = wrong_with(case, Emulator(options.capability, options.mode, options.seed))
+            print(json.dumps({name: found}), flush=True)
+
+
 if __name__ == "__main__":
-    capability, mode, seed, *words = sys.argv[1:]
-    if mode == "barriers":
-        print(json.dumps(without_each_barrier(int(capability))))
-        sys.exit()
-    for name, case in CASES.items():
-        if not words or name.startswith(words[0]):
-            print(json.dumps({name: wrong_with(case, Emulator(int(capability), mode, int(seed)))}), flush=True)
+    main()

@@ -8,14 +8,31 @@ import pytest
 import torch
 from torchvision.ops import box_convert, box_iou
 
-from actdet.errors import ActdetError
 from actdet.models.decision import Action, action_scores, actions, decide
+
+LEFT = (0.25, 0.5, 0.3, 0.4)
+NEARLY_LEFT = (0.29, 0.5, 0.3, 0.4)
+FAR_LEFT = (0.36, 0.5, 0.3, 0.4)  # overlaps LEFT by an IoU of 0.46, their mean by more than 0.5
+RIGHT = (0.75, 0.5, 0.3, 0.4)
+POINT = (0.5, 0.5, 0.0, 0.0)
+
+
+def _overlap(boxes: torch.Tensor) -> torch.Tensor:
+    corners = box_convert(boxes.double(), "cxcywh", "xyxy").clamp(0, 1)
+    return box_iou(corners, corners)
+
+
+def _mean(probability: list[float], boxes: torch.Tensor, place: set[int]) -> list[float]:
+    """The mean of the boxes of the queries in `place`, each weighted by its probability."""
+    total = math.fsum(probability[query] for query in place)
+    rows = boxes.double().tolist()
+    return [math.fsum(probability[query] * rows[query][side] for query in place) / total for side in range(4)]
 
 
 @pytest.mark.parametrize("weight", [0.02, 0.1, 1.0])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize(("batch", "queries", "classes"), [(1, 1, 2), (40, 12, 3), (7, 100, 92), (0, 4, 3)])
-def test_the_most_expected_class_and_its_surest_query(
+def test_the_most_expected_class_and_where_its_surest_queries_say(
     batch: int, queries: int, classes: int, threshold: float, weight: float
 ) -> None:
     generator = torch.Generator().manual_seed(queries)
@@ -32,20 +49,24 @@ def test_the_most_expected_class_and_its_surest_query(
             rows.append([action / total for action in actions])
         expected = [math.fsum(column) for column in zip(*rows, strict=True)]
         label = max(range(classes - 1), key=expected.__getitem__)
-        query = max(range(queries), key=lambda q: rows[q][label])
+        surest = max(range(queries), key=lambda query: rows[query][label])
+        overlap = _overlap(boxes[clip])
+        place = {query for query in range(queries) if query == surest or overlap[surest, query] >= 0.5}
         assert got.score[clip].item() == pytest.approx(min(expected[label], 1.0), rel=1e-5)
-        assert got.box[clip].tolist() == boxes[clip, query].tolist()
+        assert got.box[clip].tolist() == pytest.approx(
+            _mean([row[label] for row in rows], boxes[clip], place), abs=1e-6
+        )
         assert got.label[clip].item() == (label if expected[label] >= threshold else classes - 1)
 
 
 def test_queries_that_share_an_action_count_together() -> None:
-    """Three queries of 0.2, 0.25 and 0.15 make an action where none would alone, and the surest gives the box."""
+    """Three queries of 0.2, 0.25 and 0.15 make an action where none would alone, at the place of the surest."""
     logits = torch.tensor([[[p, 1 - p] for p in (0.2, 0.25, 0.15)]]).log()
-    boxes = torch.arange(12.0).view(1, 3, 4)
+    boxes = torch.tensor([[LEFT, RIGHT, LEFT]])
     got = decide(logits, boxes, no_object_weight=1.0)
     assert got.label.tolist() == [0]
     assert got.score.item() == pytest.approx(0.6)
-    assert got.box.tolist() == [[4.0, 5.0, 6.0, 7.0]]
+    assert got.box.tolist() == [list(map(pytest.approx, RIGHT))]
     assert decide(logits[:, 1:], boxes[:, 1:], no_object_weight=1.0).label.tolist() == [1]
 
 
@@ -79,18 +100,15 @@ def test_scores_take_any_leading_dimensions() -> None:
     assert torch.equal(label[2, 1], other)
 
 
-def _actions_of_a_clip(
-    logits: list[list[float]], boxes: torch.Tensor, weight: float, threshold: float, temperature: float
-) -> list[Action]:
+def _actions_of_a_clip(logits: list[list[float]], boxes: torch.Tensor, weight: float, threshold: float) -> list[Action]:
     """The definition, by exponentials of single numbers and torchvision's overlap, without an ordering trick."""
     queries = range(len(logits))
     table = []
     for row in logits:
-        actions_of_row = [math.exp(logit / temperature) for logit in row[:-1]]
-        total = math.fsum(actions_of_row) + math.exp(row[-1] / temperature) / weight
+        actions_of_row = [math.exp(logit) for logit in row[:-1]]
+        total = math.fsum(actions_of_row) + math.exp(row[-1]) / weight
         table.append([action / total for action in actions_of_row])
-    corners = box_convert(boxes.double(), "cxcywh", "xyxy").clamp(0, 1)
-    overlap = box_iou(corners, corners)
+    overlap = _overlap(boxes)
 
     found = []
     for label in range(len(logits[0]) - 1):
@@ -103,26 +121,28 @@ def _actions_of_a_clip(
             free -= place
             if rank and math.fsum(table[query][label] for query in place) < threshold:
                 continue
-            found.append((expected - rank, label, corners[surest].tolist()))
+            box = torch.tensor(_mean([row[label] for row in table], boxes, place))
+            corners = box_convert(box, "cxcywh", "xyxy").clamp(0, 1)
+            found.append((expected - rank, label, corners.tolist()))
             rank += 1
     return [Action(label, min(score, 1.0), tuple(box)) for score, label, box in sorted(found, key=lambda f: -f[0])]
 
 
 @pytest.mark.parametrize("weight", [0.1, 1.0])
-@pytest.mark.parametrize(("threshold", "temperature"), [(0.0, 1.0), (0.3, 2.5), (0.5, 1.0), (0.9, 0.8), (1.0, 1.0)])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize(("batch", "queries", "classes"), [(1, 1, 2), (60, 12, 3), (8, 40, 9), (0, 4, 3)])
 def test_the_set_of_actions_is_what_the_definition_says(
-    batch: int, queries: int, classes: int, threshold: float, temperature: float, weight: float
+    batch: int, queries: int, classes: int, threshold: float, weight: float
 ) -> None:
     generator = torch.Generator().manual_seed(queries)
     logits = 4 * torch.randn(batch, queries, classes, generator=generator)
     logits[..., -1] += 3
     boxes = torch.rand(batch, queries, 4, generator=generator)
     boxes[..., :2] = boxes[..., :2].round()  # four places, at corners of the picture, where boxes overlap and stick out
-    got = actions(logits, boxes, no_object_weight=weight, threshold=threshold, temperature=temperature)
+    got = actions(logits, boxes, no_object_weight=weight, threshold=threshold)
     assert len(got) == batch
     for clip, said in enumerate(got):
-        wanted = _actions_of_a_clip(logits[clip].double().tolist(), boxes[clip], weight, threshold, temperature)
+        wanted = _actions_of_a_clip(logits[clip].double().tolist(), boxes[clip], weight, threshold)
         assert [action.label for action in said] == [action.label for action in wanted]
         for action, other in zip(said, wanted, strict=True):
             assert action.score == pytest.approx(other.score, abs=1e-5)
@@ -150,17 +170,15 @@ def test_the_surest_action_is_what_decide_says() -> None:
         assert said[0].box == pytest.approx(box_convert(decision.box[clip], "cxcywh", "xyxy").tolist())
 
 
-LEFT = (0.25, 0.5, 0.3, 0.4)
-NEARLY_LEFT = (0.26, 0.5, 0.3, 0.4)
-RIGHT = (0.75, 0.5, 0.3, 0.4)
-POINT = (0.5, 0.5, 0.0, 0.0)
-
-
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
         # Three queries at one place are one action, however much they add up to.
-        ([(0.9, LEFT), (0.8, NEARLY_LEFT), (0.7, LEFT)], [(1.0, LEFT)]),
+        ([(0.9, LEFT), (0.9, LEFT), (0.7, LEFT)], [(1.0, LEFT)]),
+        # Their box is the mean of theirs, weighted: 0.25 and 0.29 by 3 to 1.
+        ([(0.6, LEFT), (0.2, NEARLY_LEFT), (0.1, RIGHT)], [(0.9, (0.26, 0.5, 0.3, 0.4))]),
+        # One that overlaps the mean of a place, but not the surest box there, has no part in it.
+        ([(0.5, LEFT), (0.4, NEARLY_LEFT), (0.3, FAR_LEFT)], [(1.0, (0.25 + 0.04 * 4 / 9, 0.5, 0.3, 0.4))]),
         ([(0.9, LEFT), (0.8, RIGHT)], [(1.0, LEFT), (0.7, RIGHT)]),
         # Two shares of one action are at different places: the surer place is named alone.
         ([(0.4, LEFT), (0.6, RIGHT)], [(1.0, RIGHT)]),
@@ -192,24 +210,16 @@ def test_actions_of_different_classes_may_be_at_one_place_and_the_most_expected_
     assert [action.score for action in got] == pytest.approx([1.0, 1.0, 0.8])
 
 
-def test_a_temperature_above_one_makes_less_sure() -> None:
-    logits = torch.tensor([[[3.0, 0.0]]])
-    boxes = torch.tensor([[LEFT]])
-    scores = []
-    for temperature in (0.5, 1.0, 2.0):
-        ((action,),) = actions(logits, boxes, no_object_weight=1.0, temperature=temperature)
-        scores.append(action.score)
-    assert scores == pytest.approx([1 / (1 + math.exp(-6)), 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-1.5))])
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
-    with pytest.raises(ActdetError, match="temperature must be above 0"):
-        actions(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4), no_object_weight=1.0, temperature=temperature)
-
-
 def test_half_precision_and_gradients_are_no_obstacle() -> None:
     logits = torch.tensor([[[4.0, 0.0]]], dtype=torch.bfloat16, requires_grad=True)
     ((action,),) = actions(logits, torch.tensor([[LEFT]], dtype=torch.bfloat16), no_object_weight=1.0)
     assert action.score == pytest.approx(1 / (1 + math.exp(-4)), abs=1e-3)
     assert action.box == pytest.approx((0.1, 0.3, 0.4, 0.7), abs=5e-3)
+
+
+def test_where_nothing_is_probable_the_box_is_still_a_number() -> None:
+    logits = torch.tensor([[[-1e9, 0.0], [-1e9, 0.0]]])
+    got = decide(logits, torch.tensor([[LEFT, NEARLY_LEFT]]), no_object_weight=0.1)
+    assert got.label.tolist() == [1]
+    assert got.score.tolist() == [0.0]
+    assert got.box[0].tolist() == pytest.approx([0.27, 0.5, 0.3, 0.4])

@@ -9,9 +9,12 @@ warps, layouts, shuffles, shared memory, barriers and threads that diverge.
         matched = actdet_kernels.match(logits, boxes, targets, backend="triton")  # tensors on the CPU
     assert not emulator.races()
 
+    python -m tests.kernels.ptxsim model  # in a checkout: modelled time of each kernel, nothing measured
+
 Files: `parser` reads PTX, `generator` makes Python of it, `arithmetic` is what that Python calls. `memory` has bounds,
 poison and the race detector; `machine` has warps, barriers and collectives. `launch` is the host's side, for which
-kernels must not have been imported under TRITON_INTERPRET=1.
+kernels must not have been imported under TRITON_INTERPRET=1. `timing` is a model of time, of which `__main__` prints a
+table.
 
 Modes: in "lockstep" all threads of some CTAs run at once, which is quick. In "warps" one warp runs at a time and is
 pre-empted at random between its accesses to memory, so that a race changes results.

@@ -1,12 +1,17 @@
-"""The arithmetic of PTX that is no single NumPy function, and the names that generated code calls."""
+"""The arithmetic of PTX that is no single NumPy function, and the names that generated code calls.
+
+Every function takes and returns arrays with one value a thread. `flush`, where there is one, is PTX's `.ftz`: denormal
+results become zero.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-i1, i2, i4, i8 = (np.dtype(f"i{size}") for size in (1, 2, 4, 8))
-u1, u2, u4, u8 = (np.dtype(f"u{size}") for size in (1, 2, 4, 8))
-f2, f4, f8 = (np.dtype(f"f{size}") for size in (2, 4, 8))
+import numpy as np
+from numpy.typing import DTypeLike
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 # What a stretch of generated code returns instead of the number of the next one.
 EXIT = -1
@@ -14,151 +19,224 @@ BARRIER = -2
 DIVERGED = -3
 
 
-def fma32(a, b, c, ftz=False):
-    """Rounded twice, in float64 and float32: the last bit may differ where float64 falls on a tie."""
-    result = (a.astype(f8) * b.astype(f8) + c).astype(f4)
-    return flush(result) if ftz else result
+# Floating point
 
 
-def fma64(a, b, c, ftz=False):
-    """With the product's rounding error, by Dekker: right but for the last rounding's rare ties."""
-    p = a * b
-    split = 134217729.0
-    ah, bh = a * split, b * split
-    ah, bh = ah - (ah - a), bh - (bh - b)
-    al, bl = a - ah, b - bh
-    e = ((ah * bh - p) + ah * bl + al * bh) + al * bl
-    s = p + c
-    t = s - p
-    e2 = (p - (s - t)) + (c - t)
-    exact = s + (e + e2)
-    return np.where(np.isfinite(exact), exact, s)
+def flushed(values: Array) -> Array:
+    zero = values.dtype.type(0)
+    return np.where(np.absolute(values) < np.finfo(values.dtype).tiny, np.copysign(zero, values), values)
 
 
-def flush(x):
-    return np.where(np.absolute(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)
+def fma32(left: Array, right: Array, addend: Array, flush: bool = False) -> Array:
+    """left * right + addend, rounded twice: the last bit may differ where float64 falls on a tie of float32."""
+    result = (left.astype(np.float64) * right.astype(np.float64) + addend).astype(np.float32)
+    return flushed(result) if flush else result
 
 
-def divide_approx(a, b, ftz):
-    return a / b
+def halves(values: Array) -> tuple[Array, Array]:
+    """The upper and the lower bits of each float64 as two, of which products are exact (Veltkamp)."""
+    scaled = values * (2.0**27 + 1)
+    upper = scaled - (scaled - values)
+    return upper, values - upper
 
 
-def approximate(name, x, type, exact, ftz):
-    if type == "f16":
-        raise NotImplementedError(name)
-    if name == "rcp" and type == "f64" and not exact:
-        y = flush(1 / flush(x))
-        return (y.view(u8) & u8.type(0xFFFFFFFF00000000)).view(f8)
-    wide = x.astype(f8)
-    y = {"ex2": np.exp2, "lg2": np.log2, "rcp": lambda v: 1 / v, "sqrt": np.sqrt, "rsqrt": lambda v: 1 / np.sqrt(v),
-         "sin": np.sin, "cos": np.cos, "tanh": np.tanh}[name](wide).astype(x.dtype)  # fmt: skip
-    return y
+def fma64(left: Array, right: Array, addend: Array) -> Array:
+    """left * right + addend with the rounding errors of both (Dekker, Knuth): right but for rare ties."""
+    product = left * right
+    left_upper, left_lower = halves(left)
+    right_upper, right_lower = halves(right)
+    error = left_upper * right_upper - product
+    error = (error + left_upper * right_lower + left_lower * right_upper) + left_lower * right_lower
+
+    total = product + addend
+    kept = total - product
+    sum_error = (product - (total - kept)) + (addend - kept)
+    exact = total + (error + sum_error)
+    return np.where(np.isfinite(exact), exact, total)
 
 
-def int_div(a, b):
-    a, b = a.astype(i8), np.where(b == 0, 1, b).astype(i8)
-    q = np.absolute(a) // np.absolute(b)
-    return np.where((a < 0) != (b < 0), -q, q)
+APPROXIMATED = {
+    "ex2": np.exp2,
+    "lg2": np.log2,
+    "rcp": np.reciprocal,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda values: 1 / np.sqrt(values),
+    "sin": np.sin,
+    "cos": np.cos,
+    "tanh": np.tanh,
+}
 
 
-def int_rem(a, b):
-    return a.astype(i8) - int_div(a, b) * b.astype(i8)
+def approximate(name: str, values: Array, exact: bool) -> Array:
+    """A function of one operand, as exactly as NumPy can; `exact` if PTX asks for it, too."""
+    if name == "rcp" and values.dtype == np.float64 and not exact:
+        # PTX gives 20 bits of the fraction: the lower half of the result is zero.
+        result = flushed(1 / flushed(values))
+        return (result.view(np.uint64) & np.uint64(0xFFFFFFFF00000000)).view(np.float64)
+    return APPROXIMATED[name](values.astype(np.float64)).astype(values.dtype)
 
 
-def mul_hi(a, b):
-    if a.dtype.itemsize == 4:
-        wide = i8 if a.dtype.kind == "i" else u8
-        return ((a.astype(wide) * b.astype(wide)) >> wide.type(32)).astype(a.dtype)
-    full = a.astype(object) * b.astype(object)
-    return np.array([int(v) >> 64 for v in np.atleast_1d(full)]).astype(a.dtype)
+# Integers
 
 
-def shift_shl(a, b, width):
-    return np.where(b < width, a << np.minimum(b, width - 1).astype(a.dtype), 0).astype(a.dtype)
+def integer_quotient(dividend: Array, divisor: Array) -> Array:
+    """Rounded toward zero. By zero it is undefined; here it is as by one."""
+    wide = dividend.astype(np.int64)
+    by = np.where(divisor == 0, 1, divisor).astype(np.int64)
+    quotient = np.absolute(wide) // np.absolute(by)
+    return np.where((wide < 0) != (by < 0), -quotient, quotient)
 
 
-def shift_shr(a, b, width):
-    shifted = a >> np.minimum(b, width - 1).astype(a.dtype)
-    return shifted if a.dtype.kind == "i" else np.where(b < width, shifted, 0).astype(a.dtype)
+def integer_remainder(dividend: Array, divisor: Array) -> Array:
+    return dividend.astype(np.int64) - integer_quotient(dividend, divisor) * divisor.astype(np.int64)
 
 
-def bits_bfe(a, pos, length):
-    pos, length = pos.astype(i8) & 255, length.astype(i8) & 255
-    value = (a.astype(i8) & 0xFFFFFFFF) >> np.minimum(pos, 63)
-    field = value & ((i8.type(1) << np.minimum(length, 32)) - 1)
-    if a.dtype.kind == "i":
-        sign = np.where(length == 0, 0, ((a.astype(i8) & 0xFFFFFFFF) >> np.minimum(pos + length - 1, 31)) & 1)
-        field = np.where((sign == 1) & (length < 32), field - (i8.type(1) << np.minimum(length, 32)), field)
-    return field.astype(a.dtype)
+def upper_product(left: Array, right: Array) -> Array:
+    """The upper half of a product of twice the width."""
+    if left.dtype.itemsize == 4:
+        wide = np.int64 if left.dtype.kind == "i" else np.uint64
+        return ((left.astype(wide) * right.astype(wide)) >> wide(32)).astype(left.dtype)
+    # Python's integers have any width.
+    products = np.atleast_1d(left.astype(object) * right.astype(object))
+    return np.array([int(product) >> 64 for product in products]).astype(left.dtype)
 
 
-def bits_bfi(a, b, pos, length):
-    pos, length = pos.astype(i8) & 255, length.astype(i8) & 255
-    mask = ((i8.type(1) << np.minimum(length, 32)) - 1) << np.minimum(pos, 32)
-    return ((b.astype(i8) & ~mask) | ((a.astype(i8) << np.minimum(pos, 32)) & mask)).astype(u4)
+def shift_left(values: Array, by: Array, width: int) -> Array:
+    """PTX shifts by more than the width as by the width, NumPy does not say."""
+    shifted = values << np.minimum(by, width - 1).astype(values.dtype)
+    return np.where(by < width, shifted, 0).astype(values.dtype)
 
 
-def bits_popc(a):
-    return np.bitwise_count(a).astype(u4)
+def shift_right(values: Array, by: Array, width: int) -> Array:
+    """Of signed values, the sign fills what becomes free."""
+    shifted = values >> np.minimum(by, width - 1).astype(values.dtype)
+    if values.dtype.kind == "i":
+        return shifted
+    return np.where(by < width, shifted, 0).astype(values.dtype)
 
 
-def bits_prmt(a, b, selector):
-    pool = np.stack([(x >> u4.type(8 * k)) & u4.type(255) for x in (a, b) for k in range(4)])
-    out = np.zeros(a.shape, u4)
-    for k in range(4):
-        s = ((selector >> u4.type(4 * k)) & u4.type(15)).astype(i8)
-        byte = pool[s & 7, np.arange(len(a))]
-        byte = np.where(s & 8, np.where(byte & 128, 255, 0), byte).astype(u4)
-        out |= byte << u4.type(8 * k)
-    return out
+# Bits
 
 
-def float_to_int(x, kind, rounding):
-    x = {"rzi": np.trunc, "rni": np.rint, "rmi": np.floor, "rpi": np.ceil}[rounding](x.astype(f8))
-    info = np.iinfo(kind)
-    clipped = np.where(np.isnan(x), 0, np.clip(x, float(info.min), float(info.max)))
-    out = np.where(clipped >= float(info.max), info.max, np.where(clipped <= float(info.min), info.min, 0)).astype(kind)
-    inside = (clipped < float(info.max)) & (clipped > float(info.min))
-    return np.where(inside, np.where(inside, clipped, 0).astype(kind), out)
+def low_bits(count: Array) -> Array:
+    """That many ones, at most 32."""
+    return (np.int64(1) << np.minimum(count, 32)) - 1
 
 
-def half_to_f4(bits):
-    return bits.view(f2).astype(f4)
+def extract_field(values: Array, position: Array, length: Array) -> Array:
+    """`bfe`: a field of bits of 32-bit values; of signed ones, the field's highest bit is its sign."""
+    position = position.astype(np.int64) & 255
+    length = length.astype(np.int64) & 255
+    wide = values.astype(np.int64) & 0xFFFFFFFF
+    field = (wide >> np.minimum(position, 63)) & low_bits(length)
+    if values.dtype.kind == "i":
+        highest = (wide >> np.minimum(position + length - 1, 31)) & 1
+        negative = (length > 0) & (length < 32) & (highest == 1)
+        field = np.where(negative, field - (np.int64(1) << np.minimum(length, 32)), field)
+    return field.astype(values.dtype)
 
 
-def f4_to_half(x):
-    return x.astype(f2).view(u2)
+def insert_field(field: Array, values: Array, position: Array, length: Array) -> Array:
+    """`bfi`: 32-bit values with `length` bits from `position` on replaced by the lowest ones of `field`."""
+    position = np.minimum(position.astype(np.int64) & 255, 32)
+    mask = low_bits(length.astype(np.int64) & 255) << position
+    kept = values.astype(np.int64) & ~mask
+    return (kept | ((field.astype(np.int64) << position) & mask)).astype(np.uint32)
 
 
-def brain_to_f4(bits):
-    return (bits.astype(u4) << u4.type(16)).view(f4)
+def count_ones(values: Array) -> Array:
+    """`popc`."""
+    return np.bitwise_count(values).astype(np.uint32)
 
 
-def f4_to_brain(x):
-    bits = x.astype(f4).view(u4)
-    rounded = (bits + u4.type(0x7FFF) + ((bits >> u4.type(16)) & u4.type(1))) >> u4.type(16)
-    return np.where(np.isnan(x), 0x7FFF, rounded).astype(u2)
+def pick_bytes(low: Array, high: Array, selector: Array) -> Array:
+    """`prmt`: each byte of the result is one of the eight of two operands, or filled with that one's sign."""
+    byte = np.uint32(255)
+    pool = np.stack([(word >> np.uint32(8 * place)) & byte for word in (low, high) for place in range(4)])
+    result = np.zeros(low.shape, np.uint32)
+    for place in range(4):
+        chosen = ((selector >> np.uint32(4 * place)) & np.uint32(15)).astype(np.int64)
+        picked = pool[chosen & 7, np.arange(len(low))]
+        sign = np.where(picked & 128, 255, 0)
+        result |= np.where(chosen & 8, sign, picked).astype(np.uint32) << np.uint32(8 * place)
+    return result
 
 
-def half_op(ufunc, *bits):
-    return ufunc(*(b.view(f2) for b in bits)).view(u2)
+# Conversions
+
+ROUNDINGS = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 
 
-# The ufuncs that generated code calls by their own names.
-UFUNCS = [
-    "copyto", "add", "subtract", "multiply", "minimum", "maximum", "fmin", "fmax", "invert", "absolute", "negative",
-    "less", "greater", "less_equal", "greater_equal", "equal", "not_equal", "left_shift", "right_shift", "isnan",
-    "rint", "trunc", "floor", "ceil", "clip", "copysign",
-]  # fmt: skip
-NAMES = {name: value for name, value in globals().items() if callable(value) or isinstance(value, (np.dtype, int))}
-NAMES.update({name: getattr(np, name) for name in UFUNCS})
-NAMES.update(
-    bitand=np.bitwise_and,
-    bitor=np.bitwise_or,
-    bitxor=np.bitwise_xor,
-    choose=np.where,
-    count=np.count_nonzero,
-    divide_exact=lambda a, b, ftz: a / b,
-    ku4_10_=u4.type(16),
-    ku8_20_=u8.type(32),
-)
+def float_to_integer(values: Array, dtype: DTypeLike, rounding: str) -> Array:
+    """Values outside of what the integer can hold become the nearest that it can, and NaN becomes zero."""
+    limits = np.iinfo(dtype)
+    lowest, highest = float(limits.min), float(limits.max)
+    rounded = ROUNDINGS[rounding](values.astype(np.float64))
+    rounded = np.where(np.isnan(rounded), 0, np.clip(rounded, lowest, highest))
+
+    # The limits of 64 bits are no float64, so that NumPy's conversion of them is undefined.
+    inside = (lowest < rounded) & (rounded < highest)
+    nearest = np.where(rounded >= highest, limits.max, limits.min).astype(dtype)
+    return np.where(inside, np.where(inside, rounded, 0).astype(dtype), nearest)
+
+
+def half_to_float(bits: Array) -> Array:
+    """float16 in 16 bits to float32."""
+    return bits.view(np.float16).astype(np.float32)
+
+
+def float_to_half(values: Array) -> Array:
+    return values.astype(np.float16).view(np.uint16)
+
+
+def brain_to_float(bits: Array) -> Array:
+    """bfloat16 in 16 bits to float32."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def float_to_brain(values: Array) -> Array:
+    """Rounded to the nearest, ties to the even one."""
+    bits = values.astype(np.float32).view(np.uint32)
+    last = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = (bits + np.uint32(0x7FFF) + last) >> np.uint32(16)
+    return np.where(np.isnan(values), 0x7FFF, rounded).astype(np.uint16)
+
+
+def on_halves(function: np.ufunc, *bits: Array) -> Array:
+    """A function of float16 operands, each in 16 bits."""
+    return function(*(operand.view(np.float16) for operand in bits)).view(np.uint16)
+
+
+# What generated code calls: NumPy's functions and types by their own names, and those above.
+FROM_NUMPY = """
+    absolute add bitwise_and bitwise_or bitwise_xor ceil clip copysign copyto count_nonzero divide equal floor fmax fmin
+    greater greater_equal invert isnan left_shift less less_equal maximum minimum multiply negative not_equal
+    right_shift rint subtract trunc where
+    float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64
+"""
+NAMES: dict[str, Any] = {name: getattr(np, name) for name in FROM_NUMPY.split()}
+NAMES |= {
+    function.__name__: function
+    for function in (
+        approximate,
+        brain_to_float,
+        count_ones,
+        extract_field,
+        float_to_brain,
+        float_to_half,
+        float_to_integer,
+        flushed,
+        fma32,
+        fma64,
+        half_to_float,
+        insert_field,
+        integer_quotient,
+        integer_remainder,
+        on_halves,
+        pick_bytes,
+        shift_left,
+        shift_right,
+        upper_product,
+    )
+}
+NAMES |= {"EXIT": EXIT, "BARRIER": BARRIER, "DIVERGED": DIVERGED}

@@ -154,10 +154,10 @@ def bits_of_parameters(program: Program, passed: list[Any], homes: dict[int, tup
             bits.append(np.uint32(value & (2**32 - 1)) if is_narrow(value) else np.uint64(value & (2**64 - 1)))
         else:
             bits.append(np.float32(value).view(np.uint32))
-    bits += [np.uint64(0)] * (len(program.params) - len(bits))
+    bits += [np.uint64(0)] * (len(program.parameters) - len(bits))
 
-    names = [name for name, _ in program.params]
-    for (name, kind), value in zip(program.params, bits, strict=True):
+    names = [name for name, _ in program.parameters]
+    for (name, kind), value in zip(program.parameters, bits, strict=True):
         assert kind.endswith("64") == (value.dtype.itemsize == 8), f"{name} is a {kind}, {value!r} was given"
     for instruction in program.instructions:
         # Into a register of 64 bits.

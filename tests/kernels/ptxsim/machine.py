@@ -9,320 +9,504 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
-from .arithmetic import BARRIER, DIVERGED, EXIT, NAMES, f4, i4, i8, u1, u2, u4, u8
+from .arithmetic import BARRIER, DIVERGED, EXIT, NAMES, Array
 from .generator import Generator
-from .memory import SHARED_BASE, Fault, Space
+from .memory import SHARED_BASE, Fault, Space, View
 from .parser import WIDTHS, Program
 
-LANE = np.arange(32)
+WARP = 32
+LANES = np.arange(WARP)
+
+# What registers hold that nobody wrote, and shared memory: as float32 the latter is NaN.
+REGISTER_POISON = 0xDEADBEEFDEADBEEF
+SHARED_POISON = np.array([0xF9, 0xFF, 0xC0, 0x7F], np.uint8)
+
+# For how many steps a warp goes on before another may take its place.
+QUANTA = (1, 1, 2, 3, 10, 100, 10**6)
+
+
+def selected(mask: Array | None) -> slice | Array:
+    """The threads of a mask as an index; None is all of them."""
+    return slice(None) if mask is None else mask
 
 
 class Unit:
+    """Threads that run together.
+
+    Generated code runs in `names`, where it finds its registers, and the methods below that take a mask of the threads
+    that execute an instruction (None for all) and the instruction's index, `site`.
+
+    Args:
+        machine: The launch that they belong to.
+        ctas: The numbers of the CTAs that they belong to.
+        first: The first of the threads of each CTA.
+        threads: How many threads of each CTA run here, a multiple of 32.
+
+    Attributes:
+        thread: As `memory.Threads` has it, and so have the next four.
+        epoch: See there.
+        synced: See there.
+        met: See there.
+        shared_shift: See there.
+        cta_slot: Which of `ctas` each thread belongs to.
+        alive: Whether each thread has not yet come to its end.
+        waiting: Whether each thread waits at a barrier.
+        segment: The number of the segment that all threads execute next; DIVERGED if each has its own.
+        segments: The number of each thread's own, then.
+        trace: The numbers of the segments that ran.
+    """
+
     def __init__(self, machine: Machine, ctas: list[int], first: int, threads: int):
-        """ctas: the CTAs whose threads [first, first + threads) run here."""
-        self.machine, self.ctas = machine, ctas
-        T = self.T = threads * len(ctas)
+        self.machine = machine
+        self.thread_count = threads * len(ctas)
         local = np.tile(np.arange(first, first + threads), len(ctas))
         cta = np.repeat(np.array(ctas), threads)
         self.cta_slot = np.repeat(np.arange(len(ctas)), threads)
-        self.tid = (cta * machine.threads + local).astype(i4)  # of all CTAs
-        self.when = cta.astype(i8) << 32
-        self.sync, self.meet = np.zeros(T, i4), np.zeros(T, i4)  # bar.warp.sync; and collectives of any kind
-        self.shared_shift = (self.cta_slot * machine.shared_size).astype(i8)
-        self.alive, self.waiting = np.ones(T, bool), np.zeros(T, bool)
-        self.pc, self.pcs = 0, np.zeros(T, i4)  # pc of all, or -3: each its own in pcs
+
+        self.thread = (cta * machine.threads + local).astype(np.int32)
+        self.epoch = cta.astype(np.int64) << 32
+        self.synced = np.zeros(self.thread_count, np.int32)
+        self.met = np.zeros(self.thread_count, np.int32)
+        self.shared_shift = (self.cta_slot * machine.shared_size).astype(np.int64)
+
+        self.alive = np.ones(self.thread_count, bool)
+        self.waiting = np.zeros(self.thread_count, bool)
+        self.segment = 0
+        self.segments = np.zeros(self.thread_count, np.int32)
         self.trace: list[int] = []
-        self.names = names = dict(NAMES)
-        names.update(T=T, true=np.ones(T, bool), false=np.zeros(T, bool), laneid=(local % 32).astype(u4),
-                     tid_x=local.astype(u4), ctaid_x=cta.astype(u4), ntid_x=np.full(T, machine.threads, u4),
-                     nctaid_x=np.full(T, machine.programs, u4), shared_base=np.full(T, SHARED_BASE, u4),
-                     shared_base64=np.full(T, SHARED_BASE, u8))  # fmt: skip
-        for name, kind in machine.program.registers.items():
-            width = WIDTHS[kind]
-            if kind == "pred":
-                names[name[1:]] = np.zeros(T, bool)
+
+        self.shared_view = View(machine.shared, self)
+        self.names: dict[str, Any] = {
+            **NAMES,
+            **self._special_registers(local, cta),
+            **self._registers(),
+            **self._constants(),
+            **{f"parameter_{index}": value for index, value in enumerate(machine.parameters)},
+            "thread_count": self.thread_count,
+            "global_memory": View(machine.global_memory, self),
+            "shared": self.shared_view,
+            "branch": self.branch,
+            "barrier": self.barrier,
+            "warp_sync": self.warp_sync,
+            "shuffle": self.shuffle,
+            "redux": self.redux,
+            "vote": self.vote,
+            "load_matrices": self.load_matrices,
+            "store_matrices": self.store_matrices,
+        }
+        exec(machine.generator.code, self.names)
+        self._functions = [self.names[f"all_{segment.index}"] for segment in machine.generator.segments]
+        # Where each lane's value comes from in shuffles by constants.
+        self._shuffles: dict[tuple[str, int, int], tuple[Array, Array]] = {}
+
+    def _special_registers(self, local: Array, cta: Array) -> dict[str, Array]:
+        """Those that a thread cannot write, for threads of the numbers `local` within their CTAs `cta`."""
+        return {
+            "true": np.ones(self.thread_count, bool),
+            "false": np.zeros(self.thread_count, bool),
+            "lane": (local % WARP).astype(np.uint32),
+            "thread_x": local.astype(np.uint32),
+            "cta_x": cta.astype(np.uint32),
+            "thread_count_x": np.full(self.thread_count, self.machine.threads, np.uint32),
+            "cta_count_x": np.full(self.thread_count, self.machine.programs, np.uint32),
+            "shared_base_32": np.full(self.thread_count, SHARED_BASE, np.uint32),
+            "shared_base_64": np.full(self.thread_count, SHARED_BASE, np.uint64),
+        }
+
+    def _registers(self) -> dict[str, Array]:
+        """All others, with their views as signed integers (s), floating-point numbers (f) and pairs of those (p)."""
+        arrays: dict[str, Array] = {}
+        for register, type in self.machine.program.registers.items():
+            name = register[1:]
+            width = WIDTHS[type]
+            if type == "pred":
+                arrays[name] = np.zeros(self.thread_count, bool)
                 continue
-            array = np.full(T, 0xDEADBEEFDEADBEEF & (2**width - 1), f"u{width // 8}")
-            names[name[1:]], names[name[1:] + "s"] = array, array.view(f"i{width // 8}")
+            bits = np.full(self.thread_count, REGISTER_POISON & (2**width - 1), f"uint{width}")
+            arrays[name] = bits
+            arrays[f"{name}s"] = bits.view(f"int{width}")
             if width > 8:
-                names[name[1:] + "f"] = array.view(f"f{width // 8}")
+                arrays[f"{name}f"] = bits.view(f"float{width}")
             if width == 64:
-                names[name[1:] + "p"] = array.view(f4)
-        for name, (kind, bits) in machine.generator.constants.items():
-            names[name] = np.full(T, bits, f"u{kind[1:]}").view(kind)
-        for k, value in enumerate(machine.arguments):
-            names[f"P{k}"] = value
-        names.update(
-            glob=machine.glob.bind(self), shared=machine.shared.bind(self), shuffle=self.shuffle, redux=self.redux,
-            vote=self.vote, barrier=self.barrier, warp_sync=self.warp_sync, branch=self.branch,
-            matrix_ld=lambda *a: self.matrix("ld", *a), matrix_st=lambda *a: self.matrix("st", *a),
-        )  # fmt: skip
-        exec(machine.generator.code, names)
-        count = len(machine.generator.segments)
-        self.whole = [names[f"all_{k}"] for k in range(count)]
-        self.permutations: dict = {}
+                arrays[f"{name}p"] = bits.view(np.float32)
+        return arrays
+
+    def _constants(self) -> dict[str, Array]:
+        arrays: dict[str, Array] = {}
+        for name, (kind, bits) in self.machine.generator.constants.items():
+            width = 8 * np.dtype(kind).itemsize
+            arrays[name] = np.full(self.thread_count, bits, f"uint{width}").view(kind)
+        return arrays
 
     def where(self, site: int) -> str:
-        ins = self.machine.program.instructions[site]
-        return f"ptx:{ins.line} `{ins}` [{ins.place}]"
+        """An instruction as text: its line of the PTX, itself, and its line of the source."""
+        instruction = self.machine.program.instructions[site]
+        return f"ptx:{instruction.line} `{instruction}` [{instruction.place}]"
 
-    def traffic(self, space, a, site):
-        machine = self.machine
-        machine.transactions[space] += len(set((a >> 7).tolist())) if space == "global" else 1
-
-    # running --------------------------------------------------------------------------------------------------------
+    # Running
 
     def step(self) -> bool:
-        """One segment of the threads that are least far. False where nobody can go on before a barrier."""
-        if self.pc >= 0:
-            pc, m = self.pc, None
-            self.trace.append(pc)
-            result = self.whole[pc]()
-        else:
-            able = self.alive & ~self.waiting
-            for pc in np.unique(self.pcs[able]).tolist():
-                m = able & (self.pcs == pc)
-                if self.machine.generator.together[pc]:  # only with all lanes of the warp
-                    missing = (self.alive & ~m).reshape(-1, 32).any(1)
-                    m &= ~missing.repeat(32)
-                if m.any():
-                    break
-            else:
-                if able.any():
-                    raise Fault("lanes of a warp wait for each other at different places")
+        """Runs one segment of the threads that are least far.
+
+        Returns:
+            Whether any thread can go on without a barrier.
+
+        Raises:
+            Fault: Lanes of a warp wait for each other at different places.
+        """
+        mask = None
+        segment = self.segment
+        if segment == DIVERGED:
+            chosen = self._least_far()
+            if chosen is None:
                 return False
-            self.trace.append(pc)
-            self.machine.partial += 1
-            if f"some_{pc}" not in self.names:
-                exec(self.machine.generator.masked_code(pc), self.names)
-            result = self.names[f"some_{pc}"](m)
-        if result >= 0:
-            if m is None:
-                self.pc = result
-            else:
-                self.pcs[m] = result
-                self.join()
-        elif result == DIVERGED:
-            self.join()
-        elif result == EXIT:
-            self.alive[slice(None) if m is None else m] = False
-            self.pc = DIVERGED
-            return bool((self.alive & ~self.waiting).any())
-        elif result == BARRIER:
-            self.pcs[slice(None) if m is None else m] = self.machine.generator.segments[pc].next
-            self.waiting[slice(None) if m is None else m] = True
-            self.pc = DIVERGED
-            return bool((self.alive & ~self.waiting).any())
+            segment, mask = chosen
+        self.trace.append(segment)
+        result = self._functions[segment]() if mask is None else self._masked_function(segment)(mask)
+
+        if result == BARRIER:
+            self.segments[selected(mask)] = self.machine.generator.segments[segment].next
+            self.waiting[selected(mask)] = True
+            self.segment = DIVERGED
+            return self.can_go_on()
+        if result == EXIT:
+            self.alive[selected(mask)] = False
+            self.segment = DIVERGED
+            return self.can_go_on()
+        if result == DIVERGED:
+            self._join()
+        elif mask is None:
+            self.segment = result
+        else:
+            self.segments[mask] = result
+            self._join()
         return True
 
-    def join(self):
-        able = self.alive & ~self.waiting
-        if able.all() and (self.pcs == self.pcs[0]).all():
-            self.pc = int(self.pcs[0])
+    def can_go_on(self) -> bool:
+        return bool((self.alive & ~self.waiting).any())
 
-    def branch(self, taken, m, yes, no):
-        self.pcs[m] = no
-        self.pcs[taken] = yes
-        self.pc = DIVERGED
+    def _least_far(self) -> tuple[int, Array] | None:
+        """A segment and the threads that execute it next, or None if all are at a barrier or their end.
+
+        What lanes do together is left for later while some of their warp are elsewhere.
+        """
+        able = self.alive & ~self.waiting
+        for segment in np.unique(self.segments[able]).tolist():
+            mask = able & (self.segments == segment)
+            if self.machine.generator.segments[segment].together:
+                missing = (self.alive & ~mask).reshape(-1, WARP).any(1)
+                mask &= ~missing.repeat(WARP)
+            if mask.any():
+                return segment, mask
+        if able.any():
+            raise Fault("lanes of a warp wait for each other at different places")
+        return None
+
+    def _masked_function(self, segment: int) -> Any:
+        name = f"some_{segment}"
+        if name not in self.names:
+            exec(self.machine.generator.masked_code(segment), self.names)
+        return self.names[name]
+
+    def _join(self) -> None:
+        """Goes on without masks as soon as all threads are at the same segment."""
+        if (self.alive & ~self.waiting).all() and (self.segments == self.segments[0]).all():
+            self.segment = int(self.segments[0])
+
+    def branch(self, taken: Array, mask: Array, target: int, following: int) -> int:
+        """The threads of a mask go to a segment if they are among those that take the branch, to another if not."""
+        self.segments[mask] = following
+        self.segments[taken] = target
+        self.segment = DIVERGED
         return DIVERGED
 
-    def release(self, slots):
+    def release(self, slots: list[int]) -> None:
+        """The threads of those of `ctas` go on from the barrier at which they wait."""
         chosen = np.isin(self.cta_slot, slots) & self.alive
         self.waiting[chosen] = False
-        self.when[chosen] += 1
-        self.join()
+        self.epoch[chosen] += 1
+        self._join()
 
-    # collectives ----------------------------------------------------------------------------------------------------
+    # What lanes of a warp do together
 
-    def whole_warps(self, m, site, what):
-        self.meet[slice(None) if m is None else m] += 1
-        if m is not None:
-            full = m.reshape(-1, 32)
-            if (full.any(1) & ~full.all(1)).any():
+    def _meet(self, mask: Array | None, site: int, what: str) -> None:
+        """Counts a collective, which all lanes of a warp should execute."""
+        self.met[selected(mask)] += 1
+        if mask is not None:
+            lanes = mask.reshape(-1, WARP)
+            if (lanes.any(1) & ~lanes.all(1)).any():
                 self.machine.report(f"{what} without all lanes", self.where(site), "", 1)
 
-    def barrier(self, m, site):
-        self.whole_warps(m, site, "bar.sync")
-        self.machine.barriers += 1
+    def barrier(self, mask: Array | None, site: int) -> None:
+        self._meet(mask, site, "bar.sync")
 
-    def warp_sync(self, m, site):
-        self.whole_warps(m, site, "bar.warp.sync")
-        self.sync[slice(None) if m is None else m] += 1
+    def warp_sync(self, mask: Array | None, site: int) -> None:
+        self._meet(mask, site, "bar.warp.sync")
+        self.synced[selected(mask)] += 1
 
-    def shuffle(self, x, mode, b, clamp, m, site, fixed):
-        self.whole_warps(m, site, "shfl.sync")
-        key = (mode, int(b[0]), int(clamp[0])) if fixed else None
-        if key is None or key not in self.permutations:
-            lane = np.tile(LANE, self.T // 32)
-            b, c = b.astype(i8), clamp.astype(i8)
-            cval, seg = c & 31, (c >> 8) & 31
-            top, b = (lane & seg) | (cval & ~seg), b & 31
-            if mode == "up":
-                j, ok = lane - b, (lane - b) >= top
-            elif mode == "down":
-                j, ok = lane + b, (lane + b) <= top
-            elif mode == "bfly":
-                j, ok = lane ^ b, (lane ^ b) <= top
-            else:
-                j = (lane & seg) | (b & ~seg)
-                ok = j <= top
-            source = np.where(ok, j, lane) + (np.arange(self.T) // 32) * 32
-            if key is None:
-                return x[source], ok
-            self.permutations[key] = source, ok
-        source, ok = self.permutations[key]
-        return x[source], ok
+    def shuffle(
+        self, values: Array, mode: str, lane: Array, clamp: Array, mask: Array | None, site: int, is_fixed: bool
+    ) -> tuple[Array, Array]:
+        """`shfl.sync`: the value of another lane, and whether there is that lane.
 
-    def redux(self, x, operation, nan, absolute, m, site):
-        self.whole_warps(m, site, "redux.sync")
-        x = np.absolute(x) if absolute else x
-        floating = x.dtype.kind == "f"
-        ufunc = {"add": np.add, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-                 "min": np.minimum if nan or not floating else np.fmin,
-                 "max": np.maximum if nan or not floating else np.fmax}[operation]  # fmt: skip
-        return ufunc.reduce(x.reshape(-1, 32), axis=1, dtype=x.dtype).repeat(32)
+        Args:
+            values: Of each lane.
+            mode: How the other lane is found: "up", "down", "bfly" or "idx".
+            lane: By how much, or which.
+            clamp: The last lane that can be meant, and, from bit 8 on, the bits of a lane's number that stay its own.
+            mask: The threads that execute it.
+            site: The instruction's index.
+            is_fixed: Whether `lane` and `clamp` are constants.
+        """
+        self._meet(mask, site, "shfl.sync")
+        if not is_fixed:
+            source, in_range = self._sources(mode, lane, clamp)
+            return values[source], in_range
+        key = (mode, int(lane[0]), int(clamp[0]))
+        if key not in self._shuffles:
+            self._shuffles[key] = self._sources(mode, lane, clamp)
+        source, in_range = self._shuffles[key]
+        return values[source], in_range
 
-    def vote(self, p, negate, mode, m, site):
-        p = (~p if negate else p) & (True if m is None else m)
-        rows = p.reshape(-1, 32)
+    def _sources(self, mode: str, operand: Array, clamp: Array) -> tuple[Array, Array]:
+        """The thread whose value each gets, its own if there is none, and whether there is one."""
+        lane = np.tile(LANES, self.thread_count // WARP)
+        operand = operand.astype(np.int64) & 31
+        last = clamp.astype(np.int64) & 31
+        own_bits = (clamp.astype(np.int64) >> 8) & 31
+        limit = (lane & own_bits) | (last & ~own_bits)
+
+        if mode == "up":
+            other = lane - operand
+            in_range = other >= limit
+        elif mode == "down":
+            other = lane + operand
+            in_range = other <= limit
+        elif mode == "bfly":
+            other = lane ^ operand
+            in_range = other <= limit
+        else:
+            other = (lane & own_bits) | (operand & ~own_bits)
+            in_range = other <= limit
+        first_of_warp = np.arange(self.thread_count) // WARP * WARP
+        return np.where(in_range, other, lane) + first_of_warp, in_range
+
+    def redux(
+        self, values: Array, operation: str, keeps_nan: bool, of_absolute: bool, mask: Array | None, site: int
+    ) -> Array:
+        """`redux.sync`: the values of all lanes reduced to one, which each lane gets."""
+        self._meet(mask, site, "redux.sync")
+        if of_absolute:
+            values = np.absolute(values)
+        keeps_nan = keeps_nan or values.dtype.kind != "f"
+        functions = {
+            "add": np.add,
+            "and": np.bitwise_and,
+            "or": np.bitwise_or,
+            "xor": np.bitwise_xor,
+            "min": np.minimum if keeps_nan else np.fmin,
+            "max": np.maximum if keeps_nan else np.fmax,
+        }
+        reduced = functions[operation].reduce(values.reshape(-1, WARP), axis=1, dtype=values.dtype)
+        return reduced.repeat(WARP)
+
+    def vote(self, asked: Array, mode: str, mask: Array | None, site: int) -> Array:
+        """`vote.sync`: whether any or all lanes of a mask say yes, or, as a "ballot", a bit of each."""
+        active = np.ones(self.thread_count, bool) if mask is None else mask
+        rows = (asked & active).reshape(-1, WARP)
         if mode == "ballot":
-            return (rows * (1 << LANE)).sum(1).astype(u4).repeat(32)
-        active = np.ones_like(rows) if m is None else m.reshape(-1, 32)
-        answer = rows.any(1) if mode == "any" else (rows | ~active).all(1)
-        return answer.repeat(32)
+            return (rows * (1 << LANES)).sum(1).astype(np.uint32).repeat(WARP)
+        answer = rows.any(1) if mode == "any" else (rows | ~active.reshape(-1, WARP)).all(1)
+        return answer.repeat(WARP)
 
-    def matrix(self, way, address, offset, registers, transposed, m, site):
-        """ldmatrix and stmatrix of 8 x 8 matrices of 16 bits: lane l gives the address of row l % 8 of matrix l / 8."""
-        self.whole_warps(m, site, way + "matrix")
-        bound = self.names["shared"]
-        space, n, warps = self.machine.shared, len(registers), self.T // 32
-        _, a = bound.locate(address, offset, 16, None, site)
-        rows = a.reshape(warps, 32)[:, : 8 * n].reshape(warps, n, 8)
-        active = np.ones(warps, bool) if m is None else m.reshape(warps, 32)[:, 0]
-        rows = rows[active]
-        bound.check(rows.ravel(), 16, site, way + "matrix")
-        if (rows % 16).any():
-            raise Fault(f"misaligned {way}matrix at {self.where(site)}")
-        halves = space.of[2]
-        index = (rows // 2)[..., None] + np.arange(8)  # (warps, n, row, column)
-        for k, register in enumerate(registers):
-            parts = register.view(u2).reshape(warps, 8, 4, 2)  # lane = 4 row + column / 2
-            if way == "ld":
-                block = halves[index[:, k]]
-                block = block.swapaxes(1, 2) if transposed else block
-                parts[active] = block.reshape(-1, 8, 4, 2)
-            else:
-                block = parts[active].reshape(-1, 8, 8)
-                block = block.swapaxes(1, 2) if transposed else block
-                old = halves[index[:, k]].copy()
-                halves[index[:, k]] = block
-                lost = halves[index[:, k]] != block
-                changed = old != block
-                if space.races:
-                    # of one warp's rows, lane = row
-                    self.mark_matrix(bound, index[:, k], active, site, changed.any(2), lost.any(2), k)
-        if way == "ld" and space.races:
-            for k in range(n):
-                self.mark_matrix(bound, index[:, k], active, site, None, None, k)
+    def load_matrices(
+        self,
+        address: Array,
+        offset: int,
+        registers: tuple[Array, ...],
+        transposed: bool,
+        mask: Array | None,
+        site: int,
+    ) -> None:
+        """`ldmatrix` of matrices of 8 x 8 values of 16 bits, one for each register.
 
-    def mark_matrix(self, bound, index, active, site, changes, lost, k):
-        lanes = (np.arange(self.T).reshape(-1, 32)[active][:, 8 * k : 8 * k + 8]).ravel()
-        flat = lambda x: None if x is None else x.ravel()  # noqa: E731
-        bound.mark(lanes, (index[..., 0] * 2).ravel(), 16, site, flat(changes), flat(lost))
+        Args:
+            address: That of row l % 8 of matrix l / 8 is lane l's.
+            offset: In bytes, added to each.
+            registers: Each holds two neighbors of a row: lane l those of row l / 4 from column 2 (l % 4) on.
+            transposed: Whether what is loaded as a row is a column of the matrix.
+            mask: The threads that execute it.
+            site: The instruction's index.
+        """
+        places, active = self._matrix_rows(address, offset, len(registers), mask, site, "ldmatrix")
+        words = self.machine.shared.words(2)
+        for index, register in enumerate(registers):
+            matrices = words[places[:, index, :, None] // 2 + np.arange(8)]
+            if transposed:
+                matrices = matrices.swapaxes(1, 2)
+            register.view(np.uint16).reshape(-1, 8, 4, 2)[active] = matrices.reshape(-1, 8, 4, 2)
+        for index in range(len(registers)):
+            lanes = self._matrix_lanes(active, index)
+            self.shared_view.record_read(lanes, places[:, index].ravel(), 16, site)
+
+    def store_matrices(
+        self,
+        address: Array,
+        offset: int,
+        registers: tuple[Array, ...],
+        transposed: bool,
+        mask: Array | None,
+        site: int,
+    ) -> None:
+        """`stmatrix`, with the arguments of `load_matrices`."""
+        places, active = self._matrix_rows(address, offset, len(registers), mask, site, "stmatrix")
+        words = self.machine.shared.words(2)
+        for index, register in enumerate(registers):
+            matrices = register.view(np.uint16).reshape(-1, 8, 8)[active]
+            if transposed:
+                matrices = matrices.swapaxes(1, 2)
+            indices = places[:, index, :, None] // 2 + np.arange(8)
+            changed = (words[indices] != matrices).any(2)
+            words[indices] = matrices
+            lost = (words[indices] != matrices).any(2)
+            lanes = self._matrix_lanes(active, index)
+            self.shared_view.record_write(lanes, places[:, index].ravel(), 16, site, changed.ravel(), lost.ravel())
+
+    def _matrix_rows(
+        self, address: Array, offset: int, count: int, mask: Array | None, site: int, what: str
+    ) -> tuple[Array, Array]:
+        """The offset of each row in shared memory, (warps that take part, matrices, 8), and which warps take part."""
+        self._meet(mask, site, what)
+        _, places = self.shared_view.locate(address, offset, 16, None, site)
+        rows = places.reshape(-1, WARP)[:, : 8 * count].reshape(-1, count, 8)
+        active = np.ones(len(rows), bool) if mask is None else mask.reshape(-1, WARP)[:, 0]
+        self.shared_view.check(rows[active].ravel(), 16, site, what)
+        return rows[active], active
+
+    def _matrix_lanes(self, active: Array, index: int) -> Array:
+        """The threads that gave the addresses of the rows of that matrix."""
+        return np.arange(self.thread_count).reshape(-1, WARP)[active][:, 8 * index : 8 * index + 8].ravel()
 
 
 class Machine:
-    """One launch. mode: "lockstep" (several CTAs at once), or "warps" in a random order that `seed` gives."""
+    """One launch.
 
-    def __init__(self, program: Program, generator: Generator, programs: int, shared_size: int, races: bool = True):
-        self.program, self.generator, self.programs = program, generator, programs
-        self.threads, self.shared_size = program.threads, -(-shared_size // 16) * 16
-        self.findings: Counter = Counter()
-        self.barriers = self.partial = self.segments_run = self.barrier_rounds = 0
-        self.races, self.transactions = races, Counter()
-        stores = {"global": [8], "shared": [8]}
-        for ins in program.instructions:
-            if ins.base == "st":
-                space = "shared" if any(p.startswith("shared") for p in ins.parts) else "global"
-                stores[space].append(WIDTHS[ins.type()] // 8)
-            if ins.base == "stmatrix":
-                stores["shared"].append(2)
-        self.granules = {name: min(sizes) for name, sizes in stores.items()}
-        self.traces: list[tuple[int, list[int]]] = []
+    Args:
+        program: What every thread runs.
+        generator: Of that program.
+        programs: The number of CTAs, which Triton calls programs.
+        shared_size: The shared memory of each, in bytes.
 
-    def report(self, kind: str, here: str, there: str, count: int):
+    Attributes:
+        findings: How often each (kind, instruction, other instruction) was found.
+        granules: The bytes of the narrowest store to each kind of memory.
+        traces: For each group of CTAs that ran together, the segments that each of its units ran.
+    """
+
+    def __init__(self, program: Program, generator: Generator, programs: int, shared_size: int):
+        self.program = program
+        self.generator = generator
+        self.programs = programs
+        self.threads = program.threads
+        self.shared_size = -(-shared_size // 16) * 16
+        self.findings: Counter[tuple[str, str, str]] = Counter()
+        self.granules = {"global": 8, "shared": 8}
+        for instruction in program.instructions:
+            if instruction.base in ("st", "stmatrix"):
+                space = "shared" if instruction.is_shared else "global"
+                size = 2 if instruction.base == "stmatrix" else WIDTHS[instruction.type] // 8
+                self.granules[space] = min(self.granules[space], size)
+        self.traces: list[list[list[int]]] = []
+
+    def report(self, kind: str, here: str, there: str, count: int) -> None:
+        """Counts a finding: an instruction, the other one if there is one, and how often it was found."""
         self.findings[kind, here, there] += count
 
-    def run(self, memory: Space, arguments: list, mode: str = "lockstep", seed: int = 0, together: int = 1,
-            limit: int = 50_000_000):  # fmt: skip
-        self.glob = memory
-        self.glob.races = self.races
+    def run(
+        self,
+        memory: Space,
+        parameters: list[Any],
+        mode: str = "lockstep",
+        seed: int = 0,
+        together: int = 1,
+        limit: int = 50_000_000,
+    ) -> None:
+        """Runs all CTAs.
+
+        Args:
+            memory: The global memory.
+            parameters: The bits of each parameter of the kernel.
+            mode: "lockstep", or "warps": one at a time, in a random order.
+            seed: Of that order.
+            together: How many CTAs run in lockstep with each other.
+            limit: After so many steps of a group of CTAs the kernel is taken to hang.
+
+        Raises:
+            Fault: What a GPU would stop at, or leave undefined, or would never end.
+        """
+        self.global_memory = memory
+        self.parameters = parameters
         self.random = random.Random(seed)
-        self.scalars = arguments
         if mode == "warps":
             together = 1
         with np.errstate(all="ignore"):
             for first in range(0, self.programs, together):
                 ctas = list(range(first, min(first + together, self.programs)))
-                self.first_cta = first
-                self.run_ctas(ctas, mode, limit)
+                self._run_ctas(ctas, mode, limit)
 
-    def run_ctas(self, ctas, mode, limit):
-        self.shared = Space("shared", self.shared_size * len(ctas), SHARED_BASE, self.granules["shared"], self.report)
-        self.shared.races = self.races
-        self.shared.bytes[:] = np.resize(
-            np.array([0xF9, 0xFF, 0xC0, 0x7F], u1), len(self.shared.bytes)
-        )  # NaN, as float
+    def _run_ctas(self, ctas: list[int], mode: str, limit: int) -> None:
+        size = self.shared_size * len(ctas)
+        self.shared = Space("shared", size, SHARED_BASE, self.granules["shared"], self.report)
+        self.shared.bytes[:] = np.resize(SHARED_POISON, len(self.shared.bytes))
         self.shared.valid[: self.shared.size] = True
-        self.arguments = self.scalars
         if mode == "lockstep":
             units = [Unit(self, ctas, 0, self.threads)]
         else:
-            units = [Unit(self, ctas, first, 32) for first in range(0, self.threads, 32)]
+            units = [Unit(self, ctas, first, WARP) for first in range(0, self.threads, WARP)]
+
         steps = 0
-        while True:
-            running = [u for u in units if (u.alive & ~u.waiting).any()]
+        while any(unit.alive.any() for unit in units):
+            running = [unit for unit in units if unit.can_go_on()]
+            if not running and not self._release(units, len(ctas)):
+                raise Fault("nobody can go on: a barrier that not all threads reach")
             while running:
-                unit = running[self.random.randrange(len(running))] if len(running) > 1 else running[0]
-                quantum = self.random.choice((1, 1, 2, 3, 10, 100, 10**6)) if mode == "warps" else 10**9
-                for _ in range(quantum):
-                    steps += 1
-                    if not unit.step():
-                        running.remove(unit)
-                        break
-                    if mode == "lockstep" and unit.waiting.any():
-                        self.try_release(units, ctas)
+                steps += self._turn(units, running, len(ctas), mode)
                 if steps > limit:
                     raise Fault(f"more than {limit} steps")
-            if not any(u.alive.any() for u in units):
-                break
-            if not self.try_release(units, ctas):
-                raise Fault("nobody can go on: a barrier that not all threads reach")
-        self.segments_run += steps
-        self.traces.append((len(ctas), [u.trace for u in units] if mode == "warps" else [units[0].trace]))
+        self.traces.append([unit.trace for unit in units])
 
-    def try_release(self, units, ctas) -> bool:
-        """CTAs of which every thread that is alive waits go on."""
+    def _turn(self, units: list[Unit], running: list[Unit], slots: int, mode: str) -> int:
+        """One of the running units runs for a while, and is taken from them if it cannot go on. Returns its steps."""
+        unit = running[self.random.randrange(len(running))] if len(running) > 1 else running[0]
+        quantum = self.random.choice(QUANTA) if mode == "warps" else 10**9
+        for step in range(1, quantum + 1):
+            if not unit.step():
+                running.remove(unit)
+                return step
+            # Of CTAs in lockstep, one may pass its barrier while others are on their way to it.
+            if mode == "lockstep" and unit.waiting.any():
+                self._release(units, slots)
+        return quantum
+
+    def _release(self, units: list[Unit], slots: int) -> bool:
+        """CTAs of which every thread that is alive waits at a barrier go on. Returns whether there was one."""
         ready = []
-        for slot in range(len(ctas)):
-            waits, places = False, set()
-            for u in units:
-                mine = (u.cta_slot == slot) & u.alive
-                if (mine & ~u.waiting).any():
-                    break
-                if mine.any():
-                    waits = True
-                    places.update(u.pcs[mine].tolist())
-            else:
-                if waits:
-                    ready.append(slot)
-                    self.barrier_rounds += 1
-                    if len(places) > 1:
-                        self.report("barrier at several places", str(sorted(places)), "", 1)
-        for u in units:
-            if ready:
-                u.release(ready)
+        for slot in range(slots):
+            members = [(unit, (unit.cta_slot == slot) & unit.alive) for unit in units]
+            if any((mine & ~unit.waiting).any() for unit, mine in members):
+                continue
+            places = {place for unit, mine in members for place in unit.segments[mine].tolist()}
+            if not places:
+                continue
+            ready.append(slot)
+            if len(places) > 1:
+                self.report("barrier at several places", str(sorted(places)), "", 1)
+
+        if ready:
+            for unit in units:
+                unit.release(ready)
         return bool(ready)

@@ -6,175 +6,324 @@ within a warp, unless a collective or bar.warp.sync does. Accesses of different 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
 
-from .arithmetic import i4, i8, u1, u8
+from .arithmetic import Array
 
 GLOBAL_BASE = 1 << 40
 SHARED_BASE = 1024
+
+# Instead of the thread that made the last access. Divided by 32, both are the number of no warp.
+NOBODY = -1
+SEVERAL_WARPS = -2
+
+# Which threads: all of them, or their indices.
+Chosen = slice | Array
+
+# Takes a finding: its kind, the instruction, the other instruction if there is one, and how often it happened.
+Report = Callable[[str, str, str, int], None]
 
 
 class Fault(Exception):
     """What a GPU would stop at, or leave undefined."""
 
 
+class Threads(Protocol):
+    """What memory must know of those who access it; every array has an entry for each of them.
+
+    Attributes:
+        thread: Their numbers in the whole grid, of which 32 are a warp. (int32)
+        epoch: Their CTA, times 2^32, and the barriers that it has passed. (int64)
+        synced: How many bar.warp.sync each has passed. (int32)
+        met: How many collectives of any kind each has passed. (int32)
+        shared_shift: Where the shared memory of their CTA begins, in bytes. (int64)
+    """
+
+    thread: Array
+    epoch: Array
+    synced: Array
+    met: Array
+    shared_shift: Array
+
+    def where(self, site: int) -> str:
+        """An instruction of that index as text."""
+        ...
+
+
+class LastAccesses:
+    """The last read, or the last write, of each granule of a space: when, by whom and in which instruction.
+
+    `meetings` counts what orders the lanes of a warp: for a write what `Threads` call synced, for a read what they call
+    met.
+    """
+
+    def __init__(self, granules: int):
+        self.epoch = np.full(granules, -1, np.int64)
+        self.thread = np.full(granules, NOBODY, np.int32)
+        self.meetings = np.full(granules, -1, np.int32)
+        self.site = np.full(granules, -1, np.int32)
+
+
+@dataclass
+class Access:
+    """What one instruction does to granules; the arrays have an entry for each granule of each thread.
+
+    Args:
+        granules: Their indices.
+        thread: As in `Threads`, and so are the three others.
+        epoch: See there.
+        synced: See there.
+        met: See there.
+        site: The index of the instruction.
+    """
+
+    granules: Array
+    thread: Array
+    epoch: Array
+    synced: Array
+    met: Array
+    site: int
+
+
 class Space:
-    """Memory of one kind, and who touched it since the last barrier."""
+    """Memory of one kind, and who touched it since the last barrier.
 
-    def __init__(self, name: str, size: int, base: int, granule: int, report):
-        self.name, self.base, self.size, self.granule, self.report = name, base, size, granule, report
-        size = -(-size // 16) * 16 + 16
-        self.bytes = np.zeros(size, u1)
-        self.valid = np.zeros(size, bool)
-        self.of = {n: self.bytes.view(f"u{n}") for n in (1, 2, 4, 8)}
-        count = size // granule
-        # the last write and the last read of each granule: CTA and epoch (barriers passed), thread, warp-barriers
-        self.w_when, self.r_when = np.full(count, -1, i8), np.full(count, -1, i8)
-        self.w_who, self.r_who = np.full(count, -1, i4), np.full(count, -1, i4)
-        self.w_sync, self.r_sync = np.full(count, -1, i4), np.full(count, -1, i4)
-        self.w_site, self.r_site = np.full(count, -1, i4), np.full(count, -1, i4)
-        self.written = np.zeros(count, bool)
-        self.races = True
+    Args:
+        name: "global" or "shared".
+        size: In bytes.
+        base: The address of its first byte.
+        granule: The bytes that share a record of their last access: those of the narrowest write.
+        report: Takes what was found.
 
-    def bind(self, unit) -> Bound:
-        return Bound(self, unit)
+    Attributes:
+        bytes: All of them, and a few behind the end.
+        valid: Whether each byte may be touched.
+    """
+
+    def __init__(self, name: str, size: int, base: int, granule: int, report: Report):
+        self.name = name
+        self.size = size
+        self.base = base
+        self.granule = granule
+        self.report = report
+
+        padded = -(-size // 16) * 16 + 16
+        self.bytes = np.zeros(padded, np.uint8)
+        self.valid = np.zeros(padded, bool)
+        self.writes = LastAccesses(padded // granule)
+        self.reads = LastAccesses(padded // granule)
+        self.written = np.zeros(padded // granule, bool)
+
+    def words(self, size: int, signed: bool = False) -> Array:
+        """The same bytes as integers of that size."""
+        return self.bytes.view(f"{'i' if signed else 'u'}{size}")
 
 
-class Bound:
-    """A space as one unit sees it."""
+class View:
+    """A space as some threads see it: what they load and store is checked and recorded.
 
-    def __init__(self, space: Space, unit):
-        self.space, self.unit = space, unit
+    Args:
+        space: The memory.
+        threads: Those who access it.
+    """
 
-    def locate(self, address, offset, size, m, site):
-        space, unit = self.space, self.unit
-        select = None if m is None else np.flatnonzero(m)
-        a = address.view(i8) if address.dtype == u8 else address.astype(i8)
-        if a.shape[0] != unit.T:
-            a = np.broadcast_to(a, unit.T)
-        if select is not None:
-            a = a[select]
-        a = a + (offset - space.base)
-        if space.name == "shared":
-            a = a + (unit.shared_shift if select is None else unit.shared_shift[select])
-        if len(a) and (int(a.min()) < 0 or int(a.max()) + size > space.size):
-            bad = np.flatnonzero((a < 0) | (a + size > space.size))
-            raise Fault(f"{space.name} access out of bounds at {unit.where(site)}: {len(bad)} threads, "
-                        f"first at {a[bad[0]]} of {space.size}")  # fmt: skip
-        return select, a
+    def __init__(self, space: Space, threads: Threads):
+        self.space = space
+        self.threads = threads
 
-    def check(self, a, size, site, what):
-        space = self.space
-        ok = space.valid[a] & space.valid[a + (size - 1)]
-        if not ok.all():
-            bad = np.flatnonzero(~ok)
-            raise Fault(f"{space.name} {what} outside of any allocation at {self.unit.where(site)}: "
-                        f"{len(bad)} threads, offset {a[bad[0]]}")  # fmt: skip
+    def load(
+        self,
+        address: Array,
+        offset: int,
+        targets: Sequence[Array | None],
+        size: int,
+        signed: bool,
+        mask: Array | None,
+        site: int,
+    ) -> None:
+        """Loads one register or a vector of them.
 
-    def load(self, address, offset, targets, size, signed, m, site):
-        total = size * len(targets)
-        select, a = self.locate(address, offset, total, m, site)
-        if not len(a):
+        Args:
+            address: Of each thread.
+            offset: In bytes, added to each.
+            targets: The registers; None where what is loaded goes nowhere.
+            size: Bytes of one of them.
+            signed: Whether a wider register is filled with the sign.
+            mask: The threads that load; None for all.
+            site: The index of the instruction.
+
+        Raises:
+            Fault: An address is out of bounds or misaligned.
+        """
+        chosen, places = self.locate(address, offset, size * len(targets), mask, site)
+        if not len(places):
             return
-        if (a % total).any():
-            raise Fault(f"misaligned load at {self.unit.where(site)}")
-        self.check(a, total, site, "load")
-        self.raw_load(select, a, targets, size, signed, site)
+        self.check(places, size * len(targets), site, "load")
 
-    def raw_load(self, select, a, targets, size, signed, site):
-        space = self.space
-        memory = space.of[size] if not signed else space.of[size].view(f"i{size}")
-        index = a // size
-        for k, target in enumerate(targets):
+        words = self.space.words(size, signed)
+        for index, target in enumerate(targets):
             if target is not None:
-                if select is None:
-                    target[...] = memory[index + k]
-                else:
-                    target[select] = memory[index + k]
-        self.unit.traffic(space.name, a, site)
-        if space.races:
-            self.mark(select, a, size * len(targets), site, None, None)
+                target[chosen] = words[places // size + index]
+        self.record_read(chosen, places, size * len(targets), site)
 
-    def store(self, address, offset, sources, size, m, site):
-        total = size * len(sources)
-        select, a = self.locate(address, offset, total, m, site)
-        if not len(a):
+    def store(
+        self, address: Array, offset: int, sources: Sequence[Array], size: int, mask: Array | None, site: int
+    ) -> None:
+        """Stores one register or a vector of them; arguments and errors are those of `load`."""
+        chosen, places = self.locate(address, offset, size * len(sources), mask, site)
+        if not len(places):
             return
-        if (a % total).any():
-            raise Fault(f"misaligned store at {self.unit.where(site)}")
-        self.check(a, total, site, "store")
-        space = self.space
-        memory, index = space.of[size], a // size
-        index = index[:, None] + np.arange(len(sources))
-        columns = [np.broadcast_to(source, self.unit.T) for source in sources]
-        if select is not None:
-            columns = [column[select] for column in columns]
-        values = np.stack(columns, 1).astype(memory.dtype)
-        changes = (memory[index] != values).any(1)
-        memory[index] = values
-        self.unit.traffic(space.name, a, site)
-        if space.races:
-            lost = (memory[index] != values).any(1)
-            self.mark(select, a, total, site, changes, lost)
+        self.check(places, size * len(sources), site, "store")
 
-    def mark(self, select, a, total, site, changes, lost):
-        """Record an access, and report those of other threads since the last barrier between them."""
-        space, unit = self.space, self.unit
-        g = space.granule
-        who = unit.tid if select is None else unit.tid[select]
-        when = unit.when if select is None else unit.when[select]
-        sync = unit.sync if select is None else unit.sync[select]
-        meet = unit.meet if select is None else unit.meet[select]
-        cells = a // g
-        if total > g:
-            n = total // g
-            cells = (cells[:, None] + np.arange(n)).ravel()
-            who, when, sync, meet = who.repeat(n), when.repeat(n), sync.repeat(n), meet.repeat(n)
-            if changes is not None:
-                changes, lost = changes.repeat(n), lost.repeat(n)
-        writes = changes is not None
-        if not writes and space.name == "shared" and not space.written[cells].all():
-            space.report("uninitialised read", unit.where(site), "", int((~space.written[cells]).sum()))
-        kinds = [("WW" if writes else "RAW", space.w_when, space.w_who, space.w_sync, space.w_site)]
-        if writes:
-            kinds.append(("WAR", space.r_when, space.r_who, space.r_sync, space.r_site))
-        for kind, times, whos, syncs, sites in kinds:
-            before = whos[cells]
-            other = (before != who) & (before != -1)
-            if not other.any():
-                continue
-            then = times[cells]
-            other_cta = (then >> 32) != (when >> 32)
-            unordered = other & ((then == when) | other_cta & (space.name == "global"))
-            if not unordered.any():
-                continue
-            same_warp = ((before >> 5) == (who >> 5)) & ~other_cta
-            harmless = (~changes & ~lost) if writes else np.zeros(len(cells), bool)
-            for scope, chosen in (
-                ("between warps", unordered & ~same_warp),
-                # a value that was read before a shuffle is known at the shuffle; a write may not be
-                ("within a warp", unordered & same_warp & (syncs[cells] == (meet if kind == "WAR" else sync))),
-            ):
-                for label, some in (("", chosen & ~harmless), (" (same value)", chosen & harmless)):
-                    if some.any():
-                        first = np.flatnonzero(some)[0]
-                        space.report(f"{kind} {scope}{label}", unit.where(site),
-                                     unit.where(int(sites[cells[first]])), int(some.sum()))  # fmt: skip
-        if writes:
-            space.w_when[cells], space.w_who[cells], space.w_sync[cells], space.w_site[cells] = when, who, sync, site
-            space.written[cells] = True
-            # several threads in one instruction
-            twice = space.w_who[cells] != who
-            if twice.any():
-                warps = twice & ((space.w_who[cells] >> 5) != (who >> 5))
-                for scope, chosen in (("between warps", warps), ("within a warp", twice & ~warps)):
-                    for label, some in (("", chosen & lost), (" (same value)", chosen & ~lost)):
-                        if some.any():
-                            space.report(f"WW in one instruction {scope}{label}", unit.where(site), "", int(some.sum()))
-        else:
-            before = space.r_who[cells]
-            mixed = (space.r_when[cells] == when) & (before != -1) & ((before >> 5) != (who >> 5))
-            space.r_when[cells], space.r_who[cells], space.r_sync[cells], space.r_site[cells] = when, who, meet, site
-            mixed |= (space.r_who[cells] >> 5) != (who >> 5)
-            if mixed.any():
-                space.r_who[cells[mixed]] = -2  # several warps: any writer is another
+        words = self.space.words(size)
+        indices = (places // size)[:, None] + np.arange(len(sources))
+        values = np.stack([source[chosen] for source in sources], 1).astype(words.dtype)
+        changed = (words[indices] != values).any(1)
+        words[indices] = values
+        lost = (words[indices] != values).any(1)
+        self.record_write(chosen, places, size * len(sources), site, changed, lost)
+
+    def locate(self, address: Array, offset: int, size: int, mask: Array | None, site: int) -> tuple[Chosen, Array]:
+        """Which threads take part, and the offset in the space of each, in bytes.
+
+        Raises:
+            Fault: One of the accesses, of `size` bytes each, does not lie within the space.
+        """
+        space = self.space
+        chosen = slice(None) if mask is None else np.flatnonzero(mask)
+        # The bits of an address of 64 bits are kept; one of 32 bits is widened.
+        wide = address.view(np.int64) if address.dtype == np.uint64 else address.astype(np.int64)
+        places = wide[chosen] + (offset - space.base)
+        if space.name == "shared":
+            places = places + self.threads.shared_shift[chosen]
+
+        outside = (places < 0) | (places + size > space.size)
+        if outside.any():
+            raise Fault(
+                f"{space.name} access out of bounds at {self.threads.where(site)}: {outside.sum()} threads, "
+                f"first at {places[outside][0]} of {space.size}"
+            )
+        return chosen, places
+
+    def check(self, places: Array, size: int, site: int, what: str) -> None:
+        """Raises a Fault if accesses of `size` bytes are misaligned, or not to what an argument spans."""
+        if (places % size).any():
+            raise Fault(f"misaligned {what} at {self.threads.where(site)}")
+        invalid = ~(self.space.valid[places] & self.space.valid[places + (size - 1)])
+        if invalid.any():
+            raise Fault(
+                f"{self.space.name} {what} outside of any allocation at {self.threads.where(site)}: "
+                f"{invalid.sum()} threads, offset {places[invalid][0]}"
+            )
+
+    # The race detector
+
+    def record_read(self, chosen: Chosen, places: Array, size: int, site: int) -> None:
+        """Records reads of `size` bytes, and reports writes that no barrier separates from them."""
+        space = self.space
+        access, _ = self._access(chosen, places, size, site)
+
+        unwritten = ~space.written[access.granules]
+        if space.name == "shared" and unwritten.any():
+            space.report("uninitialised read", self.threads.where(site), "", int(unwritten.sum()))
+        self._report_unordered("RAW", space.writes, access, access.synced, np.zeros(len(access.granules), bool))
+
+        # One read of each granule is remembered. If several warps read it, any writer is of another one.
+        reads = space.reads
+        before = reads.thread[access.granules]
+        others = (before != NOBODY) & (before >> 5 != access.thread >> 5)
+        several = others & (reads.epoch[access.granules] == access.epoch)
+        self._remember(reads, access, access.met)
+        several |= reads.thread[access.granules] >> 5 != access.thread >> 5
+        reads.thread[access.granules[several]] = SEVERAL_WARPS
+
+    def record_write(self, chosen: Chosen, places: Array, size: int, site: int, changed: Array, lost: Array) -> None:
+        """Records writes of `size` bytes, and reports accesses that no barrier separates from them.
+
+        Args:
+            chosen: The threads.
+            places: Their offsets in the space, in bytes.
+            size: Bytes of each access.
+            site: The index of the instruction.
+            changed: Whether what each thread wrote differs from what was there.
+            lost: Whether another thread wrote something else over it in the same instruction.
+        """
+        space = self.space
+        access, count = self._access(chosen, places, size, site)
+        changed = changed.repeat(count)
+        lost = lost.repeat(count)
+        harmless = ~changed & ~lost
+        self._report_unordered("WW", space.writes, access, access.synced, harmless)
+        # A value that was read before a shuffle is known at the shuffle, but a write may not have been done.
+        self._report_unordered("WAR", space.reads, access, access.met, harmless)
+
+        self._remember(space.writes, access, access.synced)
+        space.written[access.granules] = True
+        last = space.writes.thread[access.granules]
+        twice = last != access.thread
+        same_warp = last >> 5 == access.thread >> 5
+        self._report("WW in one instruction", twice, same_warp, ~lost, access, None)
+
+    def _access(self, chosen: Chosen, places: Array, size: int, site: int) -> tuple[Access, int]:
+        """The access, and how many granules each thread touches."""
+        threads = self.threads
+        count = max(1, size // self.space.granule)
+        granules = (places // self.space.granule)[:, None] + np.arange(count)
+        access = Access(
+            granules.ravel(),
+            threads.thread[chosen].repeat(count),
+            threads.epoch[chosen].repeat(count),
+            threads.synced[chosen].repeat(count),
+            threads.met[chosen].repeat(count),
+            site,
+        )
+        return access, count
+
+    def _remember(self, accesses: LastAccesses, access: Access, meetings: Array) -> None:
+        accesses.epoch[access.granules] = access.epoch
+        accesses.thread[access.granules] = access.thread
+        accesses.meetings[access.granules] = meetings
+        accesses.site[access.granules] = access.site
+
+    def _report_unordered(
+        self, kind: str, accesses: LastAccesses, access: Access, meetings: Array, harmless: Array
+    ) -> None:
+        """Reports which of the last accesses nothing separates from this one; `meetings` is this one's count."""
+        before = accesses.thread[access.granules]
+        other = (before != access.thread) & (before != NOBODY)
+        if not other.any():
+            return
+
+        then = accesses.epoch[access.granules]
+        other_cta = then >> 32 != access.epoch >> 32
+        unordered = other & ((then == access.epoch) | (other_cta & (self.space.name == "global")))
+        same_warp = (before >> 5 == access.thread >> 5) & ~other_cta
+        unordered &= ~same_warp | (accesses.meetings[access.granules] == meetings)
+        self._report(kind, unordered, same_warp, harmless, access, accesses.site)
+
+    def _report(
+        self, kind: str, found: Array, same_warp: Array, harmless: Array, access: Access, sites: Array | None
+    ) -> None:
+        """Reports what was found by its scope, and by whether it is harmless, as the values agree.
+
+        Args:
+            kind: "RAW", for example.
+            found: Which entries of the access are meant. So are those of the next two.
+            same_warp: Whether the other access is of the same warp.
+            harmless: Whether values agree.
+            access: This one.
+            sites: The instruction of the last access to each granule; None where it is the same one.
+        """
+        if not found.any():
+            return
+        for scope, in_scope in (("between warps", ~same_warp), ("within a warp", same_warp)):
+            for label, agreeing in (("", ~harmless), (" (same value)", harmless)):
+                which = found & in_scope & agreeing
+                if which.any():
+                    other = "" if sites is None else self.threads.where(int(sites[access.granules[which]][0]))
+                    here = self.threads.where(access.site)
+                    self.space.report(f"{kind} {scope}{label}", here, other, int(which.sum()))
