@@ -21,7 +21,7 @@ CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 
 install: $(VENV)/installed
 
 # torch first: DALI's wheel must fit the CUDA version that this torch was built with.
-$(VENV)/installed: pyproject.toml Makefile
+$(VENV)/installed: pyproject.toml setup.py Makefile
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision

@@ -7,11 +7,11 @@ one launch at least (views launch nothing), so the launches are a lower bound. C
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 from unittest import mock
 
-from actdet_kernels import backend, dispatch, operations
+from actdet_kernels import backend
+from actdet_kernels.triton import launch
 from opponents import tensors_of
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -33,18 +33,19 @@ def count(function: Callable[[Any], Any], problem: Any) -> Count:
     on_device = _OnDevice(tensors_of(problem))
     launched = []
 
-    def record(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    def record(kernel: Any, programs: int, **arguments: Any) -> None:
         launched.append(kernel)
-        on_device.add([value for value in arguments if isinstance(value, Tensor)])
+        on_device.add([value for value in arguments.values() if isinstance(value, Tensor)])
 
     def kernels(chosen: str, *rest: Any) -> str:
         return "triton" if chosen == "auto" else chosen
 
-    patches = [mock.patch.object(module, "choose_backend", kernels) for module in (backend, dispatch, operations)]
-    with ExitStack() as stack:
-        for patch in (*patches, mock.patch.object(backend, "launch", record)):
-            stack.enter_context(patch)
-        reads, operators = stack.enter_context(_Reads(on_device)), stack.enter_context(_Operators(on_device))
+    with (
+        mock.patch.object(backend, "choose_backend", kernels),
+        mock.patch.object(launch, "launch", record),
+        _Reads(on_device) as reads,
+        _Operators(on_device) as operators,
+    ):
         function(problem)
     return Count(len(launched) + operators.launches, reads.count + operators.waits)
 

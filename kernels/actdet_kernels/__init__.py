@@ -6,26 +6,24 @@ loss = set_loss(logits, boxes, targets, matched)
 loss.total.backward()
 
 And the batches they train on: gather_clips(frames, indices, ...), out of cached frames of video.
+
+A file for each operation: its function, its checks, its operator, its shapes, its derivative. No file has the name of
+an operation, because a module that is imported takes its name in the package from what was there.
+
+Shapes: L (any number of leading dimensions, usually the supervised decoder layers), B samples, N queries, M padded
+targets, C logits, T frames. Wherever boxes are (..., B, N, 4) with `Targets`, they may be (..., B, N, T, 4) with
+`Tubelets`. Equations are those of the fight-and-collapse technical report (Saun and Sharma 2026), which follows DETR
+(Carion et al. 2020).
 """
 
+from actdet_kernels.assignment import Assignment, assign, solve_assignment
 from actdet_kernels.backend import explain_backend
+from actdet_kernels.clips import frame_levels, gather_clips
+from actdet_kernels.cost import MatchWeights, pairwise_cost
 from actdet_kernels.denoising import DenoisingQueries, denoising_queries, split_groups
-from actdet_kernels.operations import (
-    Assignment,
-    Matching,
-    MatchWeights,
-    SetLoss,
-    assign,
-    frame_levels,
-    gather_clips,
-    giou_loss,
-    match,
-    pairwise_cost,
-    pairwise_giou,
-    set_loss,
-    solve_assignment,
-    solve_matching,
-)
+from actdet_kernels.giou import giou_loss, pairwise_giou
+from actdet_kernels.loss import SetLoss, set_loss
+from actdet_kernels.matching import Matching, match, solve_matching
 from actdet_kernels.targets import Targets, Tubelets, pad_targets, repeat_targets
 
 __all__ = [

@@ -4,15 +4,45 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 Backend = Literal["auto", "triton", "reference"]
 
 LEAST_CAPABILITY = (6, 0)
+
+
+def implementation(
+    backend: Backend,
+    device: torch.device,
+    *,
+    kernels: Callable[..., Any] | None,
+    reference: Callable[..., Any],
+    obstacle: str | None = None,
+) -> Callable[..., Any]:
+    """The function that computes an operation. Every operation chooses here, and nowhere else.
+
+    Args:
+        backend: what was asked for.
+        device: where the tensors are.
+        kernels: computes it by Triton kernels. None for an operation that has none.
+        reference: computes it in PyTorch and SciPy, from the same arguments.
+        obstacle: why the kernels cannot compute what is asked for, on whatever device.
+
+    Returns:
+        One of the two functions.
+
+    Raises:
+        RuntimeError: the kernels were asked for by name, and cannot run.
+        ValueError: there is no such backend.
+    """
+    if kernels is None:
+        obstacle = "no kernel computes this operation yet"
+    chosen = choose_backend(backend, device, obstacle)
+    return reference if kernels is None or chosen == "reference" else kernels
 
 
 def choose_backend(
@@ -50,18 +80,6 @@ def explain_backend(device: torch.device) -> str:
     return f"triton: {torch.cuda.get_device_name(device)}"
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Where a kernel writes. Tests replace this by memory full of NaN or -7, which shows what nobody wrote."""
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-def launch(kernel: Any, programs: int, tensor: Tensor, *arguments: Any, **options: Any) -> None:
-    """Run a kernel of one-dimensional grid on the device of its first argument, unless there is nothing to do."""
-    if programs > 0:
-        with torch.cuda.device_of(tensor):
-            kernel[(programs,)](tensor, *arguments, **options)
-
-
 @cache
 def _obstacle(device: torch.device, interpreted: bool) -> str | None:
     """Why kernels cannot run on `device`, or None. Whatever keeps Triton from being imported is an obstacle."""
@@ -74,7 +92,7 @@ def _obstacle(device: torch.device, interpreted: bool) -> str | None:
     elif not interpreted:
         return "kernels run on CUDA devices, and on a CPU under TRITON_INTERPRET=1, for tests"
     try:
-        importlib.import_module("actdet_kernels.losses")
+        importlib.import_module("actdet_kernels.triton.loss")
     except Exception as error:
         return f"Triton cannot be imported ({type(error).__name__}: {error})".replace("\n", " ")
     return None

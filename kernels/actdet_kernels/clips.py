@@ -1,157 +1,137 @@
-"""Training clips out of a pool of video frames: gathered, cropped, coloured and normalised in one launch.
-
-u = left W + (x + 1/2) width - 1/2      output pixel (x, y) reads the source at (u, v), bilinear, within the picture
-v = top H + (y + 1/2) height - 1/2
-p1 = brightness p                       p in [0, 1], and m the mean of the clip's frames before any change
-p2 = m brightness + contrast (p1 - m brightness)
-p3 = grey + saturation (p2 - grey)      grey: the mean of the three channels of p2
-out = (clamp(p3, 0, 1) - mean) / std    ImageNet's
-
-A thread has all three channels of its pixels: coordinates and shares are computed once for them, and grey asks no other
-thread. With the channels in threads of their own, a program takes more than twice the instructions (`bench/LOG.md`).
-Offsets within a frame are 32 bits wide, those of frames 64: a pool may have any size.
-"""
-# pyright: reportOperatorIssue=false
-# (what Triton compiles has types that a checker of Python does not know)
+"""Clips to train on, out of cached frames of video."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from actdet_kernels import backend
-from actdet_kernels.arguments import compiler_options, tile_count
-from actdet_kernels.reference import IMAGENET_MEAN, IMAGENET_STD
+from actdet_kernels import reference
+from actdet_kernels.backend import Backend, implementation
+from actdet_kernels.operators import LIBRARY, operator
 
-BLOCK_P, BLOCK_T = 512, 32  # pixels of one program, and frames whose levels are added up at a time
-MEAN_R, MEAN_G, MEAN_B = map(tl.constexpr, IMAGENET_MEAN)
-STD_R, STD_G, STD_B = map(tl.constexpr, IMAGENET_STD)
+# The largest side of a picture that is stretched: the middles of its pixels are float32 numbers.
+LARGEST_SIDE = 2**23
 
-
-@triton.jit
-def mean_level(levels, indices, length, frames, BLOCK_T: tl.constexpr):
-    """The mean of a clip's levels, over those of its frames that there are."""
-    total, known = tl.zeros([BLOCK_T], tl.float32), tl.zeros([BLOCK_T], tl.float32)
-    for first in range(0, length, BLOCK_T):
-        o_t = first + tl.arange(0, BLOCK_T)
-        frame = tl.load(indices + o_t, mask=o_t < length, other=-1)
-        m_t = (frame >= 0) & (frame < frames)
-        total += tl.load(levels + frame, mask=m_t, other=0)
-        known += m_t.to(tl.float32)
-    return tl.sum(total, axis=0) / tl.sum(known, axis=0)
+# The most pixels of a frame: the kernel's offsets within it have 32 bits.
+MAX_PIXELS = 2**29
 
 
-@triton.jit
-def source_pixels(o, start, extent, size):
-    """Where output pixels `o` of a side of `size` pixels read: the nearest two, and the share of the second."""
-    place = start * size - 0.5 + (o + 0.5) * extent
-    place = tl.minimum(tl.where(place > 0, place, 0.0), size - 1)  # within the picture even where it is NaN
-    first = place.to(tl.int32)
-    return first, tl.minimum(first + 1, size - 1), place - first
-
-
-@triton.jit
-def load_pixels(frame, o_p):
-    """The three channels, in [0, 255]."""
-    frame += o_p * 3
-    return tl.load(frame).to(tl.float32), tl.load(frame + 1).to(tl.float32), tl.load(frame + 2).to(tl.float32)
-
-
-@triton.jit
-def between(a, b, share):
-    """a where share is 0, b where it is 1, of every channel."""
-    return a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1]), a[2] + share * (b[2] - a[2])
-
-
-@triton.jit
-def change_colour(p, level, brightness, contrast, saturation):
-    level *= brightness
-    p = between((level, level, level), (p[0] * brightness, p[1] * brightness, p[2] * brightness), contrast)
-    grey = (p[0] + p[1] + p[2]) * (1 / 3)
-    p = between((grey, grey, grey), p, saturation)
-    return within_range(p[0]), within_range(p[1]), within_range(p[2])
-
-
-@triton.jit
-def within_range(x):
-    return tl.minimum(tl.maximum(x, 0.0), 1.0)
-
-
-@triton.jit(do_not_specialize=["frames", "length", "height", "width"])
-def gather_clips_kernel(
-    pool, indices, windows, colour, levels, out,
-    frames, length, height, width,
-    BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr,
-):  # fmt: skip
-    """out (B * length, height, width, 3): one program writes BLOCK_P pixels of one frame.
-
-    Nothing is masked, which would take instructions for every byte that is read: what would be past the last pixel is
-    the last once more, and a frame of NaN reads frame 0.
-    """
-    pixels = height * width
-    tiles = tl.cdiv(pixels, BLOCK_P)
-    i_f = tl.program_id(0) // tiles
-    i_b = (i_f // length).to(tl.int64)
-    i_f = i_f.to(tl.int64)
-    o_p = (tl.program_id(0) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
-    o_p = tl.minimum(o_p, pixels - 1)
-    index = tl.load(indices + i_f)
-    known = (index >= 0) & (index < frames)
-    frame = pool + tl.where(known, index, 0) * pixels * 3
-    flaw = tl.where(known, 0.0, float("nan"))  # NaN, too, where one of the numbers below is not finite
-
-    if windows is None:
-        p = load_pixels(frame, o_p)
-    else:
-        windows += i_b * 4
-        left, top, across, down = tl.load(windows), tl.load(windows + 1), tl.load(windows + 2), tl.load(windows + 3)
-        flaw += left * 0 + top * 0 + across * 0 + down * 0
-        y = o_p // width
-        x1, x2, share_x = source_pixels(o_p - y * width, left, across, width)
-        y1, y2, share_y = source_pixels(y, top, down, height)
-        above = between(load_pixels(frame, y1 * width + x1), load_pixels(frame, y1 * width + x2), share_x)
-        below = between(load_pixels(frame, y2 * width + x1), load_pixels(frame, y2 * width + x2), share_x)
-        p = between(above, below, share_y)
-    p = (p[0] * (1 / 255), p[1] * (1 / 255), p[2] * (1 / 255))
-    if colour is not None:
-        colour += i_b * 3
-        brightness, contrast, saturation = tl.load(colour), tl.load(colour + 1), tl.load(colour + 2)
-        level = mean_level(levels, indices + i_b * length, length, frames, BLOCK_T)
-        flaw += brightness * 0 + contrast * 0 + saturation * 0 + level * 0
-        p = change_colour(p, level, brightness, contrast, saturation)
-
-    out += i_f * pixels * 3 + o_p * 3
-    tl.store(out, (p[0] - MEAN_R) * (1 / STD_R) + flaw)
-    tl.store(out + 1, (p[1] - MEAN_G) * (1 / STD_G) + flaw)
-    tl.store(out + 2, (p[2] - MEAN_B) * (1 / STD_B) + flaw)
-
-
+@torch.no_grad()
 def gather_clips(
+    frames: Tensor,
+    indices: Tensor,
+    windows: Tensor | None = None,
+    colour: Tensor | None = None,
+    levels: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Clips of cached frames, changed and normalised (ImageNet's mean and standard deviation) for a network.
+
+    frames: (F, H, W, 3) uint8, contiguous RGB, of any number of videos. indices: (B, T) int64, the frame that is frame
+        t of clip b.
+    windows: (B, 4) float32 left, top, width, height of the part that is stretched to the whole picture, in [0, 1] of
+        it. A negative width mirrors, left being the right edge then. Bilinear; what lies outside of the picture is as
+        its border, as in `grid_sample(padding_mode="border", align_corners=False)`. None leaves every pixel as it is.
+        Places are float32, so that a side of such a picture has at most 2^23 pixels.
+    colour: (B, 3) float32 factors of brightness (everything), contrast (the distance from the mean of the clip, as it
+        was before window and colour) and saturation (the distance from grey, the mean of the channels), in this order;
+        clamped to [0, 1] at the end.
+    levels: (F,) float32 from `frame_levels`; where there is `colour` only.
+    dtype: float16, bfloat16, float32, or float64, which only the reference computes.
+    Returns (B, 3, T, H, W), channels_last_3d. A frame is NaN where its index is not in [0, F), or its clip's window,
+    colour or mean level is not finite. No gradient. Raises ValueError where shapes, dtypes or devices disagree.
+    """
+    _check_clips(frames, indices, windows, colour, levels)
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
+    return _gather_clips(frames, indices, windows, colour, None if colour is None else levels, dtype, backend)
+
+
+def frame_levels(frames: Tensor) -> Tensor:
+    """The mean of every frame over its pixels and channels, in [0, 1]: (F, H, W, 3) uint8 to (F,) float32.
+
+    Of the exact sum. Raises ValueError for other frames than `gather_clips` takes.
+    """
+    _check_frames(frames)
+    return reference.frame_levels(frames)
+
+
+def _check_frames(frames: Tensor) -> None:
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.numel() == 0:
+        raise ValueError(f"frames must be (F, H, W, 3) and not empty, got {tuple(frames.shape)}")
+    if frames.dtype != torch.uint8 or not frames.is_contiguous():
+        raise ValueError(f"frames must be uint8 and contiguous, got {frames.dtype} with strides {frames.stride()}")
+
+
+def _check_clips(
+    frames: Tensor, indices: Tensor, windows: Tensor | None, colour: Tensor | None, levels: Tensor | None
+) -> None:
+    _check_frames(frames)
+    if indices.ndim != 2:
+        raise ValueError(f"indices must be (B, T), got {tuple(indices.shape)}")
+    height, width = frames.shape[1:3]
+    if windows is not None and max(height, width) > LARGEST_SIDE:
+        raise ValueError(f"with windows, frames may have at most {LARGEST_SIDE} pixels a side, got {height} x {width}")
+    if colour is not None and levels is None:
+        raise ValueError("colour needs the levels of the frames: frame_levels(frames)")
+    batch = indices.shape[0]
+    for name, tensor, shape, dtype in (
+        ("indices", indices, tuple(indices.shape), torch.int64),
+        ("windows", windows, (batch, 4), torch.float32),
+        ("colour", colour, (batch, 3), torch.float32),
+        ("levels", levels, (frames.shape[0],), torch.float32),
+    ):
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
+        if tensor.dtype != dtype or tensor.device != frames.device:
+            raise ValueError(f"{name} must be {dtype} on {frames.device}, got {tensor.dtype} on {tensor.device}")
+
+
+@operator(
+    "gather_clips(Tensor frames, Tensor indices, Tensor? windows, Tensor? colour, Tensor? levels, ScalarType dtype, "
+    "str backend) -> Tensor"
+)
+def _gather_clips(
     frames: Tensor,
     indices: Tensor,
     windows: Tensor | None,
     colour: Tensor | None,
     levels: Tensor | None,
     dtype: torch.dtype,
+    backend: Any,
 ) -> Tensor:
     """(B, 3, T, H, W) of `dtype`, channels_last_3d."""
-    (batch, length), (count, height, width, channels) = indices.shape, frames.shape
-    out = backend.empty((batch, length, height, width, channels), dtype, frames.device)
-    backend.launch(
-        gather_clips_kernel,
-        batch * length * tile_count(height * width, BLOCK_P),
-        frames,
-        indices.contiguous(),
-        *(None if values is None else values.contiguous() for values in (windows, colour, levels)),
-        out,
-        count,
-        length,
-        height,
-        width,
-        BLOCK_P=BLOCK_P,
-        BLOCK_T=BLOCK_T,
-        **compiler_options(fused=True),
+    compute = implementation(
+        backend,
+        frames.device,
+        kernels=_by_kernels,
+        reference=reference.gather_clips,
+        obstacle=_obstacle(frames, dtype),
     )
-    return out.permute(0, 4, 1, 2, 3)
+    return compute(frames, indices, windows, colour, levels, dtype)
+
+
+def _by_kernels(*arguments: Any) -> Tensor:
+    from actdet_kernels.triton import clips
+
+    return clips.gather_clips(*arguments)
+
+
+def _obstacle(frames: Tensor, dtype: torch.dtype) -> str | None:
+    """Why the kernel does not compute these clips, if it does not."""
+    height, width = frames.shape[1:3]
+    if height * width > MAX_PIXELS:
+        return f"{height} x {width} is more than {MAX_PIXELS} pixels"
+    return "clips are computed in float32" if dtype == torch.float64 else None
+
+
+@torch.library.register_fake("actdet_kernels::gather_clips", lib=LIBRARY)
+def _shape(frames: Tensor, indices: Tensor, *rest: Any) -> Tensor:
+    dtype = rest[-2]
+    return frames.new_empty((*indices.shape, *frames.shape[1:]), dtype=dtype).permute(0, 4, 1, 2, 3)

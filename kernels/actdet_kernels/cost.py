@@ -1,137 +1,78 @@
-"""The matching cost of every query with every target: device functions, and the kernel that writes it out.
-
-cost[i, j] = cls * class_cost + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j))
-
-class_cost with "softmax": -softmax(logits_i)[label_j]
-           with "focal":   alpha (1 - p)^2 -log(p) - (1 - alpha) p^2 -log(1 - p),  p = sigmoid(logits_i[label_j])
-
-The L1 and GIoU terms of tubelets are means over the visible frames.
-Everything is computed in float32, or in float64 where logits or boxes are float64. A label that no logit has makes the
-cost NaN, which the assignment avoids and reports.
-"""
+"""The matching cost of every query with every target of its sample."""
 
 from __future__ import annotations
 
+from typing import Any, Literal, NamedTuple
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from actdet_kernels import backend
-from actdet_kernels.arguments import (
-    block_of_classes,
-    compiler_options,
-    compute_dtype,
-    cost_options,
-    frames,
-    inputs,
-    tile_count,
-)
-from actdet_kernels.boxes import tubelet_terms
-from actdet_kernels.reference import FOCAL_ALPHA
-from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels import reference
+from actdet_kernels.backend import Backend, implementation
+from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
+from actdet_kernels.targets import Targets, Tubelets, check_predictions
 
-BLOCK_N, BLOCK_M = 64, 8  # queries and targets that one program compares at a time
-LARGEST_BLOCK_C = 16  # logits of a query that are in registers at a time
-ALPHA = tl.constexpr(FOCAL_ALPHA)
-MINUS_INFINITY = tl.constexpr(float("-inf"))
+ClassCost = Literal["softmax", "focal"]
 
 
-@triton.jit
-def pair_cost(x, normaliser, box_terms, weights, CLASS_COST: tl.constexpr):
-    """The cost of pairs: x is the query's logit of the target's class, box_terms their L1 and GIoU terms."""
-    class_cost = softmax_cost(x, normaliser) if CLASS_COST == "softmax" else focal_cost(x)
-    return weights[0] * class_cost + weights[1] * box_terms[0] + weights[2] * box_terms[1]
+class MatchWeights(NamedTuple):
+    """The weights of the three terms in the matching cost (eq. 10) and in the loss (eq. 12)."""
+
+    cls: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
 
 
-@triton.jit
-def softmax_cost(x, normaliser):
-    peak, total = normaliser
-    return -tl.exp(x - peak) / total
-
-
-@triton.jit
-def focal_cost(x):
-    """The focal loss of calling it this class, less that of calling it none (Lin et al. 2017, as Deformable DETR).
-
-    sigmoid(x) and sigmoid(-x) come from one exponential that cannot overflow; neither is one less the other.
-    """
-    tail = tl.exp(-tl.abs(x))
-    larger, smaller = 1 / (1 + tail), tail / (1 + tail)
-    p, rest = tl.where(x > 0, larger, smaller), tl.where(x > 0, smaller, larger)
-    common = tl.log(1 + tail)
-    found, missed = common + tl.where(x < 0, -x, 0.0), common + tl.where(x > 0, x, 0.0)  # -log(p), -log(1 - p)
-    return ALPHA * rest * rest * found - (1 - ALPHA) * p * p * missed
-
-
-@triton.jit
-def softmax_normaliser(
-    logits, m_n, classes, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
-):
-    """(BLOCK_N,) max(x) and sum(exp(x - max(x))) over the `classes` logits behind each pointer; not for "focal"."""
-    peak, total = tl.full([BLOCK_N], MINUS_INFINITY, DTYPE), tl.zeros([BLOCK_N], DTYPE)
-    if CLASS_COST == "softmax":
-        # Not `for`: there Triton re-arranges a reduction of what was loaded, and 3.6 and 3.7 carry its arrangement into
-        # the matching, where every thread then computes the costs of all columns.
-        first = classes * 0
-        while first < classes:
-            o_c = first + tl.arange(0, BLOCK_C)[None, :]
-            x = load_logits(logits, m_n, o_c, classes, MINUS_INFINITY, DTYPE)
-            higher = tl.maximum(peak, tl.max(x, axis=1))
-            shift = tl.where(higher == MINUS_INFINITY, 0.0, higher)  # infinity less infinity is NaN
-            total = total * tl.exp(peak - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
-            peak = higher
-            first += BLOCK_C
-    return peak, total
-
-
-@triton.jit
-def load_logits(logits, m_n, o_c, classes, other, DTYPE: tl.constexpr):
-    return tl.load(logits[:, None] + o_c, mask=m_n[:, None] & (o_c < classes), other=other).to(DTYPE)
-
-
-@triton.jit
-def load_logit(pointer, label, classes, DTYPE: tl.constexpr):
-    """The logit of class `label` behind each pointer, NaN for a class there is not."""
-    known = (label >= 0) & (label < classes)
-    x = tl.load(pointer + tl.where(known, label, 0)).to(DTYPE)
-    return tl.where(known, x, float("nan"))
-
-
-@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames"])
-def pairwise_cost_kernel(
-    logits, boxes, labels, target_boxes, counts, visible, out,
-    batch, queries, size, classes, frames,
-    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CLASS_COST: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """out (problems, size, queries): one program writes BLOCK_N queries of one problem, BLOCK_M targets at a time."""
-    tiles = tl.cdiv(queries, BLOCK_N)
-    i_p = (tl.program_id(0) // tiles).to(tl.int64)  # problem: layer and sample
-    i_b = i_p % batch
-    o_n = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_n = o_n < queries
-    count = tl.minimum(tl.maximum(tl.load(counts + i_b), 0), size).to(tl.int32)
-
-    weights = (tl.full([], CLS, DTYPE), tl.full([], L1, DTYPE), tl.full([], GIOU, DTYPE))
-    row = tl.where(m_n, i_p * queries + o_n, 0)
-    peak, total = softmax_normaliser(logits + row * classes, m_n, classes, CLASS_COST, DTYPE, BLOCK_N, BLOCK_C)
-    o_n, m_n, row, normaliser = o_n[:, None], m_n[:, None], row[:, None], (peak[:, None], total[:, None])
-    p_logits, p_boxes = logits + row * classes, boxes + row * frames * 4
-    for first in range(0, size, BLOCK_M):
-        o_m = first + tl.arange(0, BLOCK_M)[None, :]
-        m_m = o_m < count
-        target = i_b * size + o_m
-        label = tl.load(labels + target, mask=m_m, other=-1)
-        x = load_logit(p_logits, label, classes, DTYPE)
-        p_targets = target_boxes + target * frames * 4
-        p_visible = None if visible is None else visible + target * frames
-        terms = tubelet_terms(p_boxes, p_targets, p_visible, frames, m_n, m_m, DTYPE)
-        cost = tl.where(m_m, pair_cost(x, normaliser, terms, weights, CLASS_COST), 0)
-        tl.store(out + (i_p * size + o_m) * queries + o_n, cost, mask=m_n & (o_m < size))
-
-
+@torch.no_grad()
 def pairwise_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    *,
+    weights: MatchWeights = MatchWeights(),
+    class_cost: ClassCost = "softmax",
+    backend: Backend = "auto",
+) -> Tensor:
+    """The matching cost of every query with every target of its sample (eq. 10).
+
+    cost[i, j] = cls * class_term + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j))
+
+    logits: (..., B, N, C). boxes: (..., B, N, 4). Returns (..., B, N, M), 0 past a sample's count.
+    class_cost: "softmax": -p_i[label_j], the last logit being no_object; "focal": the sigmoid-focal
+        difference of Deformable DETR (alpha 0.25, gamma 2), where every logit is a class.
+    A label that no logit has costs NaN. Raises ValueError where shapes, dtypes or devices disagree.
+    """
+    check_predictions(logits, boxes, targets)
+    check_choice("class_cost", class_cost, ("softmax", "focal"))
+    return _pairwise_cost(logits, boxes, *flat(targets), weights, class_cost, backend).mT
+
+
+@operator(f"pairwise_cost(Tensor logits, Tensor boxes, {TARGETS}, {WEIGHTS}, str class_cost, str backend) -> Tensor")
+def _pairwise_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    target_boxes: Tensor,
+    counts: Tensor,
+    visible: Tensor | None,
+    weights: tuple[float, float, float],
+    class_cost: str,
+    backend: Any,
+) -> Tensor:
+    """The cost as (..., B, M, N): so the assignment reads it, a target after the other."""
+    targets = targets_of(labels, target_boxes, counts, visible)
+    dtype = torch.promote_types(logits.dtype, boxes.dtype)
+    compute = implementation(backend, logits.device, kernels=_by_kernels, reference=_by_reference)
+    return compute(logits, boxes, targets, weights, class_cost, dtype)
+
+
+def _by_kernels(*arguments: Any) -> Tensor:
+    from actdet_kernels.triton import cost
+
+    return cost.pairwise_cost(*arguments)
+
+
+def _by_reference(
     logits: Tensor,
     boxes: Tensor,
     targets: Targets | Tubelets,
@@ -139,25 +80,16 @@ def pairwise_cost(
     class_cost: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(..., B, M, N) of `dtype`: the queries of one target lie together in memory, as the assignment reads them."""
-    *leading, batch, queries, classes = logits.shape
-    size = targets.labels.shape[1]
-    out = backend.empty((*leading, batch, size, queries), dtype, logits.device)
-    problems = out.shape[:-2].numel() if out.numel() else 0
-    backend.launch(
-        pairwise_cost_kernel,
-        problems * tile_count(queries, BLOCK_N),
-        *inputs(logits, boxes, targets),
-        out,
-        batch,
-        queries,
-        size,
-        classes,
-        frames(targets),
-        BLOCK_N=BLOCK_N,
-        BLOCK_M=BLOCK_M,
-        BLOCK_C=block_of_classes(classes, LARGEST_BLOCK_C),
-        **compiler_options(),
-        **cost_options(compute_dtype(logits, boxes), weights, class_cost),
-    )
-    return out
+    return reference.pairwise_cost(logits, boxes, targets, weights, class_cost).mT.to(dtype).contiguous()
+
+
+@torch.library.register_fake("actdet_kernels::pairwise_cost", lib=LIBRARY)
+def _shape(logits: Tensor, boxes: Tensor, labels: Tensor, *rest: Any) -> Tensor:
+    shape = (*logits.shape[:-2], labels.shape[1], logits.shape[-2])
+    return logits.new_empty(shape, dtype=torch.promote_types(logits.dtype, boxes.dtype))
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError, naming the choices, for a value that is none of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

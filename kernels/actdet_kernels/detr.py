@@ -26,7 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actdet_kernels.operations import MatchWeights, SetLoss, match, set_loss
+from actdet_kernels.cost import MatchWeights
+from actdet_kernels.loss import SetLoss, set_loss
+from actdet_kernels.matching import match
 from actdet_kernels.reference import FOCAL_ALPHA
 from actdet_kernels.targets import Targets, Tubelets, labels_of, pad_targets
 

@@ -38,8 +38,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from actdet_kernels import assignment, backend, clips, cost, losses, matching
 from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.triton import assignment, clips, cost, launch, loss, matching
 
 # The most registers of a thread with which 48, 40, 36, 32, 28, 24, 20, 16, 12 and 8 warps fit in the 65,536 registers
 # of a multiprocessor: one register more, and fewer of them run at a time.
@@ -107,9 +107,9 @@ def match(queries: int, classes: int, class_cost: str, dtype: torch.dtype) -> ob
 def set_loss(class_loss: str, predictions: Predictions, per_layer: bool = False) -> object:
     """The losses, and the gradients from that of the total."""
     matched, options = tensor(I64, 1, 8), (WEIGHTS, 0.1, class_loss, per_layer)
-    *_, divisors = losses.set_loss(*predictions, matched, *options)
+    *_, divisors = loss.set_loss(*predictions, matched, *options)
     cotangents = (tensor(divisors.dtype), None, None, None)
-    return losses.set_loss_gradient(*predictions, matched, divisors, cotangents, *options)
+    return loss.set_loss_gradient(*predictions, matched, divisors, cotangents, *options)
 
 
 def of_losses(loss: int, total: int, gradient: int) -> dict[str, int]:
@@ -226,10 +226,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     workers = min(os.cpu_count() or 1, len(options.capability))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for case in [[pool.submit(compile_case, i, sm) for sm in options.capability] for i in range(len(CASES))]:
-            for launch in zip(*(future.result() for future in case), strict=True):
-                row = launch[0]
-                print_line(row.kernel, row.case, row.block, row.warps, row.limit, [row.cell() for row in launch])
-                rows += launch
+            for compiled in zip(*(future.result() for future in case), strict=True):
+                row = compiled[0]
+                print_line(row.kernel, row.case, row.block, row.warps, row.limit, [row.cell() for row in compiled])
+                rows += compiled
 
     where: dict[str, list[str]] = {}
     for row in rows:
@@ -274,10 +274,10 @@ def launches_of(call: Callable[[], object]) -> list[tuple[Any, dict[str, Any]]]:
     """The kernels that a call launches, with their arguments and settings."""
     launches = []
 
-    def record(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-        launches.append((kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | options))
+    def record(kernel: Any, programs: int, **arguments: Any) -> None:
+        launches.append((kernel, arguments))
 
-    with mock.patch.object(backend, "launch", record):
+    with mock.patch.object(launch, "launch", record):
         call()
     return launches
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from actdet_kernels.detr import LOSSES, HungarianMatcher, ImageLoss, SetCriterion, pad_samples, pairs_of
-from actdet_kernels.operations import set_loss
+from actdet_kernels.loss import set_loss
 from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, labels_of
 

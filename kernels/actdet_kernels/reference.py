@@ -108,7 +108,7 @@ def _box_terms(boxes: Tensor, targets: Targets | Tubelets, target_boxes: Tensor)
 
 
 def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
-    """The fields of `operations.Assignment`; the duals are empty where they are not asked for."""
+    """The fields of `assignment.Assignment`; the duals are empty where they are not asked for."""
     # It takes half a second to import, and only who matches on a CPU needs it.
     from scipy.optimize import linear_sum_assignment
 

@@ -11,7 +11,8 @@ import json
 from typing import Any
 
 import torch
-from actdet_kernels import Targets, Tubelets, backend, dispatch, gather_clips, match, operations, set_loss
+from actdet_kernels import Targets, Tubelets, backend, gather_clips, match, set_loss
+from actdet_kernels.triton import launch
 from torch import Tensor
 
 KEYS: dict[str, set[Any]] = {}
@@ -27,15 +28,13 @@ def specialisation(value: Any, specialise: bool) -> Any:
     return value
 
 
-def record(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+def record(kernel: Any, programs: int, **arguments: Any) -> None:
     if programs > 0:
-        positional = [parameter for parameter in kernel.params if parameter.name not in options]
-        assert [parameter.is_constexpr for parameter in positional] == [False] * len(arguments), kernel
+        variable = [parameter for parameter in kernel.params if not parameter.is_constexpr]
         key = tuple(
-            specialisation(value, not parameter.do_not_specialize)
-            for parameter, value in zip(positional, arguments, strict=True)
+            specialisation(arguments.pop(parameter.name), not parameter.do_not_specialize) for parameter in variable
         )
-        KEYS.setdefault(kernel.__name__, set()).add((key, tuple(sorted((k, str(v)) for k, v in options.items()))))
+        KEYS.setdefault(kernel.__name__, set()).add((key, tuple(sorted((k, str(v)) for k, v in arguments.items()))))
 
 
 def step(layers: int, samples: int, queries: int, size: int, frames: int | None) -> None:
@@ -60,8 +59,8 @@ def clips(pool: int, samples: int, frames: int, height: int, width: int) -> None
 
 
 if __name__ == "__main__":
-    backend.launch = record
-    dispatch.choose_backend = operations.choose_backend = lambda *arguments: "triton"
+    launch.launch = record
+    backend.choose_backend = lambda *arguments: "triton"
     found = {}
     for name, frames in (("boxes", None), ("tubelets", 8)):
         KEYS.clear()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from actdet_kernels import MatchWeights, Targets, backend, dispatch, operations
+from actdet_kernels import MatchWeights, Targets, backend
 from actdet_kernels.detr import HungarianMatcher, ImageLoss, SetCriterion
 from device import DEVICE, NEEDS_TRITON
 from oracles import costs, criterion, random_boxes, random_logits
@@ -314,8 +314,7 @@ def test_the_kernels_give_what_the_reference_gives(monkeypatch: pytest.MonkeyPat
     outputs, leaves = predictions(2, len(RAGGED))
     loss = SetCriterion(CLASSES, HungarianMatcher(*COSTS), {}, 0.1)
     wanted = loss(outputs, samples(RAGGED))
-    for module in (dispatch, operations):
-        monkeypatch.setattr(module, "choose_backend", lambda *_: "triton")
+    monkeypatch.setattr(backend, "choose_backend", lambda *_: "triton")
     others = [leaf.detach().to(DEVICE).requires_grad_() for leaf in leaves]
     got = loss(as_outputs(others), samples(RAGGED))  # on a GPU, the targets are not there yet
     assert {value.device.type for value in got.values()} == {DEVICE.type}

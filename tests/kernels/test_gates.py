@@ -93,7 +93,7 @@ def test_make_installs_the_versions_that_are_tested() -> None:
 
 
 def test_every_kernel_has_a_case(rows: list[dict[str, Any]]) -> None:
-    sources = [file.read_text() for file in Path(actdet_kernels.__file__).parent.glob("*.py")]
+    sources = [file.read_text() for file in Path(actdet_kernels.__file__).parent.rglob("*.py")]
     kernels = {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE)}
     assert kernels == {row["kernel"] for row in rows}
     launched = {name for source in sources for name in re.findall(r"\blaunch\(\s*(\w+),", source)}
@@ -105,8 +105,9 @@ FAULTY = """
 import sys
 import triton
 import triton.language as tl
-from actdet_kernels import backend, gates
+from actdet_kernels import gates
 from actdet_kernels.gates import FP32, Case, assign, tensor
+from actdet_kernels.triton import launch
 
 @triton.jit
 def sized_kernel(out, size):
@@ -116,16 +117,16 @@ def sized_kernel(out, size):
 def wrong_kernel(out):
     tl.store(out, nothing)
 
-def launch(kernel, *arguments):
-    backend.launch(kernel, 1, tensor(FP32, 9), *arguments, num_warps=1)
+def launch_one(kernel, **sizes):
+    launch.launch(kernel, 1, out=tensor(FP32, 9), **sizes, num_warps=1)
 
 gates.CAPABILITIES = (35, 90)  # no ptxas that comes with Triton knows sm_35
 gates.CASES = [
     Case("fine", lambda: assign(12, 5, FP32), {"assign_kernel": 96}),
     Case("tight", lambda: assign(12, 5, FP32), {"assign_kernel": 16}),
     Case("spilling", lambda: assign(8000, 5, FP32), {"assign_kernel": 255}),
-    Case("sized", lambda: launch(sized_kernel, 7), {"sized_kernel": 96}),
-    Case("wrong", lambda: launch(wrong_kernel), {"wrong_kernel": 96}),
+    Case("sized", lambda: launch_one(sized_kernel, size=7), {"sized_kernel": 96}),
+    Case("wrong", lambda: launch_one(wrong_kernel), {"wrong_kernel": 96}),
     Case("no limit", lambda: assign(12, 5, FP32), {}),
 ]
 if __name__ == "__main__":
@@ -178,7 +179,7 @@ def test_a_kernel_that_takes_long_to_compile_is_a_fault() -> None:
 
 
 def test_few_block_sizes_serve_all_target_counts() -> None:
-    from actdet_kernels.assignment import block_size
+    from actdet_kernels.triton.assignment import block_size
 
     assert {block_size(12, targets) for targets in range(1, 101)} == {32, 64, 128}
     assert {block_size(100, targets) for targets in range(1, 101)} == {128}

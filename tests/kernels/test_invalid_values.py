@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from actdet_kernels import Targets, Tubelets, assign, backend, match, pairwise_cost, set_loss, solve_matching
+from actdet_kernels import Targets, Tubelets, assign, match, pairwise_cost, set_loss, solve_matching
 from device import DEVICE, POISONED
 from oracles import loss_case, random_boxes, random_tubelets
 from torch import Tensor
@@ -235,16 +235,17 @@ def test_nothing_is_read_or_written_that_is_not_an_arguments(
     queries: int, tubelets: bool, class_loss: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever counts, labels and matchings hold: not even where it would count for nothing."""
+    from actdet_kernels.triton import launch
     from triton.runtime.interpreter import InterpreterBuilder
 
     ranges: list[tuple[int, int]] = []
     touched: list[np.ndarray] = []
-    launch, load, store = backend.launch, InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    run, load, store = launch.launch, InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
-    def launched(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-        ranges[:] = [(value.data_ptr(), value.nbytes) for value in arguments if isinstance(value, Tensor)]
+    def launched(kernel: Any, programs: int, **arguments: Any) -> None:
+        ranges[:] = [(value.data_ptr(), value.nbytes) for value in arguments.values() if isinstance(value, Tensor)]
         touched.clear()
-        launch(kernel, programs, *arguments, **options)
+        run(kernel, programs, **arguments)
         addresses = np.unique(np.concatenate([np.zeros(0, np.uint64), *touched])).astype(np.int64)
         within = np.zeros(len(addresses), dtype=bool)
         for first, size in ranges:
@@ -259,7 +260,7 @@ def test_nothing_is_read_or_written_that_is_not_an_arguments(
         touched.append(pointers.data[mask.data].ravel())
         return store(self, pointers, value, mask, *rest)
 
-    monkeypatch.setattr(backend, "launch", launched)
+    monkeypatch.setattr(launch, "launch", launched)
     monkeypatch.setattr(InterpreterBuilder, "create_masked_load", loaded)
     monkeypatch.setattr(InterpreterBuilder, "create_masked_store", stored)
     logits, boxes, targets, matched = make(class_loss, tubelets)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from actdet_kernels import MatchWeights, Targets, Tubelets, backend, frame_levels, gather_clips, match, set_loss
+from actdet_kernels import MatchWeights, Targets, Tubelets, frame_levels, gather_clips, match, set_loss
 from device import DEVICE, NEEDS_KERNELS
 from oracles import loss_case, random_boxes, random_clips, random_tubelets
 from torch import Tensor
@@ -55,14 +55,16 @@ def make(tubelets: bool) -> tuple[Any, ...]:
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
     """The kernels launched, and by how many programs."""
+    from actdet_kernels.triton import launch
+
     found = []
-    launch = backend.launch
+    run = launch.launch
 
-    def counted(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    def counted(kernel: Any, programs: int, **arguments: Any) -> None:
         found.append((kernel.__name__, programs))
-        launch(kernel, programs, *arguments, **options)
+        run(kernel, programs, **arguments)
 
-    monkeypatch.setattr(backend, "launch", counted)
+    monkeypatch.setattr(launch, "launch", counted)
     return found
 
 
@@ -91,11 +93,11 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
 
     Launches are recorded, and not made.
     """
-    from actdet_kernels import losses, matching
+    from actdet_kernels.triton import launch, loss, matching
 
     launched = []
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode() as mode, Watch() as watch:
-        patch.setattr(backend, "launch", lambda *everything, **options: launched.append((everything, options)))
+        patch.setattr(launch, "launch", lambda *_, **arguments: launched.append(arguments))
         logits, boxes, targets, matched = (
             type(value)(*map(mode.from_tensor, value))
             if isinstance(value, Targets | Tubelets)
@@ -107,10 +109,10 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
         matching.match(logits, boxes, targets, WEIGHTS, "softmax")
         for per_layer in (False, True):
             options = (WEIGHTS, 0.1, "cross_entropy", per_layer)
-            *loss, divisors = losses.set_loss(logits, boxes, targets, matched, *options)
-            cotangents = (*(torch.empty_like(value) for value in loss[:2]), None, None)
-            losses.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
-    tensors = [value for everything, _ in launched for value in everything if isinstance(value, Tensor)]
+            *losses, divisors = loss.set_loss(logits, boxes, targets, matched, *options)
+            cotangents = (*(torch.empty_like(value) for value in losses[:2]), None, None)
+            loss.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
+    tensors = [value for arguments in launched for value in arguments.values() if isinstance(value, Tensor)]
     assert {value.device.type for value in tensors} == {"cuda"}
     assert len(launched) == 7 + isinstance(targets, Tubelets)
     return watch.launching
@@ -124,7 +126,7 @@ def test_the_implementations_run_nothing_but_kernels(tubelets: bool) -> None:
 @pytest.mark.parametrize("changed", [False, True])
 def test_a_batch_of_clips_is_one_launch(changed: bool, launched: list[tuple[Any, int]]) -> None:
     """From outside, and by what the implementation runs on a device that does not exist."""
-    from actdet_kernels import clips
+    from actdet_kernels.triton import clips, launch
 
     pool, indices, *changes = random_clips((4, 30, 20), 2, 3, seed=5)
     levels = frame_levels(pool)
@@ -134,7 +136,7 @@ def test_a_batch_of_clips_is_one_launch(changed: bool, launched: list[tuple[Any,
     assert launched == [("gather_clips_kernel", 2 * 3 * 2)]  # two programs for the 600 pixels of every frame
     assert watch.launching == []
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode() as mode, Watch() as watch:
-        patch.setattr(backend, "launch", lambda kernel, programs, *rest, **options: launched.append(kernel))
+        patch.setattr(launch, "launch", lambda kernel, programs, **arguments: launched.append(kernel))
         on_gpu = [torch.empty_like(mode.from_tensor(value), device="cuda") for value in values]
         clips.gather_clips(*on_gpu, *[None] * (5 - len(on_gpu)), torch.float16)  # pyright: ignore
     assert len(launched) == 2

@@ -1,6 +1,6 @@
 """What Triton compiled, run without a GPU: PTX on NumPy, under the kernels' own host code.
 
-Triton makes PTX for any architecture on any machine. `Emulator` replaces `backend.launch`, compiles each kernel as that
+Triton makes PTX for any architecture on any machine. `Emulator` replaces `launch.launch`, compiles each kernel as that
 launch would, and runs its PTX: a row for every register, a column for every thread. Unlike Triton's interpreter it has
 warps, layouts, shuffles, shared memory, barriers and threads that diverge.
 

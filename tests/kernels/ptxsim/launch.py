@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import triton
 from actdet_kernels import backend, gates
+from actdet_kernels.triton import launch
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
@@ -103,8 +104,8 @@ class Emulator:
     def active(self) -> Iterator[Emulator]:
         """While active, kernels that are asked for by backend="triton" run here, on CPU tensors."""
         with (
-            mock.patch.object(backend, "launch", self.launch),
-            mock.patch.object(backend, "empty", poisoned),
+            mock.patch.object(launch, "launch", self.launch),
+            mock.patch.object(launch, "empty", poisoned),
             mock.patch.object(backend, "_obstacle", return_value=None),
         ):
             yield self
@@ -117,10 +118,9 @@ class Emulator:
         """What was found, but for accesses that agree on the value."""
         return Counter({key: count for key, count in self.findings().items() if "same value" not in key[0]})
 
-    def launch(self, kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    def launch(self, kernel: Any, programs: int, **values: Any) -> None:
         if programs <= 0:
             return
-        values = dict(zip(kernel.arg_names, arguments, strict=False)) | options
         generator, shared = compiled(kernel, values, self.capability)
         program = generator.program
         machine = Machine(program, generator, programs, shared)

@@ -24,20 +24,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actdet_kernels import backend
-from actdet_kernels.arguments import (
+from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.triton import launch
+from actdet_kernels.triton.boxes import giou_gradient, load_box, tubelet_terms
+from actdet_kernels.triton.cost import ALPHA, load_logits, softmax_normaliser
+from actdet_kernels.triton.launch import (
     block_of_classes,
     compiler_options,
     compute_dtype,
-    frames,
     inputs,
+    sizes,
     tile_count,
     triton_dtype,
     weight_options,
 )
-from actdet_kernels.boxes import giou_gradient, load_box, tubelet_terms
-from actdet_kernels.cost import ALPHA, load_logits, softmax_normaliser
-from actdet_kernels.targets import Targets, Tubelets
 
 BLOCK_N, BLOCK_M = 16, 32  # queries of one program, and targets among which it looks for theirs at a time
 LARGEST_BLOCK_C = 64  # logits of a query that are in registers at a time
@@ -275,36 +275,32 @@ def set_loss(
     tiles, layers = tile_count(queries, BLOCK_N), torch.Size(leading).numel()
     compute = compute_dtype(logits, boxes)
     shape = tuple(leading) if per_layer else ()
-    sums = backend.empty((4, layers * batch * tiles), compute, logits.device)
-    total, cls, l1, giou = (backend.empty(shape, compute, logits.device) for _ in range(4))
-    divisors = backend.empty((2, layers), compute, logits.device)
-    backend.launch(
+    sums = launch.empty((4, layers * batch * tiles), compute, logits.device)
+    total, cls, l1, giou = (launch.empty(shape, compute, logits.device) for _ in range(4))
+    divisors = launch.empty((2, layers), compute, logits.device)
+    launch.launch(
         set_loss_kernel,
         sums.shape[1],
-        *inputs(logits, boxes, targets),
-        matched.contiguous(),
-        sums,
-        batch,
-        queries,
-        targets.labels.shape[1],
-        classes,
-        frames(targets),
+        matched=matched.contiguous(),
+        sums=sums,
+        **inputs(logits, boxes, targets),
+        **sizes(logits, targets),
         **loss_options(compute, no_object_weight, class_loss, classes),
     )
-    backend.launch(
+    launch.launch(
         total_kernel,
         1,
-        sums,
-        targets.counts.contiguous(),
-        total,
-        cls,
-        l1,
-        giou,
-        divisors,
-        batch,
-        targets.labels.shape[1],
-        layers,
-        tiles,
+        sums=sums,
+        counts=targets.counts.contiguous(),
+        total=total,
+        cls=cls,
+        l1=l1,
+        giou=giou,
+        divisors=divisors,
+        batch=batch,
+        size=targets.labels.shape[1],
+        layers=layers,
+        tiles=tiles,
         PER_LAYER=per_layer,
         CROSS_ENTROPY=class_loss == "cross_entropy",
         DTYPE=triton_dtype(compute),
@@ -332,24 +328,24 @@ def set_loss_gradient(
     *leading, batch, queries, classes = logits.shape
     layers = torch.Size(leading).numel()
     compute = compute_dtype(logits, boxes)
-    d_logits = backend.empty(tuple(logits.shape), logits.dtype, logits.device)
-    d_boxes = backend.empty(tuple(boxes.shape), boxes.dtype, boxes.device)
-    backend.launch(
+    d_logits = launch.empty(tuple(logits.shape), logits.dtype, logits.device)
+    d_boxes = launch.empty(tuple(boxes.shape), boxes.dtype, boxes.device)
+    d_total, d_cls, d_l1, d_giou = (None if value is None else value.contiguous() for value in cotangents)
+    launch.launch(
         gradient_kernel,
         layers * batch * tile_count(queries, BLOCK_N),
-        *inputs(logits, boxes, targets),
-        matched.contiguous(),
-        divisors,
-        *(None if value is None else value.contiguous() for value in cotangents),
-        d_logits,
-        d_boxes,
-        batch,
-        queries,
-        targets.labels.shape[1],
-        classes,
-        frames(targets),
-        layers,
+        matched=matched.contiguous(),
+        divisors=divisors,
+        d_total=d_total,
+        d_cls=d_cls,
+        d_l1=d_l1,
+        d_giou=d_giou,
+        d_logits=d_logits,
+        d_boxes=d_boxes,
+        layers=layers,
         PER_LAYER=per_layer,
+        **inputs(logits, boxes, targets),
+        **sizes(logits, targets),
         **weight_options(weights),
         **loss_options(compute, no_object_weight, class_loss, classes),
     )

@@ -1,0 +1,345 @@
+"""Exact rectangular linear assignment: shortest augmenting paths, one program for each problem.
+
+minimise  sum_i cost[i, column_i]   over one-to-one choices of a column for every row,  rows <= columns
+
+The method is Jonker and Volgenant's (1987) in the form of Crouse (2016), as in SciPy: rows get their columns one at a
+time, each along the cheapest path of re-assignments, which Dijkstra's algorithm finds on the reduced costs
+cost[i, j] - u[i] - v[j] >= 0. Rows are the smaller side, walked one by one; all that is known of the columns (dual,
+row, distance, path) lies in one block. The dual u of an assigned row follows from its own pair, which is tight:
+u[i] = cost[i, j] - v[j], so that rounding never adds up. What was tuned, and why, is in `bench/LOG.md`.
+
+`solve` does not know where costs come from: it calls a device function for the costs of a row.
+"""
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false, reportCallIssue=false
+# (what Triton compiles has types that a checker of Python does not know)
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from actdet_kernels.reference import dual_dtype
+from actdet_kernels.triton import launch
+from actdet_kernels.triton.launch import compiler_options, power_of_2, triton_dtype
+
+INFINITY = tl.constexpr(float("inf"))
+HUGE, SHRINK = tl.constexpr(2.0**90), tl.constexpr(2.0**-40)  # exact, and sums of shrunken costs cannot overflow
+
+
+@triton.jit
+def solve(
+    row_costs: tl.constexpr, KIND: tl.constexpr, source, memo, rows, columns,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SQUARE: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK,) for every column: its row or -1, the dual u of that row, its own dual v. And the problem's status.
+
+    row_costs(source, i, j, KIND, DTYPE): the costs of rows i in columns j, which broadcast; past `columns` it may
+    return anything. rows <= columns <= BLOCK. Every row gets a column, whatever the costs hold: every loop is bounded
+    by a count, and every step finds a column, because `distance` is never NaN.
+    memo: room for `rows` values of DTYPE, where the duals of assigned rows wait to be looked up: a load that nothing
+    waits for, where to pick a value from registers would be one more reduction in every step.
+    SQUARE: where there are as many rows as columns, start with prices of the columns.
+    """
+    o_j = tl.max_contiguous(tl.arange(0, BLOCK), 1)  # or two layouts meet in every step
+    m_j = o_j < columns
+    v = tl.zeros([BLOCK], DTYPE)
+    if SQUARE:  # noqa: SIM102 - known when it is compiled
+        if rows == columns:
+            v = starting_prices(row_costs, KIND, source, rows, DTYPE, BLOCK, TILE)
+    row_of, own, low, high, strange = greedy_start(row_costs, KIND, source, v, rows, columns, DTYPE, BLOCK, TILE)
+    scale, instead = finite_substitute(low, high, rows)
+    own *= scale
+    v *= scale
+
+    root = rows
+    waiting = m_j & (o_j < 0)
+    if tl.sum((row_of >= 0).to(tl.int32), axis=0) < rows:
+        tl.store(memo + o_j, tl.full([BLOCK], INFINITY, DTYPE), mask=o_j < rows)
+        tl.debug_barrier()
+        tl.store(memo + row_of, own - v, mask=row_of >= 0)
+        tl.debug_barrier()
+        waiting = tl.load(memo + o_j, mask=o_j < rows, other=0) == INFINITY
+        root = tl.min(tl.where(waiting, o_j, BLOCK), axis=0)
+    while root < rows:
+        # Dijkstra from `root` to the nearest free column. A column is open until its shortest path is known.
+        open = m_j
+        distance = tl.full([BLOCK], INFINITY, DTYPE)
+        path = tl.zeros([BLOCK], tl.int32)  # the row before this column, and the column before that: i * BLOCK + j
+        last = tl.zeros([BLOCK], DTYPE)  # the cost of that row in this column
+        nearest = tl.full([], 0, DTYPE)
+        zero = root * 0  # a tensor: a comparison of Python numbers would be a Python bool, which no mask takes
+        i, j, steps = root, zero, zero
+        while (i >= 0) & (steps < rows):
+            cost = bounded(row_costs(source, i, o_j, KIND, DTYPE), scale, instead)
+            u = tl.where(steps > 0, tl.load(memo + i), 0)  # any finite value does for the root
+            through = nearest + (cost - v - u)
+            closer = open & (through < distance)
+            distance = tl.where(closer, through, distance)
+            path = tl.where(closer, i * BLOCK + j, path)
+            last = tl.where(closer, cost, last)
+            # Of equally near columns a free one comes first, which ends the search.
+            nearest, first = least_and_first(tl.where(open, distance, INFINITY), (row_of + 1) * BLOCK + o_j)
+            i, j = first // BLOCK - 1, first % BLOCK
+            open = open & (o_j != j)
+            steps += 1
+        v += tl.where(m_j & (open == 0), distance - nearest, 0)
+        # Every row on the path moves to the column after it.
+        i = zero - 1
+        while (i != root) & (steps > 0):
+            before = tl.sum(tl.where(o_j == j, path, 0), axis=0)
+            i = before // BLOCK
+            row_of = tl.where(o_j == j, i, row_of)
+            own = tl.where(o_j == j, last, own)
+            j = before % BLOCK
+            steps -= 1
+        tl.store(memo + row_of, own - v, mask=row_of >= 0)
+        tl.debug_barrier()
+        root = tl.min(tl.where(waiting & (o_j > root), o_j, BLOCK), axis=0)
+
+    forced = strange * 0
+    if strange > 0:
+        cost = row_costs(source, tl.maximum(row_of, 0), o_j, KIND, DTYPE)
+        forced = tl.max(((row_of >= 0) & not_finite(cost)).to(tl.int32), axis=0)
+    return row_of, tl.where(row_of >= 0, own - v, 0) / scale, v / scale, strange + 2 * forced
+
+
+@triton.jit
+def starting_prices(
+    row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK,) duals of the columns to start with, for as many rows as columns: they may be anything, as all are taken.
+
+    What the rows' minima leave of each column's; or each column's minimum: whichever gives the larger bound on the
+    total cost. 0 where costs are not finite or huge.
+    """
+    o_j = tl.arange(0, BLOCK)[None, :]
+    left = tl.full([1, BLOCK], INFINITY, DTYPE)
+    least = left
+    bound_left, bound_least = tl.full([], 0, DTYPE), tl.full([], 0, DTYPE)
+    strange = tl.zeros([1, BLOCK], tl.int32)
+    for first in range(0, rows, TILE):
+        o_i = first + tl.arange(0, TILE)
+        cost = row_costs(source, tl.minimum(o_i, rows - 1)[:, None], o_j, KIND, DTYPE)
+        cost = tl.where(o_j < rows, cost, HUGE)
+        strange = tl.maximum(strange, tl.max(((tl.abs(cost) <= HUGE) == 0).to(tl.int32), axis=0)[None, :])
+        u = smallest_of_rows(cost)
+        least = tl.minimum(least, tl.min(cost, axis=0)[None, :])
+        left = tl.minimum(left, tl.min(cost - u[:, None], axis=0)[None, :])
+        bound_left += tl.sum(tl.where(o_i < rows, u, 0), axis=0)
+    for first in range(0, rows, TILE):
+        o_i = first + tl.arange(0, TILE)
+        cost = row_costs(source, tl.minimum(o_i, rows - 1)[:, None], o_j, KIND, DTYPE)
+        u = smallest_of_rows(tl.where(o_j < rows, cost - least, HUGE))
+        bound_least += tl.sum(tl.where(o_i < rows, u, 0), axis=0)
+    bound_left += tl.sum(tl.sum(tl.where(o_j < rows, left, 0), axis=1), axis=0)
+    bound_least += tl.sum(tl.sum(tl.where(o_j < rows, least, 0), axis=1), axis=0)
+    usable = (tl.max(tl.max(strange, axis=1), axis=0) == 0) & (o_j < rows)
+    return tl.reshape(tl.where(usable, tl.where(bound_left >= bound_least, left, least), 0), [BLOCK])
+
+
+@triton.jit
+def greedy_start(
+    row_costs: tl.constexpr, KIND: tl.constexpr, source, v, rows, columns,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A look at every cost, TILE rows at a time: each row takes its cheapest column under the prices v, if it is free.
+
+    (BLOCK,) the row of each column or -1, and its cost; the least and the largest finite cost; 1 where an entry is not
+    finite.
+    """
+    o_j = tl.arange(0, BLOCK)[None, :]
+    m_j = o_j < columns
+    row_of, own = tl.full([1, BLOCK], -1, tl.int32), tl.zeros([1, BLOCK], DTYPE)
+    low = tl.full([1, BLOCK], INFINITY, DTYPE)
+    high = -low
+    strange = tl.zeros([1, BLOCK], tl.int32)
+    for first in range(0, rows, TILE):
+        o_i = first + tl.arange(0, TILE)[:, None]
+        m = m_j & (o_i < rows)
+        cost = row_costs(source, tl.minimum(o_i, rows - 1), o_j, KIND, DTYPE)
+        finite = m & (not_finite(cost) == 0)
+        strange = tl.maximum(strange, tl.max((m & not_finite(cost)).to(tl.int32), axis=0)[None, :])
+        low = tl.minimum(low, tl.min(tl.where(finite, cost, INFINITY), axis=0)[None, :])
+        high = tl.maximum(high, tl.max(tl.where(finite, cost, -INFINITY), axis=0)[None, :])
+        free_first = tl.where(row_of < 0, o_j, BLOCK + o_j)
+        price, j = least_and_first(tl.where(finite, cost - v[None, :], INFINITY), free_first)
+        j = tl.where(price < INFINITY, j, BLOCK)[:, None]  # BLOCK or more: another row has it
+        row = tl.min(tl.where(o_j == j, o_i, BLOCK), axis=0)[None, :]
+        own = tl.where(row < BLOCK, tl.sum(tl.where(o_i == row, cost, 0), axis=0)[None, :], own)
+        row_of = tl.where(row < BLOCK, row, row_of)
+    low, high, strange = tl.min(low, axis=1), tl.max(high, axis=1), tl.max(strange, axis=1)
+    return (
+        tl.reshape(row_of, [BLOCK]), tl.reshape(own, [BLOCK]), tl.max(low, axis=0), tl.max(high, axis=0),
+        tl.max(strange, axis=0),
+    )  # fmt: skip
+
+
+@triton.jit
+def least_and_first(x, tie):
+    """Along the last axis: the least x, and of those that have it the least `tie`, which is not negative.
+
+    One reduction in float32, of the two packed into 64 bits; order-preserving integers are reduced without shuffles.
+    """
+    axis: tl.constexpr = len(x.shape) - 1
+    if x.dtype == tl.float32:
+        key = tl.min((ordered(x).to(tl.int64) << 32) | tie.to(tl.int64), axis=axis)
+        least = ordered((key >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
+        first = (key & 0xFFFFFFFF).to(tl.int32)
+    else:
+        least = tl.min(x, axis=axis)
+        first = tl.min(tl.where(x <= tl.expand_dims(least, axis), tie, 0x7FFFFFFF), axis=axis)
+    return least, first
+
+
+@triton.jit
+def ordered(x):
+    """float32 to int32 of the same order; the same again, on the bits, goes back."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def smallest_of_rows(x):
+    if x.dtype == tl.float32:
+        least = ordered(tl.min(ordered(x), axis=1)).to(tl.float32, bitcast=True)
+    else:
+        least = tl.min(x, axis=1)
+    return least
+
+
+@triton.jit
+def finite_substitute(low, high, rows):
+    """The scale at which sums of costs do not overflow, and at that scale the cost to use for one that is not finite.
+
+    With finite costs in [low, high], `rows` pairs of which b are substitutes s cost at most b s + (rows - b) high, and
+    with b + 1 at least (b + 1) s + (rows - b - 1) low: s > high + (rows - 1) (high - low) makes fewer always cheaper.
+    No larger than that and a margin, so that in float32 it swallows as little as possible of the others.
+    """
+    some = low <= high
+    low, high = tl.where(some, low, 0.0), tl.where(some, high, 0.0)
+    largest = tl.maximum(tl.abs(low), tl.abs(high))
+    scale = tl.where(largest > HUGE, SHRINK, 1.0).to(low.dtype)
+    spread = high * scale - low * scale
+    margin = tl.where(spread > 0, spread, tl.where(largest > 0, largest * scale, 1.0))
+    return scale, high * scale + (rows - 1) * spread + margin
+
+
+@triton.jit
+def bounded(cost, scale, instead):
+    return tl.where(not_finite(cost), instead, cost * scale)
+
+
+@triton.jit
+def not_finite(cost):
+    return (tl.abs(cost) < INFINITY) == 0
+
+
+@triton.jit
+def matrix_costs(source, i, j, SIGN: tl.constexpr, DTYPE: tl.constexpr):
+    """Loaded as a vector, whose columns lie along the threads.
+
+    Up to Triton 3.6 a tile's threads would lie across its rows, and several would keep the same column.
+    """
+    pointer, stride_i, stride_j, columns = source
+    places = pointer + i * stride_i + j * stride_j
+    mask = tl.reshape(tl.broadcast_to(j < columns, places.shape), [places.numel])
+    costs = tl.load(tl.reshape(places, [places.numel]), mask=mask, other=0)
+    return SIGN * tl.reshape(costs, places.shape).to(DTYPE)
+
+
+@triton.jit(do_not_specialize=["samples", "rows", "columns", "s_p", "s_n", "s_m"])
+def assign_kernel(
+    cost, counts, row_of_column, column_of_row, row_dual, column_dual, status,
+    samples, rows, columns, s_p, s_n, s_m,
+    SIGN: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One program solves one problem: cost (rows, columns), of which as many columns count as its count says."""
+    i_p = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, BLOCK)
+    count = columns
+    if counts is not None:
+        count = tl.minimum(tl.maximum(tl.load(counts + i_p % samples), 0), columns).to(tl.int32)
+
+    few = count <= rows  # the columns are the smaller side
+    smaller, larger = tl.minimum(count, rows), tl.maximum(count, rows)
+    stride_i, stride_j = tl.where(few, s_m, s_n).to(tl.int64), tl.where(few, s_n, s_m).to(tl.int64)
+    readable = tl.where(smaller > 0, larger, 0)  # without a row there is no column to look at
+    source = (cost + i_p * s_p, stride_i, stride_j, readable)
+    p_row, p_column = column_of_row + i_p * rows, row_of_column + i_p * columns
+    p_larger, size_larger = tl.where(few, p_row, p_column), tl.where(few, rows, columns)
+    p_smaller, size_smaller = tl.where(few, p_column, p_row), tl.where(few, columns, rows)
+    memo = p_smaller.to(tl.pointer_type(DTYPE), bitcast=True)
+    partner, u, v, flags = solve(matrix_costs, SIGN, source, memo, smaller, larger, DTYPE, BLOCK, TILE, SQUARE=True)
+
+    # partner, u and v lie along the larger side; the smaller side's answers are written through them.
+    m_pair = partner >= 0
+    m_larger, m_padding = o < size_larger, (o >= smaller) & (o < size_smaller)
+    tl.store(p_larger + o, partner, mask=m_larger)
+    tl.store(p_smaller + o, tl.full([BLOCK], -1, tl.int32), mask=m_padding)
+    tl.store(p_smaller + partner, o, mask=m_pair)
+    tl.store(status + i_p, flags)
+    if row_dual is not None:
+        p_u, p_v = row_dual + i_p * rows, column_dual + i_p * columns
+        tl.store(tl.where(few, p_u, p_v) + o, SIGN * v, mask=m_larger)
+        tl.store(tl.where(few, p_v, p_u) + o, tl.zeros([BLOCK], DTYPE), mask=m_padding)
+        tl.store(tl.where(few, p_v, p_u) + partner, SIGN * u, mask=m_pair)
+
+
+def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
+    """The fields of `actdet_kernels.Assignment` of `cost (B, N, M)`; the duals are empty where they are not asked for.
+
+    counts: (B,), or fewer, of which each problem takes its own modulo their number: layers share the samples' counts.
+    """
+    batch, rows, columns = cost.shape
+    dtype = dual_dtype(cost.dtype)
+    if cost.dtype == torch.bool:
+        cost = cost.view(torch.uint8)
+
+    row_of_column = launch.empty((batch, columns), torch.int64, cost.device)
+    column_of_row = launch.empty((batch, rows), torch.int64, cost.device)
+    row_dual = launch.empty((batch, rows if duals else 0), dtype, cost.device)
+    column_dual = launch.empty((batch, columns if duals else 0), dtype, cost.device)
+    status = launch.empty((batch,), torch.int32, cost.device)
+    block = block_size(rows, columns)
+    stride_p, stride_n, stride_m = cost.stride()
+    launch.launch(
+        assign_kernel,
+        batch,
+        cost=cost,
+        counts=None if counts is None else counts.contiguous(),
+        row_of_column=row_of_column,
+        column_of_row=column_of_row,
+        row_dual=row_dual if duals else None,
+        column_dual=column_dual if duals else None,
+        status=status,
+        samples=batch if counts is None else counts.shape[0],
+        rows=rows,
+        columns=columns,
+        s_p=stride_p,
+        s_n=stride_n,
+        s_m=stride_m,
+        SIGN=-1 if maximize else 1,
+        DTYPE=triton_dtype(dtype),
+        **solver_options(block, one_warp=128 if dtype == torch.float32 else 32),  # float64 would spill
+    )
+    return row_of_column, column_of_row, row_dual, column_dual, status
+
+
+def block_size(rows: int, columns: int) -> int:
+    return max(power_of_2(max(rows, columns)), 32)
+
+
+def solver_options(block: int, one_warp: int) -> dict[str, Any]:
+    """One warp up to `one_warp` columns, which waits for no other; above, a thread for each column, up to 8 warps.
+
+    TILE rows at a time make four costs a thread; eight where a thread has four columns, because Triton 3.3 unrolls a
+    tile of one row over all its columns.
+    """
+    warps = 1 if block <= one_warp else min(block // 32, 8)
+    each = block // (32 * warps)
+    return {"BLOCK": block, "TILE": 4 if each == 1 else 2 if each <= 4 else 1, **compiler_options(warps)}

@@ -1,0 +1,136 @@
+"""Logits, boxes and targets in, the query of each target out: cost and assignment in one launch.
+
+matched = argmin over one-to-one matchings of  sum_j cost[matched_j, j],  cost as in `cost.py`
+
+A cost is computed when the assignment looks at it, from logits and boxes; no cost matrix is written. Two launches, with
+the matrix between them, serve what would not fit or not pay: many queries, and tubelets, whose pairs cost T times as
+much to look at again.
+"""
+# pyright: reportArgumentType=false, reportAssignmentType=false
+# (what Triton compiles has types that a checker of Python does not know)
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.triton import launch
+from actdet_kernels.triton.assignment import block_size, solve, solve_assignment, solver_options
+from actdet_kernels.triton.boxes import box_terms, load_box
+from actdet_kernels.triton.cost import load_logit, pair_cost, pairwise_cost, softmax_normaliser
+from actdet_kernels.triton.launch import block_of_classes, compute_dtype, cost_options
+
+FUSED_BLOCK = {torch.float32: 1024, torch.float64: 512}  # above, a cost matrix is written and read: two launches
+
+
+@triton.jit
+def target_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
+    """The costs of target i for every query j: what is known of the queries stays in registers."""
+    query, normaliser, weights, logits, labels, target_boxes, classes = source
+    x = load_logit(logits, tl.load(labels + i), classes, DTYPE)
+    target = load_box(target_boxes + i * 4, None, DTYPE)
+    return pair_cost(x, normaliser, box_terms(query, target), weights, CLASS_COST)
+
+
+@triton.jit
+def query_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
+    """The costs of query i for every target j: what is known of the targets stays in registers."""
+    target, label, weights, logits, boxes, classes = source
+    row = logits + i * classes
+    x = load_logit(row, label, classes, DTYPE)
+    ROWS: tl.constexpr = i.numel
+    BLOCK_C: tl.constexpr = 16 if ROWS == 1 else 4
+    p_rows = tl.reshape(row + tl.zeros([1], tl.int32), [ROWS])
+    normaliser = softmax_normaliser(p_rows, tl.full([ROWS], 1, tl.int1), classes, CLASS_COST, DTYPE, ROWS, BLOCK_C)
+    if len(i.shape) == 2:
+        normaliser = (normaliser[0][:, None], normaliser[1][:, None])
+    query = load_box(boxes + i * 4, None, DTYPE)
+    return pair_cost(x, normaliser, box_terms(query, target), weights, CLASS_COST)
+
+
+@triton.jit(do_not_specialize=["batch", "queries", "size", "classes"])
+def match_kernel(
+    logits, boxes, labels, target_boxes, counts, matched, status,
+    batch, queries, size, classes,
+    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CLASS_COST: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """One program matches one problem, a sample under one decoder layer; the layers share the samples' targets."""
+    i_p = tl.program_id(0).to(tl.int64)
+    i_b = i_p % batch
+    o = tl.arange(0, BLOCK)
+    count = tl.minimum(tl.maximum(tl.load(counts + i_b), 0), size).to(tl.int32)
+    classes = classes.to(tl.int64)
+    weights = (tl.full([], CLS, DTYPE), tl.full([], L1, DTYPE), tl.full([], GIOU, DTYPE))
+    logits += i_p * queries * classes
+    boxes += i_p * queries * 4
+    labels += i_b * size
+    target_boxes += i_b * size * 4
+    matched += i_p * size
+    memo = matched.to(tl.pointer_type(DTYPE), bitcast=True)
+
+    if count <= queries:
+        m_n = o < queries
+        p_logits = logits + tl.where(m_n, o, 0) * classes
+        query = load_box(boxes + o * 4, m_n, DTYPE)
+        normaliser = softmax_normaliser(p_logits, m_n, classes, CLASS_COST, DTYPE, BLOCK, BLOCK_C)
+        for_targets = (query, normaliser, weights, p_logits, labels, target_boxes, classes)
+        of_queries = solve(target_costs, CLASS_COST, for_targets, memo, count, queries, DTYPE, BLOCK, TILE, False)
+        tl.store(matched + o, tl.full([BLOCK], -1, tl.int32), mask=(o >= count) & (o < size))
+        tl.store(matched + of_queries[0], o, mask=of_queries[0] >= 0)
+        tl.store(status + i_p, of_queries[3])
+    else:
+        m_m = o < count
+        target = load_box(target_boxes + o * 4, m_m, DTYPE)
+        label = tl.load(labels + o, mask=m_m, other=-1)
+        for_queries = (target, label, weights, logits, boxes, classes)
+        of_targets = solve(query_costs, CLASS_COST, for_queries, memo, queries, count, DTYPE, BLOCK, TILE, False)
+        tl.store(matched + o, of_targets[0], mask=o < size)
+        tl.store(status + i_p, of_targets[3])
+
+
+def match(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    weights: tuple[float, float, float],
+    class_cost: str,
+) -> tuple[Tensor, Tensor]:
+    """The query of each target (..., B, M) int64, -1 for none, and the status of each problem (..., B) int32."""
+    *leading, batch, queries, classes = logits.shape
+    size = targets.labels.shape[1]
+    problems = (*leading, batch)
+    block, compute = block_size(queries, size), compute_dtype(logits, boxes)
+    if isinstance(targets, Tubelets) or block > FUSED_BLOCK[compute] or queries == 0:
+        cost = pairwise_cost(logits, boxes, targets, weights, class_cost, compute).flatten(0, -3).mT
+        matched, _, _, _, status = solve_assignment(cost, targets.counts, maximize=False, duals=False)
+        return matched.view(*problems, size), status.view(problems)
+    matched = launch.empty((*problems, size), torch.int64, logits.device)
+    status = launch.empty(problems, torch.int32, logits.device)
+    if size == 0:
+        return matched, status.zero_()  # the kernel looks at target 0 even where a count is 0
+    solver = solver_options(block, one_warp=32)  # a pair is a hundred instructions, for which more warps pay
+    if class_cost == "focal" and block > 512:
+        solver["TILE"] = 1  # two rows spill, with Triton 3.3
+    launch.launch(
+        match_kernel,
+        status.numel(),
+        logits=logits.contiguous(),
+        boxes=boxes.contiguous(),
+        labels=targets.labels.contiguous(),
+        target_boxes=targets.boxes.contiguous(),
+        counts=targets.counts.contiguous(),
+        matched=matched,
+        status=status,
+        batch=batch,
+        queries=queries,
+        size=size,
+        classes=classes,
+        BLOCK_C=block_of_classes(classes, 512 * solver["num_warps"] // block),  # 16 logits a thread
+        **cost_options(compute, weights, class_cost),
+        **solver,
+    )
+    return matched, status
