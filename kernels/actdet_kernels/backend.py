@@ -13,6 +13,7 @@ from torch import Tensor
 Backend = Literal["auto", "triton", "reference"]
 
 LEAST_CAPABILITY = (6, 0)
+REDUX_CAPABILITY = (8, 0)
 
 
 def choose_backend(
@@ -55,6 +56,20 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     return torch.empty(shape, dtype=dtype, device=device)
 
 
+def has_redux(device: torch.device) -> bool:
+    """Whether a warp of that GPU reduces 32-bit integers in one instruction, for which a kernel is compiled."""
+    return capability(device) >= REDUX_CAPABILITY
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU, and for other devices, as the interpreter's, that of the newest GPUs.
+
+    Gates and tests replace this by the architecture that they compile for.
+    """
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (12, 0)
+
+
 def launch(kernel: Any, programs: int, tensor: Tensor, *arguments: Any, **options: Any) -> None:
     """Run a kernel of one-dimensional grid on the device of its first argument, unless there is nothing to do."""
     if programs > 0:
@@ -66,9 +81,9 @@ def launch(kernel: Any, programs: int, tensor: Tensor, *arguments: Any, **option
 def _obstacle(device: torch.device, interpreted: bool) -> str | None:
     """Why kernels cannot run on `device`, or None. Whatever keeps Triton from being imported is an obstacle."""
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        if capability < LEAST_CAPABILITY:
-            return f"its compute capability is {capability[0]}.{capability[1]}, kernels need 6.0"
+        found = torch.cuda.get_device_capability(device)
+        if found < LEAST_CAPABILITY:
+            return f"its compute capability is {found[0]}.{found[1]}, kernels need 6.0"
     elif device.type != "cpu":
         return "kernels run on CUDA devices"
     elif not interpreted:

@@ -267,17 +267,20 @@ def failure(rows: Sequence[Row]) -> str | None:
 def compile_case(index: int, capability: int) -> list[Row]:
     """A row for each launch of a case. In a process of its own, where kernels are never interpreted."""
     case = CASES[index]
-    return [compile_launch(case, kernel, values, capability) for kernel, values in launches_of(case.call)]
+    return [compile_launch(case, kernel, values, capability) for kernel, values in launches_of(case.call, capability)]
 
 
-def launches_of(call: Callable[[], object]) -> list[tuple[Any, dict[str, Any]]]:
-    """The kernels that a call launches, with their arguments and settings."""
+def launches_of(call: Callable[[], object], capability: int) -> list[tuple[Any, dict[str, Any]]]:
+    """The kernels that a call launches on such a GPU, with their arguments and settings."""
     launches = []
 
     def record(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
         launches.append((kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | options))
 
-    with mock.patch.object(backend, "launch", record):
+    with (
+        mock.patch.object(backend, "launch", record),
+        mock.patch.object(backend, "capability", return_value=divmod(capability, 10)),
+    ):
         call()
     return launches
 

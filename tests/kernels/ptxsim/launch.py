@@ -105,6 +105,7 @@ class Emulator:
         with (
             mock.patch.object(backend, "launch", self.launch),
             mock.patch.object(backend, "empty", poisoned),
+            mock.patch.object(backend, "capability", return_value=divmod(self.capability, 10)),
             mock.patch.object(backend, "_obstacle", return_value=None),
         ):
             yield self
