@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton.backends
-from actdet_kernels import assignment, gates
+from actdet_kernels import gates
+from actdet_kernels.triton import assignment
 
 CASES: dict[str, Callable[[], object]] = {
     "assign, 12 x 4": lambda: gates.assign(12, 4, gates.FP32),

@@ -13,7 +13,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from actdet_kernels import Targets, Tubelets, assign, assignment, match
+from actdet_kernels import Targets, Tubelets, assign, match
+from actdet_kernels.triton import assignment
 from cases import MATRICES, REGIMES, SIZES, Matrices, Problem, make_cost, make_problem
 from interpreter import quick_interpreter
 

@@ -89,7 +89,7 @@ def _obstacle(device: torch.device, interpreted: bool) -> str | None:
     elif not interpreted:
         return "kernels run on CUDA devices, and on a CPU under TRITON_INTERPRET=1, for tests"
     try:
-        importlib.import_module("actdet_kernels.losses")
+        importlib.import_module("actdet_kernels.triton.loss")
     except Exception as error:
         return f"Triton cannot be imported ({type(error).__name__}: {error})".replace("\n", " ")
     return None

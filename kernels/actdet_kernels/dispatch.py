@@ -72,7 +72,7 @@ def pairwise_cost(
     targets = _targets(labels, target_boxes, counts, visible)
     dtype = torch.promote_types(logits.dtype, boxes.dtype)
     if choose_backend(backend, logits.device) == "triton":
-        from actdet_kernels import cost
+        from actdet_kernels.triton import cost
 
         return cost.pairwise_cost(logits, boxes, targets, weights, class_cost, dtype)
     return reference.pairwise_cost(logits, boxes, targets, weights, class_cost).mT.to(dtype).contiguous()
@@ -94,7 +94,7 @@ def _assignment_shapes(cost: Tensor, counts: Tensor | None, maximize: bool, dual
 def assign(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool, backend: Any) -> tuple[Tensor, ...]:
     """The fields of `operations.Assignment`; the duals are empty where they are not asked for."""
     if choose_backend(backend, cost.device, _too_large(*cost.shape[1:])) == "triton":
-        from actdet_kernels import assignment
+        from actdet_kernels.triton import assignment
 
         return assignment.solve_assignment(cost, counts, maximize, duals)
     return reference.solve_assignment(cost, counts, maximize, duals)
@@ -124,7 +124,7 @@ def match(
     """The query of each target (..., B, M) and the status of each problem (..., B)."""
     targets = _targets(labels, target_boxes, counts, visible)
     if choose_backend(backend, logits.device, _too_large(logits.shape[-2], labels.shape[1])) == "triton":
-        from actdet_kernels import matching
+        from actdet_kernels.triton import matching
 
         return matching.match(logits, boxes, targets, weights, class_cost)
     cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost)
@@ -160,10 +160,10 @@ def set_loss(
     per_layer: bool,
 ) -> tuple[Tensor, ...]:
     """total, cls, l1, giou, and the divisors that the gradient needs; by the kernels, as what follows."""
-    from actdet_kernels import losses
+    from actdet_kernels.triton import loss
 
     targets = _targets(labels, target_boxes, counts, visible)
-    return losses.set_loss(logits, boxes, targets, matched, weights, no_object_weight, class_loss, per_layer)
+    return loss.set_loss(logits, boxes, targets, matched, weights, no_object_weight, class_loss, per_layer)
 
 
 def _gradient_shapes(logits: Tensor, boxes: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -194,12 +194,12 @@ def set_loss_gradient(
     per_layer: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of logits and boxes, from those of the four losses."""
-    from actdet_kernels import losses
+    from actdet_kernels.triton import loss
 
     targets = _targets(labels, target_boxes, counts, visible)
     cotangents = (d_total, d_cls, d_l1, d_giou)
     options = (weights, no_object_weight, class_loss, per_layer)
-    return losses.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
+    return loss.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
 
 
 def _no_second_derivative(ctx: Any, *cotangents: Tensor | None) -> Any:
@@ -252,7 +252,7 @@ def gather_clips(
 ) -> Tensor:
     """(B, 3, T, H, W) of `dtype`, channels_last_3d."""
     if choose_backend(backend, frames.device, _no_clips(frames, dtype)) == "triton":
-        from actdet_kernels import clips
+        from actdet_kernels.triton import clips
 
         return clips.gather_clips(frames, indices, windows, colour, levels, dtype)
     return reference.gather_clips(frames, indices, windows, colour, levels, dtype)

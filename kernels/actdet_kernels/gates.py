@@ -38,8 +38,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from actdet_kernels import assignment, backend, clips, cost, losses, matching
+from actdet_kernels import backend
 from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.triton import assignment, clips, cost, loss, matching
 
 # The most registers of a thread with which 48, 40, 36, 32, 28, 24, 20, 16, 12 and 8 warps fit in the 65,536 registers
 # of a multiprocessor: one register more, and fewer of them run at a time.
@@ -110,9 +111,9 @@ def match(queries: int, classes: int, class_cost: str, dtype: torch.dtype) -> ob
 def set_loss(class_loss: str, predictions: Predictions, per_layer: bool = False) -> object:
     """The losses, and the gradients from that of the total."""
     matched, options = tensor(I64, 1, 8), (WEIGHTS, 0.1, class_loss, per_layer)
-    *_, divisors = losses.set_loss(*predictions, matched, *options)
+    *_, divisors = loss.set_loss(*predictions, matched, *options)
     cotangents = (tensor(divisors.dtype), None, None, None)
-    return losses.set_loss_gradient(*predictions, matched, divisors, cotangents, *options)
+    return loss.set_loss_gradient(*predictions, matched, divisors, cotangents, *options)
 
 
 def of_losses(loss: int, total: int, gradient: int) -> dict[str, int]:

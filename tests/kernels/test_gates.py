@@ -93,7 +93,7 @@ def test_make_installs_the_versions_that_are_tested() -> None:
 
 
 def test_every_kernel_has_a_case(rows: list[dict[str, Any]]) -> None:
-    sources = [file.read_text() for file in Path(actdet_kernels.__file__).parent.glob("*.py")]
+    sources = [file.read_text() for file in Path(actdet_kernels.__file__).parent.rglob("*.py")]
     kernels = {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE)}
     assert kernels == {row["kernel"] for row in rows}
     launched = {name for source in sources for name in re.findall(r"\blaunch\(\s*(\w+),", source)}
@@ -178,7 +178,7 @@ def test_a_kernel_that_takes_long_to_compile_is_a_fault() -> None:
 
 
 def test_few_block_sizes_serve_all_target_counts() -> None:
-    from actdet_kernels.assignment import block_size
+    from actdet_kernels.triton.assignment import block_size
 
     assert {block_size(12, targets) for targets in range(1, 101)} == {32, 64, 128}
     assert {block_size(100, targets) for targets in range(1, 101)} == {128}

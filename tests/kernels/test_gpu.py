@@ -174,10 +174,10 @@ def test_the_whole_criterion_takes_at_most_six_launches(size: tuple[Any, ...]) -
 
 def test_few_kernels_serve_all_sizes() -> None:
     """As many entries as the runtime's own caches gain while M walks from 1 to 100, L and B with it."""
-    from actdet_kernels import cost, losses, matching
+    from actdet_kernels.triton import cost, loss, matching
 
     kernels = [matching.match_kernel, cost.pairwise_cost_kernel]
-    kernels += [losses.set_loss_kernel, losses.total_kernel, losses.gradient_kernel]
+    kernels += [loss.set_loss_kernel, loss.total_kernel, loss.gradient_kernel]
 
     def compiled() -> int:
         return sum(len(cache[0]) for kernel in kernels for cache in kernel.device_caches.values())

@@ -91,7 +91,7 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
 
     Launches are recorded, and not made.
     """
-    from actdet_kernels import losses, matching
+    from actdet_kernels.triton import loss, matching
 
     launched = []
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode() as mode, Watch() as watch:
@@ -107,9 +107,9 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
         matching.match(logits, boxes, targets, WEIGHTS, "softmax")
         for per_layer in (False, True):
             options = (WEIGHTS, 0.1, "cross_entropy", per_layer)
-            *loss, divisors = losses.set_loss(logits, boxes, targets, matched, *options)
-            cotangents = (*(torch.empty_like(value) for value in loss[:2]), None, None)
-            losses.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
+            *losses, divisors = loss.set_loss(logits, boxes, targets, matched, *options)
+            cotangents = (*(torch.empty_like(value) for value in losses[:2]), None, None)
+            loss.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
     tensors = [value for everything, _ in launched for value in everything if isinstance(value, Tensor)]
     assert {value.device.type for value in tensors} == {"cuda"}
     assert len(launched) == 7 + isinstance(targets, Tubelets)
@@ -124,7 +124,7 @@ def test_the_implementations_run_nothing_but_kernels(tubelets: bool) -> None:
 @pytest.mark.parametrize("changed", [False, True])
 def test_a_batch_of_clips_is_one_launch(changed: bool, launched: list[tuple[Any, int]]) -> None:
     """From outside, and by what the implementation runs on a device that does not exist."""
-    from actdet_kernels import clips
+    from actdet_kernels.triton import clips
 
     pool, indices, *changes = random_clips((4, 30, 20), 2, 3, seed=5)
     levels = frame_levels(pool)

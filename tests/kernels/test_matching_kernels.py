@@ -378,7 +378,7 @@ def check_match(got: Tensor, cost: Tensor, counts: list[int], error: float) -> N
 def test_match_is_as_cheap_as_scipys(
     case: Any, class_cost: Any, dtype: torch.dtype, error: float, path: str, allocated: Any, monkeypatch: Any
 ) -> None:
-    matching = pytest.importorskip("actdet_kernels.matching")
+    matching = pytest.importorskip("actdet_kernels.triton.matching")
     leading, queries, classes, counts, size = case
     if path != "fused":
         monkeypatch.setattr(matching, "FUSED_BLOCK", {dtype: 0})

@@ -22,8 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
-from actdet_kernels.arguments import compiler_options, tile_count
 from actdet_kernels.reference import IMAGENET_MEAN, IMAGENET_STD
+from actdet_kernels.triton.launch import compiler_options, tile_count
 
 BLOCK_P, BLOCK_T = 512, 32  # pixels of one program, and frames whose levels are added up at a time
 MEAN_R, MEAN_G, MEAN_B = map(tl.constexpr, IMAGENET_MEAN)

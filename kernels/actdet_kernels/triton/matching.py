@@ -17,11 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
-from actdet_kernels.arguments import block_of_classes, compute_dtype, cost_options, inputs
-from actdet_kernels.assignment import block_size, solve, solve_assignment, solver_options
-from actdet_kernels.boxes import box_terms, load_box
-from actdet_kernels.cost import load_logit, pair_cost, pairwise_cost, softmax_normaliser
 from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.triton.assignment import block_size, solve, solve_assignment, solver_options
+from actdet_kernels.triton.boxes import box_terms, load_box
+from actdet_kernels.triton.cost import load_logit, pair_cost, pairwise_cost, softmax_normaliser
+from actdet_kernels.triton.launch import block_of_classes, compute_dtype, cost_options, inputs
 
 FUSED_BLOCK = {torch.float32: 1024, torch.float64: 512}  # above, a cost matrix is written and read: two launches
 

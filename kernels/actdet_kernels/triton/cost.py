@@ -18,7 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
-from actdet_kernels.arguments import (
+from actdet_kernels.reference import FOCAL_ALPHA
+from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.triton.boxes import tubelet_terms
+from actdet_kernels.triton.launch import (
     block_of_classes,
     compiler_options,
     compute_dtype,
@@ -27,9 +30,6 @@ from actdet_kernels.arguments import (
     inputs,
     tile_count,
 )
-from actdet_kernels.boxes import tubelet_terms
-from actdet_kernels.reference import FOCAL_ALPHA
-from actdet_kernels.targets import Targets, Tubelets
 
 BLOCK_N, BLOCK_M = 64, 8  # queries and targets that one program compares at a time
 LARGEST_BLOCK_C = 16  # logits of a query that are in registers at a time

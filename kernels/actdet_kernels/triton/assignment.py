@@ -23,8 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
-from actdet_kernels.arguments import compiler_options, power_of_2, triton_dtype
 from actdet_kernels.reference import dual_dtype
+from actdet_kernels.triton.launch import compiler_options, power_of_2, triton_dtype
 
 INFINITY = tl.constexpr(float("inf"))
 HUGE, SHRINK = tl.constexpr(2.0**90), tl.constexpr(2.0**-40)  # exact, and sums of shrunken costs cannot overflow

@@ -25,7 +25,10 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels import backend
-from actdet_kernels.arguments import (
+from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.triton.boxes import giou_gradient, load_box, tubelet_terms
+from actdet_kernels.triton.cost import ALPHA, load_logits, softmax_normaliser
+from actdet_kernels.triton.launch import (
     block_of_classes,
     compiler_options,
     compute_dtype,
@@ -35,9 +38,6 @@ from actdet_kernels.arguments import (
     triton_dtype,
     weight_options,
 )
-from actdet_kernels.boxes import giou_gradient, load_box, tubelet_terms
-from actdet_kernels.cost import ALPHA, load_logits, softmax_normaliser
-from actdet_kernels.targets import Targets, Tubelets
 
 BLOCK_N, BLOCK_M = 16, 32  # queries of one program, and targets among which it looks for theirs at a time
 LARGEST_BLOCK_C = 64  # logits of a query that are in registers at a time
