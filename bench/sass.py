@@ -48,7 +48,7 @@ class Instruction(NamedTuple):
 def compiled_rows(capability: int) -> Iterator[dict[str, Any]]:
     """For each case what `gates` knows, the instructions of the kernel, and of one step of its search for a path."""
     for case, call in CASES.items():
-        ((kernel, values),) = gates.launches_of(call)
+        ((kernel, values),) = gates.launches_of(call, capability)
         row = gates.compile_launch(gates.Case(case, call, {}), kernel, values, capability)
         if row.error:
             raise RuntimeError(f"{case}: {row.error}")

@@ -70,8 +70,8 @@ def searches_of(solve: Callable[[], Any]) -> list[int]:
     searches: list[int] = []
     look = assignment.least_and_first
 
-    def counted(distance: Any, tie: Any) -> Any:
-        nearest, first = look(distance, tie)
+    def counted(distance: Any, tie: Any, redux: Any) -> Any:
+        nearest, first = look(distance, tie, redux)
         if len(distance.shape) == 1:
             searches[-1] += 1
             if first.handle.data.item() < distance.shape[0]:  # a free column: the search is over

@@ -82,14 +82,17 @@ class Predictions(NamedTuple):
     targets: Targets | Tubelets
 
 
-def predictions(queries: int, classes: int, logits: torch.dtype, boxes: torch.dtype) -> Predictions:
+def predictions(
+    queries: int, classes: int, logits: torch.dtype, boxes: torch.dtype, layers: tuple[int, ...] = ()
+) -> Predictions:
     targets = Targets(tensor(I64, 1, 8), tensor(FP32, 1, 8, 4), tensor(I32, 1))
-    return Predictions(tensor(logits, 1, queries, classes), tensor(boxes, 1, queries, 4), targets)
+    return Predictions(tensor(logits, *layers, 1, queries, classes), tensor(boxes, *layers, 1, queries, 4), targets)
 
 
 def tubelets(dtype: torch.dtype) -> Predictions:
+    """Under two layers."""
     targets = Tubelets(tensor(I64, 1, 8), tensor(FP32, 1, 8, 32, 4), tensor(I64, 1), tensor(BOOL, 1, 8, 32))
-    return Predictions(tensor(dtype, 1, 64, 3), tensor(dtype, 1, 64, 32, 4), targets)
+    return Predictions(tensor(dtype, 2, 1, 64, 3), tensor(dtype, 2, 1, 64, 32, 4), targets)
 
 
 def pairwise_cost(class_cost: str, predictions: Predictions) -> object:
@@ -157,14 +160,16 @@ CASES = [
     Case(
         "cross entropy, 3, fp32",
         lambda: set_loss("cross_entropy", predictions(12, 3, FP32, FP32)),
-        of_losses(56, 168, 56),
+        of_losses(56, 48, 56),
     ),
     Case(
         "cross entropy, 92, bf16",
-        lambda: set_loss("cross_entropy", predictions(100, 92, BF16, FP32), per_layer=True),
+        lambda: set_loss("cross_entropy", predictions(100, 92, BF16, FP32, (6,)), per_layer=True),
         of_losses(128, 128, 168),
     ),
-    Case("focal, 91, fp32", lambda: set_loss("focal", predictions(100, 91, FP32, FP32)), of_losses(168, 168, 168)),
+    Case(
+        "focal, 91, fp32", lambda: set_loss("focal", predictions(100, 91, FP32, FP32, (6,))), of_losses(168, 168, 168)
+    ),
     Case("tubelets, fp64", lambda: set_loss("cross_entropy", tubelets(FP64)), of_losses(80, 255, 128)),
     Case("all changes, bf16", lambda: gather_clips(BF16, windows=True, colour=True), {"gather_clips_kernel": 128}),
     Case("all changes, fp32", lambda: gather_clips(FP32, windows=True, colour=True), {"gather_clips_kernel": 128}),
@@ -267,17 +272,20 @@ def failure(rows: Sequence[Row]) -> str | None:
 def compile_case(index: int, capability: int) -> list[Row]:
     """A row for each launch of a case. In a process of its own, where kernels are never interpreted."""
     case = CASES[index]
-    return [compile_launch(case, kernel, values, capability) for kernel, values in launches_of(case.call)]
+    return [compile_launch(case, kernel, values, capability) for kernel, values in launches_of(case.call, capability)]
 
 
-def launches_of(call: Callable[[], object]) -> list[tuple[Any, dict[str, Any]]]:
-    """The kernels that a call launches, with their arguments and settings."""
+def launches_of(call: Callable[[], object], capability: int) -> list[tuple[Any, dict[str, Any]]]:
+    """The kernels that a call launches on such a GPU, with their arguments and settings."""
     launches = []
 
     def record(kernel: Any, programs: int, **arguments: Any) -> None:
         launches.append((kernel, arguments))
 
-    with mock.patch.object(launch, "launch", record):
+    with (
+        mock.patch.object(launch, "launch", record),
+        mock.patch.object(launch, "capability", return_value=divmod(capability, 10)),
+    ):
         call()
     return launches
 

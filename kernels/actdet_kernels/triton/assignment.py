@@ -33,7 +33,7 @@ HUGE, SHRINK = tl.constexpr(2.0**90), tl.constexpr(2.0**-40)  # exact, and sums 
 @triton.jit
 def solve(
     row_costs: tl.constexpr, KIND: tl.constexpr, source, memo, rows, columns,
-    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SQUARE: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SQUARE: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
     """(BLOCK,) for every column: its row or -1, the dual u of that row, its own dual v. And the problem's status.
 
@@ -50,7 +50,7 @@ def solve(
     if SQUARE:  # noqa: SIM102 - known when it is compiled
         if rows == columns:
             v = starting_prices(row_costs, KIND, source, rows, DTYPE, BLOCK, TILE)
-    row_of, own, low, high, strange = greedy_start(row_costs, KIND, source, v, rows, columns, DTYPE, BLOCK, TILE)
+    row_of, own, low, high, strange = greedy_start(row_costs, KIND, source, v, rows, columns, DTYPE, BLOCK, TILE, REDUX)
     scale, instead = finite_substitute(low, high, rows)
     own *= scale
     v *= scale
@@ -82,7 +82,7 @@ def solve(
             path = tl.where(closer, i * BLOCK + j, path)
             last = tl.where(closer, cost, last)
             # Of equally near columns a free one comes first, which ends the search.
-            nearest, first = least_and_first(tl.where(open, distance, INFINITY), (row_of + 1) * BLOCK + o_j)
+            nearest, first = least_and_first(tl.where(open, distance, INFINITY), (row_of + 1) * BLOCK + o_j, REDUX)
             i, j = first // BLOCK - 1, first % BLOCK
             open = open & (o_j != j)
             steps += 1
@@ -145,7 +145,7 @@ def starting_prices(
 @triton.jit
 def greedy_start(
     row_costs: tl.constexpr, KIND: tl.constexpr, source, v, rows, columns,
-    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
     """A look at every cost, TILE rows at a time: each row takes its cheapest column under the prices v, if it is free.
 
@@ -167,7 +167,7 @@ def greedy_start(
         low = tl.minimum(low, tl.min(tl.where(finite, cost, INFINITY), axis=0)[None, :])
         high = tl.maximum(high, tl.max(tl.where(finite, cost, -INFINITY), axis=0)[None, :])
         free_first = tl.where(row_of < 0, o_j, BLOCK + o_j)
-        price, j = least_and_first(tl.where(finite, cost - v[None, :], INFINITY), free_first)
+        price, j = least_and_first(tl.where(finite, cost - v[None, :], INFINITY), free_first, REDUX)
         j = tl.where(price < INFINITY, j, BLOCK)[:, None]  # BLOCK or more: another row has it
         row = tl.min(tl.where(o_j == j, o_i, BLOCK), axis=0)[None, :]
         own = tl.where(row < BLOCK, tl.sum(tl.where(o_i == row, cost, 0), axis=0)[None, :], own)
@@ -180,16 +180,24 @@ def greedy_start(
 
 
 @triton.jit
-def least_and_first(x, tie):
+def least_and_first(x, tie, REDUX: tl.constexpr):
     """Along the last axis: the least x, and of those that have it the least `tie`, which is not negative.
 
-    One reduction in float32, of the two packed into 64 bits; order-preserving integers are reduced without shuffles.
+    In float32 by order-preserving integers, to which -0 is less than 0 and a positive NaN more than infinity.
+    REDUX: by two reductions of 32 bits, each of which is one instruction of a warp from compute capability 8.0 on, and
+    not by one of both packed into 64 bits, which is made of shuffles. The results are the same.
     """
     axis: tl.constexpr = len(x.shape) - 1
     if x.dtype == tl.float32:
-        key = tl.min((ordered(x).to(tl.int64) << 32) | tie.to(tl.int64), axis=axis)
-        least = ordered((key >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
-        first = (key & 0xFFFFFFFF).to(tl.int32)
+        if REDUX:
+            key = ordered(x)
+            lowest = tl.min(key, axis=axis)
+            first = tl.min(tl.where(key == tl.expand_dims(lowest, axis), tie, 0x7FFFFFFF), axis=axis)
+            least = ordered(lowest).to(tl.float32, bitcast=True)
+        else:
+            key = tl.min((ordered(x).to(tl.int64) << 32) | tie.to(tl.int64), axis=axis)
+            least = ordered((key >> 32).to(tl.int32)).to(tl.float32, bitcast=True)
+            first = (key & 0xFFFFFFFF).to(tl.int32)
     else:
         least = tl.min(x, axis=axis)
         first = tl.min(tl.where(x <= tl.expand_dims(least, axis), tie, 0x7FFFFFFF), axis=axis)
@@ -256,7 +264,7 @@ def matrix_costs(source, i, j, SIGN: tl.constexpr, DTYPE: tl.constexpr):
 def assign_kernel(
     cost, counts, row_of_column, column_of_row, row_dual, column_dual, status,
     samples, rows, columns, s_p, s_n, s_m,
-    SIGN: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    SIGN: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
     """One program solves one problem: cost (rows, columns), of which as many columns count as its count says."""
     i_p = tl.program_id(0).to(tl.int64)
@@ -274,7 +282,9 @@ def assign_kernel(
     p_larger, size_larger = tl.where(few, p_row, p_column), tl.where(few, rows, columns)
     p_smaller, size_smaller = tl.where(few, p_column, p_row), tl.where(few, columns, rows)
     memo = p_smaller.to(tl.pointer_type(DTYPE), bitcast=True)
-    partner, u, v, flags = solve(matrix_costs, SIGN, source, memo, smaller, larger, DTYPE, BLOCK, TILE, SQUARE=True)
+    partner, u, v, flags = solve(
+        matrix_costs, SIGN, source, memo, smaller, larger, DTYPE, BLOCK, TILE, SQUARE=True, REDUX=REDUX
+    )
 
     # partner, u and v lie along the larger side; the smaller side's answers are written through them.
     m_pair = partner >= 0
@@ -325,7 +335,7 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
         s_m=stride_m,
         SIGN=-1 if maximize else 1,
         DTYPE=triton_dtype(dtype),
-        **solver_options(block, one_warp=128 if dtype == torch.float32 else 32),  # float64 would spill
+        **solver_options(block, cost.device, one_warp=128 if dtype == torch.float32 else 32),  # float64 would spill
     )
     return row_of_column, column_of_row, row_dual, column_dual, status
 
@@ -334,7 +344,7 @@ def block_size(rows: int, columns: int) -> int:
     return max(power_of_2(max(rows, columns)), 32)
 
 
-def solver_options(block: int, one_warp: int) -> dict[str, Any]:
+def solver_options(block: int, device: torch.device, one_warp: int) -> dict[str, Any]:
     """One warp up to `one_warp` columns, which waits for no other; above, a thread for each column, up to 8 warps.
 
     TILE rows at a time make four costs a thread; eight where a thread has four columns, because Triton 3.3 unrolls a
@@ -342,4 +352,9 @@ def solver_options(block: int, one_warp: int) -> dict[str, Any]:
     """
     warps = 1 if block <= one_warp else min(block // 32, 8)
     each = block // (32 * warps)
-    return {"BLOCK": block, "TILE": 4 if each == 1 else 2 if each <= 4 else 1, **compiler_options(warps)}
+    return {
+        "BLOCK": block,
+        "TILE": 4 if each == 1 else 2 if each <= 4 else 1,
+        "REDUX": launch.has_redux(device),
+        **compiler_options(warps),
+    }

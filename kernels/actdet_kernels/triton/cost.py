@@ -69,19 +69,31 @@ def softmax_normaliser(
     logits, m_n, classes, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """(BLOCK_N,) max(x) and sum(exp(x - max(x))) over the `classes` logits behind each pointer; not for "focal"."""
-    peak, total = tl.full([BLOCK_N], MINUS_INFINITY, DTYPE), tl.zeros([BLOCK_N], DTYPE)
+    peak = tl.full([BLOCK_N], MINUS_INFINITY, DTYPE)
+    total = tl.zeros([BLOCK_N], DTYPE)
     if CLASS_COST == "softmax":
+        # Element by element, and across the threads once at the end: a reduction in each round would take most of the
+        # time. The second look at the logits finds them in the cache.
+        #
         # Not `for`: there Triton re-arranges a reduction of what was loaded, and 3.6 and 3.7 carry its arrangement into
         # the matching, where every thread then computes the costs of all columns.
+        highest = tl.full([BLOCK_N, BLOCK_C], MINUS_INFINITY, DTYPE)
         first = classes * 0
         while first < classes:
             o_c = first + tl.arange(0, BLOCK_C)[None, :]
-            x = load_logits(logits, m_n, o_c, classes, MINUS_INFINITY, DTYPE)
-            higher = tl.maximum(peak, tl.max(x, axis=1))
-            shift = tl.where(higher == MINUS_INFINITY, 0.0, higher)  # infinity less infinity is NaN
-            total = total * tl.exp(peak - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
-            peak = higher
+            highest = tl.maximum(highest, load_logits(logits, m_n, o_c, classes, MINUS_INFINITY, DTYPE))
             first += BLOCK_C
+        peak = tl.max(highest, axis=1)
+
+        # Infinity less infinity would be NaN.
+        shift = tl.where(peak == MINUS_INFINITY, 0.0, peak)[:, None]
+        summed = tl.zeros([BLOCK_N, BLOCK_C], DTYPE)
+        first = classes * 0
+        while first < classes:
+            o_c = first + tl.arange(0, BLOCK_C)[None, :]
+            summed += tl.exp(load_logits(logits, m_n, o_c, classes, MINUS_INFINITY, DTYPE) - shift)
+            first += BLOCK_C
+        total = tl.sum(summed, axis=1)
     return peak, total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels.targets import Targets, Tubelets
+
+REDUX_CAPABILITY = (8, 0)
 
 
 def launch(kernel: Any, programs: int, **arguments: Any) -> None:
@@ -25,6 +28,20 @@ def launch(kernel: Any, programs: int, **arguments: Any) -> None:
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Where a kernel writes. Tests replace this by memory full of NaN or -7, which shows what nobody wrote."""
     return torch.empty(shape, dtype=dtype, device=device)
+
+
+def has_redux(device: torch.device) -> bool:
+    """Whether a warp of that GPU reduces 32-bit integers in one instruction, for which a kernel is compiled."""
+    return capability(device) >= REDUX_CAPABILITY
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU, and for other devices, as the interpreter's, that of the newest GPUs.
+
+    Gates and tests replace this by the architecture that they compile for.
+    """
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (12, 0)
 
 
 def inputs(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> dict[str, Tensor | None]:

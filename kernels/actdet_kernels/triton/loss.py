@@ -304,7 +304,8 @@ def set_loss(
         PER_LAYER=per_layer,
         CROSS_ENTROPY=class_loss == "cross_entropy",
         DTYPE=triton_dtype(compute),
-        BLOCK_L=BLOCK_L,
+        # Eight layers in registers where there is one are four times as long to add up.
+        BLOCK_L=1 if layers == 1 else BLOCK_L,
         BLOCK_I=BLOCK_I,
         **compiler_options(),
         **weight_options(weights),

@@ -56,7 +56,7 @@ def match_kernel(
     logits, boxes, labels, target_boxes, counts, matched, status,
     batch, queries, size, classes,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CLASS_COST: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
     """One program matches one problem, a sample under one decoder layer; the layers share the samples' targets."""
     i_p = tl.program_id(0).to(tl.int64)
@@ -78,7 +78,9 @@ def match_kernel(
         query = load_box(boxes + o * 4, m_n, DTYPE)
         normaliser = softmax_normaliser(p_logits, m_n, classes, CLASS_COST, DTYPE, BLOCK, BLOCK_C)
         for_targets = (query, normaliser, weights, p_logits, labels, target_boxes, classes)
-        of_queries = solve(target_costs, CLASS_COST, for_targets, memo, count, queries, DTYPE, BLOCK, TILE, False)
+        of_queries = solve(
+            target_costs, CLASS_COST, for_targets, memo, count, queries, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX
+        )
         tl.store(matched + o, tl.full([BLOCK], -1, tl.int32), mask=(o >= count) & (o < size))
         tl.store(matched + of_queries[0], o, mask=of_queries[0] >= 0)
         tl.store(status + i_p, of_queries[3])
@@ -87,7 +89,9 @@ def match_kernel(
         target = load_box(target_boxes + o * 4, m_m, DTYPE)
         label = tl.load(labels + o, mask=m_m, other=-1)
         for_queries = (target, label, weights, logits, boxes, classes)
-        of_targets = solve(query_costs, CLASS_COST, for_queries, memo, queries, count, DTYPE, BLOCK, TILE, False)
+        of_targets = solve(
+            query_costs, CLASS_COST, for_queries, memo, queries, count, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX
+        )
         tl.store(matched + o, of_targets[0], mask=o < size)
         tl.store(status + i_p, of_targets[3])
 
@@ -112,7 +116,8 @@ def match(
     status = launch.empty(problems, torch.int32, logits.device)
     if size == 0:
         return matched, status.zero_()  # the kernel looks at target 0 even where a count is 0
-    solver = solver_options(block, one_warp=32)  # a pair is a hundred instructions, for which more warps pay
+    # A pair is a hundred instructions, for which more warps pay.
+    solver = solver_options(block, logits.device, one_warp=32)
     if class_cost == "focal" and block > 512:
         solver["TILE"] = 1  # two rows spill, with Triton 3.3
     launch.launch(

@@ -106,6 +106,7 @@ class Emulator:
         with (
             mock.patch.object(launch, "launch", self.launch),
             mock.patch.object(launch, "empty", poisoned),
+            mock.patch.object(launch, "capability", return_value=divmod(self.capability, 10)),
             mock.patch.object(backend, "_obstacle", return_value=None),
         ):
             yield self
