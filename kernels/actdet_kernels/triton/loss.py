@@ -12,7 +12,7 @@ sums of each program and `total_kernel` adds them up in one fixed order, so that
 `gradient_kernel` computes the softmax again, which is less to move than gradients kept from the forward pass.
 """
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportPossiblyUnboundVariable=false
+# pyright: reportPossiblyUnboundVariable=false, reportCallIssue=false
 # (what Triton compiles has types that a checker of Python does not know)
 
 from __future__ import annotations

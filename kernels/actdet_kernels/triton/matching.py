@@ -6,7 +6,7 @@ A cost is computed when the assignment looks at it, from logits and boxes; no co
 the matrix between them, serve what would not fit or not pay: many queries, and tubelets, whose pairs cost T times as
 much to look at again.
 """
-# pyright: reportArgumentType=false, reportAssignmentType=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
 # (what Triton compiles has types that a checker of Python does not know)
 
 from __future__ import annotations
