@@ -29,7 +29,6 @@ from torch import Tensor
 
 from actdet_kernels.detr import LOSSES, HungarianMatcher, ImageLoss, SetCriterion, pad_samples, pairs_of
 from actdet_kernels.loss import set_loss
-from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, labels_of
 
 __all__ = ["Patch", "patch_transformers"]
@@ -45,10 +44,8 @@ KEPT = (
     "DFine, Deimv2: loss_fgl and loss_ddf, of distributions over the places of edges",
     "Deimv2: loss_mal, whose targets are IoUs; with use_dense_one_to_one everything but the matching",
     "Detr and ConditionalDetr for segmentation: everything but the matching, as there are no mask losses here",
-    f"ConditionalDetr, DabDetr, DeformableDetr with a focal_alpha that is not {FOCAL_ALPHA}: "
-    "everything but the matching",
-    f"RTDetr, RTDetrV2, DFine, Deimv2 with a matcher_alpha that is not {FOCAL_ALPHA}, or a matcher_gamma that is not "
-    f"{FOCAL_GAMMA:g}: everything",
+    "ConditionalDetr, DabDetr, DeformableDetr with a focal_alpha below 0, which weighs nothing: everything but the "
+    "matching",
     "GroundingDino, LwDetr, RfDetr, MaskFormer, Mask2Former, OneFormer, Eomt: everything; they match otherwise",
 )
 RT_DETR_LOSSES = ("loss_rt_detr.RTDetrLoss", "loss_d_fine.DFineLoss", "loss_deimv2.Deimv2Loss")
@@ -216,11 +213,13 @@ class _FocalImageLoss(SetCriterion):
 
     logs_class_error = False
 
-    def __init__(self, matcher: HungarianMatcher, num_classes: int, losses: Iterable[str], by_sigmoid: bool) -> None:
+    def __init__(
+        self, matcher: HungarianMatcher, num_classes: int, losses: Iterable[str], focal_alpha: float, by_sigmoid: bool
+    ) -> None:
         """by_sigmoid: the cardinality counts queries of a probability above 0.5, and not those of another class than
         the last, as transformers did at first.
         """
-        super().__init__(num_classes, matcher, {}, losses=losses, focal_alpha=FOCAL_ALPHA)
+        super().__init__(num_classes, matcher, {}, losses=losses, focal_alpha=focal_alpha)
         self.by_sigmoid = by_sigmoid
 
     def _finds(self, logits: Tensor, predicted: Tensor) -> Tensor:
@@ -235,8 +234,9 @@ def _criterion_of(theirs: Any) -> SetCriterion | None:
     if _is_one_of(theirs, ["loss_for_object_detection.ImageLoss"]) and not matcher.focal:
         return ImageLoss(matcher, theirs.num_classes, theirs.eos_coef, theirs.losses)
     focal = _is_one_of(theirs, ["loss_deformable_detr.DeformableDetrImageLoss"]) and matcher.focal
-    if focal and theirs.focal_alpha == FOCAL_ALPHA:
-        return _FocalImageLoss(matcher, theirs.num_classes, theirs.losses, _counts_by_sigmoid(theirs))
+    if focal and 0 <= theirs.focal_alpha <= 1:
+        by_sigmoid = _counts_by_sigmoid(theirs)
+        return _FocalImageLoss(matcher, theirs.num_classes, theirs.losses, theirs.focal_alpha, by_sigmoid)
     return None
 
 
@@ -254,17 +254,20 @@ def _matcher_of(theirs: Any) -> HungarianMatcher | None:
     """What matches as one of transformers' matchers does, or None where that is left to itself."""
     if type(theirs) is HungarianMatcher:
         return theirs
+    focal_options = {}
     if _is_one_of(theirs, ["loss_for_object_detection.HungarianMatcher"]):
         focal = False
     elif _is_one_of(theirs, ["loss_deformable_detr.DeformableDetrHungarianMatcher"]):
         focal = True
     elif _is_one_of(theirs, ["loss_rt_detr.RTDetrHungarianMatcher"]):
         focal = theirs.use_focal_loss
-        if focal and (theirs.alpha, theirs.gamma) != (FOCAL_ALPHA, FOCAL_GAMMA):
+        if focal and not (0 <= theirs.alpha <= 1 and theirs.gamma >= 0):
             return None
+        if focal:
+            focal_options = {"alpha": theirs.alpha, "gamma": theirs.gamma}
     else:
         return None
-    return HungarianMatcher(theirs.class_cost, theirs.bbox_cost, theirs.giou_cost, focal=focal)
+    return HungarianMatcher(theirs.class_cost, theirs.bbox_cost, theirs.giou_cost, focal=focal, **focal_options)
 
 
 def _is_one_of(criterion: Any, names: Iterable[str]) -> bool:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from actdet_kernels import reference
 from actdet_kernels.backend import Backend, implementation
-from actdet_kernels.cost import MatchWeights, check_choice
+from actdet_kernels.cost import MatchWeights, check_choice, check_focal
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
+from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values, valid_rows
 
 ClassLoss = Literal["cross_entropy", "focal"]
 
-OPTIONS = f"{WEIGHTS}, float no_object_weight, str class_loss, bool per_layer"
+OPTIONS = f"{WEIGHTS}, float no_object_weight, str class_loss, float alpha, float gamma, bool per_layer"
 
 
 class SetLoss(NamedTuple):
@@ -39,6 +40,8 @@ def set_loss(
     weights: MatchWeights = MatchWeights(),
     no_object_weight: float = 0.1,
     class_loss: ClassLoss = "cross_entropy",
+    alpha: float = FOCAL_ALPHA,
+    gamma: float = FOCAL_GAMMA,
     per_layer: bool = False,
     check: bool = False,
     backend: Backend = "auto",
@@ -51,6 +54,7 @@ def set_loss(
     cls: with "cross_entropy" the weighted mean over all queries, a query without a target being of the last class
         (no_object) at weight `no_object_weight`; with "focal" the sigmoid-focal sum over all logits, every one a
         class, divided by the number of targets.
+    alpha, gamma: of "focal", the weight of the label in [0, 1] and the exponent, at least 0.
     l1, giou: sums over the matched pairs, divided by the number of targets in the batch (at least 1), as in DETR.
     A matched label that no logit has makes cls NaN, and the gradient of its query's logits.
     Deterministic: the kernels add up in a fixed order. Targets get no gradient. The kernels have no second derivative:
@@ -61,6 +65,7 @@ def set_loss(
     """
     check_predictions(logits, boxes, targets)
     check_choice("class_loss", class_loss, ("cross_entropy", "focal"))
+    check_focal(alpha, gamma)
     shape = (*logits.shape[:-2], targets.labels.shape[1])
     if matched.shape != shape:
         raise ValueError(f"matched must be {tuple(shape)}, got {tuple(matched.shape)}")
@@ -70,7 +75,8 @@ def set_loss(
         check_values(targets, logits.shape[-1])
         _check_matched(matched, targets, logits.shape[-2])
     compute = implementation(backend, logits.device, kernels=_by_kernels, reference=_by_reference)
-    return compute(logits, boxes, targets, matched, weights, no_object_weight, class_loss, per_layer)
+    options = (weights, no_object_weight, class_loss, alpha, gamma, per_layer)
+    return compute(logits, boxes, targets, matched, *options)
 
 
 def _check_matched(matched: Tensor, targets: Targets | Tubelets, queries: int) -> None:
@@ -96,10 +102,12 @@ def _by_reference(
     weights: MatchWeights,
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
     per_layer: bool,
 ) -> SetLoss:
     """PyTorch's own operators all through, and so its own derivatives."""
-    terms = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss)
+    terms = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss, alpha, gamma)
     cls, l1, giou = terms if per_layer else (term.sum() for term in terms)
     return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
 
@@ -116,17 +124,16 @@ class DifferentiableSetLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, boxes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        *targets_and_matched, weights, no_object_weight, class_loss, per_layer = rest
+        targets_and_matched, ctx.options = rest[:5], rest[5:]
         *losses, divisors = _set_loss(logits, boxes, *rest)
         ctx.save_for_backward(logits, boxes, *targets_and_matched, divisors)
-        ctx.options = (weights, no_object_weight, class_loss, per_layer)
         ctx.set_materialize_grads(False)
         return tuple(losses)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients = _set_loss_gradient(*ctx.saved_tensors, *cotangents, *ctx.options)
-        return *gradients, *[None] * 9
+        return *gradients, *[None] * (len(ctx.needs_input_grad) - 2)
 
 
 @operator(
@@ -144,13 +151,16 @@ def _set_loss(
     weights: tuple[float, float, float],
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
     per_layer: bool,
 ) -> tuple[Tensor, ...]:
     """total, cls, l1, giou, and the divisors that the gradient needs; by the kernels, as what follows."""
     from actdet_kernels.triton import loss
 
     targets = targets_of(labels, target_boxes, counts, visible)
-    return loss.set_loss(logits, boxes, targets, matched, weights, no_object_weight, class_loss, per_layer)
+    options = (weights, no_object_weight, class_loss, alpha, gamma, per_layer)
+    return loss.set_loss(logits, boxes, targets, matched, *options)
 
 
 @torch.library.register_fake("actdet_kernels::set_loss", lib=LIBRARY)
@@ -181,6 +191,8 @@ def _set_loss_gradient(
     weights: tuple[float, float, float],
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
     per_layer: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of logits and boxes, from those of the four losses."""
@@ -188,7 +200,7 @@ def _set_loss_gradient(
 
     targets = targets_of(labels, target_boxes, counts, visible)
     cotangents = (d_total, d_cls, d_l1, d_giou)
-    options = (weights, no_object_weight, class_loss, per_layer)
+    options = (weights, no_object_weight, class_loss, alpha, gamma, per_layer)
     return loss.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
 
 

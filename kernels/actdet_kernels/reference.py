@@ -68,7 +68,13 @@ def giou_loss(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairwise_cost(
-    logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, weights: tuple[float, float, float], class_cost: str
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    weights: tuple[float, float, float],
+    class_cost: str,
+    alpha: float,
+    gamma: float,
 ) -> Tensor:
     logits, boxes = _at_least_float32(logits, boxes)
     valid = valid_rows(targets)
@@ -78,8 +84,9 @@ def pairwise_cost(
         score = -logits.softmax(-1)
     else:
         p = logits.sigmoid()
-        positive = FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * -F.logsigmoid(logits)
-        negative = (1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * -F.logsigmoid(-logits)
+        found, missed = F.logsigmoid(logits), F.logsigmoid(-logits)
+        positive = alpha * _power(1 - p, missed, gamma) * -found
+        negative = (1 - alpha) * _power(p, found, gamma) * -missed
         score = positive - negative
     index = labels[:, None, :].expand(*logits.shape[:-1], labels.shape[-1])
     cls = score.gather(-1, index).masked_fill(~known[:, None, :], math.nan)
@@ -87,6 +94,11 @@ def pairwise_cost(
     l1, giou = _box_terms(queries_first, targets, _clean_boxes(targets, boxes)[:, None])
     cost = weights[0] * cls + weights[1] * l1 + weights[2] * giou
     return cost.masked_fill(~valid[:, None, :], 0)
+
+
+def _power(p: Tensor, log_p: Tensor, exponent: float) -> Tensor:
+    """p ** exponent, by the logarithm where p itself would give the derivative a zero to divide by."""
+    return p**exponent if exponent in (0, 1, 2) else (exponent * log_p).exp()
 
 
 def _clean_boxes(targets: Targets | Tubelets, like: Tensor) -> Tensor:
@@ -182,6 +194,8 @@ def set_loss(
     matched: Tensor,
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three unweighted terms (cls, l1, giou) of every layer."""
     logits, boxes = _at_least_float32(logits, boxes)
@@ -215,9 +229,10 @@ def set_loss(
         cls = (weight * loss).sum((-2, -1)) / torch.where(weights > 0, weights, 1)
     else:
         is_label = wanted[..., None] == torch.arange(classes, device=logits.device)
-        alpha = torch.where(is_label, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
+        share = torch.full_like(logits, 1 - alpha).masked_fill(is_label, alpha)
         right = torch.where(is_label, logits, -logits)  # the logit of what is true of each class
-        loss = alpha * (-right).sigmoid() ** FOCAL_GAMMA * -F.logsigmoid(right) * flaw[..., None]
+        hardness = _power((-right).sigmoid(), F.logsigmoid(-right), gamma)
+        loss = share * hardness * -F.logsigmoid(right) * flaw[..., None]
         cls = loss.sum((-3, -2, -1)) / normaliser
 
     index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))

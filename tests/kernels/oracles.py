@@ -65,7 +65,14 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pair_cost(
-    logits: list[float], box: list[float], label: int, target: list[float], weights: MatchWeights, class_cost: str
+    logits: list[float],
+    box: list[float],
+    label: int,
+    target: list[float],
+    weights: MatchWeights,
+    class_cost: str,
+    alpha: float,
+    gamma: float,
 ) -> float:
     """Equation 10 for one query and one target."""
     if class_cost == "softmax":
@@ -73,7 +80,7 @@ def pair_cost(
         cls = -math.exp(logits[label] - top) / sum(math.exp(value - top) for value in logits)
     else:
         found, missed = math.log1p(math.exp(-logits[label])), math.log1p(math.exp(logits[label]))
-        cls = 0.25 * math.exp(-2 * missed) * found - 0.75 * math.exp(-2 * found) * missed
+        cls = alpha * math.exp(-gamma * missed) * found - (1 - alpha) * math.exp(-gamma * found) * missed
     l1 = sum(abs(mine - wanted) for mine, wanted in zip(box, target, strict=True))
     spans = [[(b[i] - b[i + 2] / 2, b[i] + b[i + 2] / 2) for b in (box, target)] for i in (0, 1)]
     inter = math.prod(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a, b in spans)
@@ -82,7 +89,15 @@ def pair_cost(
     return weights.cls * cls + weights.l1 * l1 + weights.giou * (1 - (inter / union - (hull - union) / hull))
 
 
-def costs(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights, class_cost: str) -> Tensor:
+def costs(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    weights: MatchWeights,
+    class_cost: str,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Tensor:
     """The cost (..., B, N, M), pair by pair, zero past a sample's count."""
     *leading, batch, queries, _ = logits.shape
     result = torch.zeros(*leading, batch, queries, targets.labels.shape[1], dtype=torch.float64)
@@ -101,6 +116,8 @@ def costs(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights
                         targets.boxes[sample, target].double().tolist(),
                         weights,
                         class_cost,
+                        alpha,
+                        gamma,
                     )
     return result
 
@@ -125,7 +142,14 @@ def best_assignment(cost: list[list[float]], rows: int, columns: int) -> tuple[i
 
 
 def criterion(
-    logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, no_object_weight: float, class_loss: str
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    matched: Tensor,
+    no_object_weight: float,
+    class_loss: str,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """DETR's criterion, sample by sample and pair by pair: cls, l1 and giou, differentiable, summed over layers."""
     *leading, batch, queries, classes = logits.shape
@@ -155,7 +179,8 @@ def criterion(
         else:
             one_hot = torch.tensor([[float(label == index) for index in range(classes)] for label in flat])
             one_hot = one_hot.to(logits.dtype)
-            cls = cls + sigmoid_focal_loss(layer_logits.flatten(0, 1), one_hot, reduction="sum") / number
+            loss = sigmoid_focal_loss(layer_logits.flatten(0, 1), one_hot, alpha, gamma, reduction="sum")
+            cls = cls + loss / number
     return cls, l1, overlap
 
 

@@ -192,7 +192,7 @@ def test_it_says_what_stays() -> None:
     said = str(patch_transformers())
     replaced, kept = said.removeprefix("With kernels:\n").split("\nAs before:\n")
     assert "DeformableDetr: matching and all losses" in replaced
-    for name in ("loss_vfl", "loss_fgl", "segmentation", "focal_alpha", "GroundingDino"):
+    for name in ("loss_vfl", "loss_fgl", "segmentation", "focal_alpha below 0", "GroundingDino"):
         assert name in kept
 
 
@@ -258,8 +258,10 @@ ENCODER = {
         ("DeformableDetrForSegmentationLoss", CLASSES, {}, MASKS, False),
         ("RTDetrForObjectDetectionLoss", CLASSES, {}, ENCODER, False),
         ("RTDetrForObjectDetectionLoss", CLASSES, {"use_focal_loss": False}, ENCODER, False),
-        ("RTDetrForObjectDetectionLoss", CLASSES, {"matcher_alpha": 0.5}, ENCODER, True),
-        ("RTDetrForObjectDetectionLoss", CLASSES, {"matcher_gamma": 1.0}, ENCODER, True),
+        ("RTDetrForObjectDetectionLoss", CLASSES, {"matcher_alpha": 0.5}, ENCODER, False),
+        ("RTDetrForObjectDetectionLoss", CLASSES, {"matcher_gamma": 1.0}, ENCODER, False),
+        ("RTDetrForObjectDetectionLoss", CLASSES, {"matcher_gamma": 1.5}, ENCODER, False),
+        ("DeformableDetrForObjectDetectionLoss", CLASSES, {"focal_alpha": -1}, {}, False),
     ],
 )
 def test_every_option_gives_the_same(

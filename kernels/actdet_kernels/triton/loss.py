@@ -2,7 +2,7 @@
 
 cls  = sum_n w_n (-log softmax(logits_n)[label_n]) / sum_n w_n           "cross_entropy": w is no_object_weight where
                                                                          label_n is no_object, else 1
-     = sum_nc alpha_t (1 - p_t)^2 (-log p_t) / targets                   "focal": p_t = sigmoid(+-logits_nc), + for the
+     = sum_nc alpha_t (1 - p_t)^gamma (-log p_t) / targets               "focal": p_t = sigmoid(+-logits_nc), + for the
                                                                          label, - for every other class
 l1   = sum over matched n of |b_n - target|_1 / targets                  tubelets: means over the visible frames
 giou = sum over matched n of 1 - GIoU(b_n, target) / targets
@@ -27,11 +27,12 @@ from torch import Tensor
 from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.boxes import giou_gradient, load_box, tubelet_terms
-from actdet_kernels.triton.cost import ALPHA, load_logits, softmax_normaliser
+from actdet_kernels.triton.cost import load_logits, softmax_normaliser, times_power
 from actdet_kernels.triton.launch import (
     block_of_classes,
     compiler_options,
     compute_dtype,
+    focal_options,
     inputs,
     sizes,
     tile_count,
@@ -66,16 +67,20 @@ def find_labels(labels, target, classes, NO_OBJECT: tl.constexpr):
 
 
 @triton.jit
-def focal_terms(x, hit):
-    """(alpha_t (1 - p_t)^2 (-log p_t), its derivative) of logits x (Lin et al. 2017); hit: it is the label's."""
+def focal_terms(x, hit, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
+    """(alpha_t (1 - p_t)^gamma (-log p_t), its derivative) of logits x (Lin et al. 2017); hit: it is the label's."""
     sign = tl.where(hit, 1.0, -1.0).to(x.dtype)
     x = x * sign
     tail = tl.exp(-tl.abs(x))
     p = tl.where(x > 0, 1.0, tail) / (1 + tail)
     rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
-    surprise = tl.log(1 + tail) + tl.where(x < 0, -x, 0.0)  # -log(p)
-    alpha = tl.where(hit, ALPHA, 1 - ALPHA).to(x.dtype)
-    return alpha * rest * rest * surprise, -sign * alpha * rest * rest * (2 * p * surprise + rest)
+    common = tl.log(1 + tail)
+    surprise = common + tl.where(x < 0, -x, 0.0)  # -log(p)
+    alpha = tl.where(hit, tl.full([], ALPHA, x.dtype), tl.full([], 1 - ALPHA, x.dtype))
+    gamma = tl.full([], GAMMA, x.dtype)
+    of_rest = common + tl.where(x > 0, x, 0.0)  # -log(1 - p)
+    value = times_power(alpha, rest, of_rest, GAMMA) * surprise
+    return value, times_power(-sign * alpha, rest, of_rest, GAMMA) * (gamma * p * surprise + rest)
 
 
 @triton.jit
@@ -95,7 +100,7 @@ def locate(matched, labels, counts, batch, queries, size, BLOCK_N: tl.constexpr,
 def set_loss_kernel(
     logits, boxes, labels, target_boxes, counts, visible, matched, sums,
     batch, queries, size, classes, frames,
-    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sums (4, programs): weighted class losses, their weights, L1 and GIoU terms of BLOCK_N queries."""
@@ -116,7 +121,7 @@ def set_loss_kernel(
         for first in range(0, classes, BLOCK_C):
             o_c = first + tl.arange(0, BLOCK_C)[None, :]
             x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
-            value = focal_terms(x, o_c == label[:, None])[0]
+            value = focal_terms(x, o_c == label[:, None], ALPHA, GAMMA)[0]
             cls += tl.sum(tl.where(m_n[:, None] & (o_c < classes), value, 0.0), axis=1)
         cls = tl.where(m_pair & ((label < 0) | (label >= classes)), float("nan"), cls)
 
@@ -197,7 +202,7 @@ def gradient_kernel(
     d_total, d_cls, d_l1, d_giou, d_logits, d_boxes,
     batch, queries, size, classes, frames, layers,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, PER_LAYER: tl.constexpr,
-    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """d_logits and d_boxes of BLOCK_N queries, from the gradients of the four losses, None for those not used."""
@@ -222,7 +227,7 @@ def gradient_kernel(
         if CROSS_ENTROPY:
             gradient = by_query[:, None] * (tl.exp(x - peak[:, None]) / total[:, None] - tl.where(hit, 1.0, 0.0))
         else:
-            gradient = by_query[:, None] * focal_terms(x, hit)[1]
+            gradient = by_query[:, None] * focal_terms(x, hit, ALPHA, GAMMA)[1]
         tl.store(d_logits + row[:, None] * classes + o_c, gradient, mask=m_n[:, None] & (o_c < classes))
 
     goal = tl.where(m_pair, i_b * size + target, 0)
@@ -268,6 +273,8 @@ def set_loss(
     weights: tuple[float, float, float],
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
     per_layer: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """total, cls, l1, giou, (...) where `per_layer` and 0-d otherwise; and the divisors, which the gradient needs."""
@@ -285,7 +292,7 @@ def set_loss(
         sums=sums,
         **inputs(logits, boxes, targets),
         **sizes(logits, targets),
-        **loss_options(compute, no_object_weight, class_loss, classes),
+        **loss_options(compute, no_object_weight, class_loss, alpha, gamma, classes),
     )
     launch.launch(
         total_kernel,
@@ -322,6 +329,8 @@ def set_loss_gradient(
     weights: tuple[float, float, float],
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
     per_layer: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of logits and boxes, from those of total, cls, l1 and giou."""
@@ -347,12 +356,14 @@ def set_loss_gradient(
         **inputs(logits, boxes, targets),
         **sizes(logits, targets),
         **weight_options(weights),
-        **loss_options(compute, no_object_weight, class_loss, classes),
+        **loss_options(compute, no_object_weight, class_loss, alpha, gamma, classes),
     )
     return d_logits, d_boxes
 
 
-def loss_options(compute: torch.dtype, no_object_weight: float, class_loss: str, classes: int) -> dict[str, Any]:
+def loss_options(
+    compute: torch.dtype, no_object_weight: float, class_loss: str, alpha: float, gamma: float, classes: int
+) -> dict[str, Any]:
     return {
         "NO_OBJECT_WEIGHT": float(no_object_weight),
         "CROSS_ENTROPY": class_loss == "cross_entropy",
@@ -360,5 +371,6 @@ def loss_options(compute: torch.dtype, no_object_weight: float, class_loss: str,
         "BLOCK_N": BLOCK_N,
         "BLOCK_M": BLOCK_M,
         "BLOCK_C": block_of_classes(classes, LARGEST_BLOCK_C),
+        **focal_options(class_loss == "focal", alpha, gamma),
         **compiler_options(),
     }
