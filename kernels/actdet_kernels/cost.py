@@ -11,12 +11,13 @@ from torch import Tensor
 from actdet_kernels import reference
 from actdet_kernels.backend import Backend, implementation
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
-from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
+from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions
 
 ClassCost = Literal["softmax", "focal"]
+BoxTerm = Literal["giou", "diou", "ciou"]
 
-OPTIONS = f"{WEIGHTS}, str class_cost, float alpha, float gamma, str backend"
+OPTIONS = f"{WEIGHTS}, str class_cost, float alpha, float gamma, str box_term, str backend"
 
 
 class MatchWeights(NamedTuple):
@@ -37,6 +38,7 @@ def pairwise_cost(
     class_cost: ClassCost = "softmax",
     alpha: float = FOCAL_ALPHA,
     gamma: float = FOCAL_GAMMA,
+    box_term: BoxTerm = "giou",
     backend: Backend = "auto",
 ) -> Tensor:
     """The matching cost of every query with every target of its sample (eq. 10).
@@ -47,12 +49,14 @@ def pairwise_cost(
     class_cost: "softmax": -p_i[label_j], the last logit being no_object; "focal": the sigmoid-focal
         difference of Deformable DETR, where every logit is a class.
     alpha, gamma: of "focal", the weight of the label in [0, 1] and the exponent, at least 0.
+    box_term: "giou", or in its place "diou" or "ciou" (Zheng et al. 2020), with the weight of giou.
     A label that no logit has costs NaN. Raises ValueError where shapes, dtypes or devices disagree.
     """
     check_predictions(logits, boxes, targets)
     check_choice("class_cost", class_cost, ("softmax", "focal"))
     check_focal(alpha, gamma)
-    return _pairwise_cost(logits, boxes, *flat(targets), weights, class_cost, alpha, gamma, backend).mT
+    check_choice("box_term", box_term, BOX_TERMS)
+    return _pairwise_cost(logits, boxes, *flat(targets), weights, class_cost, alpha, gamma, box_term, backend).mT
 
 
 @operator(f"pairwise_cost(Tensor logits, Tensor boxes, {TARGETS}, {OPTIONS}) -> Tensor")
@@ -67,13 +71,14 @@ def _pairwise_cost(
     class_cost: str,
     alpha: float,
     gamma: float,
+    box_term: str,
     backend: Any,
 ) -> Tensor:
     """The cost as (..., B, M, N): so the assignment reads it, a target after the other."""
     targets = targets_of(labels, target_boxes, counts, visible)
     dtype = torch.promote_types(logits.dtype, boxes.dtype)
     compute = implementation(backend, logits.device, kernels=_by_kernels, reference=_by_reference)
-    return compute(logits, boxes, targets, weights, class_cost, alpha, gamma, dtype)
+    return compute(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term, dtype)
 
 
 def _by_kernels(*arguments: Any) -> Tensor:
@@ -90,9 +95,11 @@ def _by_reference(
     class_cost: str,
     alpha: float,
     gamma: float,
+    box_term: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    return reference.pairwise_cost(logits, boxes, targets, weights, class_cost, alpha, gamma).mT.to(dtype).contiguous()
+    cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term)
+    return cost.mT.to(dtype).contiguous()
 
 
 @torch.library.register_fake("actdet_kernels::pairwise_cost", lib=LIBRARY)

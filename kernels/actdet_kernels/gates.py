@@ -92,21 +92,30 @@ def tubelets(dtype: torch.dtype) -> Predictions:
     return Predictions(tensor(dtype, 1, 64, 3), tensor(dtype, 1, 64, 32, 4), targets)
 
 
-def pairwise_cost(class_cost: str, predictions: Predictions, gamma: float = 2.0) -> object:
-    return cost.pairwise_cost(*predictions, WEIGHTS, class_cost, 0.25, gamma, predictions.boxes.dtype)
+def pairwise_cost(class_cost: str, predictions: Predictions, gamma: float = 2.0, box_term: str = "giou") -> object:
+    options = (WEIGHTS, class_cost, 0.25, gamma, box_term)
+    return cost.pairwise_cost(*predictions, *options, predictions.boxes.dtype)
 
 
 def assign(rows: int, columns: int, dtype: torch.dtype, counts: Tensor | None = None, duals: bool = False) -> object:
     return assignment.solve_assignment(tensor(dtype, 1, rows, columns), counts, maximize=False, duals=duals)
 
 
-def match(queries: int, classes: int, class_cost: str, dtype: torch.dtype, gamma: float = 2.0) -> object:
-    return matching.match(*predictions(queries, classes, dtype, dtype), WEIGHTS, class_cost, 0.25, gamma)
+def match(
+    queries: int, classes: int, class_cost: str, dtype: torch.dtype, gamma: float = 2.0, box_term: str = "giou"
+) -> object:
+    return matching.match(*predictions(queries, classes, dtype, dtype), WEIGHTS, class_cost, 0.25, gamma, box_term)
 
 
-def set_loss(class_loss: str, predictions: Predictions, per_layer: bool = False, gamma: float = 2.0) -> object:
+def set_loss(
+    class_loss: str,
+    predictions: Predictions,
+    per_layer: bool = False,
+    gamma: float = 2.0,
+    box_term: str = "giou",
+) -> object:
     """The losses, and the gradients from that of the total."""
-    matched, options = tensor(I64, 1, 8), (WEIGHTS, 0.1, class_loss, 0.25, gamma, per_layer)
+    matched, options = tensor(I64, 1, 8), (WEIGHTS, 0.1, class_loss, 0.25, gamma, box_term, per_layer)
     *_, divisors = loss.set_loss(*predictions, matched, *options)
     cotangents = (tensor(divisors.dtype), None, None, None)
     return loss.set_loss_gradient(*predictions, matched, divisors, cotangents, *options)
@@ -146,6 +155,11 @@ CASES = [
         lambda: pairwise_cost("focal", predictions(100, 91, BF16, BF16), gamma=1.5),
         {"pairwise_cost_kernel": 168},
     ),
+    Case(
+        "tubelets, CIoU, fp32",
+        lambda: pairwise_cost("softmax", tubelets(FP32), box_term="ciou"),
+        {"pairwise_cost_kernel": 255},
+    ),
     Case("12 x 5, bf16", lambda: assign(12, 5, BF16), {"assign_kernel": 96}),
     Case("100 x 63, fp32, duals", lambda: assign(100, 63, FP32, tensor(I64, 1), duals=True), {"assign_kernel": 168}),
     Case("100 x 63, fp64, duals", lambda: assign(100, 63, FP64, duals=True), {"assign_kernel": 168}),
@@ -160,6 +174,8 @@ CASES = [
     Case("900 queries, focal, fp16", lambda: match(900, 91, "focal", FP16), {"match_kernel": 255}),
     Case("900 queries, softmax, fp32", lambda: match(900, 92, "softmax", FP32), {"match_kernel": 255}),
     Case("300 queries, gamma 1.5, fp64", lambda: match(300, 91, "focal", FP64, gamma=1.5), {"match_kernel": 255}),
+    Case("300 queries, CIoU, fp32", lambda: match(300, 92, "softmax", FP32, box_term="ciou"), {"match_kernel": 255}),
+    Case("300 queries, CIoU, fp64", lambda: match(300, 91, "focal", FP64, box_term="ciou"), {"match_kernel": 255}),
     Case(
         "cross entropy, 3, fp32",
         lambda: set_loss("cross_entropy", predictions(12, 3, FP32, FP32)),
@@ -177,6 +193,11 @@ CASES = [
         of_losses(168, 168, 168),
     ),
     Case("tubelets, fp64", lambda: set_loss("cross_entropy", tubelets(FP64)), of_losses(80, 255, 128)),
+    Case(
+        "tubelets, CIoU, fp64",
+        lambda: set_loss("cross_entropy", tubelets(FP64), box_term="ciou"),
+        of_losses(128, 255, 168),
+    ),
     Case("all changes, bf16", lambda: gather_clips(BF16, windows=True, colour=True), {"gather_clips_kernel": 128}),
     Case("all changes, fp32", lambda: gather_clips(FP32, windows=True, colour=True), {"gather_clips_kernel": 128}),
     Case("windows, fp16", lambda: gather_clips(FP16, windows=True), {"gather_clips_kernel": 96}),

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from actdet_kernels import reference
 from actdet_kernels.backend import Backend, implementation
-from actdet_kernels.cost import MatchWeights, check_choice, check_focal
+from actdet_kernels.cost import BoxTerm, MatchWeights, check_choice, check_focal
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
-from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
+from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values, valid_rows
 
 ClassLoss = Literal["cross_entropy", "focal"]
 
-OPTIONS = f"{WEIGHTS}, float no_object_weight, str class_loss, float alpha, float gamma, bool per_layer"
+OPTIONS = f"{WEIGHTS}, float no_object_weight, str class_loss, float alpha, float gamma, str box_term, bool per_layer"
 
 
 class SetLoss(NamedTuple):
@@ -42,6 +42,7 @@ def set_loss(
     class_loss: ClassLoss = "cross_entropy",
     alpha: float = FOCAL_ALPHA,
     gamma: float = FOCAL_GAMMA,
+    box_term: BoxTerm = "giou",
     per_layer: bool = False,
     check: bool = False,
     backend: Backend = "auto",
@@ -56,6 +57,7 @@ def set_loss(
         class, divided by the number of targets.
     alpha, gamma: of "focal", the weight of the label in [0, 1] and the exponent, at least 0.
     l1, giou: sums over the matched pairs, divided by the number of targets in the batch (at least 1), as in DETR.
+    box_term: "giou", or in its place "diou" or "ciou" (Zheng et al. 2020), whose loss is then `giou`, and its weight.
     A matched label that no logit has makes cls NaN, and the gradient of its query's logits.
     Deterministic: the kernels add up in a fixed order. Targets get no gradient. The kernels have no second derivative:
     to ask for one is a RuntimeError. The reference has it.
@@ -66,6 +68,7 @@ def set_loss(
     check_predictions(logits, boxes, targets)
     check_choice("class_loss", class_loss, ("cross_entropy", "focal"))
     check_focal(alpha, gamma)
+    check_choice("box_term", box_term, BOX_TERMS)
     shape = (*logits.shape[:-2], targets.labels.shape[1])
     if matched.shape != shape:
         raise ValueError(f"matched must be {tuple(shape)}, got {tuple(matched.shape)}")
@@ -75,7 +78,7 @@ def set_loss(
         check_values(targets, logits.shape[-1])
         _check_matched(matched, targets, logits.shape[-2])
     compute = implementation(backend, logits.device, kernels=_by_kernels, reference=_by_reference)
-    options = (weights, no_object_weight, class_loss, alpha, gamma, per_layer)
+    options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
     return compute(logits, boxes, targets, matched, *options)
 
 
@@ -104,10 +107,11 @@ def _by_reference(
     class_loss: str,
     alpha: float,
     gamma: float,
+    box_term: str,
     per_layer: bool,
 ) -> SetLoss:
     """PyTorch's own operators all through, and so its own derivatives."""
-    terms = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss, alpha, gamma)
+    terms = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss, alpha, gamma, box_term)
     cls, l1, giou = terms if per_layer else (term.sum() for term in terms)
     return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
 
@@ -153,13 +157,14 @@ def _set_loss(
     class_loss: str,
     alpha: float,
     gamma: float,
+    box_term: str,
     per_layer: bool,
 ) -> tuple[Tensor, ...]:
     """total, cls, l1, giou, and the divisors that the gradient needs; by the kernels, as what follows."""
     from actdet_kernels.triton import loss
 
     targets = targets_of(labels, target_boxes, counts, visible)
-    options = (weights, no_object_weight, class_loss, alpha, gamma, per_layer)
+    options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
     return loss.set_loss(logits, boxes, targets, matched, *options)
 
 
@@ -193,6 +198,7 @@ def _set_loss_gradient(
     class_loss: str,
     alpha: float,
     gamma: float,
+    box_term: str,
     per_layer: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of logits and boxes, from those of the four losses."""
@@ -200,7 +206,7 @@ def _set_loss_gradient(
 
     targets = targets_of(labels, target_boxes, counts, visible)
     cotangents = (d_total, d_cls, d_l1, d_giou)
-    options = (weights, no_object_weight, class_loss, alpha, gamma, per_layer)
+    options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
     return loss.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from actdet_kernels import reference
 from actdet_kernels.assignment import check_status, too_large
 from actdet_kernels.backend import Backend, implementation
-from actdet_kernels.cost import OPTIONS, ClassCost, MatchWeights, check_choice, check_focal
+from actdet_kernels.cost import OPTIONS, BoxTerm, ClassCost, MatchWeights, check_choice, check_focal
 from actdet_kernels.operators import LIBRARY, TARGETS, flat, operator, targets_of
-from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
+from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values
 
 
@@ -34,6 +34,7 @@ def match(
     class_cost: ClassCost = "softmax",
     alpha: float = FOCAL_ALPHA,
     gamma: float = FOCAL_GAMMA,
+    box_term: BoxTerm = "giou",
     check: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
@@ -50,6 +51,7 @@ def match(
         class_cost=class_cost,
         alpha=alpha,
         gamma=gamma,
+        box_term=box_term,
         backend=backend,
     )
     if check:
@@ -68,13 +70,15 @@ def solve_matching(
     class_cost: ClassCost = "softmax",
     alpha: float = FOCAL_ALPHA,
     gamma: float = FOCAL_GAMMA,
+    box_term: BoxTerm = "giou",
     backend: Backend = "auto",
 ) -> Matching:
     """`match` with the status of each problem, for who wants to know without waiting for the device."""
     check_predictions(logits, boxes, targets)
     check_choice("class_cost", class_cost, ("softmax", "focal"))
     check_focal(alpha, gamma)
-    return Matching(*_match(logits, boxes, *flat(targets), weights, class_cost, alpha, gamma, backend))
+    check_choice("box_term", box_term, BOX_TERMS)
+    return Matching(*_match(logits, boxes, *flat(targets), weights, class_cost, alpha, gamma, box_term, backend))
 
 
 @operator(f"match(Tensor logits, Tensor boxes, {TARGETS}, {OPTIONS}) -> (Tensor, Tensor)")
@@ -89,6 +93,7 @@ def _match(
     class_cost: str,
     alpha: float,
     gamma: float,
+    box_term: str,
     backend: Any,
 ) -> tuple[Tensor, Tensor]:
     """The query of each target (..., B, M) and the status of each problem (..., B)."""
@@ -100,7 +105,7 @@ def _match(
         obstacle=too_large(logits.shape[-2], labels.shape[1]),
     )
     targets = targets_of(labels, target_boxes, counts, visible)
-    return compute(logits, boxes, targets, weights, class_cost, alpha, gamma)
+    return compute(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term)
 
 
 def _by_kernels(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -117,8 +122,9 @@ def _by_reference(
     class_cost: str,
     alpha: float,
     gamma: float,
+    box_term: str,
 ) -> tuple[Tensor, Tensor]:
-    cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost, alpha, gamma)
+    cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term)
     problems = cost.shape[:-2]
     counts = targets.counts.expand(problems).reshape(-1)
     matched, *_, status = reference.solve_assignment(cost.flatten(0, -3), counts, maximize=False, duals=False)

@@ -16,6 +16,7 @@ from torch import Tensor
 from actdet_kernels.targets import Targets, Tubelets, valid_rows
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # RetinaNet (Lin et al. 2017), as in Deformable DETR
+BOX_TERMS = ("giou", "diou", "ciou")
 SMALLEST_AREA = 2.0**-100  # what is no larger counts as zero: its reciprocal times a side would leave float32
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NOT_FINITE, FORCED = 1, 2  # bits of a problem's status: has entries that are not finite; had to take one
@@ -42,6 +43,43 @@ def box_giou(a: Tensor, b: Tensor) -> Tensor:
     union = area_a + area_b - inter
     enclosing = hull[..., 0] * hull[..., 1]
     return (_divide(inter, union) - _divide(enclosing - union, enclosing)).to(dtype)
+
+
+def box_similarity(a: Tensor, b: Tensor, kind: str) -> Tensor:
+    """What `1 - similarity` is the loss of: "giou", "diou" or "ciou" of boxes that broadcast.
+
+    diou = iou - |centres|^2 / |diagonal of the hull|^2
+    ciou = diou - alpha v,  v = (2 / pi)^2 (angle_b - angle_a)^2,  angle = atan(w / h),  alpha = v / (1 - iou + v)
+
+    (Zheng et al. 2020), alpha being a constant to the derivative. A quotient is 0 where its denominator is, and v where
+    one of the boxes is a point, which has no angle.
+    """
+    if kind == "giou":
+        return box_giou(a, b)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    a, b = _at_least_float32(a, b)
+    sides_a, sides_b = _not_negative(a[..., 2:]), _not_negative(b[..., 2:])
+    corners_a, corners_b = box_corners(a), box_corners(b)
+    low = torch.maximum(corners_a[..., :2], corners_b[..., :2])
+    high = torch.minimum(corners_a[..., 2:], corners_b[..., 2:])
+    hull = torch.maximum(corners_a[..., 2:], corners_b[..., 2:]) - torch.minimum(corners_a[..., :2], corners_b[..., :2])
+    inter = _not_negative(high - low).prod(-1)
+    area_a, area_b = ((c[..., 2] - c[..., 0]) * (c[..., 3] - c[..., 1]) for c in (corners_a, corners_b))
+    iou = _divide(inter, area_a + area_b - inter)
+    distance = (a[..., :2] - b[..., :2]).square().sum(-1)
+    similarity = iou - _divide(distance, hull.square().sum(-1))
+
+    if kind == "ciou":
+        angles = []
+        points = torch.zeros_like(iou, dtype=torch.bool)
+        for sides in (sides_a, sides_b):
+            point = sides.square().sum(-1) <= SMALLEST_AREA
+            angles.append(torch.atan2(*torch.where(point[..., None], 1, sides).unbind(-1)))
+            points = points | point
+        v = 4 / math.pi**2 * torch.where(points, 0, angles[1] - angles[0]).square()
+        alpha = _divide(v, _not_negative(1 - iou) + v).detach()
+        similarity = similarity - alpha * v
+    return similarity.to(dtype)
 
 
 def _not_negative(values: Tensor) -> Tensor:
@@ -75,6 +113,7 @@ def pairwise_cost(
     class_cost: str,
     alpha: float,
     gamma: float,
+    box_term: str,
 ) -> Tensor:
     logits, boxes = _at_least_float32(logits, boxes)
     valid = valid_rows(targets)
@@ -91,7 +130,7 @@ def pairwise_cost(
     index = labels[:, None, :].expand(*logits.shape[:-1], labels.shape[-1])
     cls = score.gather(-1, index).masked_fill(~known[:, None, :], math.nan)
     queries_first = boxes.unsqueeze(logits.ndim - 1)  # (..., B, N, 1, 4), with T before the 4 in tubelets
-    l1, giou = _box_terms(queries_first, targets, _clean_boxes(targets, boxes)[:, None])
+    l1, giou = _box_terms(queries_first, targets, _clean_boxes(targets, boxes)[:, None], box_term)
     cost = weights[0] * cls + weights[1] * l1 + weights[2] * giou
     return cost.masked_fill(~valid[:, None, :], 0)
 
@@ -109,9 +148,11 @@ def _clean_boxes(targets: Targets | Tubelets, like: Tensor) -> Tensor:
     return targets.boxes.detach().masked_fill(~valid[..., None], 0).to(like.dtype)
 
 
-def _box_terms(boxes: Tensor, targets: Targets | Tubelets, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 and 1 - GIoU of boxes (..., 4) that broadcast; of tubelets (..., T, 4), means over the visible frames."""
-    l1, giou = (boxes - target_boxes).abs().sum(-1), giou_loss(boxes, target_boxes)
+def _box_terms(
+    boxes: Tensor, targets: Targets | Tubelets, target_boxes: Tensor, box_term: str
+) -> tuple[Tensor, Tensor]:
+    """L1 and 1 - similarity of boxes (..., 4) that broadcast; of tubelets (..., T, 4), means over visible frames."""
+    l1, giou = (boxes - target_boxes).abs().sum(-1), 1 - box_similarity(boxes, target_boxes, box_term)
     if isinstance(targets, Tubelets):
         visible = targets.visible.reshape(target_boxes.shape[:-1])
         seen = visible.sum(-1).clamp(min=1)
@@ -196,6 +237,7 @@ def set_loss(
     class_loss: str,
     alpha: float,
     gamma: float,
+    box_term: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three unweighted terms (cls, l1, giou) of every layer."""
     logits, boxes = _at_least_float32(logits, boxes)
@@ -237,7 +279,7 @@ def set_loss(
 
     index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))
     chosen = boxes.gather(matched.ndim - 1, index.expand(*matched.shape, *boxes.shape[matched.ndim :]))
-    terms = _box_terms(chosen, targets, _clean_boxes(targets, boxes))
+    terms = _box_terms(chosen, targets, _clean_boxes(targets, boxes), box_term)
     l1, giou = (term.masked_fill(~pairs, 0).sum((-2, -1)) / normaliser for term in terms)
     return cls, l1, giou
 

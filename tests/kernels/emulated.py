@@ -79,18 +79,21 @@ def assign_case(rows: int, columns: int, dtype: torch.dtype) -> None:
     assert solution.status.tolist() == [0, 0], solution.status
 
 
-def cost_case(dtype: torch.dtype, kind: Any, frames: int | None = None, gamma: float = 2.0) -> None:
+def cost_case(
+    dtype: torch.dtype, kind: Any, frames: int | None = None, gamma: float = 2.0, box_term: Any = "giou"
+) -> None:
     counts = [5, 2, 0]
     logits = random_logits(3, 20, 7, seed=1, dtype=dtype)
     tube = () if frames is None else (frames,)
     boxes = random_boxes(3, 20, *tube, seed=1, dtype=dtype)
     if frames is None:
         targets = random_targets(counts, 5, 6, seed=1)
-        wanted = costs(logits, boxes, targets, WEIGHTS, kind, gamma=gamma)
+        wanted = costs(logits, boxes, targets, WEIGHTS, kind, gamma=gamma, box_term=box_term)
     else:
         targets = random_tubelets(counts, 5, frames, 6, seed=1)
-        wanted = tubelet_costs(logits, boxes, targets, WEIGHTS, kind)
-    got = pairwise_cost(logits, boxes, targets, weights=WEIGHTS, class_cost=kind, gamma=gamma, backend="triton")
+        wanted = tubelet_costs(logits, boxes, targets, WEIGHTS, kind, box_term)
+    options: Any = {"weights": WEIGHTS, "class_cost": kind, "gamma": gamma, "box_term": box_term}
+    got = pairwise_cost(logits, boxes, targets, **options, backend="triton")
     eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
     torch.testing.assert_close(got.double(), wanted, rtol=torch.finfo(dtype).eps + 16 * eps, atol=32 * eps)
 
@@ -106,12 +109,15 @@ def match_case(queries: int, size: int, classes: int, dtype: torch.dtype, kind: 
         cheapest(wanted[sample], matched[sample], count)
 
 
-def loss_and_gradient_case(queries: int, classes: int, dtype: torch.dtype, kind: Any, gamma: float = 2.0) -> None:
+def loss_and_gradient_case(
+    queries: int, classes: int, dtype: torch.dtype, kind: Any, gamma: float = 2.0, box_term: Any = "giou"
+) -> None:
     logits, boxes, targets, matched = loss_case((2,), queries, classes, [5, 0, 3], 6, kind)
     # Both sides start from what the kernel's type can hold.
     leaves = [[value.to(dtype).to(kept).requires_grad_() for value in (logits, boxes)] for kept in (dtype, FP64)]
-    got = set_loss(*leaves[0], targets, matched, weights=WEIGHTS, class_loss=kind, gamma=gamma, backend="triton")
-    terms = criterion(*leaves[1], targets, matched, 0.1, kind, gamma=gamma)
+    options: Any = {"gamma": gamma, "box_term": box_term}
+    got = set_loss(*leaves[0], targets, matched, weights=WEIGHTS, class_loss=kind, **options, backend="triton")
+    terms = criterion(*leaves[1], targets, matched, 0.1, kind, **options)
     total = sum(weight * term for weight, term in zip(WEIGHTS, terms, strict=True))
 
     eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
@@ -146,11 +152,13 @@ CASES: dict[str, Callable[[], None]] = {
     "cost focal bf16": lambda: cost_case(BF16, "focal"),
     "cost gamma fp32": lambda: cost_case(FP32, "focal", gamma=1.5),
     "cost tubelets fp64": lambda: cost_case(FP64, "softmax", frames=3),
+    "cost ciou tubelets fp32": lambda: cost_case(FP32, "softmax", frames=3, box_term="ciou"),
     "match 12x5 softmax fp32": lambda: match_case(12, 5, 3, FP32, "softmax"),
     "match 36x6 focal bf16": lambda: match_case(36, 6, 20, BF16, "focal"),
     "loss cross_entropy fp32": lambda: loss_and_gradient_case(12, 4, FP32, "cross_entropy"),
     "loss focal bf16": lambda: loss_and_gradient_case(20, 20, BF16, "focal"),
     "loss gamma fp32": lambda: loss_and_gradient_case(12, 4, FP32, "focal", gamma=1.5),
+    "loss ciou fp32": lambda: loss_and_gradient_case(12, 4, FP32, "cross_entropy", box_term="ciou"),
     "clips bf16": lambda: clip_case(BF16, windows=True, colour=True),
     "clips fp32": lambda: clip_case(FP32, windows=True, colour=False),
 }

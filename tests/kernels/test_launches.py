@@ -106,9 +106,9 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
         )
         logits, boxes, matched = (torch.empty_like(value, device="cuda") for value in (logits, boxes, matched))
         targets = type(targets)(*(torch.empty_like(value, device="cuda") for value in targets))
-        matching.match(logits, boxes, targets, WEIGHTS, "softmax", 0.25, 2.0)
+        matching.match(logits, boxes, targets, WEIGHTS, "softmax", 0.25, 2.0, "giou")
         for per_layer in (False, True):
-            options = (WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, per_layer)
+            options = (WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, "giou", per_layer)
             *losses, divisors = loss.set_loss(logits, boxes, targets, matched, *options)
             cotangents = (*(torch.empty_like(value) for value in losses[:2]), None, None)
             loss.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)

@@ -56,13 +56,13 @@ def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
     logits, boxes, targets, matched = make(dtype, tubelets)
     wide = torch.promote_types(dtype, torch.float32)
     divisors, cotangent = torch.ones(2, 2, dtype=wide, device=DEVICE), torch.ones(2, dtype=wide, device=DEVICE)
-    loss = (WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, True)
+    loss = (WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, "giou", True)
     cost = torch.rand(2, 4, 5, device=DEVICE).to(dtype)
     pool, indices, windows, colour, levels = make_clips()
     found = {}
     for kind in ("triton", "reference"):
-        found[f"pairwise_cost {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", 0.25, 2.0, kind)
-        found[f"match {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", 0.25, 2.0, kind)
+        found[f"pairwise_cost {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", 0.25, 2.0, "giou", kind)
+        found[f"match {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", 0.25, 2.0, "giou", kind)
         found[f"assign {kind}"] = (cost, targets.counts, False, True, kind)
         found[f"assign {kind} without duals and counts"] = (cost.mT, None, True, False, kind)
         computed = dtype if kind == "reference" or dtype != torch.float64 else torch.float32

@@ -5,13 +5,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from actdet_kernels import MatchWeights, match, pairwise_cost, set_loss
-from device import DEVICE, POISONED
-from oracles import costs, criterion, loss_case, random_boxes, random_logits, random_targets
+from actdet_kernels import MatchWeights, Targets, match, pairwise_cost, reference, set_loss
+from device import DEVICE, HAS_TRITON, POISONED
+from oracles import (
+    costs,
+    criterion,
+    loss_case,
+    random_boxes,
+    random_logits,
+    random_targets,
+    random_tubelets,
+    tubelet_costs,
+    tubelet_criterion,
+)
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.ops import box_convert, complete_box_iou_loss
 
 pytestmark = POISONED
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
@@ -137,3 +149,118 @@ def test_what_is_no_alpha_or_gamma_is_refused(options: Any, message: str) -> Non
         pairwise_cost(logits, boxes, targets, **options)
     with pytest.raises(ValueError, match=message):
         set_loss(logits, boxes, targets, matched, **options)
+
+
+# DIoU and CIoU
+
+if HAS_TRITON:
+    import triton
+    import triton.language as tl
+    from actdet_kernels.triton.boxes import arctan
+
+    @triton.jit
+    def arctan_kernel(y, x, out, BLOCK: tl.constexpr):
+        o = tl.arange(0, BLOCK)
+        tl.store(out + o, arctan(tl.load(y + o), tl.load(x + o)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_kernels_arctangent_is_numpys(dtype: torch.dtype) -> None:
+    """Of quotients of any size, within four units in the last place, signs and limits included."""
+    exponents = np.concatenate([np.linspace(-30, 30, 900), np.linspace(-1, 1, 2100)])
+    quotient = np.append(2.0**exponents * np.tile([1, -1], 1500), [0.0, 1.0, -1.0, 0.66, math.inf, -math.inf])
+    y = torch.zeros(4096, dtype=dtype)
+    x = torch.ones(4096, dtype=dtype)
+    infinite = np.isinf(quotient)
+    y[: len(quotient)] = torch.from_numpy(np.where(infinite, np.sign(quotient), quotient))
+    x[: len(quotient)] = torch.from_numpy(np.where(infinite, 0.0, 1.0))
+    out = torch.empty(4096, dtype=dtype, device=DEVICE)
+    arctan_kernel[(1,)](y.to(DEVICE), x.to(DEVICE), out, BLOCK=4096)
+
+    wanted = np.arctan2(y.double().numpy(), x.double().numpy())
+    error = np.abs(out.cpu().double().numpy() - wanted)
+    assert (error <= 4 * np.finfo(y.numpy().dtype).eps * np.abs(wanted)).all()
+    assert out[len(quotient) - 2].item() == pytest.approx(math.pi / 2, rel=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("box_term", ["diou", "ciou"])
+@pytest.mark.parametrize("frames", [None, 3])
+def test_cost_and_loss_take_diou_and_ciou(frames: int | None, box_term: Any, kind: Any) -> None:
+    counts = [4, 0, 2]
+    logits, boxes, targets, matched = loss_case((2,), 6, 3, counts, 4, "cross_entropy")
+    if frames is None:
+        of_costs, of_losses = costs, criterion
+    else:
+        of_costs, of_losses = tubelet_costs, tubelet_criterion
+        targets = random_tubelets(counts, 4, frames, 2, seed=5)._replace(labels=targets.labels)
+        boxes = random_boxes(2, 3, 6, frames, seed=6)
+    arguments = (logits.to(DEVICE), boxes.to(DEVICE), targets.to(DEVICE))
+    options: Any = {"weights": WEIGHTS, "box_term": box_term, "backend": kind}
+    wanted = of_costs(logits, boxes, targets, WEIGHTS, "softmax", box_term=box_term)
+    torch.testing.assert_close(pairwise_cost(*arguments, **options).cpu(), wanted, rtol=1e-12, atol=1e-12)
+    for matrix, queries, count in zip(
+        wanted.flatten(0, 1).numpy(), match(*arguments, **options).flatten(0, 1).tolist(), counts * 2, strict=True
+    ):
+        best = matrix[:, :count][linear_sum_assignment(matrix[:, :count])].sum()
+        assert math.fsum(matrix[query, target] for target, query in enumerate(queries[:count])) == pytest.approx(best)
+
+    def terms(logits: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        return of_losses(logits, boxes, targets, matched, 0.1, "cross_entropy", box_term=box_term)
+
+    check_loss((logits, boxes, targets, matched), terms, kind, box_term=box_term)
+
+
+def test_ciou_is_torchvisions() -> None:
+    """As far as that which torchvision adds to denominators, 1e-7, lets them agree."""
+    a, b = random_boxes(200, seed=1).requires_grad_(), random_boxes(200, seed=2)
+    theirs = complete_box_iou_loss(*(box_convert(boxes, "cxcywh", "xyxy") for boxes in (a, b)))
+    mine = 1 - reference.box_similarity(a, b, "ciou")
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    slopes = [torch.autograd.grad(loss.sum(), a)[0] for loss in (mine, theirs)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("box_term", ["diou", "ciou"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_boxes_without_an_area_have_a_diou_and_a_ciou(box_term: Any, dtype: torch.dtype) -> None:
+    """Points, lines, negative, tiny and huge sides, at the same and at other places: finite, and as the reference."""
+    sizes = [(0.2, 0.3), (0.0, 0.0), (0.0, 0.3), (0.3, 0.0), (-0.2, 0.3), (-1.0, -1.0), (1e-20, 1e-20), (1e-20, 0.3)]
+    sizes += [(1e10, 0.3), (2.0**-50, 2.0**-50), (2.0**-45, 2.0**-48)]
+    places = [(0.5, 0.5), (0.6, 0.65), (2.0, 0.5)]
+    pairs = [(place, size, other) for place in places for size in sizes for other in sizes]
+    mine = torch.tensor([[*place, *size] for place, size, _ in pairs], dtype=dtype)
+    goal = torch.tensor([[0.5, 0.5, *other] for *_, other in pairs], dtype=dtype)
+    number = len(pairs)
+    targets = Targets(torch.zeros(1, number).long(), goal[None], torch.tensor([number], dtype=torch.int32))
+    arguments = on_device(torch.zeros(1, number, 2, dtype=dtype), mine[None], targets, torch.arange(number)[None])
+    results = []
+    for kind in KINDS:
+        giou = set_loss(*arguments, box_term=box_term, backend=kind).giou  # pyright: ignore[reportArgumentType]
+        results.append((giou, torch.autograd.grad(giou * number, arguments[1])[0][0]))
+    (value, gradient), (their_value, their_gradient) = results
+    eps = torch.finfo(dtype).eps
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(value, their_value, rtol=32 * eps, atol=0)
+
+    # A side or an overlap of exactly 0 is a kink, at which PyTorch's own choice has changed.
+    smooth = (mine > 0).all(-1) & (goal[:, 2:] > 0).all(-1)
+    cost = pairwise_cost(*arguments[:3], weights=MatchWeights(0, 0, 1), box_term=box_term, backend="triton")
+    other = pairwise_cost(*arguments[:3], weights=MatchWeights(0, 0, 1), box_term=box_term, backend="reference")
+    torch.testing.assert_close(cost, other, rtol=32 * eps, atol=32 * eps)
+    error = (gradient - their_gradient).abs().amax(-1)
+    scale = their_gradient.abs().amax(-1) + (1 / mine[:, 2:].abs().clamp(min=2.0**-60)).amax(-1)
+    assert (error[smooth] <= 64 * eps * scale[smooth]).all()
+
+
+def test_what_is_no_box_term_is_refused() -> None:
+    logits, boxes, targets, matched = loss_case((), 4, 3, [1], 1, "focal")
+    message = "box_term must be one of 'giou', 'diou', 'ciou', got 'iou'"
+    wrong: Any = "iou"
+    with pytest.raises(ValueError, match=message):
+        match(logits, boxes, targets, box_term=wrong)
+    with pytest.raises(ValueError, match=message):
+        pairwise_cost(logits, boxes, targets, box_term=wrong)
+    with pytest.raises(ValueError, match=message):
+        set_loss(logits, boxes, targets, matched, box_term=wrong)

@@ -1,6 +1,6 @@
 """The matching cost of every query with every target: device functions, and the kernel that writes it out.
 
-cost[i, j] = cls * class_cost + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j))
+cost[i, j] = cls * class_cost + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j)),  or with DIoU or CIoU
 
 class_cost with "softmax": -softmax(logits_i)[label_j]
            with "focal":   alpha (1 - p)^gamma -log(p) - (1 - alpha) p^gamma -log(1 - p),
@@ -40,7 +40,7 @@ MINUS_INFINITY = tl.constexpr(float("-inf"))
 def pair_cost(x, normaliser, box_terms, weights, COST: tl.constexpr):
     """The cost of pairs: x is the query's logit of the target's class, box_terms their L1 and GIoU terms.
 
-    COST: CLASS_COST, ALPHA and GAMMA, together so that they pass through the assignment as one.
+    COST: CLASS_COST, ALPHA, GAMMA and BOX_TERM, together so that they pass through the assignment as one.
     """
     class_cost = softmax_cost(x, normaliser) if COST[0] == "softmax" else focal_cost(x, COST[1], COST[2])
     return weights[0] * class_cost + weights[1] * box_terms[0] + weights[2] * box_terms[1]
@@ -122,7 +122,7 @@ def pairwise_cost_kernel(
     logits, boxes, labels, target_boxes, counts, visible, out,
     batch, queries, size, classes, frames,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr,
-    CLASS_COST: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    CLASS_COST: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BOX_TERM: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out (problems, size, queries): one program writes BLOCK_N queries of one problem, BLOCK_M targets at a time."""
@@ -146,8 +146,8 @@ def pairwise_cost_kernel(
         x = load_logit(p_logits, label, classes, DTYPE)
         p_targets = target_boxes + target * frames * 4
         p_visible = None if visible is None else visible + target * frames
-        terms = tubelet_terms(p_boxes, p_targets, p_visible, frames, m_n, m_m, DTYPE)
-        cost = tl.where(m_m, pair_cost(x, normaliser, terms, weights, (CLASS_COST, ALPHA, GAMMA)), 0)
+        terms = tubelet_terms(p_boxes, p_targets, p_visible, frames, m_n, m_m, BOX_TERM, DTYPE)
+        cost = tl.where(m_m, pair_cost(x, normaliser, terms, weights, (CLASS_COST, ALPHA, GAMMA, BOX_TERM)), 0)
         tl.store(out + (i_p * size + o_m) * queries + o_n, cost, mask=m_n & (o_m < size))
 
 
@@ -159,6 +159,7 @@ def pairwise_cost(
     class_cost: str,
     alpha: float,
     gamma: float,
+    box_term: str,
     dtype: torch.dtype,
 ) -> Tensor:
     """(..., B, M, N) of `dtype`: the queries of one target lie together in memory, as the assignment reads them."""
@@ -176,6 +177,6 @@ def pairwise_cost(
         BLOCK_M=BLOCK_M,
         BLOCK_C=block_of_classes(classes, LARGEST_BLOCK_C),
         **compiler_options(),
-        **cost_options(compute_dtype(logits, boxes), weights, class_cost, alpha, gamma),
+        **cost_options(compute_dtype(logits, boxes), weights, class_cost, alpha, gamma, box_term),
     )
     return out

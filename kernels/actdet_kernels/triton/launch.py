@@ -71,10 +71,16 @@ def focal_options(focal: bool, alpha: float, gamma: float) -> dict[str, float]:
 
 
 def cost_options(
-    compute: torch.dtype, weights: tuple[float, float, float], class_cost: str, alpha: float, gamma: float
+    compute: torch.dtype,
+    weights: tuple[float, float, float],
+    class_cost: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
 ) -> dict[str, Any]:
     return {
         "CLASS_COST": class_cost,
+        "BOX_TERM": box_term,
         "DTYPE": triton_dtype(compute),
         **weight_options(weights),
         **focal_options(class_cost == "focal", alpha, gamma),

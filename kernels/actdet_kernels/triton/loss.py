@@ -5,7 +5,7 @@ cls  = sum_n w_n (-log softmax(logits_n)[label_n]) / sum_n w_n           "cross_
      = sum_nc alpha_t (1 - p_t)^gamma (-log p_t) / targets               "focal": p_t = sigmoid(+-logits_nc), + for the
                                                                          label, - for every other class
 l1   = sum over matched n of |b_n - target|_1 / targets                  tubelets: means over the visible frames
-giou = sum over matched n of 1 - GIoU(b_n, target) / targets
+giou = sum over matched n of 1 - GIoU(b_n, target) / targets              or of DIoU or CIoU
 
 for every layer. A program takes some queries of one problem (a sample under one layer). `set_loss_kernel` writes the
 sums of each program and `total_kernel` adds them up in one fixed order, so that two runs give the same bits;
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import launch
-from actdet_kernels.triton.boxes import giou_gradient, load_box, tubelet_terms
+from actdet_kernels.triton.boxes import diou_gradient, giou_gradient, load_box, tubelet_terms
 from actdet_kernels.triton.cost import load_logits, softmax_normaliser, times_power
 from actdet_kernels.triton.launch import (
     block_of_classes,
@@ -101,6 +101,7 @@ def set_loss_kernel(
     logits, boxes, labels, target_boxes, counts, visible, matched, sums,
     batch, queries, size, classes, frames,
     NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    BOX_TERM: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sums (4, programs): weighted class losses, their weights, L1 and GIoU terms of BLOCK_N queries."""
@@ -127,9 +128,8 @@ def set_loss_kernel(
 
     goal = tl.where(m_pair, i_b * size + target, 0)
     p_visible = None if visible is None else visible + goal * frames
-    l1, giou = tubelet_terms(
-        boxes + row * frames * 4, target_boxes + goal * frames * 4, p_visible, frames, m_pair, m_pair, DTYPE
-    )
+    p_boxes, p_targets = boxes + row * frames * 4, target_boxes + goal * frames * 4
+    l1, giou = tubelet_terms(p_boxes, p_targets, p_visible, frames, m_pair, m_pair, BOX_TERM, DTYPE)
     p_sums, programs = sums + tl.program_id(0), tl.num_programs(0).to(tl.int64)
     tl.store(p_sums, tl.sum(cls, axis=0))
     tl.store(p_sums + programs, tl.sum(weight, axis=0))
@@ -203,6 +203,7 @@ def gradient_kernel(
     batch, queries, size, classes, frames, layers,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, PER_LAYER: tl.constexpr,
     NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    BOX_TERM: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """d_logits and d_boxes of BLOCK_N queries, from the gradients of the four losses, None for those not used."""
@@ -242,7 +243,7 @@ def gradient_kernel(
         p_box = (row * frames + frame) * 4
         box = load_box(boxes + p_box, m, DTYPE)
         wanted = load_box(target_boxes + (goal * frames + frame) * 4, m, DTYPE)
-        of_giou = giou_gradient(box, wanted)
+        of_giou = giou_gradient(box, wanted) if BOX_TERM == "giou" else diou_gradient(box, wanted, BOX_TERM)
         for axis in tl.static_range(4):
             gradient = by_l1 * sign_of(box[axis] - wanted[axis]) - by_giou * of_giou[axis]
             tl.store(d_boxes + p_box + axis, tl.where(m, gradient, 0.0), mask=m_n)
@@ -275,6 +276,7 @@ def set_loss(
     class_loss: str,
     alpha: float,
     gamma: float,
+    box_term: str,
     per_layer: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """total, cls, l1, giou, (...) where `per_layer` and 0-d otherwise; and the divisors, which the gradient needs."""
@@ -292,7 +294,7 @@ def set_loss(
         sums=sums,
         **inputs(logits, boxes, targets),
         **sizes(logits, targets),
-        **loss_options(compute, no_object_weight, class_loss, alpha, gamma, classes),
+        **loss_options(compute, no_object_weight, class_loss, alpha, gamma, box_term, classes),
     )
     launch.launch(
         total_kernel,
@@ -331,6 +333,7 @@ def set_loss_gradient(
     class_loss: str,
     alpha: float,
     gamma: float,
+    box_term: str,
     per_layer: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of logits and boxes, from those of total, cls, l1 and giou."""
@@ -356,17 +359,24 @@ def set_loss_gradient(
         **inputs(logits, boxes, targets),
         **sizes(logits, targets),
         **weight_options(weights),
-        **loss_options(compute, no_object_weight, class_loss, alpha, gamma, classes),
+        **loss_options(compute, no_object_weight, class_loss, alpha, gamma, box_term, classes),
     )
     return d_logits, d_boxes
 
 
 def loss_options(
-    compute: torch.dtype, no_object_weight: float, class_loss: str, alpha: float, gamma: float, classes: int
+    compute: torch.dtype,
+    no_object_weight: float,
+    class_loss: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
+    classes: int,
 ) -> dict[str, Any]:
     return {
         "NO_OBJECT_WEIGHT": float(no_object_weight),
         "CROSS_ENTROPY": class_loss == "cross_entropy",
+        "BOX_TERM": box_term,
         "DTYPE": triton_dtype(compute),
         "BLOCK_N": BLOCK_N,
         "BLOCK_M": BLOCK_M,
