@@ -113,12 +113,13 @@ def set_loss(
     per_layer: bool = False,
     gamma: float = 2.0,
     box_term: str = "giou",
+    class_weights: Tensor | None = None,
 ) -> object:
     """The losses, and the gradients from that of the total."""
     matched, options = tensor(I64, 1, 8), (WEIGHTS, 0.1, class_loss, 0.25, gamma, box_term, per_layer)
-    *_, divisors = loss.set_loss(*predictions, matched, *options)
+    *_, divisors = loss.set_loss(*predictions, matched, class_weights, *options)
     cotangents = (tensor(divisors.dtype), None, None, None)
-    return loss.set_loss_gradient(*predictions, matched, divisors, cotangents, *options)
+    return loss.set_loss_gradient(*predictions, matched, class_weights, divisors, cotangents, *options)
 
 
 def of_losses(loss: int, total: int, gradient: int) -> dict[str, int]:
@@ -187,6 +188,11 @@ CASES = [
         of_losses(128, 128, 168),
     ),
     Case("focal, 91, fp32", lambda: set_loss("focal", predictions(100, 91, FP32, FP32)), of_losses(168, 168, 168)),
+    Case(
+        "focal, weights, 91, fp32",
+        lambda: set_loss("focal", predictions(100, 91, FP32, FP32), class_weights=tensor(FP32, 91)),
+        of_losses(168, 168, 168),
+    ),
     Case(
         "gamma 1.5, 91, fp32",
         lambda: set_loss("focal", predictions(100, 91, FP32, FP32), gamma=1.5),

@@ -39,6 +39,7 @@ def set_loss(
     *,
     weights: MatchWeights = MatchWeights(),
     no_object_weight: float = 0.1,
+    class_weights: Tensor | None = None,
     class_loss: ClassLoss = "cross_entropy",
     alpha: float = FOCAL_ALPHA,
     gamma: float = FOCAL_GAMMA,
@@ -55,6 +56,9 @@ def set_loss(
     cls: with "cross_entropy" the weighted mean over all queries, a query without a target being of the last class
         (no_object) at weight `no_object_weight`; with "focal" the sigmoid-focal sum over all logits, every one a
         class, divided by the number of targets.
+    class_weights: (C,) floating point, the weight of each logit's class, which gets no gradient. With "cross_entropy"
+        they take the place of `no_object_weight`, the last one being that of no_object, and the mean is weighted by
+        them, as in torch.nn.functional.cross_entropy; "focal" multiplies the terms of each logit by its own.
     alpha, gamma: of "focal", the weight of the label in [0, 1] and the exponent, at least 0.
     l1, giou: sums over the matched pairs, divided by the number of targets in the batch (at least 1), as in DETR.
     box_term: "giou", or in its place "diou" or "ciou" (Zheng et al. 2020), whose loss is then `giou`, and its weight.
@@ -74,12 +78,25 @@ def set_loss(
         raise ValueError(f"matched must be {tuple(shape)}, got {tuple(matched.shape)}")
     if matched.dtype != torch.int64 or matched.device != logits.device:
         raise ValueError(f"matched must be int64 on {logits.device}, got {matched.dtype} on {matched.device}")
+    if class_weights is not None:
+        _check_class_weights(class_weights, logits)
+        class_weights = class_weights.detach()
     if check:
         check_values(targets, logits.shape[-1])
         _check_matched(matched, targets, logits.shape[-2])
     compute = implementation(backend, logits.device, kernels=_by_kernels, reference=_by_reference)
     options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
-    return compute(logits, boxes, targets, matched, *options)
+    return compute(logits, boxes, targets, matched, class_weights, *options)
+
+
+def _check_class_weights(class_weights: Tensor, logits: Tensor) -> None:
+    wanted = (logits.shape[-1],)
+    if class_weights.shape != wanted or not class_weights.is_floating_point():
+        raise ValueError(
+            f"class_weights must be {wanted} floating point, got {tuple(class_weights.shape)} {class_weights.dtype}"
+        )
+    if class_weights.device != logits.device:
+        raise ValueError(f"class_weights are on {class_weights.device}, logits on {logits.device}")
 
 
 def _check_matched(matched: Tensor, targets: Targets | Tubelets, queries: int) -> None:
@@ -102,6 +119,7 @@ def _by_reference(
     boxes: Tensor,
     targets: Targets | Tubelets,
     matched: Tensor,
+    class_weights: Tensor | None,
     weights: MatchWeights,
     no_object_weight: float,
     class_loss: str,
@@ -111,16 +129,15 @@ def _by_reference(
     per_layer: bool,
 ) -> SetLoss:
     """PyTorch's own operators all through, and so its own derivatives."""
-    terms = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss, alpha, gamma, box_term)
+    options = (no_object_weight, class_loss, alpha, gamma, box_term)
+    terms = reference.set_loss(logits, boxes, targets, matched, class_weights, *options)
     cls, l1, giou = terms if per_layer else (term.sum() for term in terms)
     return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
 
 
-def _by_kernels(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, matched: Tensor, *options: Any) -> SetLoss:
+def _by_kernels(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, *rest: Any) -> SetLoss:
     labels, target_boxes, counts, visible = flat(targets)
-    return SetLoss(
-        *DifferentiableSetLoss.apply(logits, boxes, labels, target_boxes.detach(), counts, visible, matched, *options)
-    )
+    return SetLoss(*DifferentiableSetLoss.apply(logits, boxes, labels, target_boxes.detach(), counts, visible, *rest))
 
 
 class DifferentiableSetLoss(torch.autograd.Function):
@@ -128,9 +145,9 @@ class DifferentiableSetLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, boxes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        targets_and_matched, ctx.options = rest[:5], rest[5:]
+        tensors, ctx.options = rest[:6], rest[6:]
         *losses, divisors = _set_loss(logits, boxes, *rest)
-        ctx.save_for_backward(logits, boxes, *targets_and_matched, divisors)
+        ctx.save_for_backward(logits, boxes, *tensors, divisors)
         ctx.set_materialize_grads(False)
         return tuple(losses)
 
@@ -141,7 +158,7 @@ class DifferentiableSetLoss(torch.autograd.Function):
 
 
 @operator(
-    f"set_loss(Tensor logits, Tensor boxes, {TARGETS}, Tensor matched, {OPTIONS})"
+    f"set_loss(Tensor logits, Tensor boxes, {TARGETS}, Tensor matched, Tensor? class_weights, {OPTIONS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 def _set_loss(
@@ -152,6 +169,7 @@ def _set_loss(
     counts: Tensor,
     visible: Tensor | None,
     matched: Tensor,
+    class_weights: Tensor | None,
     weights: tuple[float, float, float],
     no_object_weight: float,
     class_loss: str,
@@ -165,7 +183,7 @@ def _set_loss(
 
     targets = targets_of(labels, target_boxes, counts, visible)
     options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
-    return loss.set_loss(logits, boxes, targets, matched, *options)
+    return loss.set_loss(logits, boxes, targets, matched, class_weights, *options)
 
 
 @torch.library.register_fake("actdet_kernels::set_loss", lib=LIBRARY)
@@ -177,8 +195,8 @@ def _loss_shapes(logits: Tensor, boxes: Tensor, *rest: Any) -> tuple[Tensor, ...
 
 
 @operator(
-    f"set_loss_gradient(Tensor logits, Tensor boxes, {TARGETS}, Tensor matched, Tensor divisors, "
-    f"Tensor? d_total, Tensor? d_cls, Tensor? d_l1, Tensor? d_giou, {OPTIONS}) -> (Tensor, Tensor)"
+    f"set_loss_gradient(Tensor logits, Tensor boxes, {TARGETS}, Tensor matched, Tensor? class_weights, "
+    f"Tensor divisors, Tensor? d_total, Tensor? d_cls, Tensor? d_l1, Tensor? d_giou, {OPTIONS}) -> (Tensor, Tensor)"
 )
 def _set_loss_gradient(
     logits: Tensor,
@@ -188,6 +206,7 @@ def _set_loss_gradient(
     counts: Tensor,
     visible: Tensor | None,
     matched: Tensor,
+    class_weights: Tensor | None,
     divisors: Tensor,
     d_total: Tensor | None,
     d_cls: Tensor | None,
@@ -207,7 +226,7 @@ def _set_loss_gradient(
     targets = targets_of(labels, target_boxes, counts, visible)
     cotangents = (d_total, d_cls, d_l1, d_giou)
     options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
-    return loss.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
+    return loss.set_loss_gradient(logits, boxes, targets, matched, class_weights, divisors, cotangents, *options)
 
 
 @torch.library.register_fake("actdet_kernels::set_loss_gradient", lib=LIBRARY)

@@ -233,6 +233,7 @@ def set_loss(
     boxes: Tensor,
     targets: Targets | Tubelets,
     matched: Tensor,
+    class_weights: Tensor | None,
     no_object_weight: float,
     class_loss: str,
     alpha: float,
@@ -266,7 +267,10 @@ def set_loss(
     if class_loss == "cross_entropy":
         picked = torch.where(known, wanted, 0)
         loss = -logits.log_softmax(-1).gather(-1, picked[..., None])[..., 0] * flaw
-        weight = torch.ones_like(loss).masked_fill(wanted == no_object, no_object_weight)
+        if class_weights is None:
+            weight = torch.ones_like(loss).masked_fill(wanted == no_object, no_object_weight)
+        else:
+            weight = class_weights.to(loss.dtype)[picked]
         weights = weight.sum((-2, -1))
         cls = (weight * loss).sum((-2, -1)) / torch.where(weights > 0, weights, 1)
     else:
@@ -275,6 +279,8 @@ def set_loss(
         right = torch.where(is_label, logits, -logits)  # the logit of what is true of each class
         hardness = _power((-right).sigmoid(), F.logsigmoid(-right), gamma)
         loss = share * hardness * -F.logsigmoid(right) * flaw[..., None]
+        if class_weights is not None:
+            loss = class_weights.to(loss.dtype) * loss
         cls = loss.sum((-3, -2, -1)) / normaliser
 
     index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))

@@ -110,12 +110,19 @@ def match_case(queries: int, size: int, classes: int, dtype: torch.dtype, kind: 
 
 
 def loss_and_gradient_case(
-    queries: int, classes: int, dtype: torch.dtype, kind: Any, gamma: float = 2.0, box_term: Any = "giou"
+    queries: int,
+    classes: int,
+    dtype: torch.dtype,
+    kind: Any,
+    gamma: float = 2.0,
+    box_term: Any = "giou",
+    weighted: bool = False,
 ) -> None:
     logits, boxes, targets, matched = loss_case((2,), queries, classes, [5, 0, 3], 6, kind)
     # Both sides start from what the kernel's type can hold.
     leaves = [[value.to(dtype).to(kept).requires_grad_() for value in (logits, boxes)] for kept in (dtype, FP64)]
-    options: Any = {"gamma": gamma, "box_term": box_term}
+    weights = torch.linspace(0.5, 2, classes) if weighted else None
+    options: Any = {"gamma": gamma, "box_term": box_term, "class_weights": weights}
     got = set_loss(*leaves[0], targets, matched, weights=WEIGHTS, class_loss=kind, **options, backend="triton")
     terms = criterion(*leaves[1], targets, matched, 0.1, kind, **options)
     total = sum(weight * term for weight, term in zip(WEIGHTS, terms, strict=True))
@@ -159,6 +166,8 @@ CASES: dict[str, Callable[[], None]] = {
     "loss focal bf16": lambda: loss_and_gradient_case(20, 20, BF16, "focal"),
     "loss gamma fp32": lambda: loss_and_gradient_case(12, 4, FP32, "focal", gamma=1.5),
     "loss ciou fp32": lambda: loss_and_gradient_case(12, 4, FP32, "cross_entropy", box_term="ciou"),
+    "loss weights fp32": lambda: loss_and_gradient_case(12, 4, FP32, "cross_entropy", weighted=True),
+    "loss weights focal bf16": lambda: loss_and_gradient_case(20, 20, BF16, "focal", weighted=True),
     "clips bf16": lambda: clip_case(BF16, windows=True, colour=True),
     "clips fp32": lambda: clip_case(FP32, windows=True, colour=False),
 }

@@ -171,6 +171,7 @@ def criterion(
     alpha: float = 0.25,
     gamma: float = 2.0,
     box_term: str = "giou",
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """DETR's criterion, sample by sample and pair by pair: cls, l1 and giou, differentiable, summed over layers."""
     *leading, batch, queries, classes = logits.shape
@@ -196,12 +197,14 @@ def criterion(
             labels = torch.tensor([classes - 1 if label is None else label for label in flat])
             weight = torch.ones(classes, dtype=logits.dtype)
             weight[-1] = no_object_weight
+            weight = weight if class_weights is None else class_weights.to(logits.dtype)
             cls = cls + F.cross_entropy(layer_logits.flatten(0, 1), labels, weight)
         else:
             one_hot = torch.tensor([[float(label == index) for index in range(classes)] for label in flat])
             one_hot = one_hot.to(logits.dtype)
-            loss = sigmoid_focal_loss(layer_logits.flatten(0, 1), one_hot, alpha, gamma, reduction="sum")
-            cls = cls + loss / number
+            loss = sigmoid_focal_loss(layer_logits.flatten(0, 1), one_hot, alpha, gamma)
+            loss = loss if class_weights is None else loss * class_weights.to(logits.dtype)
+            cls = cls + loss.sum() / number
     return cls, l1, overlap
 
 

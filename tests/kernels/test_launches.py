@@ -109,9 +109,9 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
         matching.match(logits, boxes, targets, WEIGHTS, "softmax", 0.25, 2.0, "giou")
         for per_layer in (False, True):
             options = (WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, "giou", per_layer)
-            *losses, divisors = loss.set_loss(logits, boxes, targets, matched, *options)
+            *losses, divisors = loss.set_loss(logits, boxes, targets, matched, None, *options)
             cotangents = (*(torch.empty_like(value) for value in losses[:2]), None, None)
-            loss.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
+            loss.set_loss_gradient(logits, boxes, targets, matched, None, divisors, cotangents, *options)
     tensors = [value for arguments in launched for value in arguments.values() if isinstance(value, Tensor)]
     assert {value.device.type for value in tensors} == {"cuda"}
     assert len(launched) == 7 + isinstance(targets, Tubelets)

@@ -68,9 +68,11 @@ def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
         computed = dtype if kind == "reference" or dtype != torch.float64 else torch.float32
         found[f"gather_clips {kind}"] = (pool, indices, windows, colour, levels, computed, kind)
         found[f"gather_clips {kind} without changes"] = (pool, indices, None, None, None, computed, kind)
-    found["set_loss"] = (logits, boxes, *flat(targets), matched, *loss)
+    found["set_loss"] = (logits, boxes, *flat(targets), matched, None, *loss)
+    class_weights = torch.tensor([0.5, 2.0, 0.1], device=DEVICE)
+    found["set_loss with class weights"] = (logits, boxes, *flat(targets), matched, class_weights, *loss)
     found["set_loss_gradient"] = (
-        *(logits, boxes, *flat(targets), matched, divisors),
+        *(logits, boxes, *flat(targets), matched, None, divisors),
         *(cotangent, None, cotangent, None, *loss),
     )
     return found

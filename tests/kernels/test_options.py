@@ -264,3 +264,67 @@ def test_what_is_no_box_term_is_refused() -> None:
         pairwise_cost(logits, boxes, targets, box_term=wrong)
     with pytest.raises(ValueError, match=message):
         set_loss(logits, boxes, targets, matched, box_term=wrong)
+
+
+# Class weights
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_classes_weigh_as_in_other_libraries(case: Any, class_loss: Any, dtype: torch.dtype, kind: Any) -> None:
+    """As cross_entropy(weight=...), with no_object among them, and as factors of the columns of the focal loss."""
+    classes = case[2]
+    # Exact in float32, so that both dtypes are the same weights.
+    weights = (torch.randint(1, 40, (classes,), generator=torch.Generator().manual_seed(4)) / 16).to(dtype)
+    weights[0] = 0
+    logits, boxes, targets, matched = loss_case(*case, class_loss)
+
+    def terms(logits: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        return criterion(logits, boxes, targets, matched, 0.1, class_loss, class_weights=weights)
+
+    drawn = (logits, boxes, targets, matched)
+    # In the middle of NaN, and not contiguous: what is not a weight of a class must not be read.
+    room = torch.full((2, classes + 2), math.nan, dtype=dtype, device=DEVICE).mT
+    room[1:-1, 0] = weights
+    check_loss(drawn, terms, kind, class_loss=class_loss, class_weights=room[1:-1, 0])
+
+
+@pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
+def test_class_weights_get_no_gradient_and_excuse_no_wrong_label(class_loss: Any) -> None:
+    logits, boxes, targets, matched = loss_case((), 5, 3, [2, 1], 2, class_loss)
+    weights = torch.ones(3, device=DEVICE, requires_grad=True)
+    for kind in KINDS:
+        options: Any = {"class_loss": class_loss, "class_weights": weights, "backend": kind}
+        arguments = on_device(logits, boxes, targets, matched)
+        total = set_loss(*arguments, **options).total
+        assert total.isfinite()
+        total.backward()
+        assert weights.grad is None
+        wrong = arguments[2]._replace(labels=torch.full_like(arguments[2].labels, 3))
+        got = set_loss(*arguments[:2], wrong, arguments[3], **options)
+        assert got.cls.isnan()
+        assert torch.autograd.grad(got.cls, arguments[0])[0].isnan().any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_classes_that_all_weigh_nothing_give_a_loss_of_0(kind: Any) -> None:
+    arguments = on_device(*loss_case((2,), 5, 3, [2, 1], 2, "cross_entropy"))
+    cls = set_loss(*arguments, class_weights=torch.zeros(3, device=DEVICE), backend=kind).cls
+    assert cls.item() == 0
+    assert not torch.autograd.grad(cls, arguments[0])[0].any()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.ones(2), r"class_weights must be \(3,\) floating point, got \(2,\) torch.float32"),
+        (torch.ones(3).long(), r"class_weights must be \(3,\) floating point, got \(3,\) torch.int64"),
+        (torch.ones(3, device="meta"), "class_weights are on meta, logits on cpu"),
+    ],
+)
+def test_what_are_no_class_weights_is_refused(weights: Tensor, message: str) -> None:
+    logits, boxes, targets, matched = loss_case((), 4, 3, [1], 1, "focal")
+    with pytest.raises(ValueError, match=message):
+        set_loss(logits, boxes, targets, matched, class_weights=weights)

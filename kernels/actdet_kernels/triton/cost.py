@@ -10,6 +10,8 @@ The L1 and GIoU terms of tubelets are means over the visible frames.
 Everything is computed in float32, or in float64 where logits or boxes are float64. A label that no logit has makes the
 cost NaN, which the assignment avoids and reports.
 """
+# pyright: reportArgumentType=false
+# (what Triton compiles has types that a checker of Python does not know)
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """The set criterion over matched and unmatched queries: losses in two launches, gradients in one.
 
 cls  = sum_n w_n (-log softmax(logits_n)[label_n]) / sum_n w_n           "cross_entropy": w is no_object_weight where
-                                                                         label_n is no_object, else 1
+                                                                         label_n is no_object, else 1; or the label's
+                                                                     of the class weights, which are also factors
+                                                                     of each class c in "focal"
      = sum_nc alpha_t (1 - p_t)^gamma (-log p_t) / targets               "focal": p_t = sigmoid(+-logits_nc), + for the
                                                                          label, - for every other class
 l1   = sum over matched n of |b_n - target|_1 / targets                  tubelets: means over the visible frames
@@ -67,6 +69,17 @@ def find_labels(labels, target, classes, NO_OBJECT: tl.constexpr):
 
 
 @triton.jit
+def weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT: tl.constexpr, DTYPE: tl.constexpr):
+    """(BLOCK_N,) what each query counts for in the cross entropy. class_weights: None for no_object's alone."""
+    if class_weights is None:
+        weight = tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
+    else:
+        known = (label >= 0) & (label < classes)
+        weight = tl.load(class_weights + tl.where(known, label, 0)).to(DTYPE)
+    return weight
+
+
+@triton.jit
 def focal_terms(x, hit, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
     """(alpha_t (1 - p_t)^gamma (-log p_t), its derivative) of logits x (Lin et al. 2017); hit: it is the label's."""
     sign = tl.where(hit, 1.0, -1.0).to(x.dtype)
@@ -98,7 +111,7 @@ def locate(matched, labels, counts, batch, queries, size, BLOCK_N: tl.constexpr,
 
 @triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames"])
 def set_loss_kernel(
-    logits, boxes, labels, target_boxes, counts, visible, matched, sums,
+    logits, boxes, labels, target_boxes, counts, visible, matched, class_weights, sums,
     batch, queries, size, classes, frames,
     NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
     BOX_TERM: tl.constexpr,
@@ -115,7 +128,7 @@ def set_loss_kernel(
         picked = tl.load(p_logits + tl.where(known, label, 0)).to(DTYPE)
         peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
         loss = tl.log(total) - (tl.where(known, picked, float("nan")) - peak)
-        weight = tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
+        weight = weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT, DTYPE)
         cls, weight = tl.where(m_n, weight * loss, 0.0), tl.where(m_n, weight, 0.0)
     else:
         cls, weight = tl.zeros([BLOCK_N], DTYPE), tl.zeros([BLOCK_N], DTYPE)
@@ -123,6 +136,8 @@ def set_loss_kernel(
             o_c = first + tl.arange(0, BLOCK_C)[None, :]
             x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
             value = focal_terms(x, o_c == label[:, None], ALPHA, GAMMA)[0]
+            if class_weights is not None:
+                value *= tl.load(class_weights + o_c, mask=o_c < classes, other=0).to(DTYPE)
             cls += tl.sum(tl.where(m_n[:, None] & (o_c < classes), value, 0.0), axis=1)
         cls = tl.where(m_pair & ((label < 0) | (label >= classes)), float("nan"), cls)
 
@@ -198,7 +213,7 @@ def weigh(cls, l1, giou, CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr
 
 @triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames", "layers"])
 def gradient_kernel(
-    logits, boxes, labels, target_boxes, counts, visible, matched, divisors,
+    logits, boxes, labels, target_boxes, counts, visible, matched, class_weights, divisors,
     d_total, d_cls, d_l1, d_giou, d_logits, d_boxes,
     batch, queries, size, classes, frames, layers,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, PER_LAYER: tl.constexpr,
@@ -220,7 +235,7 @@ def gradient_kernel(
     by_query = tl.where(m_pair & ((label < 0) | (label >= classes)), float("nan"), by_cls)
     if CROSS_ENTROPY:
         peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
-        by_query *= tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
+        by_query *= weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT, DTYPE)
     for first in range(0, classes, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)[None, :]
         x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
@@ -229,6 +244,8 @@ def gradient_kernel(
             gradient = by_query[:, None] * (tl.exp(x - peak[:, None]) / total[:, None] - tl.where(hit, 1.0, 0.0))
         else:
             gradient = by_query[:, None] * focal_terms(x, hit, ALPHA, GAMMA)[1]
+            if class_weights is not None:
+                gradient *= tl.load(class_weights + o_c, mask=o_c < classes, other=0).to(DTYPE)
         tl.store(d_logits + row[:, None] * classes + o_c, gradient, mask=m_n[:, None] & (o_c < classes))
 
     goal = tl.where(m_pair, i_b * size + target, 0)
@@ -271,6 +288,7 @@ def set_loss(
     boxes: Tensor,
     targets: Targets | Tubelets,
     matched: Tensor,
+    class_weights: Tensor | None,
     weights: tuple[float, float, float],
     no_object_weight: float,
     class_loss: str,
@@ -291,6 +309,7 @@ def set_loss(
         set_loss_kernel,
         sums.shape[1],
         matched=matched.contiguous(),
+        class_weights=None if class_weights is None else class_weights.contiguous(),
         sums=sums,
         **inputs(logits, boxes, targets),
         **sizes(logits, targets),
@@ -326,6 +345,7 @@ def set_loss_gradient(
     boxes: Tensor,
     targets: Targets | Tubelets,
     matched: Tensor,
+    class_weights: Tensor | None,
     divisors: Tensor,
     cotangents: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     weights: tuple[float, float, float],
@@ -347,6 +367,7 @@ def set_loss_gradient(
         gradient_kernel,
         layers * batch * tile_count(queries, BLOCK_N),
         matched=matched.contiguous(),
+        class_weights=None if class_weights is None else class_weights.contiguous(),
         divisors=divisors,
         d_total=d_total,
         d_cls=d_cls,
