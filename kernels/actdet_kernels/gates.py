@@ -194,6 +194,14 @@ CASES = [
         of_losses(168, 168, 168),
     ),
     Case(
+        "varifocal, 80, bf16", lambda: set_loss("varifocal", predictions(300, 80, BF16, FP32)), of_losses(168, 168, 168)
+    ),
+    Case(
+        "quality focal tubes, fp64",
+        lambda: set_loss("quality_focal", tubelets(FP64), gamma=1.5),
+        of_losses(80, 255, 128),
+    ),
+    Case(
         "gamma 1.5, 91, fp32",
         lambda: set_loss("focal", predictions(100, 91, FP32, FP32), gamma=1.5),
         of_losses(168, 168, 168),

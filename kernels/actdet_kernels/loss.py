@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, 
 from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values, valid_rows
 
-ClassLoss = Literal["cross_entropy", "focal"]
+ClassLoss = Literal["cross_entropy", "focal", "varifocal", "quality_focal"]
 
 OPTIONS = f"{WEIGHTS}, float no_object_weight, str class_loss, float alpha, float gamma, str box_term, bool per_layer"
 
@@ -55,11 +55,15 @@ def set_loss(
     per_layer: give the losses of each leading index, not their sums.
     cls: with "cross_entropy" the weighted mean over all queries, a query without a target being of the last class
         (no_object) at weight `no_object_weight`; with "focal" the sigmoid-focal sum over all logits, every one a
-        class, divided by the number of targets.
+        class, divided by the number of targets. "varifocal" and "quality_focal" are such sums, too, of binary cross
+        entropies whose target for the label is q, the IoU of the matched boxes, in place of 1: with RT-DETR's factors q
+        and alpha p^gamma, constants to the gradient, and with |q - p|^gamma (Li et al. 2020). Nothing differentiates q,
+        which is a tubelet's mean IoU over its visible frames, and 1 for one that is visible nowhere.
     class_weights: (C,) floating point, the weight of each logit's class, which gets no gradient. With "cross_entropy"
         they take the place of `no_object_weight`, the last one being that of no_object, and the mean is weighted by
-        them, as in torch.nn.functional.cross_entropy; "focal" multiplies the terms of each logit by its own.
-    alpha, gamma: of "focal", the weight of the label in [0, 1] and the exponent, at least 0.
+        them, as in torch.nn.functional.cross_entropy; the others multiply the terms of each logit by its own.
+    alpha, gamma: of "focal", the weight of the label in [0, 1] and the exponent, at least 0; of "varifocal", where
+        RT-DETR has 0.75 and 2; and the gamma of "quality_focal", at least 1.
     l1, giou: sums over the matched pairs, divided by the number of targets in the batch (at least 1), as in DETR.
     box_term: "giou", or in its place "diou" or "ciou" (Zheng et al. 2020), whose loss is then `giou`, and its weight.
     A matched label that no logit has makes cls NaN, and the gradient of its query's logits.
@@ -70,8 +74,10 @@ def set_loss(
     Raises ValueError where shapes, dtypes or devices disagree.
     """
     check_predictions(logits, boxes, targets)
-    check_choice("class_loss", class_loss, ("cross_entropy", "focal"))
+    check_choice("class_loss", class_loss, get_args(ClassLoss))
     check_focal(alpha, gamma)
+    if class_loss == "quality_focal" and gamma < 1:
+        raise ValueError(f"gamma must be at least 1 with quality_focal, whose derivative is infinite, got {gamma}")
     check_choice("box_term", box_term, BOX_TERMS)
     shape = (*logits.shape[:-2], targets.labels.shape[1])
     if matched.shape != shape:

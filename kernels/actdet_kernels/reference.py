@@ -46,7 +46,7 @@ def box_giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def box_similarity(a: Tensor, b: Tensor, kind: str) -> Tensor:
-    """What `1 - similarity` is the loss of: "giou", "diou" or "ciou" of boxes that broadcast.
+    """What `1 - similarity` is the loss of: "iou", "giou", "diou" or "ciou" of boxes that broadcast.
 
     diou = iou - |centres|^2 / |diagonal of the hull|^2
     ciou = diou - alpha v,  v = (2 / pi)^2 (angle_b - angle_a)^2,  angle = atan(w / h),  alpha = v / (1 - iou + v)
@@ -67,7 +67,7 @@ def box_similarity(a: Tensor, b: Tensor, kind: str) -> Tensor:
     area_a, area_b = ((c[..., 2] - c[..., 0]) * (c[..., 3] - c[..., 1]) for c in (corners_a, corners_b))
     iou = _divide(inter, area_a + area_b - inter)
     distance = (a[..., :2] - b[..., :2]).square().sum(-1)
-    similarity = iou - _divide(distance, hull.square().sum(-1))
+    similarity = iou if kind == "iou" else iou - _divide(distance, hull.square().sum(-1))
 
     if kind == "ciou":
         angles = []
@@ -264,6 +264,10 @@ def set_loss(
     flaw = torch.where((owner[..., :queries] >= 0) & ~known, math.nan, 1.0).to(logits.dtype)
     normaliser = targets.counts.clamp(0, size).sum().clamp(min=1)
 
+    index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))
+    chosen = boxes.gather(matched.ndim - 1, index.expand(*matched.shape, *boxes.shape[matched.ndim :]))
+    goals = _clean_boxes(targets, boxes)
+
     if class_loss == "cross_entropy":
         picked = torch.where(known, wanted, 0)
         loss = -logits.log_softmax(-1).gather(-1, picked[..., None])[..., 0] * flaw
@@ -276,16 +280,25 @@ def set_loss(
     else:
         is_label = wanted[..., None] == torch.arange(classes, device=logits.device)
         share = torch.full_like(logits, 1 - alpha).masked_fill(is_label, alpha)
-        right = torch.where(is_label, logits, -logits)  # the logit of what is true of each class
-        hardness = _power((-right).sigmoid(), F.logsigmoid(-right), gamma)
-        loss = share * hardness * -F.logsigmoid(right) * flaw[..., None]
+        if class_loss == "focal":
+            right = torch.where(is_label, logits, -logits)  # the logit of what is true of each class
+            hardness = _power((-right).sigmoid(), F.logsigmoid(-right), gamma)
+            loss = share * hardness * -F.logsigmoid(right) * flaw[..., None]
+        else:
+            ious = 1 - _box_terms(chosen.detach(), targets, goals, "iou")[1]
+            quality = torch.zeros_like(owner, dtype=logits.dtype).scatter(-1, query, ious)[..., :queries, None]
+            quality = torch.where(is_label, quality, 0)
+            if class_loss == "varifocal":
+                sure = logits.detach()
+                factor = torch.where(is_label, quality, alpha * _power(sure.sigmoid(), F.logsigmoid(sure), gamma))
+            else:
+                factor = (quality - logits.sigmoid()).abs() ** gamma
+            loss = factor * F.binary_cross_entropy_with_logits(logits, quality, reduction="none") * flaw[..., None]
         if class_weights is not None:
             loss = class_weights.to(loss.dtype) * loss
         cls = loss.sum((-3, -2, -1)) / normaliser
 
-    index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))
-    chosen = boxes.gather(matched.ndim - 1, index.expand(*matched.shape, *boxes.shape[matched.ndim :]))
-    terms = _box_terms(chosen, targets, _clean_boxes(targets, boxes), box_term)
+    terms = _box_terms(chosen, targets, goals, box_term)
     l1, giou = (term.masked_fill(~pairs, 0).sum((-2, -1)) / normaliser for term in terms)
     return cls, l1, giou
 

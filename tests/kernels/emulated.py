@@ -39,6 +39,7 @@ from oracles import (
     random_logits,
     random_targets,
     random_tubelets,
+    soft_class_loss,
     tubelet_costs,
 )
 from ptxsim import launch
@@ -125,6 +126,8 @@ def loss_and_gradient_case(
     options: Any = {"gamma": gamma, "box_term": box_term, "class_weights": weights}
     got = set_loss(*leaves[0], targets, matched, weights=WEIGHTS, class_loss=kind, **options, backend="triton")
     terms = criterion(*leaves[1], targets, matched, 0.1, kind, **options)
+    if kind in ("varifocal", "quality_focal"):
+        terms = (soft_class_loss(*leaves[1], targets, matched, kind, 0.25, gamma), *terms[1:])
     total = sum(weight * term for weight, term in zip(WEIGHTS, terms, strict=True))
 
     eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
@@ -168,6 +171,8 @@ CASES: dict[str, Callable[[], None]] = {
     "loss ciou fp32": lambda: loss_and_gradient_case(12, 4, FP32, "cross_entropy", box_term="ciou"),
     "loss weights fp32": lambda: loss_and_gradient_case(12, 4, FP32, "cross_entropy", weighted=True),
     "loss weights focal bf16": lambda: loss_and_gradient_case(20, 20, BF16, "focal", weighted=True),
+    "loss varifocal fp32": lambda: loss_and_gradient_case(12, 4, FP32, "varifocal", gamma=1.5),
+    "loss quality_focal fp32": lambda: loss_and_gradient_case(12, 4, FP32, "quality_focal"),
     "clips bf16": lambda: clip_case(BF16, windows=True, colour=True),
     "clips fp32": lambda: clip_case(FP32, windows=True, colour=False),
 }

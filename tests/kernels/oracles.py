@@ -199,13 +199,44 @@ def criterion(
             weight[-1] = no_object_weight
             weight = weight if class_weights is None else class_weights.to(logits.dtype)
             cls = cls + F.cross_entropy(layer_logits.flatten(0, 1), labels, weight)
-        else:
+        elif class_loss == "focal":
             one_hot = torch.tensor([[float(label == index) for index in range(classes)] for label in flat])
             one_hot = one_hot.to(logits.dtype)
             loss = sigmoid_focal_loss(layer_logits.flatten(0, 1), one_hot, alpha, gamma)
             loss = loss if class_weights is None else loss * class_weights.to(logits.dtype)
             cls = cls + loss.sum() / number
     return cls, l1, overlap
+
+
+def soft_class_loss(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    matched: Tensor,
+    class_loss: str,
+    alpha: float,
+    gamma: float,
+) -> Tensor:
+    """Query by query, as RT-DETR's loss_labels_vfl, and as the paper of the quality focal loss."""
+    wanted = torch.zeros_like(logits)
+    label = torch.zeros_like(logits)
+    for place in np.ndindex(*matched.shape):
+        *problem, target = place
+        sample, query = problem[-1], int(matched[place])
+        if query >= 0 and target < targets.counts[sample]:
+            pairs = [boxes[(*problem, query)].detach().reshape(-1, 4), targets.boxes[sample, target].reshape(-1, 4)]
+            ious = box_iou(*(box_convert(pair.double(), "cxcywh", "xyxy") for pair in pairs)).diag()
+            visible = [True] if matched.ndim == boxes.ndim - 1 else targets.visible[sample, target].tolist()
+            seen = [iou for iou, here in zip(ious, visible, strict=True) if here]
+            where = (*problem, query, int(targets.labels[sample, target]))
+            wanted[where] = torch.stack(seen).mean() if seen else 1.0
+            label[where] = 1.0
+    if class_loss == "varifocal":
+        weight = alpha * logits.detach().sigmoid().pow(gamma) * (1 - label) + wanted
+    else:
+        weight = (wanted - logits.sigmoid()).abs().pow(gamma)
+    total = (weight * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")).sum()
+    return total / max(int(targets.counts.sum()), 1)
 
 
 # Tubelets: the class terms of plain boxes, and box terms frame by frame

@@ -18,6 +18,7 @@ from oracles import (
     random_logits,
     random_targets,
     random_tubelets,
+    soft_class_loss,
     tubelet_costs,
     tubelet_criterion,
 )
@@ -328,3 +329,52 @@ def test_what_are_no_class_weights_is_refused(weights: Tensor, message: str) -> 
     logits, boxes, targets, matched = loss_case((), 4, 3, [1], 1, "focal")
     with pytest.raises(ValueError, match=message):
         set_loss(logits, boxes, targets, matched, class_weights=weights)
+
+
+# Soft targets
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("class_loss", "alpha", "gamma"),
+    [("varifocal", 0.75, 2.0), ("varifocal", 0.3, 1.5), ("quality_focal", 0.25, 2.0), ("quality_focal", 0.25, 1.3)],
+)
+@pytest.mark.parametrize("frames", [None, 3])
+def test_the_target_of_a_label_is_the_iou(
+    frames: int | None, class_loss: Any, alpha: float, gamma: float, kind: Any
+) -> None:
+    counts = [4, 0, 2]
+    logits, boxes, targets, matched = loss_case((2,), 6, 5, counts, 4, "focal")
+    of_losses = criterion
+    if frames is not None:
+        of_losses = tubelet_criterion
+        targets = random_tubelets(counts, 4, frames, 5, seed=5)._replace(labels=targets.labels)
+        boxes = random_boxes(2, 3, 6, frames, seed=6)
+
+    def terms(logits: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        _, l1, giou = of_losses(logits.detach(), boxes, targets, matched, 0.1, "focal")
+        return soft_class_loss(logits, boxes, targets, matched, class_loss, alpha, gamma), l1, giou
+
+    drawn = (logits, boxes, targets, matched)
+    check_loss(drawn, terms, kind, class_loss=class_loss, alpha=alpha, gamma=gamma)
+
+
+@pytest.mark.parametrize(("class_loss", "gamma"), [("varifocal", 0.5), ("varifocal", 2.0), ("quality_focal", 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_probabilities_of_0_and_1_give_finite_soft_losses(class_loss: Any, gamma: float, dtype: torch.dtype) -> None:
+    rows = [[200.0, -200.0, 0.0], [-8192.0, 8192.0, 200.0], [-200.0, 8192.0, -8192.0], [0.0, 40.0, -40.0]]
+    targets = random_targets([4], 4, 3, seed=3)
+    targets.labels[0] = torch.tensor([0, 0, 2, 1])
+    logits = torch.tensor([rows], dtype=dtype)
+    boxes = random_boxes(1, 4, seed=3).to(dtype)
+    # One pair of equal boxes, whose quality is 1, and one that has no area.
+    targets.boxes[0, 0] = boxes[0, 0]
+    boxes[0, 1, 2:] = 0
+    arguments = on_device(logits, boxes, targets, torch.tensor([[0, 1, 2, 3]]))
+    same_in_both(*arguments, error=16 * torch.finfo(dtype).eps, class_loss=class_loss, gamma=gamma)
+
+
+def test_a_quality_focal_gamma_below_1_is_refused() -> None:
+    logits, boxes, targets, matched = loss_case((), 4, 3, [1], 1, "focal")
+    with pytest.raises(ValueError, match=r"gamma must be at least 1 with quality_focal, .* got 0.5"):
+        set_loss(logits, boxes, targets, matched, class_loss="quality_focal", gamma=0.5)

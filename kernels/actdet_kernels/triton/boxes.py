@@ -102,7 +102,7 @@ def giou_gradient(a, b):
 
 @triton.jit
 def box_diou(a, b, BOX_TERM: tl.constexpr):
-    """Distance IoU, or complete IoU (Zheng et al. 2020), of which `reference.box_similarity` is the definition."""
+    """IoU, distance IoU or complete IoU (Zheng et al. 2020), of which `reference.box_similarity` is the definition."""
     ax1, ay1, ax2, ay2 = box_corners(a)
     bx1, by1, bx2, by2 = box_corners(b)
     overlap_x = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
@@ -112,7 +112,9 @@ def box_diou(a, b, BOX_TERM: tl.constexpr):
     hull_x = tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1)
     hull_y = tl.maximum(ay2, by2) - tl.minimum(ay1, by1)
     iou = divide_or_zero(intersection, union)
-    similarity = iou - divide_or_zero(square(a[0] - b[0]) + square(a[1] - b[1]), square(hull_x) + square(hull_y))
+    similarity = iou
+    if BOX_TERM != "iou":
+        similarity -= divide_or_zero(square(a[0] - b[0]) + square(a[1] - b[1]), square(hull_x) + square(hull_y))
     if BOX_TERM == "ciou":
         _, v, alpha = aspect_terms(a, b, iou)
         similarity -= alpha * v

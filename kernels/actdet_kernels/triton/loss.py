@@ -6,6 +6,9 @@ cls  = sum_n w_n (-log softmax(logits_n)[label_n]) / sum_n w_n           "cross_
                                                                      of each class c in "focal"
      = sum_nc alpha_t (1 - p_t)^gamma (-log p_t) / targets               "focal": p_t = sigmoid(+-logits_nc), + for the
                                                                          label, - for every other class
+     = sum_nc q_nc BCE(p, q_nc) or alpha p^gamma BCE(p, 0) / targets     "varifocal": p = sigmoid(logits_nc), q_nc = the
+                                                                         IoU of the matched boxes for the label, else 0
+     = sum_nc |q_nc - p|^gamma BCE(p, q_nc) / targets                    "quality_focal"
 l1   = sum over matched n of |b_n - target|_1 / targets                  tubelets: means over the visible frames
 giou = sum over matched n of 1 - GIoU(b_n, target) / targets              or of DIoU or CIoU
 
@@ -97,6 +100,41 @@ def focal_terms(x, hit, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
 
 
 @triton.jit
+def soft_terms(x, hit, quality, SOFT: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
+    """A factor times BCE(sigmoid(x), q), and its derivative. q: the quality where `hit` (it is the label's), else 0.
+
+    The factor of "varifocal" is q or alpha p^gamma, a constant to the derivative, and that of "quality_focal" is
+    |q - p|^gamma.
+    """
+    tail = tl.exp(-tl.abs(x))
+    p = tl.where(x > 0, 1.0, tail) / (1 + tail)
+    rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
+    common = tl.log(1 + tail)
+    found = common + tl.where(x < 0, -x, 0.0)  # -log(p)
+    q = tl.where(hit, quality, 0.0)
+    surprise = common + tl.where(x > 0, x, 0.0) - x * q
+    if SOFT == "varifocal":
+        factor = tl.where(hit, q, times_power(tl.full([], ALPHA, x.dtype), p, found, GAMMA))
+        slope = factor * (p - q)
+    else:
+        off = tl.abs(p - q)
+        one_less = times_power(tl.full([], 1.0, x.dtype), off, -tl.log(off), GAMMA - 1)
+        factor = one_less * off
+        slope = factor * (p - q) + one_less * tl.full([], GAMMA, x.dtype) * sign_of(p - q) * p * rest * surprise
+    return factor * surprise, slope
+
+
+@triton.jit
+def qualities(boxes, target_boxes, visible, first, target, row, frames, DTYPE: tl.constexpr):
+    """(BLOCK_N,) the IoU of each query with its target, the means of tubelets. first: the sample's first target."""
+    m_pair = target >= 0
+    goal = tl.where(m_pair, first + target, 0)
+    p_visible = None if visible is None else visible + goal * frames
+    p_boxes, p_targets = boxes + row * frames * 4, target_boxes + goal * frames * 4
+    return 1 - tubelet_terms(p_boxes, p_targets, p_visible, frames, m_pair, m_pair, "iou", DTYPE)[1]
+
+
+@triton.jit
 def locate(matched, labels, counts, batch, queries, size, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
     """What a program works on: problem, sample, queries and which of them there are, their targets."""
     tiles = tl.cdiv(queries, BLOCK_N)
@@ -114,7 +152,7 @@ def set_loss_kernel(
     logits, boxes, labels, target_boxes, counts, visible, matched, class_weights, sums,
     batch, queries, size, classes, frames,
     NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
-    BOX_TERM: tl.constexpr,
+    BOX_TERM: tl.constexpr, SOFT: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sums (4, programs): weighted class losses, their weights, L1 and GIoU terms of BLOCK_N queries."""
@@ -132,10 +170,15 @@ def set_loss_kernel(
         cls, weight = tl.where(m_n, weight * loss, 0.0), tl.where(m_n, weight, 0.0)
     else:
         cls, weight = tl.zeros([BLOCK_N], DTYPE), tl.zeros([BLOCK_N], DTYPE)
+        if SOFT != "none":
+            quality = qualities(boxes, target_boxes, visible, i_b * size, target, row, frames, DTYPE)
         for first in range(0, classes, BLOCK_C):
             o_c = first + tl.arange(0, BLOCK_C)[None, :]
             x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
-            value = focal_terms(x, o_c == label[:, None], ALPHA, GAMMA)[0]
+            if SOFT == "none":
+                value = focal_terms(x, o_c == label[:, None], ALPHA, GAMMA)[0]
+            else:
+                value = soft_terms(x, o_c == label[:, None], quality[:, None], SOFT, ALPHA, GAMMA)[0]
             if class_weights is not None:
                 value *= tl.load(class_weights + o_c, mask=o_c < classes, other=0).to(DTYPE)
             cls += tl.sum(tl.where(m_n[:, None] & (o_c < classes), value, 0.0), axis=1)
@@ -218,7 +261,7 @@ def gradient_kernel(
     batch, queries, size, classes, frames, layers,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, PER_LAYER: tl.constexpr,
     NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
-    BOX_TERM: tl.constexpr,
+    BOX_TERM: tl.constexpr, SOFT: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """d_logits and d_boxes of BLOCK_N queries, from the gradients of the four losses, None for those not used."""
@@ -236,6 +279,8 @@ def gradient_kernel(
     if CROSS_ENTROPY:
         peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
         by_query *= weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT, DTYPE)
+    if SOFT != "none":
+        quality = qualities(boxes, target_boxes, visible, i_b * size, target, row, frames, DTYPE)
     for first in range(0, classes, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)[None, :]
         x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
@@ -243,7 +288,10 @@ def gradient_kernel(
         if CROSS_ENTROPY:
             gradient = by_query[:, None] * (tl.exp(x - peak[:, None]) / total[:, None] - tl.where(hit, 1.0, 0.0))
         else:
-            gradient = by_query[:, None] * focal_terms(x, hit, ALPHA, GAMMA)[1]
+            if SOFT == "none":
+                gradient = by_query[:, None] * focal_terms(x, hit, ALPHA, GAMMA)[1]
+            else:
+                gradient = by_query[:, None] * soft_terms(x, hit, quality[:, None], SOFT, ALPHA, GAMMA)[1]
             if class_weights is not None:
                 gradient *= tl.load(class_weights + o_c, mask=o_c < classes, other=0).to(DTYPE)
         tl.store(d_logits + row[:, None] * classes + o_c, gradient, mask=m_n[:, None] & (o_c < classes))
@@ -398,10 +446,11 @@ def loss_options(
         "NO_OBJECT_WEIGHT": float(no_object_weight),
         "CROSS_ENTROPY": class_loss == "cross_entropy",
         "BOX_TERM": box_term,
+        "SOFT": class_loss if class_loss in ("varifocal", "quality_focal") else "none",
         "DTYPE": triton_dtype(compute),
         "BLOCK_N": BLOCK_N,
         "BLOCK_M": BLOCK_M,
         "BLOCK_C": block_of_classes(classes, LARGEST_BLOCK_C),
-        **focal_options(class_loss == "focal", alpha, gamma),
+        **focal_options(class_loss != "cross_entropy", alpha, gamma),
         **compiler_options(),
     }
