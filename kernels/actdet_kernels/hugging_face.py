@@ -133,7 +133,7 @@ def _rt_detr_losses(original: Callable[..., Any]) -> Callable[..., Any]:
         layers = {"": last} | {f"_aux_{index}": layer for index, layer in enumerate(others)}
         varifocal = None
         if "vfl" in self.losses and 0 <= self.alpha <= 1 and self.gamma >= 0:
-            varifocal = {"alpha": self.alpha, "gamma": self.gamma}
+            varifocal = (self.alpha, self.gamma)
         supervised = list(_matched_layers(matcher, layers, targets, varifocal))
         if "dn_auxiliary_outputs" in outputs:
             if "denoising_meta_values" not in outputs:
@@ -169,7 +169,7 @@ Supervised = tuple[str, Outputs, list[tuple[Tensor, Tensor]], dict[str, dict[str
 
 
 def _matched_layers(
-    matcher: HungarianMatcher, layers: Mapping[str, Outputs], targets: Samples, varifocal: dict[str, float] | None
+    matcher: HungarianMatcher, layers: Mapping[str, Outputs], targets: Samples, varifocal: tuple[float, float] | None
 ) -> Iterator[Supervised]:
     """What supervises each layer. Neighbors of one shape are matched together."""
     for shape, neighbors in itertools.groupby(layers.items(), lambda item: item[1]["logits"].shape):
@@ -186,7 +186,7 @@ def _paired_layers(
     layers: Mapping[str, Outputs],
     targets: Samples,
     pairs: list[tuple[Tensor, Tensor]],
-    varifocal: dict[str, float] | None,
+    varifocal: tuple[float, float] | None,
 ) -> Iterator[Supervised]:
     """The same where the pairs are known, and a target may be in several: it is repeated for each of its queries."""
     if not layers:
@@ -213,7 +213,7 @@ def _stacked(layers: Iterable[Outputs]) -> tuple[Tensor, Tensor]:
 
 
 def _losses_of(
-    logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, varifocal: dict[str, float] | None
+    logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, varifocal: tuple[float, float] | None
 ) -> list[dict[str, dict[str, Tensor]]]:
     """The losses of each layer, divided by the number of targets in this process, as in RT-DETR.
 
@@ -222,7 +222,10 @@ def _losses_of(
     if varifocal is None:
         loss = set_loss(logits.detach(), boxes, targets, matched, class_loss="focal", per_layer=True)
     else:
-        loss = set_loss(logits, boxes, targets, matched, class_loss="varifocal", per_layer=True, **varifocal)
+        alpha, gamma = varifocal
+        loss = set_loss(
+            logits, boxes, targets, matched, class_loss="varifocal", alpha=alpha, gamma=gamma, per_layer=True
+        )
     result = []
     for cls, l1, giou in zip(loss.cls.unbind(), loss.l1.unbind(), loss.giou.unbind(), strict=True):
         losses = {"boxes": {"loss_bbox": l1, "loss_giou": giou}}
