@@ -43,6 +43,7 @@ def count(function: Callable[[Any], Any], problem: Any) -> Count:
     with (
         mock.patch.object(backend, "choose_backend", kernels),
         mock.patch.object(launch, "launch", record),
+        mock.patch.object(launch, "capability", return_value=(9, 0)),
         _Reads(on_device) as reads,
         _Operators(on_device) as operators,
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,9 +11,13 @@ from torch import Tensor
 from actdet_kernels import reference
 from actdet_kernels.backend import Backend, implementation
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
+from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions
 
 ClassCost = Literal["softmax", "focal"]
+BoxTerm = Literal["giou", "diou", "ciou"]
+
+OPTIONS = f"{WEIGHTS}, str class_cost, float alpha, float gamma, str box_term, str backend"
 
 
 class MatchWeights(NamedTuple):
@@ -31,6 +36,9 @@ def pairwise_cost(
     *,
     weights: MatchWeights = MatchWeights(),
     class_cost: ClassCost = "softmax",
+    alpha: float = FOCAL_ALPHA,
+    gamma: float = FOCAL_GAMMA,
+    box_term: BoxTerm = "giou",
     backend: Backend = "auto",
 ) -> Tensor:
     """The matching cost of every query with every target of its sample (eq. 10).
@@ -39,15 +47,19 @@ def pairwise_cost(
 
     logits: (..., B, N, C). boxes: (..., B, N, 4). Returns (..., B, N, M), 0 past a sample's count.
     class_cost: "softmax": -p_i[label_j], the last logit being no_object; "focal": the sigmoid-focal
-        difference of Deformable DETR (alpha 0.25, gamma 2), where every logit is a class.
+        difference of Deformable DETR, where every logit is a class.
+    alpha, gamma: of "focal", the weight of the label in [0, 1] and the exponent, at least 0.
+    box_term: "giou", or in its place "diou" or "ciou" (Zheng et al. 2020), with the weight of giou.
     A label that no logit has costs NaN. Raises ValueError where shapes, dtypes or devices disagree.
     """
     check_predictions(logits, boxes, targets)
     check_choice("class_cost", class_cost, ("softmax", "focal"))
-    return _pairwise_cost(logits, boxes, *flat(targets), weights, class_cost, backend).mT
+    check_focal(alpha, gamma)
+    check_choice("box_term", box_term, BOX_TERMS)
+    return _pairwise_cost(logits, boxes, *flat(targets), weights, class_cost, alpha, gamma, box_term, backend).mT
 
 
-@operator(f"pairwise_cost(Tensor logits, Tensor boxes, {TARGETS}, {WEIGHTS}, str class_cost, str backend) -> Tensor")
+@operator(f"pairwise_cost(Tensor logits, Tensor boxes, {TARGETS}, {OPTIONS}) -> Tensor")
 def _pairwise_cost(
     logits: Tensor,
     boxes: Tensor,
@@ -57,13 +69,16 @@ def _pairwise_cost(
     visible: Tensor | None,
     weights: tuple[float, float, float],
     class_cost: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
     backend: Any,
 ) -> Tensor:
     """The cost as (..., B, M, N): so the assignment reads it, a target after the other."""
     targets = targets_of(labels, target_boxes, counts, visible)
     dtype = torch.promote_types(logits.dtype, boxes.dtype)
     compute = implementation(backend, logits.device, kernels=_by_kernels, reference=_by_reference)
-    return compute(logits, boxes, targets, weights, class_cost, dtype)
+    return compute(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term, dtype)
 
 
 def _by_kernels(*arguments: Any) -> Tensor:
@@ -78,9 +93,13 @@ def _by_reference(
     targets: Targets | Tubelets,
     weights: tuple[float, float, float],
     class_cost: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    return reference.pairwise_cost(logits, boxes, targets, weights, class_cost).mT.to(dtype).contiguous()
+    cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term)
+    return cost.mT.to(dtype).contiguous()
 
 
 @torch.library.register_fake("actdet_kernels::pairwise_cost", lib=LIBRARY)
@@ -93,3 +112,11 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError, naming the choices, for a value that is none of them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_focal(alpha: float, gamma: float) -> None:
+    """Raise ValueError, naming the value, for what is no weight of a label or no exponent."""
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma must be finite and at least 0, got {gamma}")

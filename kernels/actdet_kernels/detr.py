@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actdet_kernels.cost import MatchWeights
+from actdet_kernels.cost import MatchWeights, check_focal
 from actdet_kernels.loss import SetLoss, set_loss
 from actdet_kernels.matching import match
-from actdet_kernels.reference import FOCAL_ALPHA
+from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, labels_of, pad_targets
 
 __all__ = ["HungarianMatcher", "ImageLoss", "SetCriterion"]
@@ -48,6 +48,7 @@ class HungarianMatcher(nn.Module):
     cost_class, cost_bbox, cost_giou: weights of the three terms; class_cost, bbox_cost and giou_cost are what
         transformers calls them. ValueError where all are 0.
     focal: the class term of Deformable DETR, where every logit is a class, in place of -softmax.
+    alpha, gamma: those of the focal term.
     """
 
     def __init__(
@@ -60,23 +61,31 @@ class HungarianMatcher(nn.Module):
         bbox_cost: float | None = None,
         giou_cost: float | None = None,
         focal: bool = False,
+        alpha: float = FOCAL_ALPHA,
+        gamma: float = FOCAL_GAMMA,
     ) -> None:
         super().__init__()
         self.cost_class = cost_class if class_cost is None else class_cost
         self.cost_bbox = cost_bbox if bbox_cost is None else bbox_cost
         self.cost_giou = cost_giou if giou_cost is None else giou_cost
         self.focal = focal
+        self.alpha = alpha
+        self.gamma = gamma
+        check_focal(alpha, gamma)
         if self.cost_class == self.cost_bbox == self.cost_giou == 0:
             raise ValueError("all costs of the matcher are 0")
 
     def extra_repr(self) -> str:
         focal = ", focal=True" if self.focal else ""
+        if (self.alpha, self.gamma) != (FOCAL_ALPHA, FOCAL_GAMMA):
+            focal += f", alpha={self.alpha}, gamma={self.gamma}"
         return f"cost_class={self.cost_class}, cost_bbox={self.cost_bbox}, cost_giou={self.cost_giou}{focal}"
 
     def match(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """(..., B, M) int64, the query of each target: what the criterion asks for, in place of lists of pairs."""
         weights = MatchWeights(self.cost_class, self.cost_bbox, self.cost_giou)
-        return match(logits, boxes, targets, weights=weights, class_cost="focal" if self.focal else "softmax")
+        class_cost = "focal" if self.focal else "softmax"
+        return match(logits, boxes, targets, weights=weights, class_cost=class_cost, alpha=self.alpha, gamma=self.gamma)
 
     def forward(
         self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]
@@ -107,9 +116,10 @@ class SetCriterion(nn.Module):
         (num_classes + 1,) class weights, all others 1. One that is changed or replaced counts, at the price of one wait
         for the device. ValueError where other classes than no_object do not weigh 1.
     losses: some of "labels", "boxes" and "cardinality". ValueError for others; there are no mask losses.
-    focal_alpha: given in place of `eos_coef`, and only 0.25, the class loss is the sigmoid-focal one of Deformable
-        DETR, every logit a class: `SetCriterion(num_classes, HungarianMatcher(..., focal=True), weight_dict,
-        losses=losses, focal_alpha=0.25)`. The cardinality leaves out the last logit all the same, as there.
+    focal_alpha: given in place of `eos_coef`, the class loss is the sigmoid-focal one of Deformable
+        DETR with this alpha and gamma 2, every logit a class: `SetCriterion(num_classes, HungarianMatcher(...,
+        focal=True), weight_dict, losses=losses, focal_alpha=0.25)`. The cardinality leaves out the last logit all the
+        same, as there.
     Single losses cannot be changed, as all layers are computed together: `forward` raises TypeError where a subclass
     defines `get_loss`, `loss_labels`, `loss_boxes` or `loss_cardinality`, which would count for nothing.
     """
@@ -131,14 +141,15 @@ class SetCriterion(nn.Module):
         super().__init__()
         if (eos_coef is None) == (focal_alpha is None):
             raise ValueError("SetCriterion needs either eos_coef (DETR) or focal_alpha (Deformable DETR)")
-        if focal_alpha not in (None, FOCAL_ALPHA):
-            raise ValueError(f"focal_alpha must be {FOCAL_ALPHA}, got {focal_alpha}")
+        if focal_alpha is not None and not 0 <= focal_alpha <= 1:
+            raise ValueError(f"focal_alpha must be in [0, 1], got {focal_alpha}")
         if isinstance(matcher, HungarianMatcher) and matcher.focal != (eos_coef is None):
             raise ValueError("focal_alpha and HungarianMatcher(focal=True) go together, and only one is given")
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = weight_dict
         self.losses = list(losses)
+        self.focal_alpha = focal_alpha
         _check_losses(self.losses)
         weight = None if eos_coef is None else torch.tensor([1.0] * num_classes + [eos_coef])
         self.register_buffer("empty_weight", weight)
@@ -166,7 +177,7 @@ class SetCriterion(nn.Module):
         return self.__dict__ | {"_weight_read": (None, 0)}
 
     def extra_repr(self) -> str:
-        kind = f"focal_alpha={FOCAL_ALPHA}" if self.eos_coef is None else f"eos_coef={self.eos_coef}"
+        kind = f"focal_alpha={self.focal_alpha}" if self.eos_coef is None else f"eos_coef={self.eos_coef}"
         return f"num_classes={self.num_classes}, {kind}, losses={self.losses}"
 
     def forward(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -226,6 +237,7 @@ class SetCriterion(nn.Module):
             matched,
             no_object_weight=self.eos_coef or 0.0,
             class_loss="focal" if focal else "cross_entropy",
+            alpha=FOCAL_ALPHA if self.focal_alpha is None else self.focal_alpha,
             per_layer=True,
         )
         loss = _average_targets_over_processes(loss, padded, focal)

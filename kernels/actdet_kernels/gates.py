@@ -95,24 +95,34 @@ def tubelets(dtype: torch.dtype) -> Predictions:
     return Predictions(tensor(dtype, 2, 1, 64, 3), tensor(dtype, 2, 1, 64, 32, 4), targets)
 
 
-def pairwise_cost(class_cost: str, predictions: Predictions) -> object:
-    return cost.pairwise_cost(*predictions, WEIGHTS, class_cost, predictions.boxes.dtype)
+def pairwise_cost(class_cost: str, predictions: Predictions, gamma: float = 2.0, box_term: str = "giou") -> object:
+    options = (WEIGHTS, class_cost, 0.25, gamma, box_term)
+    return cost.pairwise_cost(*predictions, *options, predictions.boxes.dtype)
 
 
 def assign(rows: int, columns: int, dtype: torch.dtype, counts: Tensor | None = None, duals: bool = False) -> object:
     return assignment.solve_assignment(tensor(dtype, 1, rows, columns), counts, maximize=False, duals=duals)
 
 
-def match(queries: int, classes: int, class_cost: str, dtype: torch.dtype) -> object:
-    return matching.match(*predictions(queries, classes, dtype, dtype), WEIGHTS, class_cost)
+def match(
+    queries: int, classes: int, class_cost: str, dtype: torch.dtype, gamma: float = 2.0, box_term: str = "giou"
+) -> object:
+    return matching.match(*predictions(queries, classes, dtype, dtype), WEIGHTS, class_cost, 0.25, gamma, box_term)
 
 
-def set_loss(class_loss: str, predictions: Predictions, per_layer: bool = False) -> object:
+def set_loss(
+    class_loss: str,
+    predictions: Predictions,
+    per_layer: bool = False,
+    gamma: float = 2.0,
+    box_term: str = "giou",
+    class_weights: Tensor | None = None,
+) -> object:
     """The losses, and the gradients from that of the total."""
-    matched, options = tensor(I64, 1, 8), (WEIGHTS, 0.1, class_loss, per_layer)
-    *_, divisors = loss.set_loss(*predictions, matched, *options)
+    matched, options = tensor(I64, 1, 8), (WEIGHTS, 0.1, class_loss, 0.25, gamma, box_term, per_layer)
+    *_, divisors = loss.set_loss(*predictions, matched, class_weights, *options)
     cotangents = (tensor(divisors.dtype), None, None, None)
-    return loss.set_loss_gradient(*predictions, matched, divisors, cotangents, *options)
+    return loss.set_loss_gradient(*predictions, matched, class_weights, divisors, cotangents, *options)
 
 
 def of_losses(loss: int, total: int, gradient: int) -> dict[str, int]:
@@ -144,6 +154,16 @@ CASES = [
         {"pairwise_cost_kernel": 255},
     ),
     Case("tubelets, softmax, fp32", lambda: pairwise_cost("softmax", tubelets(FP32)), {"pairwise_cost_kernel": 168}),
+    Case(
+        "gamma 1.5, bf16",
+        lambda: pairwise_cost("focal", predictions(100, 91, BF16, BF16), gamma=1.5),
+        {"pairwise_cost_kernel": 168},
+    ),
+    Case(
+        "tubelets, CIoU, fp32",
+        lambda: pairwise_cost("softmax", tubelets(FP32), box_term="ciou"),
+        {"pairwise_cost_kernel": 255},
+    ),
     Case("12 x 5, bf16", lambda: assign(12, 5, BF16), {"assign_kernel": 96}),
     Case("100 x 63, fp32, duals", lambda: assign(100, 63, FP32, tensor(I64, 1), duals=True), {"assign_kernel": 168}),
     Case("100 x 63, fp64, duals", lambda: assign(100, 63, FP64, duals=True), {"assign_kernel": 168}),
@@ -157,6 +177,9 @@ CASES = [
     Case("300 queries, focal, fp64", lambda: match(300, 91, "focal", FP64), {"match_kernel": 255}),
     Case("900 queries, focal, fp16", lambda: match(900, 91, "focal", FP16), {"match_kernel": 255}),
     Case("900 queries, softmax, fp32", lambda: match(900, 92, "softmax", FP32), {"match_kernel": 255}),
+    Case("300 queries, gamma 1.5, fp64", lambda: match(300, 91, "focal", FP64, gamma=1.5), {"match_kernel": 255}),
+    Case("300 queries, CIoU, fp32", lambda: match(300, 92, "softmax", FP32, box_term="ciou"), {"match_kernel": 255}),
+    Case("300 queries, CIoU, fp64", lambda: match(300, 91, "focal", FP64, box_term="ciou"), {"match_kernel": 255}),
     Case(
         "cross entropy, 3, fp32",
         lambda: set_loss("cross_entropy", predictions(12, 3, FP32, FP32)),
@@ -168,9 +191,36 @@ CASES = [
         of_losses(128, 128, 168),
     ),
     Case(
-        "focal, 91, fp32", lambda: set_loss("focal", predictions(100, 91, FP32, FP32, (6,))), of_losses(168, 168, 168)
+        "focal, 91, fp32",
+        lambda: set_loss("focal", predictions(100, 91, FP32, FP32, (6,))),
+        of_losses(168, 168, 168),
+    ),
+    Case(
+        "focal, weights, 91, fp32",
+        lambda: set_loss("focal", predictions(100, 91, FP32, FP32), class_weights=tensor(FP32, 91)),
+        of_losses(168, 168, 168),
+    ),
+    Case(
+        "varifocal, 80, bf16",
+        lambda: set_loss("varifocal", predictions(300, 80, BF16, FP32)),
+        of_losses(168, 168, 168),
+    ),
+    Case(
+        "quality focal tubes, fp64",
+        lambda: set_loss("quality_focal", tubelets(FP64), gamma=1.5),
+        of_losses(80, 255, 128),
+    ),
+    Case(
+        "gamma 1.5, 91, fp32",
+        lambda: set_loss("focal", predictions(100, 91, FP32, FP32), gamma=1.5),
+        of_losses(168, 168, 168),
     ),
     Case("tubelets, fp64", lambda: set_loss("cross_entropy", tubelets(FP64)), of_losses(80, 255, 128)),
+    Case(
+        "tubelets, CIoU, fp64",
+        lambda: set_loss("cross_entropy", tubelets(FP64), box_term="ciou"),
+        of_losses(128, 255, 168),
+    ),
     Case("all changes, bf16", lambda: gather_clips(BF16, windows=True, colour=True), {"gather_clips_kernel": 128}),
     Case("all changes, fp32", lambda: gather_clips(FP32, windows=True, colour=True), {"gather_clips_kernel": 128}),
     Case("windows, fp16", lambda: gather_clips(FP16, windows=True), {"gather_clips_kernel": 96}),

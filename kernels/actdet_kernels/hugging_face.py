@@ -29,7 +29,6 @@ from torch import Tensor
 
 from actdet_kernels.detr import LOSSES, HungarianMatcher, ImageLoss, SetCriterion, pad_samples, pairs_of
 from actdet_kernels.loss import set_loss
-from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, labels_of
 
 __all__ = ["Patch", "patch_transformers"]
@@ -37,18 +36,15 @@ __all__ = ["Patch", "patch_transformers"]
 REPLACED = (
     "Detr, TableTransformer, Yolos: matching and all losses",
     "ConditionalDetr, DabDetr, DeformableDetr: matching and all losses",
-    "RTDetr, RTDetrV2: matching, loss_bbox and loss_giou, those of denoising included",
-    "DFine, Deimv2: matching, loss_bbox and loss_giou, those of denoising included",
+    "RTDetr, RTDetrV2: matching and all losses, those of denoising included",
+    "DFine, Deimv2: matching, loss_vfl, loss_bbox and loss_giou, those of denoising included",
 )
 KEPT = (
-    "RTDetr, RTDetrV2, DFine: loss_vfl, whose targets are IoUs",
     "DFine, Deimv2: loss_fgl and loss_ddf, of distributions over the places of edges",
     "Deimv2: loss_mal, whose targets are IoUs; with use_dense_one_to_one everything but the matching",
     "Detr and ConditionalDetr for segmentation: everything but the matching, as there are no mask losses here",
-    f"ConditionalDetr, DabDetr, DeformableDetr with a focal_alpha that is not {FOCAL_ALPHA}: "
-    "everything but the matching",
-    f"RTDetr, RTDetrV2, DFine, Deimv2 with a matcher_alpha that is not {FOCAL_ALPHA}, or a matcher_gamma that is not "
-    f"{FOCAL_GAMMA:g}: everything",
+    "ConditionalDetr, DabDetr, DeformableDetr with a focal_alpha below 0, which weighs nothing: everything but the "
+    "matching",
     "GroundingDino, LwDetr, RfDetr, MaskFormer, Mask2Former, OneFormer, Eomt: everything; they match otherwise",
 )
 RT_DETR_LOSSES = ("loss_rt_detr.RTDetrLoss", "loss_d_fine.DFineLoss", "loss_deimv2.Deimv2Loss")
@@ -135,26 +131,29 @@ def _rt_detr_losses(original: Callable[..., Any]) -> Callable[..., Any]:
         last = {name: value for name, value in outputs.items() if "auxiliary_outputs" not in name}
         others = outputs.get("auxiliary_outputs", ())
         layers = {"": last} | {f"_aux_{index}": layer for index, layer in enumerate(others)}
-        supervised = list(_matched_layers(matcher, layers, targets))
+        varifocal = None
+        if "vfl" in self.losses and 0 <= self.alpha <= 1 and self.gamma >= 0:
+            varifocal = (self.alpha, self.gamma)
+        supervised = list(_matched_layers(matcher, layers, targets, varifocal))
         if "dn_auxiliary_outputs" in outputs:
             if "denoising_meta_values" not in outputs:
                 raise ValueError("outputs with dn_auxiliary_outputs must have denoising_meta_values")
             noisy = {f"_dn_{index}": layer for index, layer in enumerate(outputs["dn_auxiliary_outputs"])}
             pairs = self.get_cdn_matched_indices(outputs["denoising_meta_values"], targets)
-            supervised += _paired_layers(noisy, targets, pairs)
+            supervised += _paired_layers(noisy, targets, pairs, varifocal)
             groups = outputs["denoising_meta_values"]["dn_num_group"]
         else:
             groups = 1
 
         number = max(sum(len(labels_of(sample)) for sample in targets), 1)
         losses = {}
-        for suffix, layer, pairs, boxes in supervised:
+        for suffix, layer, pairs, ours in supervised:
             # A denoised target has a query in every group.
             divisor = float(number * groups if suffix.startswith("_dn_") else number)
             for kind in self.losses:
                 if kind == "masks" and suffix:
                     continue
-                found = boxes if kind == "boxes" else self.get_loss(kind, layer, targets, pairs, divisor)
+                found = ours[kind] if kind in ours else self.get_loss(kind, layer, targets, pairs, divisor)
                 losses |= {
                     f"{name}{suffix}": value * self.weight_dict[name]
                     for name, value in found.items()
@@ -165,22 +164,29 @@ def _rt_detr_losses(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-Supervised = tuple[str, Outputs, list[tuple[Tensor, Tensor]], dict[str, Tensor]]
+# Suffix, outputs, pairs, and the losses by kind and name.
+Supervised = tuple[str, Outputs, list[tuple[Tensor, Tensor]], dict[str, dict[str, Tensor]]]
 
 
-def _matched_layers(matcher: HungarianMatcher, layers: Mapping[str, Outputs], targets: Samples) -> Iterator[Supervised]:
-    """Suffix, outputs, pairs and box losses of each layer. Neighbors of one shape are matched together."""
+def _matched_layers(
+    matcher: HungarianMatcher, layers: Mapping[str, Outputs], targets: Samples, varifocal: tuple[float, float] | None
+) -> Iterator[Supervised]:
+    """What supervises each layer. Neighbors of one shape are matched together."""
     for shape, neighbors in itertools.groupby(layers.items(), lambda item: item[1]["logits"].shape):
         suffixes, outputs = zip(*neighbors, strict=True)
         logits, boxes = _stacked(outputs)
         padded = pad_samples(targets, logits.device)
         matched = matcher.match(logits, boxes, padded)
         pairs = [pairs_of(layer, targets, shape[1]) for layer in matched.unbind()]
-        yield from zip(suffixes, outputs, pairs, _box_losses(logits, boxes, padded, matched), strict=True)
+        losses = _losses_of(logits, boxes, padded, matched, varifocal)
+        yield from zip(suffixes, outputs, pairs, losses, strict=True)
 
 
 def _paired_layers(
-    layers: Mapping[str, Outputs], targets: Samples, pairs: list[tuple[Tensor, Tensor]]
+    layers: Mapping[str, Outputs],
+    targets: Samples,
+    pairs: list[tuple[Tensor, Tensor]],
+    varifocal: tuple[float, float] | None,
 ) -> Iterator[Supervised]:
     """The same where the pairs are known, and a target may be in several: it is repeated for each of its queries."""
     if not layers:
@@ -195,7 +201,8 @@ def _paired_layers(
     matched = queries.new_full(padded.labels.shape, -1)
     matched[:, : queries.shape[1]] = queries
     matched = matched.to(logits.device).expand(len(layers), -1, -1)
-    for (suffix, layer), losses in zip(layers.items(), _box_losses(logits, boxes, padded, matched), strict=True):
+    of_layers = _losses_of(logits, boxes, padded, matched, varifocal)
+    for (suffix, layer), losses in zip(layers.items(), of_layers, strict=True):
         yield suffix, layer, pairs, losses
 
 
@@ -205,10 +212,27 @@ def _stacked(layers: Iterable[Outputs]) -> tuple[Tensor, Tensor]:
     return torch.stack(logits), torch.stack(boxes)
 
 
-def _box_losses(logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor) -> list[dict[str, Tensor]]:
-    """loss_bbox and loss_giou of each layer, divided by the number of targets in this process, as in RT-DETR."""
-    loss = set_loss(logits.detach(), boxes, targets, matched, class_loss="focal", per_layer=True)
-    return [{"loss_bbox": l1, "loss_giou": giou} for l1, giou in zip(loss.l1.unbind(), loss.giou.unbind(), strict=True)]
+def _losses_of(
+    logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, varifocal: tuple[float, float] | None
+) -> list[dict[str, dict[str, Tensor]]]:
+    """The losses of each layer, divided by the number of targets in this process, as in RT-DETR.
+
+    varifocal: its alpha and gamma, or None where there is no such loss, or none that the kernels have.
+    """
+    if varifocal is None:
+        loss = set_loss(logits.detach(), boxes, targets, matched, class_loss="focal", per_layer=True)
+    else:
+        alpha, gamma = varifocal
+        loss = set_loss(
+            logits, boxes, targets, matched, class_loss="varifocal", alpha=alpha, gamma=gamma, per_layer=True
+        )
+    result = []
+    for cls, l1, giou in zip(loss.cls.unbind(), loss.l1.unbind(), loss.giou.unbind(), strict=True):
+        losses = {"boxes": {"loss_bbox": l1, "loss_giou": giou}}
+        if varifocal is not None:
+            losses["vfl"] = {"loss_vfl": cls}
+        result.append(losses)
+    return result
 
 
 class _FocalImageLoss(SetCriterion):
@@ -216,11 +240,13 @@ class _FocalImageLoss(SetCriterion):
 
     logs_class_error = False
 
-    def __init__(self, matcher: HungarianMatcher, num_classes: int, losses: Iterable[str], by_sigmoid: bool) -> None:
+    def __init__(
+        self, matcher: HungarianMatcher, num_classes: int, losses: Iterable[str], focal_alpha: float, by_sigmoid: bool
+    ) -> None:
         """by_sigmoid: the cardinality counts queries of a probability above 0.5, and not those of another class than
         the last, as transformers did at first.
         """
-        super().__init__(num_classes, matcher, {}, losses=losses, focal_alpha=FOCAL_ALPHA)
+        super().__init__(num_classes, matcher, {}, losses=losses, focal_alpha=focal_alpha)
         self.by_sigmoid = by_sigmoid
 
     def _finds(self, logits: Tensor, predicted: Tensor) -> Tensor:
@@ -235,8 +261,9 @@ def _criterion_of(theirs: Any) -> SetCriterion | None:
     if _is_one_of(theirs, ["loss_for_object_detection.ImageLoss"]) and not matcher.focal:
         return ImageLoss(matcher, theirs.num_classes, theirs.eos_coef, theirs.losses)
     focal = _is_one_of(theirs, ["loss_deformable_detr.DeformableDetrImageLoss"]) and matcher.focal
-    if focal and theirs.focal_alpha == FOCAL_ALPHA:
-        return _FocalImageLoss(matcher, theirs.num_classes, theirs.losses, _counts_by_sigmoid(theirs))
+    if focal and 0 <= theirs.focal_alpha <= 1:
+        by_sigmoid = _counts_by_sigmoid(theirs)
+        return _FocalImageLoss(matcher, theirs.num_classes, theirs.losses, theirs.focal_alpha, by_sigmoid)
     return None
 
 
@@ -254,17 +281,20 @@ def _matcher_of(theirs: Any) -> HungarianMatcher | None:
     """What matches as one of transformers' matchers does, or None where that is left to itself."""
     if type(theirs) is HungarianMatcher:
         return theirs
+    focal_options = {}
     if _is_one_of(theirs, ["loss_for_object_detection.HungarianMatcher"]):
         focal = False
     elif _is_one_of(theirs, ["loss_deformable_detr.DeformableDetrHungarianMatcher"]):
         focal = True
     elif _is_one_of(theirs, ["loss_rt_detr.RTDetrHungarianMatcher"]):
         focal = theirs.use_focal_loss
-        if focal and (theirs.alpha, theirs.gamma) != (FOCAL_ALPHA, FOCAL_GAMMA):
+        if focal and not (0 <= theirs.alpha <= 1 and theirs.gamma >= 0):
             return None
+        if focal:
+            focal_options = {"alpha": theirs.alpha, "gamma": theirs.gamma}
     else:
         return None
-    return HungarianMatcher(theirs.class_cost, theirs.bbox_cost, theirs.giou_cost, focal=focal)
+    return HungarianMatcher(theirs.class_cost, theirs.bbox_cost, theirs.giou_cost, focal=focal, **focal_options)
 
 
 def _is_one_of(criterion: Any, names: Iterable[str]) -> bool:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from actdet_kernels import reference
 from actdet_kernels.backend import Backend, implementation
-from actdet_kernels.cost import MatchWeights, check_choice
+from actdet_kernels.cost import BoxTerm, MatchWeights, check_choice, check_focal
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
+from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values, valid_rows
 
-ClassLoss = Literal["cross_entropy", "focal"]
+ClassLoss = Literal["cross_entropy", "focal", "varifocal", "quality_focal"]
 
-OPTIONS = f"{WEIGHTS}, float no_object_weight, str class_loss, bool per_layer"
+OPTIONS = f"{WEIGHTS}, float no_object_weight, str class_loss, float alpha, float gamma, str box_term, bool per_layer"
 
 
 class SetLoss(NamedTuple):
@@ -38,7 +39,11 @@ def set_loss(
     *,
     weights: MatchWeights = MatchWeights(),
     no_object_weight: float = 0.1,
+    class_weights: Tensor | None = None,
     class_loss: ClassLoss = "cross_entropy",
+    alpha: float = FOCAL_ALPHA,
+    gamma: float = FOCAL_GAMMA,
+    box_term: BoxTerm = "giou",
     per_layer: bool = False,
     check: bool = False,
     backend: Backend = "auto",
@@ -50,8 +55,17 @@ def set_loss(
     per_layer: give the losses of each leading index, not their sums.
     cls: with "cross_entropy" the weighted mean over all queries, a query without a target being of the last class
         (no_object) at weight `no_object_weight`; with "focal" the sigmoid-focal sum over all logits, every one a
-        class, divided by the number of targets.
+        class, divided by the number of targets. "varifocal" and "quality_focal" are such sums, too, of binary cross
+        entropies whose target for the label is q, the IoU of the matched boxes, in place of 1: with RT-DETR's factors q
+        and alpha p^gamma, constants to the gradient, and with |q - p|^gamma (Li et al. 2020). Nothing differentiates q,
+        which is a tubelet's mean IoU over its visible frames, and 1 for one that is visible nowhere.
+    class_weights: (C,) floating point, the weight of each logit's class, which gets no gradient. With "cross_entropy"
+        they take the place of `no_object_weight`, the last one being that of no_object, and the mean is weighted by
+        them, as in torch.nn.functional.cross_entropy; the others multiply the terms of each logit by its own.
+    alpha, gamma: of "focal", the weight of the label in [0, 1] and the exponent, at least 0; of "varifocal", where
+        RT-DETR has 0.75 and 2; and the gamma of "quality_focal", at least 1.
     l1, giou: sums over the matched pairs, divided by the number of targets in the batch (at least 1), as in DETR.
+    box_term: "giou", or in its place "diou" or "ciou" (Zheng et al. 2020), whose loss is then `giou`, and its weight.
     A matched label that no logit has makes cls NaN, and the gradient of its query's logits.
     Deterministic: the kernels add up in a fixed order. Targets get no gradient. The kernels have no second derivative:
     to ask for one is a RuntimeError. The reference has it.
@@ -60,17 +74,35 @@ def set_loss(
     Raises ValueError where shapes, dtypes or devices disagree.
     """
     check_predictions(logits, boxes, targets)
-    check_choice("class_loss", class_loss, ("cross_entropy", "focal"))
+    check_choice("class_loss", class_loss, get_args(ClassLoss))
+    check_focal(alpha, gamma)
+    if class_loss == "quality_focal" and gamma < 1:
+        raise ValueError(f"gamma must be at least 1 with quality_focal, whose derivative is infinite, got {gamma}")
+    check_choice("box_term", box_term, BOX_TERMS)
     shape = (*logits.shape[:-2], targets.labels.shape[1])
     if matched.shape != shape:
         raise ValueError(f"matched must be {tuple(shape)}, got {tuple(matched.shape)}")
     if matched.dtype != torch.int64 or matched.device != logits.device:
         raise ValueError(f"matched must be int64 on {logits.device}, got {matched.dtype} on {matched.device}")
+    if class_weights is not None:
+        _check_class_weights(class_weights, logits)
+        class_weights = class_weights.detach()
     if check:
         check_values(targets, logits.shape[-1])
         _check_matched(matched, targets, logits.shape[-2])
     compute = implementation(backend, logits.device, kernels=_by_kernels, reference=_by_reference)
-    return compute(logits, boxes, targets, matched, weights, no_object_weight, class_loss, per_layer)
+    options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
+    return compute(logits, boxes, targets, matched, class_weights, *options)
+
+
+def _check_class_weights(class_weights: Tensor, logits: Tensor) -> None:
+    wanted = (logits.shape[-1],)
+    if class_weights.shape != wanted or not class_weights.is_floating_point():
+        raise ValueError(
+            f"class_weights must be {wanted} floating point, got {tuple(class_weights.shape)} {class_weights.dtype}"
+        )
+    if class_weights.device != logits.device:
+        raise ValueError(f"class_weights are on {class_weights.device}, logits on {logits.device}")
 
 
 def _check_matched(matched: Tensor, targets: Targets | Tubelets, queries: int) -> None:
@@ -93,22 +125,25 @@ def _by_reference(
     boxes: Tensor,
     targets: Targets | Tubelets,
     matched: Tensor,
+    class_weights: Tensor | None,
     weights: MatchWeights,
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
     per_layer: bool,
 ) -> SetLoss:
     """PyTorch's own operators all through, and so its own derivatives."""
-    terms = reference.set_loss(logits, boxes, targets, matched, no_object_weight, class_loss)
+    options = (no_object_weight, class_loss, alpha, gamma, box_term)
+    terms = reference.set_loss(logits, boxes, targets, matched, class_weights, *options)
     cls, l1, giou = terms if per_layer else (term.sum() for term in terms)
     return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
 
 
-def _by_kernels(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, matched: Tensor, *options: Any) -> SetLoss:
+def _by_kernels(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, *rest: Any) -> SetLoss:
     labels, target_boxes, counts, visible = flat(targets)
-    return SetLoss(
-        *DifferentiableSetLoss.apply(logits, boxes, labels, target_boxes.detach(), counts, visible, matched, *options)
-    )
+    return SetLoss(*DifferentiableSetLoss.apply(logits, boxes, labels, target_boxes.detach(), counts, visible, *rest))
 
 
 class DifferentiableSetLoss(torch.autograd.Function):
@@ -116,21 +151,20 @@ class DifferentiableSetLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, boxes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        *targets_and_matched, weights, no_object_weight, class_loss, per_layer = rest
+        tensors, ctx.options = rest[:6], rest[6:]
         *losses, divisors = _set_loss(logits, boxes, *rest)
-        ctx.save_for_backward(logits, boxes, *targets_and_matched, divisors)
-        ctx.options = (weights, no_object_weight, class_loss, per_layer)
+        ctx.save_for_backward(logits, boxes, *tensors, divisors)
         ctx.set_materialize_grads(False)
         return tuple(losses)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients = _set_loss_gradient(*ctx.saved_tensors, *cotangents, *ctx.options)
-        return *gradients, *[None] * 9
+        return *gradients, *[None] * (len(ctx.needs_input_grad) - 2)
 
 
 @operator(
-    f"set_loss(Tensor logits, Tensor boxes, {TARGETS}, Tensor matched, {OPTIONS})"
+    f"set_loss(Tensor logits, Tensor boxes, {TARGETS}, Tensor matched, Tensor? class_weights, {OPTIONS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 def _set_loss(
@@ -141,16 +175,21 @@ def _set_loss(
     counts: Tensor,
     visible: Tensor | None,
     matched: Tensor,
+    class_weights: Tensor | None,
     weights: tuple[float, float, float],
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
     per_layer: bool,
 ) -> tuple[Tensor, ...]:
     """total, cls, l1, giou, and the divisors that the gradient needs; by the kernels, as what follows."""
     from actdet_kernels.triton import loss
 
     targets = targets_of(labels, target_boxes, counts, visible)
-    return loss.set_loss(logits, boxes, targets, matched, weights, no_object_weight, class_loss, per_layer)
+    options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
+    return loss.set_loss(logits, boxes, targets, matched, class_weights, *options)
 
 
 @torch.library.register_fake("actdet_kernels::set_loss", lib=LIBRARY)
@@ -162,8 +201,8 @@ def _loss_shapes(logits: Tensor, boxes: Tensor, *rest: Any) -> tuple[Tensor, ...
 
 
 @operator(
-    f"set_loss_gradient(Tensor logits, Tensor boxes, {TARGETS}, Tensor matched, Tensor divisors, "
-    f"Tensor? d_total, Tensor? d_cls, Tensor? d_l1, Tensor? d_giou, {OPTIONS}) -> (Tensor, Tensor)"
+    f"set_loss_gradient(Tensor logits, Tensor boxes, {TARGETS}, Tensor matched, Tensor? class_weights, "
+    f"Tensor divisors, Tensor? d_total, Tensor? d_cls, Tensor? d_l1, Tensor? d_giou, {OPTIONS}) -> (Tensor, Tensor)"
 )
 def _set_loss_gradient(
     logits: Tensor,
@@ -173,6 +212,7 @@ def _set_loss_gradient(
     counts: Tensor,
     visible: Tensor | None,
     matched: Tensor,
+    class_weights: Tensor | None,
     divisors: Tensor,
     d_total: Tensor | None,
     d_cls: Tensor | None,
@@ -181,6 +221,9 @@ def _set_loss_gradient(
     weights: tuple[float, float, float],
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
     per_layer: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of logits and boxes, from those of the four losses."""
@@ -188,8 +231,8 @@ def _set_loss_gradient(
 
     targets = targets_of(labels, target_boxes, counts, visible)
     cotangents = (d_total, d_cls, d_l1, d_giou)
-    options = (weights, no_object_weight, class_loss, per_layer)
-    return loss.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
+    options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
+    return loss.set_loss_gradient(logits, boxes, targets, matched, class_weights, divisors, cotangents, *options)
 
 
 @torch.library.register_fake("actdet_kernels::set_loss_gradient", lib=LIBRARY)

@@ -10,8 +10,9 @@ from torch import Tensor
 from actdet_kernels import reference
 from actdet_kernels.assignment import check_status, too_large
 from actdet_kernels.backend import Backend, implementation
-from actdet_kernels.cost import ClassCost, MatchWeights, check_choice
-from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
+from actdet_kernels.cost import OPTIONS, BoxTerm, ClassCost, MatchWeights, check_choice, check_focal
+from actdet_kernels.operators import LIBRARY, TARGETS, flat, operator, targets_of
+from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values
 
 
@@ -31,6 +32,9 @@ def match(
     *,
     weights: MatchWeights = MatchWeights(),
     class_cost: ClassCost = "softmax",
+    alpha: float = FOCAL_ALPHA,
+    gamma: float = FOCAL_GAMMA,
+    box_term: BoxTerm = "giou",
     check: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
@@ -39,7 +43,17 @@ def match(
     Arguments and errors as `pairwise_cost` and `assign`; every leading index (decoder layer) is matched on its own.
     check: raise ValueError, too, naming the sample, for a count that is not in [0, M] and a label that no logit has.
     """
-    matched, status = solve_matching(logits, boxes, targets, weights=weights, class_cost=class_cost, backend=backend)
+    matched, status = solve_matching(
+        logits,
+        boxes,
+        targets,
+        weights=weights,
+        class_cost=class_cost,
+        alpha=alpha,
+        gamma=gamma,
+        box_term=box_term,
+        backend=backend,
+    )
     if check:
         check_values(targets, logits.shape[-1])
         check_status(status)
@@ -54,15 +68,20 @@ def solve_matching(
     *,
     weights: MatchWeights = MatchWeights(),
     class_cost: ClassCost = "softmax",
+    alpha: float = FOCAL_ALPHA,
+    gamma: float = FOCAL_GAMMA,
+    box_term: BoxTerm = "giou",
     backend: Backend = "auto",
 ) -> Matching:
     """`match` with the status of each problem, for who wants to know without waiting for the device."""
     check_predictions(logits, boxes, targets)
     check_choice("class_cost", class_cost, ("softmax", "focal"))
-    return Matching(*_match(logits, boxes, *flat(targets), weights, class_cost, backend))
+    check_focal(alpha, gamma)
+    check_choice("box_term", box_term, BOX_TERMS)
+    return Matching(*_match(logits, boxes, *flat(targets), weights, class_cost, alpha, gamma, box_term, backend))
 
 
-@operator(f"match(Tensor logits, Tensor boxes, {TARGETS}, {WEIGHTS}, str class_cost, str backend) -> (Tensor, Tensor)")
+@operator(f"match(Tensor logits, Tensor boxes, {TARGETS}, {OPTIONS}) -> (Tensor, Tensor)")
 def _match(
     logits: Tensor,
     boxes: Tensor,
@@ -72,6 +91,9 @@ def _match(
     visible: Tensor | None,
     weights: tuple[float, float, float],
     class_cost: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
     backend: Any,
 ) -> tuple[Tensor, Tensor]:
     """The query of each target (..., B, M) and the status of each problem (..., B)."""
@@ -82,7 +104,8 @@ def _match(
         reference=_by_reference,
         obstacle=too_large(logits.shape[-2], labels.shape[1]),
     )
-    return compute(logits, boxes, targets_of(labels, target_boxes, counts, visible), weights, class_cost)
+    targets = targets_of(labels, target_boxes, counts, visible)
+    return compute(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term)
 
 
 def _by_kernels(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -97,8 +120,11 @@ def _by_reference(
     targets: Targets | Tubelets,
     weights: tuple[float, float, float],
     class_cost: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
 ) -> tuple[Tensor, Tensor]:
-    cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost)
+    cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term)
     problems = cost.shape[:-2]
     counts = targets.counts.expand(problems).reshape(-1)
     matched, *_, status = reference.solve_assignment(cost.flatten(0, -3), counts, maximize=False, duals=False)

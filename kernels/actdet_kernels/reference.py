@@ -16,6 +16,7 @@ from torch import Tensor
 from actdet_kernels.targets import Targets, Tubelets, valid_rows
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # RetinaNet (Lin et al. 2017), as in Deformable DETR
+BOX_TERMS = ("giou", "diou", "ciou")
 SMALLEST_AREA = 2.0**-100  # what is no larger counts as zero: its reciprocal times a side would leave float32
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NOT_FINITE, FORCED = 1, 2  # bits of a problem's status: has entries that are not finite; had to take one
@@ -44,6 +45,43 @@ def box_giou(a: Tensor, b: Tensor) -> Tensor:
     return (_divide(inter, union) - _divide(enclosing - union, enclosing)).to(dtype)
 
 
+def box_similarity(a: Tensor, b: Tensor, kind: str) -> Tensor:
+    """What `1 - similarity` is the loss of: "iou", "giou", "diou" or "ciou" of boxes that broadcast.
+
+    diou = iou - |centres|^2 / |diagonal of the hull|^2
+    ciou = diou - alpha v,  v = (2 / pi)^2 (angle_b - angle_a)^2,  angle = atan(w / h),  alpha = v / (1 - iou + v)
+
+    (Zheng et al. 2020), alpha being a constant to the derivative. A quotient is 0 where its denominator is, and v where
+    one of the boxes is a point, which has no angle.
+    """
+    if kind == "giou":
+        return box_giou(a, b)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    a, b = _at_least_float32(a, b)
+    sides_a, sides_b = _not_negative(a[..., 2:]), _not_negative(b[..., 2:])
+    corners_a, corners_b = box_corners(a), box_corners(b)
+    low = torch.maximum(corners_a[..., :2], corners_b[..., :2])
+    high = torch.minimum(corners_a[..., 2:], corners_b[..., 2:])
+    hull = torch.maximum(corners_a[..., 2:], corners_b[..., 2:]) - torch.minimum(corners_a[..., :2], corners_b[..., :2])
+    inter = _not_negative(high - low).prod(-1)
+    area_a, area_b = ((c[..., 2] - c[..., 0]) * (c[..., 3] - c[..., 1]) for c in (corners_a, corners_b))
+    iou = _divide(inter, area_a + area_b - inter)
+    distance = (a[..., :2] - b[..., :2]).square().sum(-1)
+    similarity = iou if kind == "iou" else iou - _divide(distance, hull.square().sum(-1))
+
+    if kind == "ciou":
+        angles = []
+        points = torch.zeros_like(iou, dtype=torch.bool)
+        for sides in (sides_a, sides_b):
+            point = sides.square().sum(-1) <= SMALLEST_AREA
+            angles.append(torch.atan2(*torch.where(point[..., None], 1, sides).unbind(-1)))
+            points = points | point
+        v = 4 / math.pi**2 * torch.where(points, 0, angles[1] - angles[0]).square()
+        alpha = _divide(v, _not_negative(1 - iou) + v).detach()
+        similarity = similarity - alpha * v
+    return similarity.to(dtype)
+
+
 def _not_negative(values: Tensor) -> Tensor:
     """NaN stays NaN; the derivative at 0 is 1, where that of `clamp` depends on the version of PyTorch."""
     return torch.where(values < 0, 0, values)
@@ -68,7 +106,14 @@ def giou_loss(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairwise_cost(
-    logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, weights: tuple[float, float, float], class_cost: str
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    weights: tuple[float, float, float],
+    class_cost: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
 ) -> Tensor:
     logits, boxes = _at_least_float32(logits, boxes)
     valid = valid_rows(targets)
@@ -78,15 +123,21 @@ def pairwise_cost(
         score = -logits.softmax(-1)
     else:
         p = logits.sigmoid()
-        positive = FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * -F.logsigmoid(logits)
-        negative = (1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * -F.logsigmoid(-logits)
+        found, missed = F.logsigmoid(logits), F.logsigmoid(-logits)
+        positive = alpha * _power(1 - p, missed, gamma) * -found
+        negative = (1 - alpha) * _power(p, found, gamma) * -missed
         score = positive - negative
     index = labels[:, None, :].expand(*logits.shape[:-1], labels.shape[-1])
     cls = score.gather(-1, index).masked_fill(~known[:, None, :], math.nan)
     queries_first = boxes.unsqueeze(logits.ndim - 1)  # (..., B, N, 1, 4), with T before the 4 in tubelets
-    l1, giou = _box_terms(queries_first, targets, _clean_boxes(targets, boxes)[:, None])
+    l1, giou = _box_terms(queries_first, targets, _clean_boxes(targets, boxes)[:, None], box_term)
     cost = weights[0] * cls + weights[1] * l1 + weights[2] * giou
     return cost.masked_fill(~valid[:, None, :], 0)
+
+
+def _power(p: Tensor, log_p: Tensor, exponent: float) -> Tensor:
+    """p ** exponent, by the logarithm where p itself would give the derivative a zero to divide by."""
+    return p**exponent if exponent in (0, 1, 2) else (exponent * log_p).exp()
 
 
 def _clean_boxes(targets: Targets | Tubelets, like: Tensor) -> Tensor:
@@ -97,9 +148,11 @@ def _clean_boxes(targets: Targets | Tubelets, like: Tensor) -> Tensor:
     return targets.boxes.detach().masked_fill(~valid[..., None], 0).to(like.dtype)
 
 
-def _box_terms(boxes: Tensor, targets: Targets | Tubelets, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 and 1 - GIoU of boxes (..., 4) that broadcast; of tubelets (..., T, 4), means over the visible frames."""
-    l1, giou = (boxes - target_boxes).abs().sum(-1), giou_loss(boxes, target_boxes)
+def _box_terms(
+    boxes: Tensor, targets: Targets | Tubelets, target_boxes: Tensor, box_term: str
+) -> tuple[Tensor, Tensor]:
+    """L1 and 1 - similarity of boxes (..., 4) that broadcast; of tubelets (..., T, 4), means over visible frames."""
+    l1, giou = (boxes - target_boxes).abs().sum(-1), 1 - box_similarity(boxes, target_boxes, box_term)
     if isinstance(targets, Tubelets):
         visible = targets.visible.reshape(target_boxes.shape[:-1])
         seen = visible.sum(-1).clamp(min=1)
@@ -180,8 +233,12 @@ def set_loss(
     boxes: Tensor,
     targets: Targets | Tubelets,
     matched: Tensor,
+    class_weights: Tensor | None,
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three unweighted terms (cls, l1, giou) of every layer."""
     logits, boxes = _at_least_float32(logits, boxes)
@@ -207,22 +264,41 @@ def set_loss(
     flaw = torch.where((owner[..., :queries] >= 0) & ~known, math.nan, 1.0).to(logits.dtype)
     normaliser = targets.counts.clamp(0, size).sum().clamp(min=1)
 
+    index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))
+    chosen = boxes.gather(matched.ndim - 1, index.expand(*matched.shape, *boxes.shape[matched.ndim :]))
+    goals = _clean_boxes(targets, boxes)
+
     if class_loss == "cross_entropy":
         picked = torch.where(known, wanted, 0)
         loss = -logits.log_softmax(-1).gather(-1, picked[..., None])[..., 0] * flaw
-        weight = torch.ones_like(loss).masked_fill(wanted == no_object, no_object_weight)
+        if class_weights is None:
+            weight = torch.ones_like(loss).masked_fill(wanted == no_object, no_object_weight)
+        else:
+            weight = class_weights.to(loss.dtype)[picked]
         weights = weight.sum((-2, -1))
         cls = (weight * loss).sum((-2, -1)) / torch.where(weights > 0, weights, 1)
     else:
         is_label = wanted[..., None] == torch.arange(classes, device=logits.device)
-        alpha = torch.where(is_label, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
-        right = torch.where(is_label, logits, -logits)  # the logit of what is true of each class
-        loss = alpha * (-right).sigmoid() ** FOCAL_GAMMA * -F.logsigmoid(right) * flaw[..., None]
+        share = torch.full_like(logits, 1 - alpha).masked_fill(is_label, alpha)
+        if class_loss == "focal":
+            right = torch.where(is_label, logits, -logits)  # the logit of what is true of each class
+            hardness = _power((-right).sigmoid(), F.logsigmoid(-right), gamma)
+            loss = share * hardness * -F.logsigmoid(right) * flaw[..., None]
+        else:
+            ious = 1 - _box_terms(chosen.detach(), targets, goals, "iou")[1]
+            quality = torch.zeros_like(owner, dtype=logits.dtype).scatter(-1, query, ious)[..., :queries, None]
+            quality = torch.where(is_label, quality, 0)
+            if class_loss == "varifocal":
+                sure = logits.detach()
+                factor = torch.where(is_label, quality, alpha * _power(sure.sigmoid(), F.logsigmoid(sure), gamma))
+            else:
+                factor = (quality - logits.sigmoid()).abs() ** gamma
+            loss = factor * F.binary_cross_entropy_with_logits(logits, quality, reduction="none") * flaw[..., None]
+        if class_weights is not None:
+            loss = class_weights.to(loss.dtype) * loss
         cls = loss.sum((-3, -2, -1)) / normaliser
 
-    index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))
-    chosen = boxes.gather(matched.ndim - 1, index.expand(*matched.shape, *boxes.shape[matched.ndim :]))
-    terms = _box_terms(chosen, targets, _clean_boxes(targets, boxes))
+    terms = _box_terms(chosen, targets, goals, box_term)
     l1, giou = (term.masked_fill(~pairs, 0).sum((-2, -1)) / normaliser for term in terms)
     return cls, l1, giou
 

@@ -43,6 +43,7 @@ from oracles import (
     random_logits,
     random_targets,
     random_tubelets,
+    soft_class_loss,
     tubelet_costs,
 )
 from ptxsim import launch
@@ -55,6 +56,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
+FEW = [5, 0, 3]
 FP16, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
@@ -91,17 +93,20 @@ def cost_case(
     queries: int = 20,
     classes: int = 7,
     counts: Sequence[int] = (5, 2, 0),
+    gamma: float = 2.0,
+    box_term: Any = "giou",
 ) -> None:
     logits = random_logits(len(counts), queries, classes, seed=1, dtype=dtype)
     tube = () if frames is None else (frames,)
     boxes = random_boxes(len(counts), queries, *tube, seed=1, dtype=dtype)
     if frames is None:
         targets = random_targets(list(counts), max(counts), classes - 1, seed=1)
-        wanted = costs(logits, boxes, targets, WEIGHTS, kind)
+        wanted = costs(logits, boxes, targets, WEIGHTS, kind, gamma=gamma, box_term=box_term)
     else:
         targets = random_tubelets(list(counts), max(counts), frames, classes - 1, seed=1)
-        wanted = tubelet_costs(logits, boxes, targets, WEIGHTS, kind)
-    got = pairwise_cost(logits, boxes, targets, weights=WEIGHTS, class_cost=kind, backend="triton")
+        wanted = tubelet_costs(logits, boxes, targets, WEIGHTS, kind, box_term)
+    options: Any = {"weights": WEIGHTS, "class_cost": kind, "gamma": gamma, "box_term": box_term}
+    got = pairwise_cost(logits, boxes, targets, **options, backend="triton")
     eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
     torch.testing.assert_close(got.double(), wanted, rtol=torch.finfo(dtype).eps + 16 * eps, atol=32 * eps)
 
@@ -117,13 +122,26 @@ def match_case(queries: int, size: int, classes: int, dtype: torch.dtype, kind: 
         cheapest(wanted[sample], matched[sample], count)
 
 
-def loss_and_gradient_case(queries: int, classes: int, counts: list[int], dtype: torch.dtype, kind: Any) -> None:
+def loss_and_gradient_case(
+    queries: int,
+    classes: int,
+    counts: list[int],
+    dtype: torch.dtype,
+    kind: Any,
+    gamma: float = 2.0,
+    box_term: Any = "giou",
+    weighted: bool = False,
+) -> None:
     """`counts`: the number of each sample's targets, which are padded to one more than the largest."""
     logits, boxes, targets, matched = loss_case((2,), queries, classes, counts, max(counts) + 1, kind)
     # Both sides start from what the kernel's type can hold.
     leaves = [[value.to(dtype).to(kept).requires_grad_() for value in (logits, boxes)] for kept in (dtype, FP64)]
-    got = set_loss(*leaves[0], targets, matched, weights=WEIGHTS, class_loss=kind, backend="triton")
-    terms = criterion(*leaves[1], targets, matched, 0.1, kind)
+    weights = torch.linspace(0.5, 2, classes) if weighted else None
+    options: Any = {"gamma": gamma, "box_term": box_term, "class_weights": weights}
+    got = set_loss(*leaves[0], targets, matched, weights=WEIGHTS, class_loss=kind, **options, backend="triton")
+    terms = criterion(*leaves[1], targets, matched, 0.1, kind, **options)
+    if kind in ("varifocal", "quality_focal"):
+        terms = (soft_class_loss(*leaves[1], targets, matched, kind, 0.25, gamma), *terms[1:])
     total = sum(weight * term for weight, term in zip(WEIGHTS, terms, strict=True))
 
     eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
@@ -157,11 +175,19 @@ CASES: dict[str, Callable[[], None]] = {
     "assign 130x12 fp32": lambda: assign_case(130, 12, FP32),
     "cost softmax fp32": lambda: cost_case(FP32, "softmax"),
     "cost focal bf16": lambda: cost_case(BF16, "focal"),
+    "cost gamma fp32": lambda: cost_case(FP32, "focal", gamma=1.5),
     "cost tubelets fp64": lambda: cost_case(FP64, "softmax", frames=3),
+    "cost ciou tubelets fp32": lambda: cost_case(FP32, "softmax", frames=3, box_term="ciou"),
     "match 12x5 softmax fp32": lambda: match_case(12, 5, 3, FP32, "softmax"),
     "match 36x6 focal bf16": lambda: match_case(36, 6, 20, BF16, "focal"),
-    "loss cross_entropy fp32": lambda: loss_and_gradient_case(12, 4, [5, 0, 3], FP32, "cross_entropy"),
-    "loss focal bf16": lambda: loss_and_gradient_case(20, 20, [5, 0, 3], BF16, "focal"),
+    "loss cross_entropy fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "cross_entropy"),
+    "loss focal bf16": lambda: loss_and_gradient_case(20, 20, FEW, BF16, "focal"),
+    "loss gamma fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "focal", gamma=1.5),
+    "loss ciou fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "cross_entropy", box_term="ciou"),
+    "loss weights fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "cross_entropy", weighted=True),
+    "loss weights focal bf16": lambda: loss_and_gradient_case(20, 20, FEW, BF16, "focal", weighted=True),
+    "loss varifocal fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "varifocal", gamma=1.5),
+    "loss quality_focal fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "quality_focal"),
     "clips bf16": lambda: clip_case(BF16, windows=True, colour=True),
     "clips fp32": lambda: clip_case(FP32, windows=True, colour=False),
 }

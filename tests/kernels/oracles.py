@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from actdet_kernels import MatchWeights, Targets, Tubelets
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
+from torchvision.ops import box_convert, box_iou, distance_box_iou_loss, generalized_box_iou, sigmoid_focal_loss
 
 
 def random_boxes(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -64,8 +64,30 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     return generalized_box_iou(*(box_convert(box[None], "cxcywh", "xyxy") for box in (a, b)))[0, 0]
 
 
+def box_loss(a: Tensor, b: Tensor, kind: str) -> Tensor:
+    """1 - GIoU, DIoU or CIoU of two boxes (4,), differentiable, by torchvision, nothing added to denominators."""
+    if kind == "giou":
+        return 1 - giou(a, b)
+    first, second = (box_convert(box, "cxcywh", "xyxy") for box in (a, b))
+    loss = distance_box_iou_loss(first, second, eps=0.0)
+    if kind == "ciou":
+        v = 4 / math.pi**2 * (torch.atan(b[2] / b[3]) - torch.atan(a[2] / a[3])) ** 2
+        with torch.no_grad():
+            alpha = v / (1 - box_iou(first[None], second[None])[0, 0] + v)
+        loss = loss + alpha * v
+    return loss
+
+
 def pair_cost(
-    logits: list[float], box: list[float], label: int, target: list[float], weights: MatchWeights, class_cost: str
+    logits: list[float],
+    box: list[float],
+    label: int,
+    target: list[float],
+    weights: MatchWeights,
+    class_cost: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
 ) -> float:
     """Equation 10 for one query and one target."""
     if class_cost == "softmax":
@@ -73,8 +95,11 @@ def pair_cost(
         cls = -math.exp(logits[label] - top) / sum(math.exp(value - top) for value in logits)
     else:
         found, missed = math.log1p(math.exp(-logits[label])), math.log1p(math.exp(logits[label]))
-        cls = 0.25 * math.exp(-2 * missed) * found - 0.75 * math.exp(-2 * found) * missed
+        cls = alpha * math.exp(-gamma * missed) * found - (1 - alpha) * math.exp(-gamma * found) * missed
     l1 = sum(abs(mine - wanted) for mine, wanted in zip(box, target, strict=True))
+    if box_term != "giou":
+        boxes = (torch.tensor(values, dtype=torch.float64) for values in (box, target))
+        return weights.cls * cls + weights.l1 * l1 + weights.giou * box_loss(*boxes, box_term).item()
     spans = [[(b[i] - b[i + 2] / 2, b[i] + b[i + 2] / 2) for b in (box, target)] for i in (0, 1)]
     inter = math.prod(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a, b in spans)
     hull = math.prod(max(a[1], b[1]) - min(a[0], b[0]) for a, b in spans)
@@ -82,7 +107,16 @@ def pair_cost(
     return weights.cls * cls + weights.l1 * l1 + weights.giou * (1 - (inter / union - (hull - union) / hull))
 
 
-def costs(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights, class_cost: str) -> Tensor:
+def costs(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    weights: MatchWeights,
+    class_cost: str,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    box_term: str = "giou",
+) -> Tensor:
     """The cost (..., B, N, M), pair by pair, zero past a sample's count."""
     *leading, batch, queries, _ = logits.shape
     result = torch.zeros(*leading, batch, queries, targets.labels.shape[1], dtype=torch.float64)
@@ -101,6 +135,9 @@ def costs(logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights
                         targets.boxes[sample, target].double().tolist(),
                         weights,
                         class_cost,
+                        alpha,
+                        gamma,
+                        box_term,
                     )
     return result
 
@@ -125,7 +162,16 @@ def best_assignment(cost: list[list[float]], rows: int, columns: int) -> tuple[i
 
 
 def criterion(
-    logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, no_object_weight: float, class_loss: str
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    matched: Tensor,
+    no_object_weight: float,
+    class_loss: str,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    box_term: str = "giou",
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """DETR's criterion, sample by sample and pair by pair: cls, l1 and giou, differentiable, summed over layers."""
     *leading, batch, queries, classes = logits.shape
@@ -145,18 +191,52 @@ def criterion(
                     wanted[sample][query] = int(targets.labels[sample, target])
                     box, real = layer_boxes[sample, query], targets.boxes[sample, target].to(boxes.dtype)
                     l1 = l1 + F.l1_loss(box, real, reduction="sum") / number
-                    overlap = overlap + (1 - giou(box, real)) / number
+                    overlap = overlap + box_loss(box, real, box_term) / number
         flat = [label for sample in wanted for label in sample]
         if class_loss == "cross_entropy":
             labels = torch.tensor([classes - 1 if label is None else label for label in flat])
             weight = torch.ones(classes, dtype=logits.dtype)
             weight[-1] = no_object_weight
+            weight = weight if class_weights is None else class_weights.to(logits.dtype)
             cls = cls + F.cross_entropy(layer_logits.flatten(0, 1), labels, weight)
-        else:
+        elif class_loss == "focal":
             one_hot = torch.tensor([[float(label == index) for index in range(classes)] for label in flat])
             one_hot = one_hot.to(logits.dtype)
-            cls = cls + sigmoid_focal_loss(layer_logits.flatten(0, 1), one_hot, reduction="sum") / number
+            loss = sigmoid_focal_loss(layer_logits.flatten(0, 1), one_hot, alpha, gamma)
+            loss = loss if class_weights is None else loss * class_weights.to(logits.dtype)
+            cls = cls + loss.sum() / number
     return cls, l1, overlap
+
+
+def soft_class_loss(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    matched: Tensor,
+    class_loss: str,
+    alpha: float,
+    gamma: float,
+) -> Tensor:
+    """Query by query, as RT-DETR's loss_labels_vfl, and as the paper of the quality focal loss."""
+    wanted = torch.zeros_like(logits)
+    label = torch.zeros_like(logits)
+    for place in np.ndindex(*matched.shape):
+        *problem, target = place
+        sample, query = problem[-1], int(matched[place])
+        if query >= 0 and target < targets.counts[sample]:
+            pairs = [boxes[(*problem, query)].detach().reshape(-1, 4), targets.boxes[sample, target].reshape(-1, 4)]
+            ious = box_iou(*(box_convert(pair.double(), "cxcywh", "xyxy") for pair in pairs)).diag()
+            visible = [True] if matched.ndim == boxes.ndim - 1 else targets.visible[sample, target].tolist()
+            seen = [iou for iou, here in zip(ious, visible, strict=True) if here]
+            where = (*problem, query, int(targets.labels[sample, target]))
+            wanted[where] = torch.stack(seen).mean() if seen else 1.0
+            label[where] = 1.0
+    if class_loss == "varifocal":
+        weight = alpha * logits.detach().sigmoid().pow(gamma) * (1 - label) + wanted
+    else:
+        weight = (wanted - logits.sigmoid()).abs().pow(gamma)
+    total = (weight * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")).sum()
+    return total / max(int(targets.counts.sum()), 1)
 
 
 # Tubelets: the class terms of plain boxes, and box terms frame by frame
@@ -181,7 +261,14 @@ def frame_mean(values: list[Tensor], visible: list[bool]) -> Tensor:
     return sum(seen, torch.zeros((), dtype=torch.float64)) / max(len(seen), 1)
 
 
-def tubelet_costs(logits: Tensor, boxes: Tensor, targets: Tubelets, weights: MatchWeights, class_cost: str) -> Tensor:
+def tubelet_costs(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Tubelets,
+    weights: MatchWeights,
+    class_cost: str,
+    box_term: str = "giou",
+) -> Tensor:
     """The cost (..., B, N, M), pair by pair and frame by frame, zero past a sample's count."""
     places = torch.full((*boxes.shape[:-2], 4), 0.5)
     cls = costs(logits, places, plain(targets), MatchWeights(weights.cls, 0.0, 0.0), class_cost)
@@ -189,17 +276,19 @@ def tubelet_costs(logits: Tensor, boxes: Tensor, targets: Tubelets, weights: Mat
     for place in np.ndindex(*cls.shape):
         *problem, query, target = place
         if target < targets.counts[problem[-1]]:
-            l1, overlap = tube_terms(boxes[(*problem, query)], targets, problem[-1], target)
+            l1, overlap = tube_terms(boxes[(*problem, query)], targets, problem[-1], target, box_term)
             result[place] += weights.l1 * l1 + weights.giou * overlap
     return result
 
 
-def tube_terms(tube: Tensor, targets: Tubelets, sample: int, target: int) -> tuple[Tensor, Tensor]:
-    """The L1 and 1 - GIoU terms of one tubelet (T, 4), differentiable."""
+def tube_terms(
+    tube: Tensor, targets: Tubelets, sample: int, target: int, box_term: str = "giou"
+) -> tuple[Tensor, Tensor]:
+    """The L1 term of one tubelet (T, 4) and that of its overlap, differentiable."""
     tube, real = tube.double(), targets.boxes[sample, target].double()
     visible = targets.visible[sample, target].tolist()
     l1 = [(mine - wanted).abs().sum() for mine, wanted in zip(tube, real, strict=True)]
-    overlap = [1 - giou(mine, wanted) for mine, wanted in zip(tube, real, strict=True)]
+    overlap = [box_loss(mine, wanted, box_term) for mine, wanted in zip(tube, real, strict=True)]
     return frame_mean(l1, visible), frame_mean(overlap, visible)
 
 
@@ -209,7 +298,13 @@ def plain(targets: Tubelets) -> Targets:
 
 
 def tubelet_criterion(
-    logits: Tensor, boxes: Tensor, targets: Tubelets, matched: Tensor, no_object_weight: float, class_loss: str
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Tubelets,
+    matched: Tensor,
+    no_object_weight: float,
+    class_loss: str,
+    box_term: str = "giou",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`criterion` of tubelets."""
     places = torch.full((*logits.shape[:-1], 4), 0.5, dtype=logits.dtype)
@@ -219,7 +314,7 @@ def tubelet_criterion(
     for place in np.ndindex(*matched.shape):
         *problem, target = place
         if matched[place] >= 0 and target < targets.counts[problem[-1]]:
-            terms = tube_terms(boxes[(*problem, int(matched[place]))], targets, problem[-1], target)
+            terms = tube_terms(boxes[(*problem, int(matched[place]))], targets, problem[-1], target, box_term)
             l1, overlap = l1 + terms[0] / number, overlap + terms[1] / number
     return cls, l1, overlap
 

@@ -384,6 +384,7 @@ def test_both_spellings_of_the_costs() -> None:
     other = HungarianMatcher(class_cost=2, bbox_cost=5, giou_cost=3)
     assert repr(one) == repr(other) == repr(HungarianMatcher(2, 5, 3))
     assert repr(HungarianMatcher(focal=True)).endswith("cost_giou=1, focal=True)")
+    assert repr(HungarianMatcher(focal=True, gamma=1.5)).endswith("focal=True, alpha=0.25, gamma=1.5)")
     for names in (("cost_class", "cost_bbox", "cost_giou"), ("class_cost", "bbox_cost", "giou_cost")):
         HungarianMatcher(**dict.fromkeys(names[:2], 0))
         with pytest.raises(ValueError, match="all costs of the matcher are 0"):
@@ -623,7 +624,7 @@ def test_without_queries_or_samples_all_losses_are_numbers(queries: int, counts:
         ({"losses": ["box"]}, "^losses must be among 'labels', 'boxes', 'cardinality', got 'box'$"),
         ({"eos_coef": None}, r"needs either eos_coef \(DETR\) or focal_alpha \(Deformable DETR\)"),
         ({"focal_alpha": 0.25}, "needs either eos_coef"),
-        ({"eos_coef": None, "focal_alpha": 0.5}, "focal_alpha must be 0.25, got 0.5"),
+        ({"eos_coef": None, "focal_alpha": 1.5}, r"focal_alpha must be in \[0, 1\], got 1.5"),
         ({"eos_coef": None, "focal_alpha": 0.25}, r"focal_alpha and HungarianMatcher\(focal=True\) go together"),
         ({"matcher": HungarianMatcher(focal=True)}, "go together, and only one is given"),
     ],

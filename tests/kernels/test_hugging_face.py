@@ -192,7 +192,8 @@ def test_it_says_what_stays() -> None:
     said = str(patch_transformers())
     replaced, kept = said.removeprefix("With kernels:\n").split("\nAs before:\n")
     assert "DeformableDetr: matching and all losses" in replaced
-    for name in ("loss_vfl", "loss_fgl", "segmentation", "focal_alpha", "GroundingDino"):
+    assert "DFine, Deimv2: matching, loss_vfl" in replaced
+    for name in ("loss_fgl", "segmentation", "focal_alpha below 0", "GroundingDino"):
         assert name in kept
 
 
@@ -258,8 +259,12 @@ ENCODER = {
         ("DeformableDetrForSegmentationLoss", CLASSES, {}, MASKS, False),
         ("RTDetrForObjectDetectionLoss", CLASSES, {}, ENCODER, False),
         ("RTDetrForObjectDetectionLoss", CLASSES, {"use_focal_loss": False}, ENCODER, False),
-        ("RTDetrForObjectDetectionLoss", CLASSES, {"matcher_alpha": 0.5}, ENCODER, True),
-        ("RTDetrForObjectDetectionLoss", CLASSES, {"matcher_gamma": 1.0}, ENCODER, True),
+        ("RTDetrForObjectDetectionLoss", CLASSES, {"matcher_alpha": 0.5}, ENCODER, False),
+        ("RTDetrForObjectDetectionLoss", CLASSES, {"matcher_gamma": 1.0}, ENCODER, False),
+        ("RTDetrForObjectDetectionLoss", CLASSES, {"matcher_gamma": 1.5}, ENCODER, False),
+        ("RTDetrForObjectDetectionLoss", CLASSES, {"focal_loss_alpha": 0.4, "focal_loss_gamma": 1.5}, ENCODER, False),
+        ("RTDetrForObjectDetectionLoss", CLASSES, {"focal_loss_alpha": 1.5}, ENCODER, False),
+        ("DeformableDetrForObjectDetectionLoss", CLASSES, {"focal_alpha": -1}, {}, False),
     ],
 )
 def test_every_option_gives_the_same(
@@ -288,6 +293,25 @@ def test_layers_are_matched_together(monkeypatch: pytest.MonkeyPatch) -> None:
     losses_of("RTDetrForObjectDetectionLoss", CLASSES, config_of(), **ENCODER)
     batch = (3, QUERIES)
     assert shapes == [(LAYERS, *batch, CLASSES + 1), (LAYERS, *batch, CLASSES), (LAYERS + 1, *batch, CLASSES)]
+
+
+def test_the_varifocal_loss_is_not_theirs_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = import_module("transformers.loss.loss_rt_detr").RTDetrLoss
+    asked = []
+    original = theirs.loss_labels_vfl
+
+    def noted(self: Any, *arguments: Any) -> dict[str, Tensor]:
+        asked.append(arguments)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(theirs, "loss_labels_vfl", noted)
+    patch = patch_transformers()
+    losses, _ = losses_of("RTDetrForObjectDetectionLoss", CLASSES, config_of(), **ENCODER)
+    assert "loss_vfl" in losses
+    assert not asked
+    patch.undo()
+    losses_of("RTDetrForObjectDetectionLoss", CLASSES, config_of(), **ENCODER)
+    assert asked
 
 
 def test_classes_of_ones_own_keep_their_code() -> None:

@@ -65,6 +65,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
         run(kernel, programs, **arguments)
 
     monkeypatch.setattr(launch, "launch", counted)
+    monkeypatch.setattr(launch, "capability", lambda device: (9, 0))
     return found
 
 
@@ -98,6 +99,7 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
     launched = []
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode() as mode, Watch() as watch:
         patch.setattr(launch, "launch", lambda *_, **arguments: launched.append(arguments))
+        patch.setattr(launch, "capability", lambda device: (9, 0))
         logits, boxes, targets, matched = (
             type(value)(*map(mode.from_tensor, value))
             if isinstance(value, Targets | Tubelets)
@@ -106,12 +108,12 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
         )
         logits, boxes, matched = (torch.empty_like(value, device="cuda") for value in (logits, boxes, matched))
         targets = type(targets)(*(torch.empty_like(value, device="cuda") for value in targets))
-        matching.match(logits, boxes, targets, WEIGHTS, "softmax")
+        matching.match(logits, boxes, targets, WEIGHTS, "softmax", 0.25, 2.0, "giou")
         for per_layer in (False, True):
-            options = (WEIGHTS, 0.1, "cross_entropy", per_layer)
-            *losses, divisors = loss.set_loss(logits, boxes, targets, matched, *options)
+            options = (WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, "giou", per_layer)
+            *losses, divisors = loss.set_loss(logits, boxes, targets, matched, None, *options)
             cotangents = (*(torch.empty_like(value) for value in losses[:2]), None, None)
-            loss.set_loss_gradient(logits, boxes, targets, matched, divisors, cotangents, *options)
+            loss.set_loss_gradient(logits, boxes, targets, matched, None, divisors, cotangents, *options)
     tensors = [value for arguments in launched for value in arguments.values() if isinstance(value, Tensor)]
     assert {value.device.type for value in tensors} == {"cuda"}
     assert len(launched) == 7 + isinstance(targets, Tubelets)
@@ -137,6 +139,7 @@ def test_a_batch_of_clips_is_one_launch(changed: bool, launched: list[tuple[Any,
     assert watch.launching == []
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode() as mode, Watch() as watch:
         patch.setattr(launch, "launch", lambda kernel, programs, **arguments: launched.append(kernel))
+        patch.setattr(launch, "capability", lambda device: (9, 0))
         on_gpu = [torch.empty_like(mode.from_tensor(value), device="cuda") for value in values]
         clips.gather_clips(*on_gpu, *[None] * (5 - len(on_gpu)), torch.float16)  # pyright: ignore
     assert len(launched) == 2

@@ -56,21 +56,23 @@ def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
     logits, boxes, targets, matched = make(dtype, tubelets)
     wide = torch.promote_types(dtype, torch.float32)
     divisors, cotangent = torch.ones(2, 2, dtype=wide, device=DEVICE), torch.ones(2, dtype=wide, device=DEVICE)
-    loss = (WEIGHTS, 0.1, "cross_entropy", True)
+    loss = (WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, "giou", True)
     cost = torch.rand(2, 4, 5, device=DEVICE).to(dtype)
     pool, indices, windows, colour, levels = make_clips()
     found = {}
     for kind in ("triton", "reference"):
-        found[f"pairwise_cost {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", kind)
-        found[f"match {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", kind)
+        found[f"pairwise_cost {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", 0.25, 2.0, "giou", kind)
+        found[f"match {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", 0.25, 2.0, "giou", kind)
         found[f"assign {kind}"] = (cost, targets.counts, False, True, kind)
         found[f"assign {kind} without duals and counts"] = (cost.mT, None, True, False, kind)
         computed = dtype if kind == "reference" or dtype != torch.float64 else torch.float32
         found[f"gather_clips {kind}"] = (pool, indices, windows, colour, levels, computed, kind)
         found[f"gather_clips {kind} without changes"] = (pool, indices, None, None, None, computed, kind)
-    found["set_loss"] = (logits, boxes, *flat(targets), matched, *loss)
+    found["set_loss"] = (logits, boxes, *flat(targets), matched, None, *loss)
+    class_weights = torch.tensor([0.5, 2.0, 0.1], device=DEVICE)
+    found["set_loss with class weights"] = (logits, boxes, *flat(targets), matched, class_weights, *loss)
     found["set_loss_gradient"] = (
-        *(logits, boxes, *flat(targets), matched, divisors),
+        *(logits, boxes, *flat(targets), matched, None, divisors),
         *(cotangent, None, cotangent, None, *loss),
     )
     return found

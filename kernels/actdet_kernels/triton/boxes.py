@@ -4,12 +4,15 @@ The four values may be scalars or blocks of any shape. What broadcasts is compar
 an array of shape (N, M, 4) never exists.
 """
 
+import math
+
 import triton
 import triton.language as tl
 
 from actdet_kernels import reference
 
 SMALLEST_AREA = tl.constexpr(reference.SMALLEST_AREA)
+FOUR_BY_PI_SQUARED = tl.constexpr(4 / math.pi**2)
 
 
 @triton.jit
@@ -23,14 +26,15 @@ def load_box(pointer, mask, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def box_terms(a, b):
-    """The L1 distance of the four values as they are, and 1 - GIoU."""
+def box_terms(a, b, BOX_TERM: tl.constexpr):
+    """The L1 distance of the four values as they are, and 1 - GIoU, DIoU or CIoU."""
     l1 = tl.abs(a[0] - b[0]) + tl.abs(a[1] - b[1]) + tl.abs(a[2] - b[2]) + tl.abs(a[3] - b[3])
-    return l1, 1 - box_giou(a, b)
+    similarity = box_giou(a, b) if BOX_TERM == "giou" else box_diou(a, b, BOX_TERM)
+    return l1, 1 - similarity
 
 
 @triton.jit
-def tubelet_terms(a, b, visible, frames, m_a, m_b, DTYPE: tl.constexpr):
+def tubelet_terms(a, b, visible, frames, m_a, m_b, BOX_TERM: tl.constexpr, DTYPE: tl.constexpr):
     """The means of `box_terms` over the frames that are visible, of tubelets (frames, 4) behind the pointers a and b.
 
     visible points to the flags (frames,) of b; None where every frame is.
@@ -39,7 +43,8 @@ def tubelet_terms(a, b, visible, frames, m_a, m_b, DTYPE: tl.constexpr):
     l1, giou, seen = shape * 0, shape * 0, shape * 0
     for frame in range(frames):
         m = m_b if visible is None else tl.load(visible + frame, mask=m_b, other=0) != 0
-        frame_l1, frame_giou = box_terms(load_box(a + frame * 4, m_a, DTYPE), load_box(b + frame * 4, m, DTYPE))
+        box_a, box_b = load_box(a + frame * 4, m_a, DTYPE), load_box(b + frame * 4, m, DTYPE)
+        frame_l1, frame_giou = box_terms(box_a, box_b, BOX_TERM)
         m &= m_a
         l1 += tl.where(m, frame_l1, 0.0)
         giou += tl.where(m, frame_giou, 0.0)
@@ -93,6 +98,117 @@ def giou_gradient(a, b):
     d_w = tl.where(a[2] < 0, 0.0, (d_x2 - d_x1) / 2)
     d_h = tl.where(a[3] < 0, 0.0, (d_y2 - d_y1) / 2)
     return d_x1 + d_x2, d_y1 + d_y2, d_w, d_h
+
+
+@triton.jit
+def box_diou(a, b, BOX_TERM: tl.constexpr):
+    """IoU, distance IoU or complete IoU (Zheng et al. 2020), of which `reference.box_similarity` is the definition."""
+    ax1, ay1, ax2, ay2 = box_corners(a)
+    bx1, by1, bx2, by2 = box_corners(b)
+    overlap_x = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
+    overlap_y = tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
+    intersection = tl.maximum(overlap_x, 0.0) * tl.maximum(overlap_y, 0.0)
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection
+    hull_x = tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1)
+    hull_y = tl.maximum(ay2, by2) - tl.minimum(ay1, by1)
+    iou = divide_or_zero(intersection, union)
+    similarity = iou
+    if BOX_TERM != "iou":
+        similarity -= divide_or_zero(square(a[0] - b[0]) + square(a[1] - b[1]), square(hull_x) + square(hull_y))
+    if BOX_TERM == "ciou":
+        _, v, alpha = aspect_terms(a, b, iou)
+        similarity -= alpha * v
+    return similarity
+
+
+@triton.jit
+def diou_gradient(a, b, BOX_TERM: tl.constexpr):
+    """d diou / d a, or d ciou / d a, the four values, with PyTorch's choices at the kinks.
+
+    With D the squared distance of the centers, S the squared diagonal of the hull, and I, U, A as in `giou_gradient`:
+    d diou = (1 / U + I / U^2) dI - I / U^2 dA - dD / S + D / S^2 dS,  and  d ciou = d diou - alpha dv.
+    """
+    ax1, ay1, ax2, ay2 = box_corners(a)
+    bx1, by1, bx2, by2 = box_corners(b)
+    w, h = ax2 - ax1, ay2 - ay1
+    overlap_x = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
+    overlap_y = tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
+    hull_x = tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1)
+    hull_y = tl.maximum(ay2, by2) - tl.minimum(ay1, by1)
+    inner_x, inner_y = tl.maximum(overlap_x, 0.0), tl.maximum(overlap_y, 0.0)
+    intersection = inner_x * inner_y
+    union = w * h + (bx2 - bx1) * (by2 - by1) - intersection
+    span = square(hull_x) + square(hull_y)
+
+    iou, by_union, by_span = divide_or_zero(intersection, union), divide_or_zero(1.0, union), divide_or_zero(1.0, span)
+    d_area = -iou * by_union
+    d_intersection = by_union - d_area
+    d_hull = 2 * divide_or_zero(square(a[0] - b[0]) + square(a[1] - b[1]), span) * by_span
+    d_x1, d_x2 = side_gradient(ax1, ax2, bx1, bx2, d_area * h, d_intersection * inner_y, d_hull * hull_x, overlap_x)
+    d_y1, d_y2 = side_gradient(ay1, ay2, by1, by2, d_area * w, d_intersection * inner_x, d_hull * hull_y, overlap_y)
+    d_w, d_h = (d_x2 - d_x1) / 2, (d_y2 - d_y1) / 2
+    if BOX_TERM == "ciou":
+        angle, _, alpha = aspect_terms(a, b, iou)
+        # d angle / d w = -h / (w^2 + h^2), and d angle / d h = w / (w^2 + h^2).
+        w, h = not_negative(a[2]), not_negative(a[3])
+        by_angle = alpha * (2 * tl.full([], FOUR_BY_PI_SQUARED, angle.dtype)) * angle
+        by_angle = divide_or_zero(by_angle, square(w) + square(h))
+        d_w += by_angle * h
+        d_h -= by_angle * w
+    d_w, d_h = tl.where(a[2] < 0, 0.0, d_w), tl.where(a[3] < 0, 0.0, d_h)
+    return d_x1 + d_x2 - 2 * (a[0] - b[0]) * by_span, d_y1 + d_y2 - 2 * (a[1] - b[1]) * by_span, d_w, d_h
+
+
+@triton.jit
+def aspect_terms(a, b, iou):
+    """CIoU's angle between the diagonals of a and b, its v, and its alpha. 0 where one of the boxes is a point."""
+    a_w, a_h, b_w, b_h = not_negative(a[2]), not_negative(a[3]), not_negative(b[2]), not_negative(b[3])
+    points = (square(a_w) + square(a_h) <= SMALLEST_AREA) | (square(b_w) + square(b_h) <= SMALLEST_AREA)
+    # atan(x) - atan(y) = atan((x - y) / (1 + x y)), whose denominator, of sides, is not negative.
+    cross, dot = b_w * a_h - a_w * b_h, tl.where(points, 1.0, a_w * b_w + a_h * b_h)
+    angle = tl.where(points, 0.0, arctan(cross, dot))
+    v = tl.full([], FOUR_BY_PI_SQUARED, angle.dtype) * angle * angle
+    return angle, v, divide_or_zero(v, not_negative(1 - iou) + v)
+
+
+@triton.jit
+def arctan(y, x):
+    """atan(y / x) for x >= 0 that are not both 0, to some roundings, by the rational function of Cephes (Moshier 1992).
+
+    The quotient is brought into [-0.21, 0.66] before anything is divided.
+    """
+    size = tl.abs(y)
+    steep = size > x
+    low, high = tl.where(steep, x, size), tl.where(steep, size, x)
+    middle = low > 0.66 * high
+    z = tl.where(middle, low - high, low) / tl.where(middle, low + high, high)
+    square_z = z * z
+    # Numbers of the argument's type, as Triton would round a Python float to float32.
+    p = tl.full([], -8.750608600031904122785e-1, z.dtype) * square_z
+    p = (p + tl.full([], -1.615753718733365076637e1, z.dtype)) * square_z
+    p = (p + tl.full([], -7.500855792314704667340e1, z.dtype)) * square_z
+    p = (p + tl.full([], -1.228866684490136173410e2, z.dtype)) * square_z
+    p = p + tl.full([], -6.485021904942025371773e1, z.dtype)
+    q = (square_z + tl.full([], 2.485846490142306297962e1, z.dtype)) * square_z
+    q = (q + tl.full([], 1.650270098316988542046e2, z.dtype)) * square_z
+    q = (q + tl.full([], 4.328810604912902668951e2, z.dtype)) * square_z
+    q = (q + tl.full([], 4.853903996359136964868e2, z.dtype)) * square_z
+    q = q + tl.full([], 1.945506571482613964425e2, z.dtype)
+    angle = z + z * (square_z * p / q)
+    angle += tl.where(middle, tl.full([], 0.7853981633974483, z.dtype), tl.full([], 0.0, z.dtype))
+    angle = tl.where(steep, tl.full([], 1.5707963267948966, z.dtype) - angle, angle)
+    return tl.where(y < 0, -angle, angle)
+
+
+@triton.jit
+def square(x):
+    return x * x
+
+
+@triton.jit
+def not_negative(x):
+    """NaN stays NaN."""
+    return tl.where(x < 0, 0.0, x)
 
 
 @triton.jit

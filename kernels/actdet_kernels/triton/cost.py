@@ -1,9 +1,10 @@
 """The matching cost of every query with every target: device functions, and the kernel that writes it out.
 
-cost[i, j] = cls * class_cost + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j))
+cost[i, j] = cls * class_cost + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j)),  or with DIoU or CIoU
 
 class_cost with "softmax": -softmax(logits_i)[label_j]
-           with "focal":   alpha (1 - p)^2 -log(p) - (1 - alpha) p^2 -log(1 - p),  p = sigmoid(logits_i[label_j])
+           with "focal":   alpha (1 - p)^gamma -log(p) - (1 - alpha) p^gamma -log(1 - p),
+                           p = sigmoid(logits_i[label_j])
 
 The L1 and GIoU terms of tubelets are means over the visible frames.
 Everything is computed in float32, or in float64 where logits or boxes are float64. A label that no logit has makes the
@@ -19,7 +20,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actdet_kernels.reference import FOCAL_ALPHA
 from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.boxes import tubelet_terms
@@ -35,14 +35,16 @@ from actdet_kernels.triton.launch import (
 
 BLOCK_N, BLOCK_M = 64, 8  # queries and targets that one program compares at a time
 LARGEST_BLOCK_C = 16  # logits of a query that are in registers at a time
-ALPHA = tl.constexpr(FOCAL_ALPHA)
 MINUS_INFINITY = tl.constexpr(float("-inf"))
 
 
 @triton.jit
-def pair_cost(x, normaliser, box_terms, weights, CLASS_COST: tl.constexpr):
-    """The cost of pairs: x is the query's logit of the target's class, box_terms their L1 and GIoU terms."""
-    class_cost = softmax_cost(x, normaliser) if CLASS_COST == "softmax" else focal_cost(x)
+def pair_cost(x, normaliser, box_terms, weights, COST: tl.constexpr):
+    """The cost of pairs: x is the query's logit of the target's class, box_terms their L1 and GIoU terms.
+
+    COST: CLASS_COST, ALPHA, GAMMA and BOX_TERM, together so that they pass through the assignment as one.
+    """
+    class_cost = softmax_cost(x, normaliser) if COST[0] == "softmax" else focal_cost(x, COST[1], COST[2])
     return weights[0] * class_cost + weights[1] * box_terms[0] + weights[2] * box_terms[1]
 
 
@@ -53,7 +55,7 @@ def softmax_cost(x, normaliser):
 
 
 @triton.jit
-def focal_cost(x):
+def focal_cost(x, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
     """The focal loss of calling it this class, less that of calling it none (Lin et al. 2017, as Deformable DETR).
 
     sigmoid(x) and sigmoid(-x) come from one exponential that cannot overflow; neither is one less the other.
@@ -63,7 +65,24 @@ def focal_cost(x):
     p, rest = tl.where(x > 0, larger, smaller), tl.where(x > 0, smaller, larger)
     common = tl.log(1 + tail)
     found, missed = common + tl.where(x < 0, -x, 0.0), common + tl.where(x > 0, x, 0.0)  # -log(p), -log(1 - p)
-    return ALPHA * rest * rest * found - (1 - ALPHA) * p * p * missed
+    # Of the logits' type, as Triton would round a Python float to float32.
+    alpha = tl.full([], ALPHA, x.dtype)
+    others = tl.full([], 1 - ALPHA, x.dtype)
+    return times_power(alpha, rest, missed, GAMMA) * found - times_power(others, p, found, GAMMA) * missed
+
+
+@triton.jit
+def times_power(factor, p, surprise, GAMMA: tl.constexpr):
+    """factor * p^GAMMA. surprise: -log(p), by which a power is 0 where p is, and not NaN."""
+    if GAMMA == 0:
+        result = factor
+    elif GAMMA == 1:
+        result = factor * p
+    elif GAMMA == 2:
+        result = factor * p * p
+    else:
+        result = factor * tl.exp(tl.full([], -GAMMA, surprise.dtype) * surprise)
+    return result
 
 
 @triton.jit
@@ -116,7 +135,8 @@ def load_logit(pointer, label, classes, DTYPE: tl.constexpr):
 def pairwise_cost_kernel(
     logits, boxes, labels, target_boxes, counts, visible, out,
     batch, queries, size, classes, frames,
-    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CLASS_COST: tl.constexpr,
+    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr,
+    CLASS_COST: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BOX_TERM: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out (problems, size, queries): one program writes BLOCK_N queries of one problem, BLOCK_M targets at a time."""
@@ -140,8 +160,8 @@ def pairwise_cost_kernel(
         x = load_logit(p_logits, label, classes, DTYPE)
         p_targets = target_boxes + target * frames * 4
         p_visible = None if visible is None else visible + target * frames
-        terms = tubelet_terms(p_boxes, p_targets, p_visible, frames, m_n, m_m, DTYPE)
-        cost = tl.where(m_m, pair_cost(x, normaliser, terms, weights, CLASS_COST), 0)
+        terms = tubelet_terms(p_boxes, p_targets, p_visible, frames, m_n, m_m, BOX_TERM, DTYPE)
+        cost = tl.where(m_m, pair_cost(x, normaliser, terms, weights, (CLASS_COST, ALPHA, GAMMA, BOX_TERM)), 0)
         tl.store(out + (i_p * size + o_m) * queries + o_n, cost, mask=m_n & (o_m < size))
 
 
@@ -151,6 +171,9 @@ def pairwise_cost(
     targets: Targets | Tubelets,
     weights: tuple[float, float, float],
     class_cost: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
     dtype: torch.dtype,
 ) -> Tensor:
     """(..., B, M, N) of `dtype`: the queries of one target lie together in memory, as the assignment reads them."""
@@ -168,6 +191,6 @@ def pairwise_cost(
         BLOCK_M=BLOCK_M,
         BLOCK_C=block_of_classes(classes, LARGEST_BLOCK_C),
         **compiler_options(),
-        **cost_options(compute_dtype(logits, boxes), weights, class_cost),
+        **cost_options(compute_dtype(logits, boxes), weights, class_cost, alpha, gamma, box_term),
     )
     return out

@@ -82,8 +82,26 @@ def weight_options(weights: tuple[float, float, float]) -> dict[str, float]:
     return dict(zip(("CLS", "L1", "GIOU"), map(float, weights), strict=True))
 
 
-def cost_options(compute: torch.dtype, weights: tuple[float, float, float], class_cost: str) -> dict[str, Any]:
-    return {**weight_options(weights), "CLASS_COST": class_cost, "DTYPE": triton_dtype(compute)}
+def focal_options(focal: bool, alpha: float, gamma: float) -> dict[str, float]:
+    """Compile-time constants, and so 0 where nothing is focal, lest a kernel is compiled for what it does not use."""
+    return {"ALPHA": float(alpha) if focal else 0.0, "GAMMA": float(gamma) if focal else 0.0}
+
+
+def cost_options(
+    compute: torch.dtype,
+    weights: tuple[float, float, float],
+    class_cost: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
+) -> dict[str, Any]:
+    return {
+        "CLASS_COST": class_cost,
+        "BOX_TERM": box_term,
+        "DTYPE": triton_dtype(compute),
+        **weight_options(weights),
+        **focal_options(class_cost == "focal", alpha, gamma),
+    }
 
 
 def block_of_classes(classes: int, largest: int) -> int:

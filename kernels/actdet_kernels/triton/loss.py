@@ -1,11 +1,16 @@
 """The set criterion over matched and unmatched queries: losses in two launches, gradients in one.
 
 cls  = sum_n w_n (-log softmax(logits_n)[label_n]) / sum_n w_n           "cross_entropy": w is no_object_weight where
-                                                                         label_n is no_object, else 1
-     = sum_nc alpha_t (1 - p_t)^2 (-log p_t) / targets                   "focal": p_t = sigmoid(+-logits_nc), + for the
+                                                                         label_n is no_object, else 1; or the label's
+                                                                     of the class weights, which are also factors
+                                                                     of each class c in "focal"
+     = sum_nc alpha_t (1 - p_t)^gamma (-log p_t) / targets               "focal": p_t = sigmoid(+-logits_nc), + for the
                                                                          label, - for every other class
+     = sum_nc q_nc BCE(p, q_nc) or alpha p^gamma BCE(p, 0) / targets     "varifocal": p = sigmoid(logits_nc), q_nc = the
+                                                                         IoU of the matched boxes for the label, else 0
+     = sum_nc |q_nc - p|^gamma BCE(p, q_nc) / targets                    "quality_focal"
 l1   = sum over matched n of |b_n - target|_1 / targets                  tubelets: means over the visible frames
-giou = sum over matched n of 1 - GIoU(b_n, target) / targets
+giou = sum over matched n of 1 - GIoU(b_n, target) / targets              or of DIoU or CIoU
 
 for every layer. A program takes some queries of one problem (a sample under one layer). `set_loss_kernel` writes the
 sums of each program and `total_kernel` adds them up in one fixed order, so that two runs give the same bits;
@@ -26,12 +31,13 @@ from torch import Tensor
 
 from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import launch
-from actdet_kernels.triton.boxes import giou_gradient, load_box, tubelet_terms
-from actdet_kernels.triton.cost import ALPHA, load_logits, softmax_normaliser
+from actdet_kernels.triton.boxes import diou_gradient, giou_gradient, load_box, tubelet_terms
+from actdet_kernels.triton.cost import load_logits, softmax_normaliser, times_power
 from actdet_kernels.triton.launch import (
     block_of_classes,
     compiler_options,
     compute_dtype,
+    focal_options,
     inputs,
     sizes,
     tile_count,
@@ -66,16 +72,66 @@ def find_labels(labels, target, classes, NO_OBJECT: tl.constexpr):
 
 
 @triton.jit
-def focal_terms(x, hit):
-    """(alpha_t (1 - p_t)^2 (-log p_t), its derivative) of logits x (Lin et al. 2017); hit: it is the label's."""
+def weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT: tl.constexpr, DTYPE: tl.constexpr):
+    """(BLOCK_N,) what each query counts for in the cross entropy. class_weights: None for no_object's alone."""
+    if class_weights is None:
+        weight = tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
+    else:
+        known = (label >= 0) & (label < classes)
+        weight = tl.load(class_weights + tl.where(known, label, 0)).to(DTYPE)
+    return weight
+
+
+@triton.jit
+def focal_terms(x, hit, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
+    """(alpha_t (1 - p_t)^gamma (-log p_t), its derivative) of logits x (Lin et al. 2017); hit: it is the label's."""
     sign = tl.where(hit, 1.0, -1.0).to(x.dtype)
     x = x * sign
     tail = tl.exp(-tl.abs(x))
     p = tl.where(x > 0, 1.0, tail) / (1 + tail)
     rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
-    surprise = tl.log(1 + tail) + tl.where(x < 0, -x, 0.0)  # -log(p)
-    alpha = tl.where(hit, ALPHA, 1 - ALPHA).to(x.dtype)
-    return alpha * rest * rest * surprise, -sign * alpha * rest * rest * (2 * p * surprise + rest)
+    common = tl.log(1 + tail)
+    surprise = common + tl.where(x < 0, -x, 0.0)  # -log(p)
+    alpha = tl.where(hit, tl.full([], ALPHA, x.dtype), tl.full([], 1 - ALPHA, x.dtype))
+    gamma = tl.full([], GAMMA, x.dtype)
+    of_rest = common + tl.where(x > 0, x, 0.0)  # -log(1 - p)
+    value = times_power(alpha, rest, of_rest, GAMMA) * surprise
+    return value, times_power(-sign * alpha, rest, of_rest, GAMMA) * (gamma * p * surprise + rest)
+
+
+@triton.jit
+def soft_terms(x, hit, quality, SOFT: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
+    """A factor times BCE(sigmoid(x), q), and its derivative. q: the quality where `hit` (it is the label's), else 0.
+
+    The factor of "varifocal" is q or alpha p^gamma, a constant to the derivative, and that of "quality_focal" is
+    |q - p|^gamma.
+    """
+    tail = tl.exp(-tl.abs(x))
+    p = tl.where(x > 0, 1.0, tail) / (1 + tail)
+    rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
+    common = tl.log(1 + tail)
+    found = common + tl.where(x < 0, -x, 0.0)  # -log(p)
+    q = tl.where(hit, quality, 0.0)
+    surprise = common + tl.where(x > 0, x, 0.0) - x * q
+    if SOFT == "varifocal":
+        factor = tl.where(hit, q, times_power(tl.full([], ALPHA, x.dtype), p, found, GAMMA))
+        slope = factor * (p - q)
+    else:
+        off = tl.abs(p - q)
+        one_less = times_power(tl.full([], 1.0, x.dtype), off, -tl.log(off), GAMMA - 1)
+        factor = one_less * off
+        slope = factor * (p - q) + one_less * tl.full([], GAMMA, x.dtype) * sign_of(p - q) * p * rest * surprise
+    return factor * surprise, slope
+
+
+@triton.jit
+def qualities(boxes, target_boxes, visible, first, target, row, frames, DTYPE: tl.constexpr):
+    """(BLOCK_N,) the IoU of each query with its target, the means of tubelets. first: the sample's first target."""
+    m_pair = target >= 0
+    goal = tl.where(m_pair, first + target, 0)
+    p_visible = None if visible is None else visible + goal * frames
+    p_boxes, p_targets = boxes + row * frames * 4, target_boxes + goal * frames * 4
+    return 1 - tubelet_terms(p_boxes, p_targets, p_visible, frames, m_pair, m_pair, "iou", DTYPE)[1]
 
 
 @triton.jit
@@ -93,9 +149,10 @@ def locate(matched, labels, counts, batch, queries, size, BLOCK_N: tl.constexpr,
 
 @triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames"])
 def set_loss_kernel(
-    logits, boxes, labels, target_boxes, counts, visible, matched, sums,
+    logits, boxes, labels, target_boxes, counts, visible, matched, class_weights, sums,
     batch, queries, size, classes, frames,
-    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    BOX_TERM: tl.constexpr, SOFT: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sums (4, programs): weighted class losses, their weights, L1 and GIoU terms of BLOCK_N queries."""
@@ -109,22 +166,28 @@ def set_loss_kernel(
         picked = tl.load(p_logits + tl.where(known, label, 0)).to(DTYPE)
         peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
         loss = tl.log(total) - (tl.where(known, picked, float("nan")) - peak)
-        weight = tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
+        weight = weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT, DTYPE)
         cls, weight = tl.where(m_n, weight * loss, 0.0), tl.where(m_n, weight, 0.0)
     else:
         cls, weight = tl.zeros([BLOCK_N], DTYPE), tl.zeros([BLOCK_N], DTYPE)
+        if SOFT != "none":
+            quality = qualities(boxes, target_boxes, visible, i_b * size, target, row, frames, DTYPE)
         for first in range(0, classes, BLOCK_C):
             o_c = first + tl.arange(0, BLOCK_C)[None, :]
             x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
-            value = focal_terms(x, o_c == label[:, None])[0]
+            if SOFT == "none":
+                value = focal_terms(x, o_c == label[:, None], ALPHA, GAMMA)[0]
+            else:
+                value = soft_terms(x, o_c == label[:, None], quality[:, None], SOFT, ALPHA, GAMMA)[0]
+            if class_weights is not None:
+                value *= tl.load(class_weights + o_c, mask=o_c < classes, other=0).to(DTYPE)
             cls += tl.sum(tl.where(m_n[:, None] & (o_c < classes), value, 0.0), axis=1)
         cls = tl.where(m_pair & ((label < 0) | (label >= classes)), float("nan"), cls)
 
     goal = tl.where(m_pair, i_b * size + target, 0)
     p_visible = None if visible is None else visible + goal * frames
-    l1, giou = tubelet_terms(
-        boxes + row * frames * 4, target_boxes + goal * frames * 4, p_visible, frames, m_pair, m_pair, DTYPE
-    )
+    p_boxes, p_targets = boxes + row * frames * 4, target_boxes + goal * frames * 4
+    l1, giou = tubelet_terms(p_boxes, p_targets, p_visible, frames, m_pair, m_pair, BOX_TERM, DTYPE)
     p_sums, programs = sums + tl.program_id(0), tl.num_programs(0).to(tl.int64)
     tl.store(p_sums, tl.sum(cls, axis=0))
     tl.store(p_sums + programs, tl.sum(weight, axis=0))
@@ -193,11 +256,12 @@ def weigh(cls, l1, giou, CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr
 
 @triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames", "layers"])
 def gradient_kernel(
-    logits, boxes, labels, target_boxes, counts, visible, matched, divisors,
+    logits, boxes, labels, target_boxes, counts, visible, matched, class_weights, divisors,
     d_total, d_cls, d_l1, d_giou, d_logits, d_boxes,
     batch, queries, size, classes, frames, layers,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, PER_LAYER: tl.constexpr,
-    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr,
+    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    BOX_TERM: tl.constexpr, SOFT: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """d_logits and d_boxes of BLOCK_N queries, from the gradients of the four losses, None for those not used."""
@@ -214,7 +278,9 @@ def gradient_kernel(
     by_query = tl.where(m_pair & ((label < 0) | (label >= classes)), float("nan"), by_cls)
     if CROSS_ENTROPY:
         peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
-        by_query *= tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
+        by_query *= weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT, DTYPE)
+    if SOFT != "none":
+        quality = qualities(boxes, target_boxes, visible, i_b * size, target, row, frames, DTYPE)
     for first in range(0, classes, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)[None, :]
         x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
@@ -222,7 +288,12 @@ def gradient_kernel(
         if CROSS_ENTROPY:
             gradient = by_query[:, None] * (tl.exp(x - peak[:, None]) / total[:, None] - tl.where(hit, 1.0, 0.0))
         else:
-            gradient = by_query[:, None] * focal_terms(x, hit)[1]
+            if SOFT == "none":
+                gradient = by_query[:, None] * focal_terms(x, hit, ALPHA, GAMMA)[1]
+            else:
+                gradient = by_query[:, None] * soft_terms(x, hit, quality[:, None], SOFT, ALPHA, GAMMA)[1]
+            if class_weights is not None:
+                gradient *= tl.load(class_weights + o_c, mask=o_c < classes, other=0).to(DTYPE)
         tl.store(d_logits + row[:, None] * classes + o_c, gradient, mask=m_n[:, None] & (o_c < classes))
 
     goal = tl.where(m_pair, i_b * size + target, 0)
@@ -237,7 +308,7 @@ def gradient_kernel(
         p_box = (row * frames + frame) * 4
         box = load_box(boxes + p_box, m, DTYPE)
         wanted = load_box(target_boxes + (goal * frames + frame) * 4, m, DTYPE)
-        of_giou = giou_gradient(box, wanted)
+        of_giou = giou_gradient(box, wanted) if BOX_TERM == "giou" else diou_gradient(box, wanted, BOX_TERM)
         for axis in tl.static_range(4):
             gradient = by_l1 * sign_of(box[axis] - wanted[axis]) - by_giou * of_giou[axis]
             tl.store(d_boxes + p_box + axis, tl.where(m, gradient, 0.0), mask=m_n)
@@ -265,9 +336,13 @@ def set_loss(
     boxes: Tensor,
     targets: Targets | Tubelets,
     matched: Tensor,
+    class_weights: Tensor | None,
     weights: tuple[float, float, float],
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
     per_layer: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """total, cls, l1, giou, (...) where `per_layer` and 0-d otherwise; and the divisors, which the gradient needs."""
@@ -282,10 +357,11 @@ def set_loss(
         set_loss_kernel,
         sums.shape[1],
         matched=matched.contiguous(),
+        class_weights=None if class_weights is None else class_weights.contiguous(),
         sums=sums,
         **inputs(logits, boxes, targets),
         **sizes(logits, targets),
-        **loss_options(compute, no_object_weight, class_loss, classes),
+        **loss_options(compute, no_object_weight, class_loss, alpha, gamma, box_term, classes),
     )
     launch.launch(
         total_kernel,
@@ -318,11 +394,15 @@ def set_loss_gradient(
     boxes: Tensor,
     targets: Targets | Tubelets,
     matched: Tensor,
+    class_weights: Tensor | None,
     divisors: Tensor,
     cotangents: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     weights: tuple[float, float, float],
     no_object_weight: float,
     class_loss: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
     per_layer: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of logits and boxes, from those of total, cls, l1 and giou."""
@@ -336,6 +416,7 @@ def set_loss_gradient(
         gradient_kernel,
         layers * batch * tile_count(queries, BLOCK_N),
         matched=matched.contiguous(),
+        class_weights=None if class_weights is None else class_weights.contiguous(),
         divisors=divisors,
         d_total=d_total,
         d_cls=d_cls,
@@ -348,18 +429,29 @@ def set_loss_gradient(
         **inputs(logits, boxes, targets),
         **sizes(logits, targets),
         **weight_options(weights),
-        **loss_options(compute, no_object_weight, class_loss, classes),
+        **loss_options(compute, no_object_weight, class_loss, alpha, gamma, box_term, classes),
     )
     return d_logits, d_boxes
 
 
-def loss_options(compute: torch.dtype, no_object_weight: float, class_loss: str, classes: int) -> dict[str, Any]:
+def loss_options(
+    compute: torch.dtype,
+    no_object_weight: float,
+    class_loss: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
+    classes: int,
+) -> dict[str, Any]:
     return {
         "NO_OBJECT_WEIGHT": float(no_object_weight),
         "CROSS_ENTROPY": class_loss == "cross_entropy",
+        "BOX_TERM": box_term,
+        "SOFT": class_loss if class_loss in ("varifocal", "quality_focal") else "none",
         "DTYPE": triton_dtype(compute),
         "BLOCK_N": BLOCK_N,
         "BLOCK_M": BLOCK_M,
         "BLOCK_C": block_of_classes(classes, LARGEST_BLOCK_C),
+        **focal_options(class_loss != "cross_entropy", alpha, gamma),
         **compiler_options(),
     }

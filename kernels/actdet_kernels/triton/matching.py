@@ -27,16 +27,16 @@ FUSED_BLOCK = {torch.float32: 1024, torch.float64: 512}  # above, a cost matrix 
 
 
 @triton.jit
-def target_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
+def target_costs(source, i, j, COST: tl.constexpr, DTYPE: tl.constexpr):
     """The costs of target i for every query j: what is known of the queries stays in registers."""
     query, normaliser, weights, logits, labels, target_boxes, classes = source
     x = load_logit(logits, tl.load(labels + i), classes, DTYPE)
     target = load_box(target_boxes + i * 4, None, DTYPE)
-    return pair_cost(x, normaliser, box_terms(query, target), weights, CLASS_COST)
+    return pair_cost(x, normaliser, box_terms(query, target, COST[3]), weights, COST)
 
 
 @triton.jit
-def query_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
+def query_costs(source, i, j, COST: tl.constexpr, DTYPE: tl.constexpr):
     """The costs of query i for every target j: what is known of the targets stays in registers."""
     target, label, weights, logits, boxes, classes = source
     row = logits + i * classes
@@ -44,18 +44,19 @@ def query_costs(source, i, j, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr):
     ROWS: tl.constexpr = i.numel
     BLOCK_C: tl.constexpr = 16 if ROWS == 1 else 4
     p_rows = tl.reshape(row + tl.zeros([1], tl.int32), [ROWS])
-    normaliser = softmax_normaliser(p_rows, tl.full([ROWS], 1, tl.int1), classes, CLASS_COST, DTYPE, ROWS, BLOCK_C)
+    normaliser = softmax_normaliser(p_rows, tl.full([ROWS], 1, tl.int1), classes, COST[0], DTYPE, ROWS, BLOCK_C)
     if len(i.shape) == 2:
         normaliser = (normaliser[0][:, None], normaliser[1][:, None])
     query = load_box(boxes + i * 4, None, DTYPE)
-    return pair_cost(x, normaliser, box_terms(query, target), weights, CLASS_COST)
+    return pair_cost(x, normaliser, box_terms(query, target, COST[3]), weights, COST)
 
 
 @triton.jit(do_not_specialize=["batch", "queries", "size", "classes"])
 def match_kernel(
     logits, boxes, labels, target_boxes, counts, matched, status,
     batch, queries, size, classes,
-    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CLASS_COST: tl.constexpr,
+    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr,
+    CLASS_COST: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BOX_TERM: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
     """One program matches one problem, a sample under one decoder layer; the layers share the samples' targets."""
@@ -79,8 +80,9 @@ def match_kernel(
         normaliser = softmax_normaliser(p_logits, m_n, classes, CLASS_COST, DTYPE, BLOCK, BLOCK_C)
         for_targets = (query, normaliser, weights, p_logits, labels, target_boxes, classes)
         of_queries = solve(
-            target_costs, CLASS_COST, for_targets, memo, count, queries, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX
-        )
+            target_costs, (CLASS_COST, ALPHA, GAMMA, BOX_TERM),
+            for_targets, memo, count, queries, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX,
+        )  # fmt: skip
         tl.store(matched + o, tl.full([BLOCK], -1, tl.int32), mask=(o >= count) & (o < size))
         tl.store(matched + of_queries[0], o, mask=of_queries[0] >= 0)
         tl.store(status + i_p, of_queries[3])
@@ -90,8 +92,9 @@ def match_kernel(
         label = tl.load(labels + o, mask=m_m, other=-1)
         for_queries = (target, label, weights, logits, boxes, classes)
         of_targets = solve(
-            query_costs, CLASS_COST, for_queries, memo, queries, count, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX
-        )
+            query_costs, (CLASS_COST, ALPHA, GAMMA, BOX_TERM),
+            for_queries, memo, queries, count, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX,
+        )  # fmt: skip
         tl.store(matched + o, of_targets[0], mask=o < size)
         tl.store(status + i_p, of_targets[3])
 
@@ -102,6 +105,9 @@ def match(
     targets: Targets | Tubelets,
     weights: tuple[float, float, float],
     class_cost: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
 ) -> tuple[Tensor, Tensor]:
     """The query of each target (..., B, M) int64, -1 for none, and the status of each problem (..., B) int32."""
     *leading, batch, queries, classes = logits.shape
@@ -109,7 +115,11 @@ def match(
     problems = (*leading, batch)
     block, compute = block_size(queries, size), compute_dtype(logits, boxes)
     if isinstance(targets, Tubelets) or block > FUSED_BLOCK[compute] or queries == 0:
-        cost = pairwise_cost(logits, boxes, targets, weights, class_cost, compute).flatten(0, -3).mT
+        cost = (
+            pairwise_cost(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term, compute)
+            .flatten(0, -3)
+            .mT
+        )
         matched, _, _, _, status = solve_assignment(cost, targets.counts, maximize=False, duals=False)
         return matched.view(*problems, size), status.view(problems)
     matched = launch.empty((*problems, size), torch.int64, logits.device)
@@ -135,7 +145,7 @@ def match(
         size=size,
         classes=classes,
         BLOCK_C=block_of_classes(classes, 512 * solver["num_warps"] // block),  # 16 logits a thread
-        **cost_options(compute, weights, class_cost),
+        **cost_options(compute, weights, class_cost, alpha, gamma, box_term),
         **solver,
     )
     return matched, status
