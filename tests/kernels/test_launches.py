@@ -65,7 +65,6 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
         run(kernel, programs, **arguments)
 
     monkeypatch.setattr(launch, "launch", counted)
-    monkeypatch.setattr(launch, "capability", lambda device: (9, 0))
     return found
 
 
