@@ -113,8 +113,8 @@ class SetCriterion(nn.Module):
         one that there is not.
     weight_dict: kept for the caller, who multiplies the losses by it.
     eos_coef: the weight of no_object in the cross entropy; buffer `empty_weight` holds it for state dicts, as
-        (num_classes + 1,) class weights, all others 1. One that is changed or replaced counts, at the price of one wait
-        for the device. ValueError where other classes than no_object do not weigh 1.
+        (num_classes + 1,) class weights, all others 1. One that is changed, replaced or loaded counts, for every
+        class, at the price of one wait for the device.
     losses: some of "labels", "boxes" and "cardinality". ValueError for others; there are no mask losses.
     focal_alpha: given in place of `eos_coef`, the class loss is the sigmoid-focal one of Deformable
         DETR with this alpha and gamma 2, every logit a class: `SetCriterion(num_classes, HungarianMatcher(...,
@@ -157,6 +157,7 @@ class SetCriterion(nn.Module):
         # The buffer whose number that is, and how often it had been changed then: so much the host knows of it without
         # waiting for the device.
         self._weight_read = (weight, 0 if weight is None else weight._version)
+        self._weighs_classes = False
         self.register_load_state_dict_post_hook(_take_changed_weight)
 
     @property
@@ -230,11 +231,15 @@ class SetCriterion(nn.Module):
             matched = torch.stack([_from_pairs(self.matcher(layer, targets), counts, *shape) for layer in layers])
             matched = matched.to(logits.device, non_blocking=True)
 
+        weight = self.empty_weight
+        if weight is not None:
+            weight = weight.to(logits.device, non_blocking=True) if self._weighs_classes else None
         loss = set_loss(
             logits,
             boxes,
             padded,
             matched,
+            class_weights=weight,
             no_object_weight=self.eos_coef or 0.0,
             class_loss="focal" if focal else "cross_entropy",
             alpha=FOCAL_ALPHA if self.focal_alpha is None else self.focal_alpha,
@@ -351,7 +356,7 @@ def _check_losses(losses: list[str]) -> None:
 
 
 def _take_changed_weight(criterion: SetCriterion, *_: Any) -> None:
-    """no_object weighs what `empty_weight` says, where that was loaded, changed or replaced. It is read only then."""
+    """Classes weigh what `empty_weight` says, where that was loaded, changed or replaced. It is read only then."""
     weight = criterion.empty_weight
     read, version = criterion._weight_read
     if weight is None or (weight is read and weight._version == version):
@@ -361,8 +366,7 @@ def _take_changed_weight(criterion: SetCriterion, *_: Any) -> None:
     if weight.shape != (criterion.num_classes + 1,):
         raise ValueError(f"empty_weight must be ({criterion.num_classes + 1},), got {tuple(weight.shape)}")
     *classes, no_object = weight.tolist()
-    if any(value != 1 for value in classes):
-        raise ValueError("empty_weight must be 1 for every class but no_object")
+    criterion._weighs_classes = any(value != 1 for value in classes)
     # Rounded as the buffer was, the number that it was made of is the same, and the more exact one.
     if no_object != torch.tensor(criterion.eos_coef).to(weight.dtype).item():
         criterion.eos_coef = no_object

@@ -409,8 +409,6 @@ def test_a_criterion_is_kept_like_any_module() -> None:
     assert again.eos_coef == 0.1
     for same in (loaded, again, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), loss.half()):
         torch.testing.assert_close(same(outputs, samples(RAGGED)), wanted, rtol=1e-6, atol=1e-6)
-    with pytest.raises(ValueError, match="empty_weight must be 1 for every class but no_object"):
-        loaded.load_state_dict({"empty_weight": torch.tensor([1, 2, 1, 1, 0.1])})
 
 
 def test_transformers_criterion_has_no_state() -> None:
@@ -462,14 +460,19 @@ def test_a_matcher_of_ones_own_that_derives_from_ours_is_called() -> None:
     assert (got["loss_bbox"].item(), got["loss_giou"].item(), got["class_error"].item()) == (0, 0, 100)
 
 
-def weight_by_hand(leaves: list[Tensor], targets: list[dict[str, Tensor]], no_object: float) -> Tensor:
+def weight_by_hand(leaves: list[Tensor], targets: list[dict[str, Tensor]], weight: list[float]) -> Tensor:
     """The cross entropy of the first layer, by PyTorch's, on the matcher's own pairs."""
     pairs = HungarianMatcher(*COSTS)({"pred_logits": leaves[0], "pred_boxes": leaves[1]}, targets)
     wanted = torch.full(leaves[0].shape[:2], CLASSES)
     for row, (queries, chosen) in enumerate(pairs):
         wanted[row, queries] = targets[row]["labels"][chosen]
-    weight = torch.tensor([1.0] * CLASSES + [no_object], dtype=torch.float64)
-    return torch.nn.functional.cross_entropy(leaves[0].flatten(0, 1), wanted.flatten(), weight)
+    by_class = torch.tensor(weight, dtype=torch.float64)
+    return torch.nn.functional.cross_entropy(leaves[0].flatten(0, 1), wanted.flatten(), by_class)
+
+
+AT_FIRST = [1.0] * CLASSES + [0.5]
+CHANGED = [1.0] * CLASSES + [0.75]
+BY_CLASS = [0.5, 2.0, 0.0, 1.25, 0.75]
 
 
 def set_entry(loss: SetCriterion) -> None:
@@ -478,12 +481,20 @@ def set_entry(loss: SetCriterion) -> None:
 
 
 def replace_buffer(loss: SetCriterion) -> None:
-    loss.empty_weight = torch.tensor([1.0] * CLASSES + [0.75])
+    loss.empty_weight = torch.tensor(CHANGED)
+
+
+def weigh_classes(loss: SetCriterion) -> None:
+    loss.empty_weight = torch.tensor(BY_CLASS)
+
+
+def load_weights(loss: SetCriterion) -> None:
+    loss.load_state_dict({"empty_weight": torch.tensor(BY_CLASS)})
 
 
 def copy_into_it(loss: SetCriterion) -> None:
     assert loss.empty_weight is not None
-    loss.empty_weight.copy_(torch.tensor([1.0] * CLASSES + [0.75]))
+    loss.empty_weight.copy_(torch.tensor(CHANGED))
 
 
 def change_and_cast(loss: SetCriterion) -> None:
@@ -495,17 +506,28 @@ def set_coefficient(loss: SetCriterion) -> None:
     loss.eos_coef = 0.75
 
 
-@pytest.mark.parametrize("change", [set_entry, replace_buffer, copy_into_it, change_and_cast, set_coefficient])
-def test_a_weight_that_is_changed_counts(change: Any) -> None:
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        (set_entry, CHANGED),
+        (replace_buffer, CHANGED),
+        (copy_into_it, CHANGED),
+        (change_and_cast, CHANGED),
+        (set_coefficient, CHANGED),
+        (weigh_classes, BY_CLASS),
+        (load_weights, BY_CLASS),
+    ],
+)
+def test_a_weight_that_is_changed_counts(change: Any, changed: list[float]) -> None:
     targets = samples(RAGGED)
     outputs, leaves = predictions(1, len(RAGGED))
     loss = SetCriterion(CLASSES, HungarianMatcher(*COSTS), {}, 0.5)
-    for no_object in (0.5, 0.75, 0.75):
-        if no_object == 0.75:
+    for weight in (AT_FIRST, changed, changed):
+        if weight is changed:
             change(loss)
         for same in (loss, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
             got = same(outputs, targets)["loss_ce"]
-            torch.testing.assert_close(got, weight_by_hand(leaves, targets, no_object), rtol=1e-12, atol=0)
+            torch.testing.assert_close(got, weight_by_hand(leaves, targets, weight), rtol=1e-12, atol=0)
 
 
 def test_a_weight_is_read_only_after_it_was_changed() -> None:
@@ -520,13 +542,21 @@ def test_a_weight_is_read_only_after_it_was_changed() -> None:
         loss(outputs, samples([1, 2]))
 
 
+def test_weights_of_other_classes_go_back_to_one() -> None:
+    targets = samples(RAGGED)
+    outputs, leaves = predictions(1, len(RAGGED))
+    loss = SetCriterion(CLASSES, HungarianMatcher(*COSTS), {}, 0.5)
+    for weight in (BY_CLASS, AT_FIRST):
+        loss.empty_weight = torch.tensor(weight)
+        got = loss(outputs, targets)["loss_ce"]
+        torch.testing.assert_close(got, weight_by_hand(leaves, targets, weight), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        ([1.0, 2.0, 1.0, 1.0, 0.1], "^empty_weight must be 1 for every class but no_object$"),
         ([1.0, 1.0, 1.0, 0.1], r"^empty_weight must be \(5,\), got \(4,\)$"),
         ([[1.0, 1.0, 1.0, 1.0, 0.1]], r"^empty_weight must be \(5,\), got \(1, 5\)$"),
-        ([math.nan, 1.0, 1.0, 1.0, 0.1], "^empty_weight must be 1 for every class but no_object$"),
     ],
 )
 def test_a_weight_that_cannot_count_is_refused(weight: Any, message: str) -> None:
