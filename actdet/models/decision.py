@@ -110,12 +110,15 @@ def actions(
     boxes = boxes.detach().float()
     probabilities = _action_probabilities(logits.detach(), no_object_weight)
     expected = probabilities.sum(1)
+    # (B, C - 1): how many actions of each class there are.
     ranks = torch.arange(logits.shape[1], device=logits.device)
-    counts = (expected[..., None] - ranks >= threshold).sum(-1)  # (B, C - 1)
+    counts = (expected[..., None] - ranks >= threshold).sum(-1)
     same_place = _same_place(boxes)
 
     # On the host from here on: a handful of queries, whose number differs from clip to clip.
-    probabilities, expected, boxes = probabilities.cpu(), expected.cpu(), boxes.cpu()
+    probabilities = probabilities.cpu()
+    expected = expected.cpu()
+    boxes = boxes.cpu()
     same_place = same_place.cpu()
 
     result = []

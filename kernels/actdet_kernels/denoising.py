@@ -4,7 +4,7 @@ Denoising (DN-DETR, Li et al. 2022; contrastive: DINO, Zhang et al. 2023) tells 
 queries of their own, and asks for the targets back. Which query stands for which is known, so nothing is matched:
 
     noisy = denoising_queries(targets, classes=80, queries=300, groups=5)
-    logits, boxes = decoder(..., noisy.labels, noisy.boxes, attention_mask=noisy.mask)  # (L, B, told + 300, ...)
+    logits, boxes = decoder(..., noisy.labels, noisy.boxes, attention_mask=noisy.mask)
     told = noisy.labels.shape[1]
     groups = split_groups(logits[..., :told, :], boxes[..., :told, :], 5)
     loss = set_loss(*groups, targets, noisy.matched.expand(L, 5, -1, -1)).total / 5
@@ -142,14 +142,16 @@ def _moved(
     share = torch.where(is_negative, -share, share)
 
     boxes = targets.boxes[:, None, None]
-    center, side = boxes[..., :2], boxes[..., 2:]
+    center = boxes[..., :2]
+    side = boxes[..., 2:]
     half = torch.cat([side, side], dim=-1) / 2
     exact = torch.cat([center - side / 2, center + side / 2], dim=-1)
     low, high = (exact + share.to(boxes.dtype) * half * box_noise).clamp(0, 1).split(2, dim=-1)
 
     # A corner may have passed the one opposite: they change places.
-    low, high = torch.minimum(low, high), torch.maximum(low, high)
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
+    least = torch.minimum(low, high)
+    most = torch.maximum(low, high)
+    return torch.cat([(least + most) / 2, most - least], dim=-1)
 
 
 def _mask(groups: int, size: int, queries: int, device: torch.device) -> Tensor:

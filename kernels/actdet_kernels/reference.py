@@ -58,14 +58,18 @@ def box_similarity(a: Tensor, b: Tensor, kind: str) -> Tensor:
         return box_giou(a, b)
     dtype = torch.promote_types(a.dtype, b.dtype)
     a, b = _at_least_float32(a, b)
-    sides_a, sides_b = _not_negative(a[..., 2:]), _not_negative(b[..., 2:])
-    corners_a, corners_b = box_corners(a), box_corners(b)
+    sides_a = _not_negative(a[..., 2:])
+    sides_b = _not_negative(b[..., 2:])
+    corners_a = box_corners(a)
+    corners_b = box_corners(b)
+
     low = torch.maximum(corners_a[..., :2], corners_b[..., :2])
     high = torch.minimum(corners_a[..., 2:], corners_b[..., 2:])
     hull = torch.maximum(corners_a[..., 2:], corners_b[..., 2:]) - torch.minimum(corners_a[..., :2], corners_b[..., :2])
     inter = _not_negative(high - low).prod(-1)
-    area_a, area_b = ((c[..., 2] - c[..., 0]) * (c[..., 3] - c[..., 1]) for c in (corners_a, corners_b))
-    iou = _divide(inter, area_a + area_b - inter)
+    areas = [(c[..., 2] - c[..., 0]) * (c[..., 3] - c[..., 1]) for c in (corners_a, corners_b)]
+    iou = _divide(inter, areas[0] + areas[1] - inter)
+
     distance = (a[..., :2] - b[..., :2]).square().sum(-1)
     similarity = iou if kind == "iou" else iou - _divide(distance, hull.square().sum(-1))
 
@@ -123,13 +127,16 @@ def pairwise_cost(
         score = -logits.softmax(-1)
     else:
         p = logits.sigmoid()
-        found, missed = F.logsigmoid(logits), F.logsigmoid(-logits)
+        found = F.logsigmoid(logits)
+        missed = F.logsigmoid(-logits)
         positive = alpha * _power(1 - p, missed, gamma) * -found
         negative = (1 - alpha) * _power(p, found, gamma) * -missed
         score = positive - negative
     index = labels[:, None, :].expand(*logits.shape[:-1], labels.shape[-1])
     cls = score.gather(-1, index).masked_fill(~known[:, None, :], math.nan)
-    queries_first = boxes.unsqueeze(logits.ndim - 1)  # (..., B, N, 1, 4), with T before the 4 in tubelets
+
+    # (..., B, N, 1, 4), with T before the 4 in tubelets.
+    queries_first = boxes.unsqueeze(logits.ndim - 1)
     l1, giou = _box_terms(queries_first, targets, _clean_boxes(targets, boxes)[:, None], box_term)
     cost = weights[0] * cls + weights[1] * l1 + weights[2] * giou
     return cost.masked_fill(~valid[:, None, :], 0)

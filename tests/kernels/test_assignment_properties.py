@@ -105,17 +105,7 @@ def check_exact(
         assert not b[count:].any()
 
 
-@settings(max_examples=110, **drawn)
-@given(
-    st.integers(1, 9),
-    st.integers(1, 7),
-    st.sampled_from(list(TOP)),
-    st.booleans(),
-    st.booleans(),
-    st.booleans(),
-    st.integers(0, 2**32 - 1),
-)
-def test_drawn_costs_are_solved_exactly_and_proved_so(
+def check_drawn(
     rows: int, columns: int, dtype: torch.dtype, wide: bool, maximize: bool, counted: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -132,6 +122,23 @@ def test_drawn_costs_are_solved_exactly_and_proved_so(
     given_counts = torch.tensor(counts, dtype=torch.int32, device=DEVICE) if counted else None
     solution = solve_assignment(cost.to(dtype).to(DEVICE), given_counts, maximize=maximize, backend="triton")
     check_exact(solution, matrices, counts, maximize, unit)
+
+
+PROBLEMS = given(
+    st.integers(1, 9),
+    st.integers(1, 7),
+    st.sampled_from(list(TOP)),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+
+test_drawn_costs_are_solved_exactly_and_proved_so = settings(max_examples=30, **drawn)(PROBLEMS(check_drawn))
+
+test_many_drawn_costs_are_solved_exactly_and_proved_so = pytest.mark.slow(
+    pytest.mark.timeout(1200)(settings(max_examples=300, **drawn)(PROBLEMS(check_drawn)))
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,18 +206,7 @@ def test_rounded_costs_stay_within_their_roundings(
 # Entries that are not finite
 
 
-@settings(max_examples=60, **drawn)
-@given(
-    st.integers(1, 4),
-    st.integers(1, 5),
-    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
-    st.sampled_from([1.0, 2.0**-40, 2.0**100]),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from([0.1, 0.5, 0.9]),
-    st.integers(0, 2**32 - 1),
-)
-def test_the_fewest_entries_that_are_not_finite_are_taken_and_of_the_others_the_cheapest(
+def check_with_entries_that_are_not_finite(
     rows: int, columns: int, dtype: torch.dtype, unit: float, wide: bool, maximize: bool, share: float, seed: int
 ) -> None:
     """Integers times a power of two, so exactly; the last count is one too many, which means all."""
@@ -240,6 +236,28 @@ def test_the_fewest_entries_that_are_not_finite_are_taken_and_of_the_others_the_
         assert (len(chosen) - len(finite), sum(finite)) == (fewest, best)
         bad = not all(math.isfinite(value) for row in matrix for value in row[:count])
         assert status == bad + 2 * (fewest > 0)
+
+
+PROBLEMS_NOT_FINITE = given(
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    st.sampled_from([1.0, 2.0**-40, 2.0**100]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([0.1, 0.5, 0.9]),
+    st.integers(0, 2**32 - 1),
+)
+
+test_the_fewest_entries_that_are_not_finite_are_taken_and_of_the_others_the_cheapest = settings(
+    max_examples=25, **drawn
+)(PROBLEMS_NOT_FINITE(check_with_entries_that_are_not_finite))
+
+test_many_problems_with_entries_that_are_not_finite = pytest.mark.slow(
+    pytest.mark.timeout(1200)(
+        settings(max_examples=250, **drawn)(PROBLEMS_NOT_FINITE(check_with_entries_that_are_not_finite))
+    )
+)
 
 
 @settings(max_examples=12, **drawn)

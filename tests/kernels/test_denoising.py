@@ -47,7 +47,8 @@ def noisy(targets: Targets | Tubelets, **options: float) -> DenoisingQueries:
 @pytest.mark.parametrize("groups", [1, 4])
 def test_shapes_and_what_lies_past_the_count(counts: list[int], size: int, groups: int) -> None:
     got = noisy(targets_of(counts, size), groups=groups)
-    batch, told = len(counts), groups * 2 * size
+    batch = len(counts)
+    told = groups * 2 * size
     assert got.labels.shape == (batch, told)
     assert got.labels.dtype == torch.int64
     assert got.boxes.shape == (batch, told, 4)
@@ -115,7 +116,8 @@ def test_so_many_labels_are_drawn_anew(noise: float, share: float) -> None:
 
 def test_the_mask_and_the_positive_queries_are_those_of_rt_detr() -> None:
     modeling = pytest.importorskip("transformers.models.rt_detr.modeling_rt_detr")
-    counts, size = [3, 1, 2], 3
+    counts = [3, 1, 2]
+    size = 3
     targets = targets_of(counts, size)
     samples = [
         {"class_labels": targets.labels[i, :count], "boxes": targets.boxes[i, :count]} for i, count in enumerate(counts)
@@ -165,7 +167,10 @@ def test_what_makes_no_sense_is_refused(name: str, value: float) -> None:
 
 def test_the_loss_of_denoising_needs_no_matching() -> None:
     """Against a loop over samples and groups with PyTorch's own cross-entropy and L1."""
-    groups, size, counts, layers = 4, 3, [3, 0, 2], 2
+    groups = 4
+    size = 3
+    counts = [3, 0, 2]
+    layers = 2
     targets = targets_of(counts, size)
     got = noisy(targets, groups=groups)
     generator = torch.Generator().manual_seed(3)
@@ -191,7 +196,10 @@ def test_the_loss_of_denoising_needs_no_matching() -> None:
 
 @pytest.mark.parametrize("frames", [(), (3,)])
 def test_each_group_is_matched_with_all_targets(frames: tuple[int, ...]) -> None:
-    groups, queries, counts, size = 3, 12, [4, 1], 4
+    groups = 3
+    queries = 12
+    counts = [4, 1]
+    size = 4
     generator = torch.Generator().manual_seed(5)
     targets: Targets | Tubelets = targets_of(counts, size)
     if frames:
@@ -217,7 +225,9 @@ def test_queries_that_make_no_groups_are_refused(shape: tuple[int, ...], groups:
 @pytest.mark.parametrize("times", [1, 2, 6])
 def test_each_target_gets_so_many_queries(times: int) -> None:
     """Against SciPy on each sample's repeated columns."""
-    counts, size, queries = [3, 0, 1], 3, 20
+    counts = [3, 0, 1]
+    size = 3
+    queries = 20
     targets = targets_of(counts, size)
     generator = torch.Generator().manual_seed(7)
     logits = torch.randn(3, queries, CLASSES + 1, generator=generator)

@@ -27,7 +27,10 @@ from actdet_kernels.triton import launch
 from actdet_kernels.triton.launch import compiler_options, power_of_2, triton_dtype
 
 INFINITY = tl.constexpr(float("inf"))
-HUGE, SHRINK = tl.constexpr(2.0**90), tl.constexpr(2.0**-40)  # exact, and sums of shrunken costs cannot overflow
+
+# Above HUGE costs are shrunk, exactly, so that their sums cannot overflow.
+HUGE = tl.constexpr(2.0**90)
+SHRINK = tl.constexpr(2.0**-40)
 
 
 @triton.jit
@@ -44,7 +47,8 @@ def solve(
     waits for, where to pick a value from registers would be one more reduction in every step.
     SQUARE: where there are as many rows as columns, start with prices of the columns.
     """
-    o_j = tl.max_contiguous(tl.arange(0, BLOCK), 1)  # or two layouts meet in every step
+    # Without the hint two layouts would meet in every step.
+    o_j = tl.max_contiguous(tl.arange(0, BLOCK), 1)
     m_j = o_j < columns
     v = tl.zeros([BLOCK], DTYPE)
     if SQUARE:  # noqa: SIM102 - known when it is compiled
@@ -64,29 +68,40 @@ def solve(
         tl.debug_barrier()
         waiting = tl.load(memo + o_j, mask=o_j < rows, other=0) == INFINITY
         root = tl.min(tl.where(waiting, o_j, BLOCK), axis=0)
+
     while root < rows:
         # Dijkstra from `root` to the nearest free column. A column is open until its shortest path is known.
         open = m_j
         distance = tl.full([BLOCK], INFINITY, DTYPE)
-        path = tl.zeros([BLOCK], tl.int32)  # the row before this column, and the column before that: i * BLOCK + j
-        last = tl.zeros([BLOCK], DTYPE)  # the cost of that row in this column
+
+        # The row before each column, and the column before that, as i * BLOCK + j; and the cost of that row in it.
+        path = tl.zeros([BLOCK], tl.int32)
+        last = tl.zeros([BLOCK], DTYPE)
         nearest = tl.full([], 0, DTYPE)
-        zero = root * 0  # a tensor: a comparison of Python numbers would be a Python bool, which no mask takes
-        i, j, steps = root, zero, zero
+
+        # A tensor: a comparison of Python numbers would be a Python bool, which no mask takes.
+        zero = root * 0
+        i = root
+        j = zero
+        steps = zero
         while (i >= 0) & (steps < rows):
             cost = bounded(row_costs(source, i, o_j, KIND, DTYPE), scale, instead)
-            u = tl.where(steps > 0, tl.load(memo + i), 0)  # any finite value does for the root
+            # Any finite value does for the root.
+            u = tl.where(steps > 0, tl.load(memo + i), 0)
             through = nearest + (cost - v - u)
             closer = open & (through < distance)
             distance = tl.where(closer, through, distance)
             path = tl.where(closer, i * BLOCK + j, path)
             last = tl.where(closer, cost, last)
+
             # Of equally near columns a free one comes first, which ends the search.
             nearest, first = least_and_first(tl.where(open, distance, INFINITY), (row_of + 1) * BLOCK + o_j, REDUX)
-            i, j = first // BLOCK - 1, first % BLOCK
+            i = first // BLOCK - 1
+            j = first % BLOCK
             open = open & (o_j != j)
             steps += 1
         v += tl.where(m_j & (open == 0), distance - nearest, 0)
+
         # Every row on the path moves to the column after it.
         i = zero - 1
         while (i != root) & (steps > 0):
@@ -120,7 +135,8 @@ def starting_prices(
     o_j = tl.arange(0, BLOCK)[None, :]
     left = tl.full([1, BLOCK], INFINITY, DTYPE)
     least = left
-    bound_left, bound_least = tl.full([], 0, DTYPE), tl.full([], 0, DTYPE)
+    bound_left = tl.full([], 0, DTYPE)
+    bound_least = tl.full([], 0, DTYPE)
     strange = tl.zeros([1, BLOCK], tl.int32)
     for first in range(0, rows, TILE):
         o_i = first + tl.arange(0, TILE)
@@ -154,7 +170,8 @@ def greedy_start(
     """
     o_j = tl.arange(0, BLOCK)[None, :]
     m_j = o_j < columns
-    row_of, own = tl.full([1, BLOCK], -1, tl.int32), tl.zeros([1, BLOCK], DTYPE)
+    row_of = tl.full([1, BLOCK], -1, tl.int32)
+    own = tl.zeros([1, BLOCK], DTYPE)
     low = tl.full([1, BLOCK], INFINITY, DTYPE)
     high = -low
     strange = tl.zeros([1, BLOCK], tl.int32)
@@ -168,11 +185,16 @@ def greedy_start(
         high = tl.maximum(high, tl.max(tl.where(finite, cost, -INFINITY), axis=0)[None, :])
         free_first = tl.where(row_of < 0, o_j, BLOCK + o_j)
         price, j = least_and_first(tl.where(finite, cost - v[None, :], INFINITY), free_first, REDUX)
-        j = tl.where(price < INFINITY, j, BLOCK)[:, None]  # BLOCK or more: another row has it
+
+        # BLOCK or more: another row has it.
+        j = tl.where(price < INFINITY, j, BLOCK)[:, None]
         row = tl.min(tl.where(o_j == j, o_i, BLOCK), axis=0)[None, :]
         own = tl.where(row < BLOCK, tl.sum(tl.where(o_i == row, cost, 0), axis=0)[None, :], own)
         row_of = tl.where(row < BLOCK, row, row_of)
-    low, high, strange = tl.min(low, axis=1), tl.max(high, axis=1), tl.max(strange, axis=1)
+
+    low = tl.min(low, axis=1)
+    high = tl.max(high, axis=1)
+    strange = tl.max(strange, axis=1)
     return (
         tl.reshape(row_of, [BLOCK]), tl.reshape(own, [BLOCK]), tl.max(low, axis=0), tl.max(high, axis=0),
         tl.max(strange, axis=0),
@@ -229,7 +251,8 @@ def finite_substitute(low, high, rows):
     No larger than that and a margin, so that in float32 it swallows as little as possible of the others.
     """
     some = low <= high
-    low, high = tl.where(some, low, 0.0), tl.where(some, high, 0.0)
+    low = tl.where(some, low, 0.0)
+    high = tl.where(some, high, 0.0)
     largest = tl.maximum(tl.abs(low), tl.abs(high))
     scale = tl.where(largest > HUGE, SHRINK, 1.0).to(low.dtype)
     spread = high * scale - low * scale
@@ -273,14 +296,23 @@ def assign_kernel(
     if counts is not None:
         count = tl.minimum(tl.maximum(tl.load(counts + i_p % samples), 0), columns).to(tl.int32)
 
-    few = count <= rows  # the columns are the smaller side
-    smaller, larger = tl.minimum(count, rows), tl.maximum(count, rows)
-    stride_i, stride_j = tl.where(few, s_m, s_n).to(tl.int64), tl.where(few, s_n, s_m).to(tl.int64)
-    readable = tl.where(smaller > 0, larger, 0)  # without a row there is no column to look at
+    # Whether the columns are the smaller side, which the solver walks.
+    few = count <= rows
+    smaller = tl.minimum(count, rows)
+    larger = tl.maximum(count, rows)
+    stride_i = tl.where(few, s_m, s_n).to(tl.int64)
+    stride_j = tl.where(few, s_n, s_m).to(tl.int64)
+
+    # Without a row there is no column to look at.
+    readable = tl.where(smaller > 0, larger, 0)
     source = (cost + i_p * s_p, stride_i, stride_j, readable)
-    p_row, p_column = column_of_row + i_p * rows, row_of_column + i_p * columns
-    p_larger, size_larger = tl.where(few, p_row, p_column), tl.where(few, rows, columns)
-    p_smaller, size_smaller = tl.where(few, p_column, p_row), tl.where(few, columns, rows)
+
+    p_row = column_of_row + i_p * rows
+    p_column = row_of_column + i_p * columns
+    p_larger = tl.where(few, p_row, p_column)
+    size_larger = tl.where(few, rows, columns)
+    p_smaller = tl.where(few, p_column, p_row)
+    size_smaller = tl.where(few, columns, rows)
     memo = p_smaller.to(tl.pointer_type(DTYPE), bitcast=True)
     partner, u, v, flags = solve(
         matrix_costs, SIGN, source, memo, smaller, larger, DTYPE, BLOCK, TILE, SQUARE=True, REDUX=REDUX
@@ -288,13 +320,15 @@ def assign_kernel(
 
     # partner, u and v lie along the larger side; the smaller side's answers are written through them.
     m_pair = partner >= 0
-    m_larger, m_padding = o < size_larger, (o >= smaller) & (o < size_smaller)
+    m_larger = o < size_larger
+    m_padding = (o >= smaller) & (o < size_smaller)
     tl.store(p_larger + o, partner, mask=m_larger)
     tl.store(p_smaller + o, tl.full([BLOCK], -1, tl.int32), mask=m_padding)
     tl.store(p_smaller + partner, o, mask=m_pair)
     tl.store(status + i_p, flags)
     if row_dual is not None:
-        p_u, p_v = row_dual + i_p * rows, column_dual + i_p * columns
+        p_u = row_dual + i_p * rows
+        p_v = column_dual + i_p * columns
         tl.store(tl.where(few, p_u, p_v) + o, SIGN * v, mask=m_larger)
         tl.store(tl.where(few, p_v, p_u) + o, tl.zeros([BLOCK], DTYPE), mask=m_padding)
         tl.store(tl.where(few, p_v, p_u) + partner, SIGN * u, mask=m_pair)
@@ -335,7 +369,8 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
         s_m=stride_m,
         SIGN=-1 if maximize else 1,
         DTYPE=triton_dtype(dtype),
-        **solver_options(block, cost.device, one_warp=128 if dtype == torch.float32 else 32),  # float64 would spill
+        # Float64 would spill.
+        **solver_options(block, cost.device, one_warp=128 if dtype == torch.float32 else 32),
     )
     return row_of_column, column_of_row, row_dual, column_dual, status
 

@@ -43,7 +43,8 @@ def tubelet_terms(a, b, visible, frames, m_a, m_b, BOX_TERM: tl.constexpr, DTYPE
     l1, giou, seen = shape * 0, shape * 0, shape * 0
     for frame in range(frames):
         m = m_b if visible is None else tl.load(visible + frame, mask=m_b, other=0) != 0
-        box_a, box_b = load_box(a + frame * 4, m_a, DTYPE), load_box(b + frame * 4, m, DTYPE)
+        box_a = load_box(a + frame * 4, m_a, DTYPE)
+        box_b = load_box(b + frame * 4, m, DTYPE)
         frame_l1, frame_giou = box_terms(box_a, box_b, BOX_TERM)
         m &= m_a
         l1 += tl.where(m, frame_l1, 0.0)
@@ -61,13 +62,8 @@ def box_giou(a, b):
 
     A quotient whose denominator is no larger than SMALLEST_AREA (boxes without an area) is 0.
     """
-    ax1, ay1, ax2, ay2 = box_corners(a)
-    bx1, by1, bx2, by2 = box_corners(b)
-    overlap_x = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
-    overlap_y = tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
-    intersection = tl.maximum(overlap_x, 0.0) * tl.maximum(overlap_y, 0.0)
-    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection
-    hull = (tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1)) * (tl.maximum(ay2, by2) - tl.minimum(ay1, by1))
+    _, _, hull_x, hull_y, intersection, union = common_sides(a, b)
+    hull = hull_x * hull_y
     return divide_or_zero(intersection, union) - divide_or_zero(hull - union, hull)
 
 
@@ -80,16 +76,15 @@ def giou_gradient(a, b):
     """
     ax1, ay1, ax2, ay2 = box_corners(a)
     bx1, by1, bx2, by2 = box_corners(b)
-    w, h = ax2 - ax1, ay2 - ay1
-    overlap_x = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
-    overlap_y = tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
-    hull_x = tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1)
-    hull_y = tl.maximum(ay2, by2) - tl.minimum(ay1, by1)
-    inner_x, inner_y = tl.maximum(overlap_x, 0.0), tl.maximum(overlap_y, 0.0)
-    intersection, hull = inner_x * inner_y, hull_x * hull_y
-    union = w * h + (bx2 - bx1) * (by2 - by1) - intersection
+    w = ax2 - ax1
+    h = ay2 - ay1
+    overlap_x, overlap_y, hull_x, hull_y, intersection, union = common_sides(a, b)
+    inner_x = tl.maximum(overlap_x, 0.0)
+    inner_y = tl.maximum(overlap_y, 0.0)
+    hull = hull_x * hull_y
 
-    by_union, by_hull = divide_or_zero(1.0, union), divide_or_zero(1.0, hull)
+    by_union = divide_or_zero(1.0, union)
+    by_hull = divide_or_zero(1.0, hull)
     d_area = by_hull - divide_or_zero(intersection, union) * by_union
     d_intersection = by_union - d_area
     d_hull = -divide_or_zero(union, hull) * by_hull
@@ -103,14 +98,7 @@ def giou_gradient(a, b):
 @triton.jit
 def box_diou(a, b, BOX_TERM: tl.constexpr):
     """IoU, distance IoU or complete IoU (Zheng et al. 2020), of which `reference.box_similarity` is the definition."""
-    ax1, ay1, ax2, ay2 = box_corners(a)
-    bx1, by1, bx2, by2 = box_corners(b)
-    overlap_x = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
-    overlap_y = tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
-    intersection = tl.maximum(overlap_x, 0.0) * tl.maximum(overlap_y, 0.0)
-    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection
-    hull_x = tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1)
-    hull_y = tl.maximum(ay2, by2) - tl.minimum(ay1, by1)
+    _, _, hull_x, hull_y, intersection, union = common_sides(a, b)
     iou = divide_or_zero(intersection, union)
     similarity = iou
     if BOX_TERM != "iou":
@@ -130,42 +118,67 @@ def diou_gradient(a, b, BOX_TERM: tl.constexpr):
     """
     ax1, ay1, ax2, ay2 = box_corners(a)
     bx1, by1, bx2, by2 = box_corners(b)
-    w, h = ax2 - ax1, ay2 - ay1
-    overlap_x = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
-    overlap_y = tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
-    hull_x = tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1)
-    hull_y = tl.maximum(ay2, by2) - tl.minimum(ay1, by1)
-    inner_x, inner_y = tl.maximum(overlap_x, 0.0), tl.maximum(overlap_y, 0.0)
-    intersection = inner_x * inner_y
-    union = w * h + (bx2 - bx1) * (by2 - by1) - intersection
+    w = ax2 - ax1
+    h = ay2 - ay1
+    overlap_x, overlap_y, hull_x, hull_y, intersection, union = common_sides(a, b)
+    inner_x = tl.maximum(overlap_x, 0.0)
+    inner_y = tl.maximum(overlap_y, 0.0)
     span = square(hull_x) + square(hull_y)
 
-    iou, by_union, by_span = divide_or_zero(intersection, union), divide_or_zero(1.0, union), divide_or_zero(1.0, span)
+    iou = divide_or_zero(intersection, union)
+    by_union = divide_or_zero(1.0, union)
+    by_span = divide_or_zero(1.0, span)
     d_area = -iou * by_union
     d_intersection = by_union - d_area
     d_hull = 2 * divide_or_zero(square(a[0] - b[0]) + square(a[1] - b[1]), span) * by_span
     d_x1, d_x2 = side_gradient(ax1, ax2, bx1, bx2, d_area * h, d_intersection * inner_y, d_hull * hull_x, overlap_x)
     d_y1, d_y2 = side_gradient(ay1, ay2, by1, by2, d_area * w, d_intersection * inner_x, d_hull * hull_y, overlap_y)
-    d_w, d_h = (d_x2 - d_x1) / 2, (d_y2 - d_y1) / 2
+    d_w = (d_x2 - d_x1) / 2
+    d_h = (d_y2 - d_y1) / 2
     if BOX_TERM == "ciou":
         angle, _, alpha = aspect_terms(a, b, iou)
         # d angle / d w = -h / (w^2 + h^2), and d angle / d h = w / (w^2 + h^2).
-        w, h = not_negative(a[2]), not_negative(a[3])
+        w = not_negative(a[2])
+        h = not_negative(a[3])
         by_angle = alpha * (2 * tl.full([], FOUR_BY_PI_SQUARED, angle.dtype)) * angle
         by_angle = divide_or_zero(by_angle, square(w) + square(h))
         d_w += by_angle * h
         d_h -= by_angle * w
-    d_w, d_h = tl.where(a[2] < 0, 0.0, d_w), tl.where(a[3] < 0, 0.0, d_h)
+    d_w = tl.where(a[2] < 0, 0.0, d_w)
+    d_h = tl.where(a[3] < 0, 0.0, d_h)
     return d_x1 + d_x2 - 2 * (a[0] - b[0]) * by_span, d_y1 + d_y2 - 2 * (a[1] - b[1]) * by_span, d_w, d_h
+
+
+@triton.jit
+def common_sides(a, b):
+    """What two boxes are compared by: overlap_x, overlap_y, hull_x, hull_y, intersection, union.
+
+    The sides of their overlap, below 0 where a gap lies between them, and of their hull; the areas of their
+    intersection and of their union.
+    """
+    ax1, ay1, ax2, ay2 = box_corners(a)
+    bx1, by1, bx2, by2 = box_corners(b)
+    overlap_x = tl.minimum(ax2, bx2) - tl.maximum(ax1, bx1)
+    overlap_y = tl.minimum(ay2, by2) - tl.maximum(ay1, by1)
+    hull_x = tl.maximum(ax2, bx2) - tl.minimum(ax1, bx1)
+    hull_y = tl.maximum(ay2, by2) - tl.minimum(ay1, by1)
+    intersection = tl.maximum(overlap_x, 0.0) * tl.maximum(overlap_y, 0.0)
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection
+    return overlap_x, overlap_y, hull_x, hull_y, intersection, union
 
 
 @triton.jit
 def aspect_terms(a, b, iou):
     """CIoU's angle between the diagonals of a and b, its v, and its alpha. 0 where one of the boxes is a point."""
-    a_w, a_h, b_w, b_h = not_negative(a[2]), not_negative(a[3]), not_negative(b[2]), not_negative(b[3])
+    a_w = not_negative(a[2])
+    a_h = not_negative(a[3])
+    b_w = not_negative(b[2])
+    b_h = not_negative(b[3])
     points = (square(a_w) + square(a_h) <= SMALLEST_AREA) | (square(b_w) + square(b_h) <= SMALLEST_AREA)
+
     # atan(x) - atan(y) = atan((x - y) / (1 + x y)), whose denominator, of sides, is not negative.
-    cross, dot = b_w * a_h - a_w * b_h, tl.where(points, 1.0, a_w * b_w + a_h * b_h)
+    cross = b_w * a_h - a_w * b_h
+    dot = tl.where(points, 1.0, a_w * b_w + a_h * b_h)
     angle = tl.where(points, 0.0, arctan(cross, dot))
     v = tl.full([], FOUR_BY_PI_SQUARED, angle.dtype) * angle * angle
     return angle, v, divide_or_zero(v, not_negative(1 - iou) + v)
@@ -179,10 +192,12 @@ def arctan(y, x):
     """
     size = tl.abs(y)
     steep = size > x
-    low, high = tl.where(steep, x, size), tl.where(steep, size, x)
+    low = tl.where(steep, x, size)
+    high = tl.where(steep, size, x)
     middle = low > 0.66 * high
     z = tl.where(middle, low - high, low) / tl.where(middle, low + high, high)
     square_z = z * z
+
     # Numbers of the argument's type, as Triton would round a Python float to float32.
     p = tl.full([], -8.750608600031904122785e-1, z.dtype) * square_z
     p = (p + tl.full([], -1.615753718733365076637e1, z.dtype)) * square_z

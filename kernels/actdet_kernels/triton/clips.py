@@ -25,7 +25,10 @@ from actdet_kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.launch import compiler_options, tile_count
 
-BLOCK_P, BLOCK_T = 512, 32  # pixels of one program, and frames whose levels are added up at a time
+# Pixels of one program, and frames whose levels are added up at a time.
+BLOCK_P = 512
+BLOCK_T = 32
+
 MEAN_R, MEAN_G, MEAN_B = map(tl.constexpr, IMAGENET_MEAN)
 STD_R, STD_G, STD_B = map(tl.constexpr, IMAGENET_STD)
 
@@ -33,7 +36,8 @@ STD_R, STD_G, STD_B = map(tl.constexpr, IMAGENET_STD)
 @triton.jit
 def mean_level(levels, indices, length, frames, BLOCK_T: tl.constexpr):
     """The mean of a clip's levels, over those of its frames that there are."""
-    total, known = tl.zeros([BLOCK_T], tl.float32), tl.zeros([BLOCK_T], tl.float32)
+    total = tl.zeros([BLOCK_T], tl.float32)
+    known = tl.zeros([BLOCK_T], tl.float32)
     for first in range(0, length, BLOCK_T):
         o_t = first + tl.arange(0, BLOCK_T)
         frame = tl.load(indices + o_t, mask=o_t < length, other=-1)
@@ -47,7 +51,9 @@ def mean_level(levels, indices, length, frames, BLOCK_T: tl.constexpr):
 def source_pixels(o, start, extent, size):
     """Where output pixels `o` of a side of `size` pixels read: the nearest two, and the share of the second."""
     place = start * size - 0.5 + (o + 0.5) * extent
-    place = tl.minimum(tl.where(place > 0, place, 0.0), size - 1)  # within the picture even where it is NaN
+
+    # Within the picture even where it is NaN.
+    place = tl.minimum(tl.where(place > 0, place, 0.0), size - 1)
     first = place.to(tl.int32)
     return first, tl.minimum(first + 1, size - 1), place - first
 
@@ -100,13 +106,18 @@ def gather_clips_kernel(
     index = tl.load(indices + i_f)
     known = (index >= 0) & (index < frames)
     frame = pool + tl.where(known, index, 0) * pixels * 3
-    flaw = tl.where(known, 0.0, float("nan"))  # NaN, too, where one of the numbers below is not finite
+
+    # NaN, too, where one of the numbers below is not finite.
+    flaw = tl.where(known, 0.0, float("nan"))
 
     if windows is None:
         p = load_pixels(frame, o_p)
     else:
         windows += i_b * 4
-        left, top, across, down = tl.load(windows), tl.load(windows + 1), tl.load(windows + 2), tl.load(windows + 3)
+        left = tl.load(windows)
+        top = tl.load(windows + 1)
+        across = tl.load(windows + 2)
+        down = tl.load(windows + 3)
         flaw += left * 0 + top * 0 + across * 0 + down * 0
         y = o_p // width
         x1, x2, share_x = source_pixels(o_p - y * width, left, across, width)
@@ -117,7 +128,9 @@ def gather_clips_kernel(
     p = (p[0] * (1 / 255), p[1] * (1 / 255), p[2] * (1 / 255))
     if colour is not None:
         colour += i_b * 3
-        brightness, contrast, saturation = tl.load(colour), tl.load(colour + 1), tl.load(colour + 2)
+        brightness = tl.load(colour)
+        contrast = tl.load(colour + 1)
+        saturation = tl.load(colour + 2)
         level = mean_level(levels, indices + i_b * length, length, frames, BLOCK_T)
         flaw += brightness * 0 + contrast * 0 + saturation * 0 + level * 0
         p = change_colour(p, level, brightness, contrast, saturation)
@@ -137,7 +150,8 @@ def gather_clips(
     dtype: torch.dtype,
 ) -> Tensor:
     """(B, 3, T, H, W) of `dtype`, channels_last_3d."""
-    (batch, length), (count, height, width, channels) = indices.shape, frames.shape
+    batch, length = indices.shape
+    count, height, width, channels = frames.shape
     out = launch.empty((batch, length, height, width, channels), dtype, frames.device)
     launch.launch(
         gather_clips_kernel,

@@ -33,8 +33,13 @@ from actdet_kernels.triton.launch import (
     tile_count,
 )
 
-BLOCK_N, BLOCK_M = 64, 8  # queries and targets that one program compares at a time
-LARGEST_BLOCK_C = 16  # logits of a query that are in registers at a time
+# Queries and targets that one program compares at a time.
+BLOCK_N = 64
+BLOCK_M = 8
+
+# Logits of a query that are in registers at a time.
+LARGEST_BLOCK_C = 16
+
 MINUS_INFINITY = tl.constexpr(float("-inf"))
 
 
@@ -61,10 +66,16 @@ def focal_cost(x, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
     sigmoid(x) and sigmoid(-x) come from one exponential that cannot overflow; neither is one less the other.
     """
     tail = tl.exp(-tl.abs(x))
-    larger, smaller = 1 / (1 + tail), tail / (1 + tail)
-    p, rest = tl.where(x > 0, larger, smaller), tl.where(x > 0, smaller, larger)
+    larger = 1 / (1 + tail)
+    smaller = tail / (1 + tail)
+    p = tl.where(x > 0, larger, smaller)
+    rest = tl.where(x > 0, smaller, larger)
+
+    # -log(p) and -log(1 - p).
     common = tl.log(1 + tail)
-    found, missed = common + tl.where(x < 0, -x, 0.0), common + tl.where(x > 0, x, 0.0)  # -log(p), -log(1 - p)
+    found = common + tl.where(x < 0, -x, 0.0)
+    missed = common + tl.where(x > 0, x, 0.0)
+
     # Of the logits' type, as Triton would round a Python float to float32.
     alpha = tl.full([], ALPHA, x.dtype)
     others = tl.full([], 1 - ALPHA, x.dtype)
@@ -140,8 +151,9 @@ def pairwise_cost_kernel(
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out (problems, size, queries): one program writes BLOCK_N queries of one problem, BLOCK_M targets at a time."""
+    # A problem is a sample under a layer.
     tiles = tl.cdiv(queries, BLOCK_N)
-    i_p = (tl.program_id(0) // tiles).to(tl.int64)  # problem: layer and sample
+    i_p = (tl.program_id(0) // tiles).to(tl.int64)
     i_b = i_p % batch
     o_n = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < queries
@@ -150,8 +162,12 @@ def pairwise_cost_kernel(
     weights = (tl.full([], CLS, DTYPE), tl.full([], L1, DTYPE), tl.full([], GIOU, DTYPE))
     row = tl.where(m_n, i_p * queries + o_n, 0)
     peak, total = softmax_normaliser(logits + row * classes, m_n, classes, CLASS_COST, DTYPE, BLOCK_N, BLOCK_C)
-    o_n, m_n, row, normaliser = o_n[:, None], m_n[:, None], row[:, None], (peak[:, None], total[:, None])
-    p_logits, p_boxes = logits + row * classes, boxes + row * frames * 4
+    normaliser = (peak[:, None], total[:, None])
+    o_n = o_n[:, None]
+    m_n = m_n[:, None]
+    row = row[:, None]
+    p_logits = logits + row * classes
+    p_boxes = boxes + row * frames * 4
     for first in range(0, size, BLOCK_M):
         o_m = first + tl.arange(0, BLOCK_M)[None, :]
         m_m = o_m < count

@@ -1,19 +1,19 @@
 """The set criterion over matched and unmatched queries: losses in two launches, gradients in one.
 
-cls  = sum_n w_n (-log softmax(logits_n)[label_n]) / sum_n w_n           "cross_entropy": w is no_object_weight where
-                                                                         label_n is no_object, else 1; or the label's
-                                                                     of the class weights, which are also factors
-                                                                     of each class c in "focal"
-     = sum_nc alpha_t (1 - p_t)^gamma (-log p_t) / targets               "focal": p_t = sigmoid(+-logits_nc), + for the
-                                                                         label, - for every other class
-     = sum_nc q_nc BCE(p, q_nc) or alpha p^gamma BCE(p, 0) / targets     "varifocal": p = sigmoid(logits_nc), q_nc = the
-                                                                         IoU of the matched boxes for the label, else 0
-     = sum_nc |q_nc - p|^gamma BCE(p, q_nc) / targets                    "quality_focal"
-l1   = sum over matched n of |b_n - target|_1 / targets                  tubelets: means over the visible frames
-giou = sum over matched n of 1 - GIoU(b_n, target) / targets              or of DIoU or CIoU
+cls, "cross_entropy":  sum_n w_n (-log softmax(logits_n)[label_n]) / sum_n w_n
+cls, "focal":          sum_nc w_c alpha_t (1 - p_t)^gamma (-log p_t) / targets
+cls, "varifocal":      sum_nc w_c f_nc BCE(p_nc, q_nc) / targets,  f_nc = q_nc for the label, else alpha p_nc^gamma
+cls, "quality_focal":  sum_nc w_c |q_nc - p_nc|^gamma BCE(p_nc, q_nc) / targets
+l1                     sum over matched n of |b_n - target|_1 / targets
+giou                   sum over matched n of (1 - GIoU(b_n, target)) / targets,  or of DIoU or CIoU
 
-for every layer. A program takes some queries of one problem (a sample under one layer). `set_loss_kernel` writes the
-sums of each program and `total_kernel` adds them up in one fixed order, so that two runs give the same bits;
+Here w_n is the class weight of label_n, or, without class weights, no_object_weight for no_object and 1 for the others;
+w_c is the class weight of class c, or 1; p_nc = sigmoid(logits_nc), and p_t is that for the label, 1 - p_nc for every
+other class, as alpha_t is alpha and 1 - alpha; q_nc is the IoU of the matched boxes for the label, else 0. L1, GIoU and
+IoU of tubelets are means over the visible frames.
+
+All of it for every layer. A program takes some queries of one problem (a sample under one layer). `set_loss_kernel`
+writes the sums of each program and `total_kernel` adds them up in one fixed order, so that two runs give the same bits;
 `gradient_kernel` computes the softmax again, which is less to move than gradients kept from the forward pass.
 """
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
@@ -45,9 +45,16 @@ from actdet_kernels.triton.launch import (
     weight_options,
 )
 
-BLOCK_N, BLOCK_M = 16, 32  # queries of one program, and targets among which it looks for theirs at a time
-LARGEST_BLOCK_C = 64  # logits of a query that are in registers at a time
-BLOCK_L, BLOCK_I = 8, 128  # layers and programs whose sums are added up at a time
+# Queries of one program, and targets among which it looks for theirs at a time.
+BLOCK_N = 16
+BLOCK_M = 32
+
+# Logits of a query that are in registers at a time.
+LARGEST_BLOCK_C = 64
+
+# Layers and programs whose sums are added up at a time.
+BLOCK_L = 8
+BLOCK_I = 128
 
 
 @triton.jit
@@ -90,11 +97,14 @@ def focal_terms(x, hit, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
     tail = tl.exp(-tl.abs(x))
     p = tl.where(x > 0, 1.0, tail) / (1 + tail)
     rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
+
+    # -log(p) and -log(1 - p).
     common = tl.log(1 + tail)
-    surprise = common + tl.where(x < 0, -x, 0.0)  # -log(p)
+    surprise = common + tl.where(x < 0, -x, 0.0)
+    of_rest = common + tl.where(x > 0, x, 0.0)
+
     alpha = tl.where(hit, tl.full([], ALPHA, x.dtype), tl.full([], 1 - ALPHA, x.dtype))
     gamma = tl.full([], GAMMA, x.dtype)
-    of_rest = common + tl.where(x > 0, x, 0.0)  # -log(1 - p)
     value = times_power(alpha, rest, of_rest, GAMMA) * surprise
     return value, times_power(-sign * alpha, rest, of_rest, GAMMA) * (gamma * p * surprise + rest)
 
@@ -109,8 +119,10 @@ def soft_terms(x, hit, quality, SOFT: tl.constexpr, ALPHA: tl.constexpr, GAMMA: 
     tail = tl.exp(-tl.abs(x))
     p = tl.where(x > 0, 1.0, tail) / (1 + tail)
     rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
+
+    # -log(p) is `found`.
     common = tl.log(1 + tail)
-    found = common + tl.where(x < 0, -x, 0.0)  # -log(p)
+    found = common + tl.where(x < 0, -x, 0.0)
     q = tl.where(hit, quality, 0.0)
     surprise = common + tl.where(x > 0, x, 0.0) - x * q
     if SOFT == "varifocal":
@@ -125,13 +137,16 @@ def soft_terms(x, hit, quality, SOFT: tl.constexpr, ALPHA: tl.constexpr, GAMMA: 
 
 
 @triton.jit
-def qualities(boxes, target_boxes, visible, first, target, row, frames, DTYPE: tl.constexpr):
-    """(BLOCK_N,) the IoU of each query with its target, the means of tubelets. first: the sample's first target."""
+def matched_terms(
+    boxes, target_boxes, visible, first, target, row, frames, BOX_TERM: tl.constexpr, DTYPE: tl.constexpr
+):
+    """(BLOCK_N,) the L1 and the box term of each query with its target, 0 without. first: the sample's first target."""
     m_pair = target >= 0
     goal = tl.where(m_pair, first + target, 0)
     p_visible = None if visible is None else visible + goal * frames
-    p_boxes, p_targets = boxes + row * frames * 4, target_boxes + goal * frames * 4
-    return 1 - tubelet_terms(p_boxes, p_targets, p_visible, frames, m_pair, m_pair, "iou", DTYPE)[1]
+    p_boxes = boxes + row * frames * 4
+    p_targets = target_boxes + goal * frames * 4
+    return tubelet_terms(p_boxes, p_targets, p_visible, frames, m_pair, m_pair, BOX_TERM, DTYPE)
 
 
 @triton.jit
@@ -167,11 +182,14 @@ def set_loss_kernel(
         peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
         loss = tl.log(total) - (tl.where(known, picked, float("nan")) - peak)
         weight = weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT, DTYPE)
-        cls, weight = tl.where(m_n, weight * loss, 0.0), tl.where(m_n, weight, 0.0)
+        cls = tl.where(m_n, weight * loss, 0.0)
+        weight = tl.where(m_n, weight, 0.0)
     else:
-        cls, weight = tl.zeros([BLOCK_N], DTYPE), tl.zeros([BLOCK_N], DTYPE)
+        cls = tl.zeros([BLOCK_N], DTYPE)
+        weight = tl.zeros([BLOCK_N], DTYPE)
         if SOFT != "none":
-            quality = qualities(boxes, target_boxes, visible, i_b * size, target, row, frames, DTYPE)
+            iou_term = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, "iou", DTYPE)[1]
+            quality = 1 - iou_term
         for first in range(0, classes, BLOCK_C):
             o_c = first + tl.arange(0, BLOCK_C)[None, :]
             x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
@@ -184,11 +202,9 @@ def set_loss_kernel(
             cls += tl.sum(tl.where(m_n[:, None] & (o_c < classes), value, 0.0), axis=1)
         cls = tl.where(m_pair & ((label < 0) | (label >= classes)), float("nan"), cls)
 
-    goal = tl.where(m_pair, i_b * size + target, 0)
-    p_visible = None if visible is None else visible + goal * frames
-    p_boxes, p_targets = boxes + row * frames * 4, target_boxes + goal * frames * 4
-    l1, giou = tubelet_terms(p_boxes, p_targets, p_visible, frames, m_pair, m_pair, BOX_TERM, DTYPE)
-    p_sums, programs = sums + tl.program_id(0), tl.num_programs(0).to(tl.int64)
+    l1, giou = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, BOX_TERM, DTYPE)
+    p_sums = sums + tl.program_id(0)
+    programs = tl.num_programs(0).to(tl.int64)
     tl.store(p_sums, tl.sum(cls, axis=0))
     tl.store(p_sums + programs, tl.sum(weight, axis=0))
     tl.store(p_sums + 2 * programs, tl.sum(l1, axis=0))
@@ -211,7 +227,9 @@ def total_kernel(
     targets = tl.maximum(tl.sum(targets, axis=0), 1).to(DTYPE)
 
     each = batch * tiles
-    all_cls, all_l1, all_giou = tl.zeros([BLOCK_L], DTYPE), tl.zeros([BLOCK_L], DTYPE), tl.zeros([BLOCK_L], DTYPE)
+    all_cls = tl.zeros([BLOCK_L], DTYPE)
+    all_l1 = tl.zeros([BLOCK_L], DTYPE)
+    all_giou = tl.zeros([BLOCK_L], DTYPE)
     for first in range(0, layers, BLOCK_L):
         o_l = first + tl.arange(0, BLOCK_L)
         m_l = o_l < layers
@@ -232,7 +250,9 @@ def total_kernel(
         all_l1 += b_l1
         all_giou += b_giou
     if not PER_LAYER:
-        s_cls, s_l1, s_giou = tl.sum(all_cls, axis=0), tl.sum(all_l1, axis=0), tl.sum(all_giou, axis=0)
+        s_cls = tl.sum(all_cls, axis=0)
+        s_l1 = tl.sum(all_l1, axis=0)
+        s_giou = tl.sum(all_giou, axis=0)
         tl.store(total, weigh(s_cls, s_l1, s_giou, CLS, L1, GIOU, DTYPE))
         tl.store(cls, s_cls)
         tl.store(l1, s_l1)
@@ -280,7 +300,8 @@ def gradient_kernel(
         peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
         by_query *= weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT, DTYPE)
     if SOFT != "none":
-        quality = qualities(boxes, target_boxes, visible, i_b * size, target, row, frames, DTYPE)
+        iou_term = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, "iou", DTYPE)[1]
+        quality = 1 - iou_term
     for first in range(0, classes, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)[None, :]
         x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
@@ -302,7 +323,8 @@ def gradient_kernel(
         seen = tl.zeros([BLOCK_N], DTYPE)
         for frame in range(frames):
             seen += tl.load(visible + goal * frames + frame, mask=m_pair, other=0).to(DTYPE)
-    by_l1, by_giou = by_l1 / tl.maximum(seen, 1.0), by_giou / tl.maximum(seen, 1.0)
+    by_l1 = by_l1 / tl.maximum(seen, 1.0)
+    by_giou = by_giou / tl.maximum(seen, 1.0)
     for frame in range(frames):
         m = m_pair if visible is None else tl.load(visible + goal * frames + frame, mask=m_pair, other=0) != 0
         p_box = (row * frames + frame) * 4

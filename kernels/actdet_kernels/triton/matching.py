@@ -23,7 +23,8 @@ from actdet_kernels.triton.boxes import box_terms, load_box
 from actdet_kernels.triton.cost import load_logit, pair_cost, pairwise_cost, softmax_normaliser
 from actdet_kernels.triton.launch import block_of_classes, compute_dtype, cost_options
 
-FUSED_BLOCK = {torch.float32: 1024, torch.float64: 512}  # above, a cost matrix is written and read: two launches
+# Above, a cost matrix is written and read: two launches.
+FUSED_BLOCK = {torch.float32: 1024, torch.float64: 512}
 
 
 @triton.jit
@@ -113,7 +114,8 @@ def match(
     *leading, batch, queries, classes = logits.shape
     size = targets.labels.shape[1]
     problems = (*leading, batch)
-    block, compute = block_size(queries, size), compute_dtype(logits, boxes)
+    block = block_size(queries, size)
+    compute = compute_dtype(logits, boxes)
     if isinstance(targets, Tubelets) or block > FUSED_BLOCK[compute] or queries == 0:
         cost = (
             pairwise_cost(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term, compute)
@@ -124,12 +126,16 @@ def match(
         return matched.view(*problems, size), status.view(problems)
     matched = launch.empty((*problems, size), torch.int64, logits.device)
     status = launch.empty(problems, torch.int32, logits.device)
+    # The kernel looks at target 0 even where a count is 0.
     if size == 0:
-        return matched, status.zero_()  # the kernel looks at target 0 even where a count is 0
+        return matched, status.zero_()
+
     # A pair is a hundred instructions, for which more warps pay.
     solver = solver_options(block, logits.device, one_warp=32)
+    # Two rows spill, with Triton 3.3.
     if class_cost == "focal" and block > 512:
-        solver["TILE"] = 1  # two rows spill, with Triton 3.3
+        solver["TILE"] = 1
+
     launch.launch(
         match_kernel,
         status.numel(),
@@ -144,7 +150,8 @@ def match(
         queries=queries,
         size=size,
         classes=classes,
-        BLOCK_C=block_of_classes(classes, 512 * solver["num_warps"] // block),  # 16 logits a thread
+        # 16 logits a thread.
+        BLOCK_C=block_of_classes(classes, 512 * solver["num_warps"] // block),
         **cost_options(compute, weights, class_cost, alpha, gamma, box_term),
         **solver,
     )

@@ -12,7 +12,8 @@ from actdet.models.decision import Action, action_scores, actions, decide
 
 LEFT = (0.25, 0.5, 0.3, 0.4)
 NEARLY_LEFT = (0.29, 0.5, 0.3, 0.4)
-FAR_LEFT = (0.36, 0.5, 0.3, 0.4)  # overlaps LEFT by an IoU of 0.46, their mean by more than 0.5
+# Overlaps LEFT by an IoU of 0.46, and the mean of the two above by more than 0.5.
+FAR_LEFT = (0.36, 0.5, 0.3, 0.4)
 RIGHT = (0.75, 0.5, 0.3, 0.4)
 POINT = (0.5, 0.5, 0.0, 0.0)
 
