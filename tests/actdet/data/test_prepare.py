@@ -375,12 +375,18 @@ def _workers() -> list[int]:
     return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video that takes seconds to encode."""
+    pictures = np.random.default_rng(0).integers(0, 255, (120, 480, 640, 3), dtype=np.uint8)
+    path = tmp_path_factory.mktemp("noise") / "noise.mkv"
+    return write_video(path, "mjpeg", frames=120, size=(640, 480), pictures=pictures)
+
+
 @pytest.mark.parametrize("killed", [1, 2])
-def test_a_process_that_dies_is_told(dataset: Dataset, tmp_path: Path, killed: int) -> None:
+def test_a_process_that_dies_is_told(dataset: Dataset, noise: Path, tmp_path: Path, killed: int) -> None:
     """One for which there was no memory, say; what it leaves behind must not keep the other or this one waiting."""
-    pictures = np.random.default_rng(0).integers(0, 255, (300, 480, 640, 3), dtype=np.uint8)
-    long = _video(codec="mjpeg", frames=300, size=(640, 480), pictures=pictures)
-    source = dataset({"a.mkv": long, "b.mkv": long})
+    source = dataset(dict.fromkeys(("a.mkv", "b.mkv"), lambda path: shutil.copy(noise, path)))
     out = tmp_path / "out"
 
     def kill() -> None:
