@@ -255,6 +255,15 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+Run = tuple[dict[str, torch.Tensor], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, Run]:
+    """State and log at the end of a run of each of SETTINGS, once it was needed."""
+    return {}
+
+
 @pytest.mark.parametrize(
     ("setting", "stop", "further"),
     [
@@ -277,6 +286,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(
     make: MakeTrainer,
     monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: dict[str, Run],
     setting: str,
     stop: int,
     further: int,
@@ -285,8 +295,11 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(
     monkeypatch.setattr(training, "LOG_EVERY", 2)
     model = replace(MODEL_CONFIG, **SETTINGS[setting][0])
     settings = SETTINGS[setting][1] | {"eval_every": 1}
-    whole = make("whole", model=model, **settings)
-    _run(whole)
+    if setting not in uninterrupted:
+        whole = make("whole", model=model, **settings)
+        _run(whole)
+        uninterrupted[setting] = _state(whole), _numbers(whole)
+    state, numbers = uninterrupted[setting]
     stopped = make("stopped", model=model, **settings)
     steps = stopped.steps()
     for _ in range(stop):
@@ -300,11 +313,11 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(
     resumed.restore()
     assert resumed.step == stop
     _run(resumed)
-    _assert_same(_state(resumed), _state(whole))
-    assert _numbers(resumed) == _numbers(whole)
+    _assert_same(_state(resumed), state)
+    assert _numbers(resumed) == numbers
     resumed.finish()
     assert not (resumed.out / LAST).exists()
-    _assert_same(read_checkpoint(resumed.out / MODEL)[0], {k: v for k, v in _state(whole).items() if k[0] == "m"})
+    _assert_same(read_checkpoint(resumed.out / MODEL)[0], {k: v for k, v in state.items() if k[0] == "m"})
 
 
 def test_a_resumed_run_goes_on_with_its_average_and_finishes_with_it(make: MakeTrainer) -> None:
