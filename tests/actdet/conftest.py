@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import signal
 import sys
@@ -14,14 +16,20 @@ from command import Actdet, Outcome
 from tiny import MODEL_OPTIONS, TRAIN_OPTIONS, TinyBackbone
 
 import actdet.models.detector
-from actdet import cli
+from actdet import cli, pictures, report
 
 
 @pytest.fixture
 def actdet_command(
     tiny_backbone: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Actdet]:
-    """Runs the command in this process."""
+    """Runs the command in this process.
+
+    In its reports plots are built and not drawn, and pictures are as small as their videos: how they look is seen in
+    the tests of reports and pictures. The run of `trained` has all of them.
+    """
+    monkeypatch.setattr(report, "_svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr(pictures, "_LEAST_WIDTH", 64)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def run(*arguments: object) -> Outcome:
@@ -68,9 +76,16 @@ def _main(*arguments: object) -> None:
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve clips, four of each class and four of none, made by the command `render`."""
+    once = tmp_path_factory.getbasetemp()
+    # The processes of pytest-xdist have their folders beside each other.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        once = once.parent
     root = tmp_path_factory.mktemp("rendered") / "set"
-    _main("render", root, "--clips", 12, "--width", 64, "--height", 64, "--frames", 16, "--fps", 8)
-    return root
+    with open(once / "rendering.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # The second of them finds all clips there, and nobody changes a file of the set from which each has a copy.
+        _main("render", once / "set", "--clips", 12, "--width", 64, "--height", 64, "--frames", 16, "--fps", 8)
+        return Path(shutil.copytree(once / "set", root))
 
 
 @pytest.fixture(scope="session")
