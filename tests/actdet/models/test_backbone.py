@@ -169,7 +169,7 @@ class LayoutCopies(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("size", [(8, 32, 48), (5, 33, 31)])
+@pytest.mark.parametrize("size", [(8, 16, 32), (5, 17, 31)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_over_channels_last_clips_changes_no_layout(
     dtype: torch.dtype, size: tuple[int, int, int], fresh: Backbone, monkeypatch: pytest.MonkeyPatch
@@ -244,7 +244,7 @@ def test_the_padded_widths_are_multiples_of_eight(fresh: Backbone) -> None:
 def test_padding_changes_nothing_over_steps_in_float64(fresh: Backbone) -> None:
     aligned, plain = pair(fresh)
     clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-    mine, theirs = (steps(network.double(), clips, torch.float64, 5) for network in (aligned, plain))
+    mine, theirs = (steps(network.double(), clips, torch.float64, 3) for network in (aligned, plain))
     assert mine == pytest.approx(theirs, rel=1e-11)
     assert theirs[-1] < 0.9 * theirs[0]
     assert_alike(aligned, plain, 1e-9)
@@ -329,7 +329,7 @@ def test_checkpointing_computes_the_same_and_counts_no_batch_twice(
     if synchronised:
         plain, saving = (nn.SyncBatchNorm.convert_sync_batchnorm(network) for network in (plain, saving))
     saving.checkpointing = True
-    clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    clips = torch.randn(2, 3, 8, 16, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     kept: list[int] = []
     results = []
     for network in (plain, saving):
