@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,21 @@ from actdet.errors import ActdetError
 from actdet.training import LAST, MODEL, Trainer
 
 TINY = Path(__file__).parent / "tiny.py"
-ALONE = [sys.executable, TINY]
 PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", TINY]
 OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS, "--dropout", "0", "--auxiliary-weight", "0.5", "--lr", "1e-3"]
 
 
-def start(command: list[Any], data: Path, out: Path, *options: object) -> subprocess.Popen[str]:
-    arguments = [*command, "train", data, "--out", out, *OPTIONS, *options]
+def start(data: Path, out: Path, *options: object) -> subprocess.Popen[str]:
+    """Two processes of torchrun."""
+    arguments = [*PAIR, "train", data, "--out", out, *OPTIONS, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TINY_SAVE_SECONDS": "-1"}  # saves after every epoch
     return subprocess.Popen(
         list(map(str, arguments)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def run(*arguments: Any) -> tuple[int, str]:
-    process = start(*arguments)
+def run(data: Path, out: Path, *options: object) -> tuple[int, str]:
+    process = start(data, out, *options)
     output, _ = process.communicate(timeout=120)
     return process.returncode, output
 
@@ -69,25 +69,30 @@ def assert_same_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("shallow", [0, 2])
-def test_two_processes_train_as_one_and_evaluate_no_clip_twice(rendered: Path, tmp_path: Path, shallow: int) -> None:
-    """Nine clips in batches of four: 4, 4 and 1 for one process; so five, shared as 3 and 2."""
-    options = ["--epochs", 4, "--batch-size", 5, "--val-share", 0.25, "--eval-every", 2, "--shallow-epochs", shallow]
-    assert run(ALONE, rendered, tmp_path / "one", *options)[0] == 0
-    code, output = run(PAIR, rendered, tmp_path / "two", *options)
+@pytest.mark.parametrize(("shallow", "share"), [(0, 0), (2, 0.25)])
+def test_two_processes_train_as_one_and_evaluate_no_clip_twice(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, shallow: int, share: float
+) -> None:
+    """Batches of five, shared as 3 and 2: nine clips in batches of four would leave one for the last step."""
+    options = ["--epochs", 4, "--batch-size", 5, "--val-share", share, "--eval-every", 2, "--shallow-epochs", shallow]
+    assert actdet_command("train", rendered, "--out", tmp_path / "one", *OPTIONS, *options).code == 0
+    code, output = run(rendered, tmp_path / "two", *options)
     assert code == 0, output
     assert "2 processes, each CPU" in output
-    assert output.count("model: ") == output.count("report: ") == 1
+    assert (output.count("model: "), output.count("report: ")) == (1, share > 0)
     assert_same_run(tmp_path / "one", tmp_path / "two")
     losses = [record["loss"]["total"] for record in log(tmp_path / "two") if "loss" in record]
     assert losses[-1] < 0.9 * losses[0]
-    one, two = (json.loads((tmp_path / out / "metrics.json").read_text()) for out in ("one", "two"))
-    assert two["clips"] == one["clips"] == 3
+    if share:
+        one, two = (json.loads((tmp_path / out / "metrics.json").read_text()) for out in ("one", "two"))
+        assert two["clips"] == one["clips"] == 3
 
 
-def test_a_killed_process_ends_the_job_with_a_state_to_go_on_from(rendered: Path, tmp_path: Path) -> None:
-    options = ["--epochs", 40, "--batch-size", 5, "--val-share", 0.25, "--eval-every", 100]
-    process = start(PAIR, rendered, tmp_path / "killed", *options)
+def test_a_killed_process_ends_the_job_with_a_state_to_go_on_from(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path
+) -> None:
+    options = ["--epochs", 20, "--batch-size", 5, "--val-share", 0]
+    process = start(rendered, tmp_path / "killed", *options)
     end = time.monotonic() + 90
     while not ((tmp_path / "killed/log.jsonl").exists() and log(tmp_path / "killed")[-1:] and second_of(process)):
         assert process.poll() is None
@@ -100,9 +105,9 @@ def test_a_killed_process_ends_the_job_with_a_state_to_go_on_from(rendered: Path
     line = f"actdet: another process of this job has ended; the state is in {last}: run the same command with --resume"
     assert line in output
     assert not (tmp_path / "killed" / MODEL).exists()
-    code, output = run(PAIR, rendered, tmp_path / "killed", *options, "--resume")
+    code, output = run(rendered, tmp_path / "killed", *options, "--resume")
     assert code == 0, output
-    assert run(ALONE, rendered, tmp_path / "whole", *options)[0] == 0
+    assert actdet_command("train", rendered, "--out", tmp_path / "whole", *OPTIONS, *options).code == 0
     assert [record["step"] for record in log(tmp_path / "killed")] == [r["step"] for r in log(tmp_path / "whole")]
     for first, second in zip(log(tmp_path / "whole")[:6], log(tmp_path / "killed")[:6], strict=True):
         assert flat(second) == pytest.approx(flat(first), rel=1e-3, abs=1e-4)
@@ -146,22 +151,32 @@ def second_of(launcher: subprocess.Popen[str]) -> int:
     return 0
 
 
-def test_a_last_batch_that_leaves_a_process_idle_is_refused(rendered: Path, tmp_path: Path) -> None:
-    code, output = run(PAIR, rendered, tmp_path / "run", "--epochs", 1, "--batch-size", 4, "--val-share", 0.25)
-    assert code != 0
-    assert (
-        "actdet: the last of the batches of 4 has 1 of the 9 clips, fewer than the 2 processes: use --batch-size 5"
-        in output
+class Twins(Processes):
+    """One of two processes, of which the other always says what this one says."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value] * self.count
+
+
+def test_a_last_batch_that_leaves_a_process_idle_is_refused(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "join_processes", lambda: nullcontext(Twins(0, 2)))
+    options = ["--epochs", 1, "--batch-size", 4, "--val-share", 0.25]
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *OPTIONS, *options)
+    assert outcome.complaint() == (
+        "the last of the batches of 4 has 1 of the 9 clips, fewer than the 2 processes: use --batch-size 5"
     )
-    assert "Traceback" not in output.partition("torch/distributed")[0]
+    assert not (tmp_path / "run").exists()
 
 
-def test_another_command_than_train_is_refused(tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*PAIR, "demo", "--out", tmp_path / "demo"]
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0
-    assert "actdet: of actdet's commands only train runs in several processes of torchrun" in done.stderr
+def test_another_command_than_train_is_refused(
+    actdet_command: Actdet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    complaint = actdet_command("demo", "--out", tmp_path / "demo").complaint()
+    assert complaint == "of actdet's commands only train runs in several processes of torchrun"
     assert not (tmp_path / "demo").exists()
 
 
