@@ -315,8 +315,8 @@ def start() -> Iterator[Callable[..., Process]]:
 @pytest.mark.parametrize(
     ("tiny", "number", "epochs"),
     [
-        pytest.param(True, signal.SIGINT, 30, id="Ctrl-C"),
-        pytest.param(False, signal.SIGTERM, 5, id="SIGTERM to the real network"),
+        pytest.param(True, signal.SIGINT, 12, id="Ctrl-C"),
+        pytest.param(False, signal.SIGTERM, 3, id="SIGTERM to the real network"),
     ],
 )
 def test_a_stopped_training_saves_and_goes_on(
@@ -362,17 +362,17 @@ def test_a_stopped_training_saves_and_goes_on(
     ("number", "group", "after"),
     [
         (signal.SIGINT, True, 0),
-        (signal.SIGINT, True, 3),
+        (signal.SIGINT, True, 2),
         (signal.SIGTERM, True, 0.5),
         (signal.SIGTERM, False, 0),
-        (signal.SIGTERM, False, 3),
+        (signal.SIGTERM, False, 2),
     ],
 )
 def test_a_signal_before_the_training_ends_in_one_line(
     start: Callable[..., Process], tmp_path: Path, number: signal.Signals, group: bool, after: float
 ) -> None:
     """Also while the processes that render begin."""
-    process = start("render", tmp_path / "o", "--clips", 5000, "--workers", 2)
+    process = start("render", tmp_path / "o", "--clips", 5000, "--workers", 2, tiny=False)
     process.wait_for("render: ")
     time.sleep(after)
     (os.killpg if group else os.kill)(process.process.pid, number)
@@ -412,9 +412,9 @@ def test_a_stopped_prepare_goes_on(
 
 
 def test_a_stopped_predict_ends_at_once(start: Callable[..., Process], model: Path, tmp_path: Path) -> None:
-    video = write_video(tmp_path / "v.mkv", "mjpeg", frames=5000, size=(64, 64))
+    video = write_video(tmp_path / "v.mkv", "mjpeg", frames=2000, size=(64, 64))
     process = start("predict", model, video, "--out", tmp_path / "o")
-    process.wait_for(r"draw v.mkv: .* [1-9]\d*/5000 ")
+    process.wait_for(r"draw v.mkv: .* [1-9]\d*/2000 ")
     began = time.monotonic()
     os.killpg(process.process.pid, signal.SIGINT)
     assert process.end()[-1] == "actdet: interrupted"
