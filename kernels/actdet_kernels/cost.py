@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, 
 from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions
 
-ClassCost = Literal["softmax", "focal"]
+ClassCost = Literal["softmax", "focal", "varifocal", "quality_focal"]
 BoxTerm = Literal["giou", "diou", "ciou"]
 
 OPTIONS = f"{WEIGHTS}, str class_cost, float alpha, float gamma, str box_term, str backend"
@@ -46,16 +46,16 @@ def pairwise_cost(
     cost[i, j] = cls * class_term + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j))
 
     logits: (..., B, N, C). boxes: (..., B, N, 4). Returns (..., B, N, M), 0 past a sample's count.
-    class_cost: "softmax": -p_i[label_j], the last logit being no_object; "focal": the sigmoid-focal
-        difference of Deformable DETR, where every logit is a class.
-    alpha, gamma: of "focal", the weight of the label in [0, 1] and the exponent, at least 0.
+    class_cost: "softmax": -p_i[label_j], the last logit being no_object. With the others every logit is a class, and
+        the term is what `set_loss` with that class loss changes by when query i gets target j: "focal", which is
+        Deformable DETR's; "varifocal" and "quality_focal", whose target for the label is the IoU of the boxes. Of a
+        target with several labels it is the sum over them, which "softmax" refuses.
+    alpha, gamma: of these, as in `set_loss`.
     box_term: "giou", or in its place "diou" or "ciou" (Zheng et al. 2020), with the weight of giou.
     A label that no logit has costs NaN. Raises ValueError where shapes, dtypes or devices disagree.
     """
     check_predictions(logits, boxes, targets)
-    check_choice("class_cost", class_cost, ("softmax", "focal"))
-    check_focal(alpha, gamma)
-    check_choice("box_term", box_term, BOX_TERMS)
+    check_cost_options(targets, class_cost, alpha, gamma, box_term)
     return _pairwise_cost(logits, boxes, *flat(targets), weights, class_cost, alpha, gamma, box_term, backend).mT
 
 
@@ -114,9 +114,27 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_focal(alpha: float, gamma: float) -> None:
-    """Raise ValueError, naming the value, for what is no weight of a label or no exponent."""
+def check_cost_options(targets: Targets | Tubelets, class_cost: str, alpha: float, gamma: float, box_term: str) -> None:
+    """Raise ValueError, naming the value, for an option of the cost that there is not, or not with these targets."""
+    check_choice("class_cost", class_cost, get_args(ClassCost))
+    check_focal(alpha, gamma, class_cost)
+    check_choice("box_term", box_term, BOX_TERMS)
+    check_one_label(targets, "class_cost", class_cost, "softmax")
+
+
+def check_one_label(targets: Targets | Tubelets, name: str, value: str, exclusive: str) -> None:
+    """Raise ValueError for several labels of a target where the classes of `value` exclude each other."""
+    if value == exclusive and targets.labels.ndim == 3 and targets.labels.shape[2] > 1:
+        raise ValueError(
+            f"{name}={value!r} takes one label a target: take 'focal' for targets.labels {tuple(targets.labels.shape)}"
+        )
+
+
+def check_focal(alpha: float, gamma: float, kind: str = "focal") -> None:
+    """Raise ValueError, naming the value, for what is no weight of a label or no exponent of that kind."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be finite and at least 0, got {gamma}")
+    if kind == "quality_focal" and gamma < 1:
+        raise ValueError(f"gamma must be at least 1 with quality_focal, whose derivative is infinite, got {gamma}")

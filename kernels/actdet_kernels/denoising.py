@@ -73,7 +73,7 @@ def denoising_queries(
         The queries, on the targets' device.
 
     Raises:
-        ValueError: For a number out of these bounds.
+        ValueError: For a number out of these bounds, and for targets with several labels.
     """
     _check_at_least("classes", classes, 1)
     _check_at_least("queries", queries, 0)
@@ -81,6 +81,8 @@ def denoising_queries(
     _check_at_least("box_noise", box_noise, 0)
     if not 0 <= label_noise <= 2:
         raise ValueError(f"label_noise must be 0 to 2, got {label_noise}")
+    if targets.labels.ndim != 2:
+        raise ValueError(f"targets.labels must be (B, M) here, one label a target, got {tuple(targets.labels.shape)}")
 
     batch, size = targets.labels.shape
     valid = valid_rows(targets)

@@ -204,7 +204,7 @@ class SetCriterion(nn.Module):
         result, *auxiliary = self._of_layers([last, *others], targets)
         named = {str(index): layer for index, layer in enumerate(auxiliary)}
         if self.eos_coef is None and "enc_outputs" in outputs:
-            binary = [{"labels": torch.zeros_like(labels_of(sample)), "boxes": sample["boxes"]} for sample in targets]
+            binary = [{"labels": _zero_for_each(labels_of(sample)), "boxes": sample["boxes"]} for sample in targets]
             (named["enc"],) = self._of_layers([outputs["enc_outputs"]], binary)
         for suffix, layer in named.items():
             result |= {f"{name}_{suffix}": value for name, value in layer.items() if name != "class_error"}
@@ -284,6 +284,11 @@ def logits_of(outputs: Mapping[str, Any]) -> Tensor:
     return outputs["logits" if "logits" in outputs else "pred_logits"]
 
 
+def _zero_for_each(labels: Any) -> Tensor:
+    """(m,): class 0 for every target, whose labels may be several."""
+    return torch.zeros(len(labels), dtype=torch.int64, device=labels.device if isinstance(labels, Tensor) else None)
+
+
 def pad_samples(targets: Sequence[Mapping[str, Tensor]], device: torch.device) -> Targets:
     padded = pad_targets(targets, device)
     if isinstance(padded, Tubelets):
@@ -336,7 +341,11 @@ def _class_error(predicted: Tensor, targets: Targets, matched: Tensor) -> Tensor
     if predicted.shape[-1] == 0:
         return predicted.new_full(predicted.shape[:1], 100, dtype=torch.float32)
     pairs = matched >= 0
-    right = (predicted.gather(-1, matched.clamp(min=0)) == targets.labels) & pairs
+    found = predicted.gather(-1, matched.clamp(min=0))
+    if targets.labels.ndim == 2:
+        right = pairs & (found == targets.labels)
+    else:
+        right = pairs & (found[..., None] == targets.labels).any(-1)
     return 100 - 100 * right.sum((-2, -1)) / pairs.sum((-2, -1)).clamp(min=1)
 
 

@@ -83,9 +83,15 @@ class Predictions(NamedTuple):
 
 
 def predictions(
-    queries: int, classes: int, logits: torch.dtype, boxes: torch.dtype, layers: tuple[int, ...] = ()
+    queries: int,
+    classes: int,
+    logits: torch.dtype,
+    boxes: torch.dtype,
+    layers: tuple[int, ...] = (),
+    labels: tuple[int, ...] = (),
 ) -> Predictions:
-    targets = Targets(tensor(I64, 1, 8), tensor(FP32, 1, 8, 4), tensor(I32, 1))
+    """labels: how many a target has, where it has several."""
+    targets = Targets(tensor(I64, 1, 8, *labels), tensor(FP32, 1, 8, 4), tensor(I32, 1))
     return Predictions(tensor(logits, *layers, 1, queries, classes), tensor(boxes, *layers, 1, queries, 4), targets)
 
 
@@ -105,9 +111,16 @@ def assign(rows: int, columns: int, dtype: torch.dtype, counts: Tensor | None = 
 
 
 def match(
-    queries: int, classes: int, class_cost: str, dtype: torch.dtype, gamma: float = 2.0, box_term: str = "giou"
+    queries: int,
+    classes: int,
+    class_cost: str,
+    dtype: torch.dtype,
+    gamma: float = 2.0,
+    box_term: str = "giou",
+    labels: tuple[int, ...] = (),
 ) -> object:
-    return matching.match(*predictions(queries, classes, dtype, dtype), WEIGHTS, class_cost, 0.25, gamma, box_term)
+    inputs = predictions(queries, classes, dtype, dtype, labels=labels)
+    return matching.match(*inputs, WEIGHTS, class_cost, 0.25, gamma, box_term)
 
 
 def set_loss(
@@ -164,22 +177,35 @@ CASES = [
         lambda: pairwise_cost("softmax", tubelets(FP32), box_term="ciou"),
         {"pairwise_cost_kernel": 255},
     ),
+    Case(
+        "quality focal tubes, fp32",
+        lambda: pairwise_cost("quality_focal", tubelets(FP32)),
+        {"pairwise_cost_kernel": 168},
+    ),
+    Case(
+        "several labels, bf16",
+        lambda: pairwise_cost("focal", predictions(100, 80, BF16, BF16, labels=(4,))),
+        {"pairwise_cost_kernel": 168},
+    ),
     Case("12 x 5, bf16", lambda: assign(12, 5, BF16), {"assign_kernel": 96}),
     Case("100 x 63, fp32, duals", lambda: assign(100, 63, FP32, tensor(I64, 1), duals=True), {"assign_kernel": 168}),
     Case("100 x 63, fp64, duals", lambda: assign(100, 63, FP64, duals=True), {"assign_kernel": 168}),
-    Case("300 x 100, fp32", lambda: assign(300, 100, FP32), {"assign_kernel": 96}),
+    Case("300 x 100, fp32", lambda: assign(300, 100, FP32), {"assign_kernel": 168}),
     Case("1024 x 1024, fp32", lambda: assign(1024, 1024, FP32), {"assign_kernel": 168}),
     Case("2000 x 63, fp32", lambda: assign(2000, 63, FP32, tensor(I32, 1)), {"assign_kernel": 255}),
     Case("2000 x 63, fp64, duals", lambda: assign(2000, 63, FP64, duals=True), {"assign_kernel": 255}),
     Case("12 queries, softmax, fp32", lambda: match(12, 3, "softmax", FP32), {"match_kernel": 168}),
     Case("100 queries, softmax, bf16", lambda: match(100, 92, "softmax", BF16), {"match_kernel": 255}),
     Case("300 queries, softmax, fp32", lambda: match(300, 92, "softmax", FP32), {"match_kernel": 255}),
-    Case("300 queries, focal, fp64", lambda: match(300, 91, "focal", FP64), {"match_kernel": 255}),
+    Case("200 queries, focal, fp64", lambda: match(200, 91, "focal", FP64), {"match_kernel": 255}),
     Case("900 queries, focal, fp16", lambda: match(900, 91, "focal", FP16), {"match_kernel": 255}),
     Case("900 queries, softmax, fp32", lambda: match(900, 92, "softmax", FP32), {"match_kernel": 255}),
-    Case("300 queries, gamma 1.5, fp64", lambda: match(300, 91, "focal", FP64, gamma=1.5), {"match_kernel": 255}),
+    Case("200 queries, gamma 1.5, fp64", lambda: match(200, 91, "focal", FP64, gamma=1.5), {"match_kernel": 255}),
     Case("300 queries, CIoU, fp32", lambda: match(300, 92, "softmax", FP32, box_term="ciou"), {"match_kernel": 255}),
-    Case("300 queries, CIoU, fp64", lambda: match(300, 91, "focal", FP64, box_term="ciou"), {"match_kernel": 255}),
+    Case("200 queries, CIoU, fp64", lambda: match(200, 91, "focal", FP64, box_term="ciou"), {"match_kernel": 255}),
+    Case("300 queries, varifocal, bf16", lambda: match(300, 80, "varifocal", BF16), {"match_kernel": 255}),
+    Case("200 queries, quality, fp64", lambda: match(200, 80, "quality_focal", FP64), {"match_kernel": 255}),
+    Case("100 queries, labels, fp32", lambda: match(100, 80, "focal", FP32, labels=(4,)), {"match_kernel": 255}),
     Case(
         "cross entropy, 3, fp32",
         lambda: set_loss("cross_entropy", predictions(12, 3, FP32, FP32)),
@@ -213,6 +239,11 @@ CASES = [
     Case(
         "gamma 1.5, 91, fp32",
         lambda: set_loss("focal", predictions(100, 91, FP32, FP32), gamma=1.5),
+        of_losses(168, 168, 168),
+    ),
+    Case(
+        "several labels, 80, bf16",
+        lambda: set_loss("focal", predictions(300, 80, BF16, FP32, labels=(4,))),
         of_losses(168, 168, 168),
     ),
     Case("tubelets, fp64", lambda: set_loss("cross_entropy", tubelets(FP64)), of_losses(80, 255, 128)),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actdet_kernels import reference
 from actdet_kernels.backend import Backend, implementation
-from actdet_kernels.cost import BoxTerm, MatchWeights, check_choice, check_focal
+from actdet_kernels.cost import BoxTerm, MatchWeights, check_choice, check_focal, check_one_label
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
 from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values, valid_rows
@@ -58,7 +58,8 @@ def set_loss(
         class, divided by the number of targets. "varifocal" and "quality_focal" are such sums, too, of binary cross
         entropies whose target for the label is q, the IoU of the matched boxes, in place of 1: with RT-DETR's factors q
         and alpha p^gamma, constants to the gradient, and with |q - p|^gamma (Li et al. 2020). Nothing differentiates q,
-        which is a tubelet's mean IoU over its visible frames, and 1 for one that is visible nowhere.
+        which is a tubelet's mean IoU over its visible frames, and 1 for one that is visible nowhere. A target with
+        several labels has all of them, which "cross_entropy" refuses.
     class_weights: (C,) floating point, the weight of each logit's class, which gets no gradient. With "cross_entropy"
         they take the place of `no_object_weight`, the last one being that of no_object, and the mean is weighted by
         them, as in torch.nn.functional.cross_entropy; the others multiply the terms of each logit by its own.
@@ -75,10 +76,9 @@ def set_loss(
     """
     check_predictions(logits, boxes, targets)
     check_choice("class_loss", class_loss, get_args(ClassLoss))
-    check_focal(alpha, gamma)
-    if class_loss == "quality_focal" and gamma < 1:
-        raise ValueError(f"gamma must be at least 1 with quality_focal, whose derivative is infinite, got {gamma}")
+    check_focal(alpha, gamma, class_loss)
     check_choice("box_term", box_term, BOX_TERMS)
+    check_one_label(targets, "class_loss", class_loss, "cross_entropy")
     shape = (*logits.shape[:-2], targets.labels.shape[1])
     if matched.shape != shape:
         raise ValueError(f"matched must be {tuple(shape)}, got {tuple(matched.shape)}")

@@ -10,9 +10,9 @@ from torch import Tensor
 from actdet_kernels import reference
 from actdet_kernels.assignment import check_status, too_large
 from actdet_kernels.backend import Backend, implementation
-from actdet_kernels.cost import OPTIONS, BoxTerm, ClassCost, MatchWeights, check_choice, check_focal
+from actdet_kernels.cost import OPTIONS, BoxTerm, ClassCost, MatchWeights, check_cost_options
 from actdet_kernels.operators import LIBRARY, TARGETS, flat, operator, targets_of
-from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
+from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values
 
 
@@ -75,9 +75,7 @@ def solve_matching(
 ) -> Matching:
     """`match` with the status of each problem, for who wants to know without waiting for the device."""
     check_predictions(logits, boxes, targets)
-    check_choice("class_cost", class_cost, ("softmax", "focal"))
-    check_focal(alpha, gamma)
-    check_choice("box_term", box_term, BOX_TERMS)
+    check_cost_options(targets, class_cost, alpha, gamma, box_term)
     return Matching(*_match(logits, boxes, *flat(targets), weights, class_cost, alpha, gamma, box_term, backend))
 
 

@@ -17,6 +17,7 @@ from actdet_kernels.targets import Targets, Tubelets, valid_rows
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # RetinaNet (Lin et al. 2017), as in Deformable DETR
 BOX_TERMS = ("giou", "diou", "ciou")
+SOFT_KINDS = ("varifocal", "quality_focal")  # of class costs and losses whose target is the IoU
 SMALLEST_AREA = 2.0**-100  # what is no larger counts as zero: its reciprocal times a side would leave float32
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NOT_FINITE, FORCED = 1, 2  # bits of a problem's status: has entries that are not finite; had to take one
@@ -121,25 +122,57 @@ def pairwise_cost(
 ) -> Tensor:
     logits, boxes = _at_least_float32(logits, boxes)
     valid = valid_rows(targets)
-    known = (targets.labels >= 0) & (targets.labels < logits.shape[-1])
-    labels = torch.where(valid & known, targets.labels, 0)
-    if class_cost == "softmax":
-        score = -logits.softmax(-1)
-    else:
-        p = logits.sigmoid()
-        found = F.logsigmoid(logits)
-        missed = F.logsigmoid(-logits)
-        positive = alpha * _power(1 - p, missed, gamma) * -found
-        negative = (1 - alpha) * _power(p, found, gamma) * -missed
-        score = positive - negative
-    index = labels[:, None, :].expand(*logits.shape[:-1], labels.shape[-1])
-    cls = score.gather(-1, index).masked_fill(~known[:, None, :], math.nan)
 
     # (..., B, N, 1, 4), with T before the 4 in tubelets.
     queries_first = boxes.unsqueeze(logits.ndim - 1)
-    l1, giou = _box_terms(queries_first, targets, _clean_boxes(targets, boxes)[:, None], box_term)
-    cost = weights[0] * cls + weights[1] * l1 + weights[2] * giou
+    goals = _clean_boxes(targets, boxes)[:, None]
+    l1, giou = _box_terms(queries_first, targets, goals, box_term)
+
+    # (B, M, K) labels, and their logits or probabilities (..., B, N, M, K).
+    labels, known, absent = _labels(targets, logits.shape[-1])
+    index = torch.where(known & valid[..., None], labels, 0).flatten(1)
+    index = index[:, None].expand(*logits.shape[:-1], index.shape[-1])
+    if class_cost == "softmax":
+        terms = -logits.softmax(-1).gather(-1, index).unflatten(-1, labels.shape[1:])
+    else:
+        chosen = logits.gather(-1, index).unflatten(-1, labels.shape[1:])
+        yes = torch.ones_like(chosen, dtype=torch.bool)
+        no = torch.zeros_like(chosen, dtype=torch.bool)
+        if class_cost == "focal":
+            terms = _focal_loss(chosen, yes, alpha, gamma) - _focal_loss(chosen, no, alpha, gamma)
+        else:
+            iou = 1 - _box_terms(queries_first, targets, goals, "iou")[1]
+            found = _soft_loss(chosen, iou[..., None].expand_as(chosen), yes, class_cost, alpha, gamma)
+            terms = found - _soft_loss(chosen, torch.zeros_like(chosen), no, class_cost, alpha, gamma)
+    terms = terms.masked_fill(~known[:, None], math.nan).masked_fill(absent[:, None], 0)
+
+    cost = weights[0] * terms.sum(-1) + weights[1] * l1 + weights[2] * giou
     return cost.masked_fill(~valid[:, None, :], 0)
+
+
+def _labels(targets: Targets | Tubelets, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The labels of targets (B, M, K), which of them a logit has, and which are none, behind the last."""
+    labels = targets.labels if targets.labels.ndim == 3 else targets.labels[..., None]
+    absent = (labels == -1) & (torch.arange(labels.shape[-1], device=labels.device) > 0)
+    return labels, (labels >= 0) & (labels < classes), absent
+
+
+def _focal_loss(logits: Tensor, is_label: Tensor, alpha: float, gamma: float) -> Tensor:
+    """alpha_t (1 - p_t)^gamma (-log p_t) of every logit (Lin et al. 2017)."""
+    share = torch.full_like(logits, 1 - alpha).masked_fill(is_label, alpha)
+    right = torch.where(is_label, logits, -logits)  # the logit of what is true of each class
+    return share * _power((-right).sigmoid(), F.logsigmoid(-right), gamma) * -F.logsigmoid(right)
+
+
+def _soft_loss(logits: Tensor, quality: Tensor, is_label: Tensor, kind: str, alpha: float, gamma: float) -> Tensor:
+    """A factor times the binary cross entropy of every logit with its quality, which is 0 for what is no label."""
+    if kind == "varifocal":
+        sure = logits.detach()
+        unwanted = alpha * _power(sure.sigmoid(), F.logsigmoid(sure), gamma)
+        factor = torch.where(is_label, quality, unwanted)
+    else:
+        factor = (quality - logits.sigmoid()).abs() ** gamma
+    return factor * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
 
 
 def _power(p: Tensor, log_p: Tensor, exponent: float) -> Tensor:
@@ -262,13 +295,15 @@ def set_loss(
     owner = owner.scatter_reduce(-1, query, target, "amax")
     pairs = pairs & (owner.gather(-1, query) == target)
     query = torch.where(pairs, matched, queries)
+    owner = owner[..., :queries]
 
-    no_object = classes - 1 if class_loss == "cross_entropy" else -1
-    wanted = torch.full((*leading, batch, queries + 1), no_object, device=logits.device)
-    wanted = wanted.scatter(-1, query, targets.labels.expand_as(query))[..., :queries]
-    known = (wanted >= 0) & (wanted < classes)
+    # The labels of each query, (..., B, N, K), from one row too many of targets, which has none.
+    labels, known, absent = (F.pad(each, (0, 0, 0, 1)) for each in _labels(targets, classes))
+    row = torch.where(owner >= 0, owner, size)[..., None].expand(*owner.shape, labels.shape[-1])
+    labels, known, absent = (each.expand(*leading, *each.shape).gather(-2, row) for each in (labels, known, absent))
     # A factor, so that the gradient is NaN as well: a step with a wrong label must not pass for a right one.
-    flaw = torch.where((owner[..., :queries] >= 0) & ~known, math.nan, 1.0).to(logits.dtype)
+    wrong = (owner >= 0) & ~(known | absent).all(-1)
+    flaw = torch.where(wrong, math.nan, 1.0).to(logits.dtype)
     normaliser = targets.counts.clamp(0, size).sum().clamp(min=1)
 
     index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))
@@ -276,31 +311,26 @@ def set_loss(
     goals = _clean_boxes(targets, boxes)
 
     if class_loss == "cross_entropy":
-        picked = torch.where(known, wanted, 0)
-        loss = -logits.log_softmax(-1).gather(-1, picked[..., None])[..., 0] * flaw
+        no_object = classes - 1
+        wanted = torch.where(owner >= 0, torch.where(known, labels, 0)[..., 0], no_object)
+        loss = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0] * flaw
         if class_weights is None:
             weight = torch.ones_like(loss).masked_fill(wanted == no_object, no_object_weight)
         else:
-            weight = class_weights.to(loss.dtype)[picked]
+            weight = class_weights.to(loss.dtype)[wanted]
         weights = weight.sum((-2, -1))
         cls = (weight * loss).sum((-2, -1)) / torch.where(weights > 0, weights, 1)
     else:
-        is_label = wanted[..., None] == torch.arange(classes, device=logits.device)
-        share = torch.full_like(logits, 1 - alpha).masked_fill(is_label, alpha)
+        is_label = torch.zeros_like(logits, dtype=torch.bool)
+        for label, there in zip(labels.unbind(-1), known.unbind(-1), strict=True):
+            is_label |= there[..., None] & (label[..., None] == torch.arange(classes, device=logits.device))
         if class_loss == "focal":
-            right = torch.where(is_label, logits, -logits)  # the logit of what is true of each class
-            hardness = _power((-right).sigmoid(), F.logsigmoid(-right), gamma)
-            loss = share * hardness * -F.logsigmoid(right) * flaw[..., None]
+            loss = _focal_loss(logits, is_label, alpha, gamma)
         else:
             ious = 1 - _box_terms(chosen.detach(), targets, goals, "iou")[1]
-            quality = torch.zeros_like(owner, dtype=logits.dtype).scatter(-1, query, ious)[..., :queries, None]
-            quality = torch.where(is_label, quality, 0)
-            if class_loss == "varifocal":
-                sure = logits.detach()
-                factor = torch.where(is_label, quality, alpha * _power(sure.sigmoid(), F.logsigmoid(sure), gamma))
-            else:
-                factor = (quality - logits.sigmoid()).abs() ** gamma
-            loss = factor * F.binary_cross_entropy_with_logits(logits, quality, reduction="none") * flaw[..., None]
+            quality = logits.new_zeros(*leading, batch, queries + 1).scatter(-1, query, ious)[..., :queries, None]
+            loss = _soft_loss(logits, torch.where(is_label, quality, 0), is_label, class_loss, alpha, gamma)
+        loss = loss * flaw[..., None]
         if class_weights is not None:
             loss = class_weights.to(loss.dtype) * loss
         cls = loss.sum((-3, -2, -1)) / normaliser

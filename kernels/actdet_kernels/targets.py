@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 class Targets(NamedTuple):
     """The targets of B samples, padded to M rows each.
 
-    labels: (B, M) int64, class of each target.
+    labels: (B, M) int64, class of each target; or (B, M, K), of which a target has the first and those that are not -1,
+        all different: what one does and what else (several actions of a person), where every logit is a class.
     boxes: (B, M, 4) floating point, cxcywh in [0, 1].
     counts: (B,) int32 or int64, how many of the M rows are real; rows past it may hold anything and count for nothing.
         A count below 0 is as 0, one above M as M.
@@ -91,14 +93,18 @@ def pad_targets(
     targets: Sequence[Mapping[str, Any]],
     device: torch.device | str | None = None,
     max_targets: int | None = None,
+    max_labels: int | None = None,
 ) -> Targets | Tubelets:
     """Pad DETR's list of `{"labels": (m,), "boxes": (m, 4)}`, one entry a sample, into `Targets`.
 
-    targets: tensors, NumPy arrays or lists of numbers. Hugging Face's "class_labels" stand for "labels". Where boxes
+    targets: tensors, NumPy arrays or lists of numbers. Hugging Face's "class_labels" stand for "labels". Labels may be
+        (m, K), -1 behind the last of a target's, or a list for each target: those of the result are then (B, M, K) with
+        the largest K. Where boxes
         are (m, T, 4), the result is `Tubelets`; "visible" (m, T) bool may be left out where every frame is. A sample
         without targets may give empty lists; where none of a batch has any, (0, T, 4) says that they are tubelets.
     max_targets: the padded length M; by default the longest sample's, at least 1. Give it to keep one
         shape for a whole training. A sample with more targets raises ValueError.
+    max_labels: the K of labels that are (B, M, K), likewise.
     device: where the result lives; by default that of the first sample's labels.
     A few launches whatever the number of samples, and no wait for the device.
     Raises ValueError, naming the sample, where one cannot be padded.
@@ -114,6 +120,7 @@ def pad_targets(
     size = max(longest, 1) if max_targets is None else max_targets
     if longest > size:
         raise ValueError(f"targets[{counts.index(longest)}]: {longest} targets, but max_targets={size}")
+    labels = _of_one_width(labels, max_labels)
 
     # All samples one after the other, behind a row of zeros to which the padding points.
     own = labels[0].device if labels else torch.device("cpu")
@@ -125,7 +132,8 @@ def pad_targets(
     ]
     index = torch.tensor(rows, dtype=torch.int64).reshape(len(targets), size).to(own, non_blocking=True)
     number = torch.tensor(counts, dtype=torch.int32)
-    no_label = torch.zeros(1, dtype=torch.int64, device=own)
+    several = labels[0].shape[1:] if labels else () if max_labels is None else (max_labels,)
+    no_label = torch.zeros(1, *several, dtype=torch.int64, device=own)
     no_box = torch.zeros(1, *frames, 4, dtype=dtype, device=own)
     all_labels = torch.cat([no_label, *(each.to(own, torch.int64) for each in labels)])
     all_boxes = torch.cat([no_box, *(each.to(own, dtype) for each in boxes)])
@@ -140,12 +148,39 @@ def pad_targets(
 def _labels_tensor(index: int, sample: Mapping[str, Any]) -> Tensor:
     if not isinstance(sample, Mapping):
         raise ValueError(f"targets[{index}] must be a mapping with labels and boxes, got {type(sample).__name__}")
-    labels = _tensor(index, sample, "class_labels" if "class_labels" in sample else "labels")
+    name = "class_labels" if "class_labels" in sample else "labels"
+    labels = _tensor(index, _with_equal_rows(sample, name), name)
     # Nobody says what kind of number the labels of nothing are: `torch.tensor([])` is float32.
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if labels.ndim != 1 or not (whole or len(labels) == 0):
-        raise ValueError(f"targets[{index}]: labels must be (m,) integers, got {tuple(labels.shape)} {labels.dtype}")
+    fits = labels.ndim == 1 or (labels.ndim == 2 and (labels.shape[1] > 0 or len(labels) == 0))
+    if not fits or not (whole or len(labels) == 0):
+        raise ValueError(
+            f"targets[{index}]: labels must be (m,) or (m, K) integers, got {tuple(labels.shape)} {labels.dtype}"
+        )
     return labels
+
+
+def _with_equal_rows(sample: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The sample, whose labels, if they are a list of lists, have -1 behind the last of each target's."""
+    rows = sample.get(name)
+    if not isinstance(rows, list | tuple) or not rows or not all(isinstance(row, list | tuple) for row in rows):
+        return sample
+    width = max(map(len, rows))
+    return {**sample, name: [[*row, *[-1] * (width - len(row))] for row in rows]}
+
+
+def _of_one_width(labels: list[Tensor], max_labels: int | None) -> list[Tensor]:
+    """Labels that are all (m,), or all (m, K)."""
+    if max_labels is None and all(each.ndim == 1 for each in labels):
+        return labels
+    # What is empty says nothing of a number of labels.
+    widths = [each.shape[1] if each.ndim == 2 and len(each) else 1 for each in labels]
+    widest = max(widths, default=1)
+    width = widest if max_labels is None else max_labels
+    if widest > width:
+        raise ValueError(f"targets[{widths.index(widest)}]: {widest} labels of a target, but max_labels={width}")
+    wide = [each.reshape(len(each), widths[index]) for index, each in enumerate(labels)]
+    return [F.pad(each, (0, width - each.shape[1]), value=-1) for each in wide]
 
 
 def _tensor(index: int, sample: Mapping[str, Any], name: str) -> Tensor:
@@ -212,8 +247,9 @@ def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets
     if logits.shape[-1] == 0:
         raise ValueError(f"logits (..., B, N, C) must have a class, got {tuple(logits.shape)}")
     batch = logits.shape[-3]
-    size = targets.labels.shape[-1] if targets.labels.ndim else 0
-    wanted = {"labels": (batch, size), "boxes": (batch, size, *frames, 4), "counts": (batch,)}
+    size = targets.labels.shape[1] if targets.labels.ndim > 1 else 0
+    several = targets.labels.shape[2:] if targets.labels.ndim == 3 and targets.labels.shape[2] > 0 else ()
+    wanted = {"labels": (batch, size, *several), "boxes": (batch, size, *frames, 4), "counts": (batch,)}
     if isinstance(targets, Tubelets):
         wanted["visible"] = (batch, size, *frames)
         if targets.visible.dtype != torch.bool:
@@ -238,11 +274,18 @@ def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets
 def check_values(targets: Targets | Tubelets, classes: int) -> None:
     """Raise ValueError, naming the sample, for a count or a label that there cannot be. It waits for the device."""
     check_counts("targets.counts", targets.counts, targets.labels.shape[1])
-    wrong = (valid_rows(targets) & ((targets.labels < 0) | (targets.labels >= classes))).nonzero()
-    if len(wrong):
-        sample, row = wrong[0].tolist()
-        label = targets.labels[sample, row].item()
-        raise ValueError(f"targets.labels[{sample}, {row}] must be 0 to {classes - 1}, got {label}")
+    labels = targets.labels if targets.labels.ndim == 3 else targets.labels[..., None]
+    real = valid_rows(targets)[..., None]
+    wrong = real & ((labels < 0) | (labels >= classes))
+    # Behind the first, -1 is none.
+    wrong[..., 1:] &= labels[..., 1:] != -1
+    for place in wrong.nonzero()[:1].tolist():
+        shown = place[: targets.labels.ndim]
+        raise ValueError(f"targets.labels{shown} must be 0 to {classes - 1}, got {labels[tuple(place)].item()}")
+    in_order = labels.sort(-1).values
+    twice = real & (in_order[..., 1:] == in_order[..., :-1]) & (in_order[..., 1:] >= 0)
+    for sample, row, place in twice.nonzero()[:1].tolist():
+        raise ValueError(f"targets.labels[{sample}, {row}] has label {in_order[sample, row, place].item()} twice")
 
 
 def check_counts(name: str, counts: Tensor, size: int) -> None:

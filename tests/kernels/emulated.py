@@ -43,7 +43,8 @@ from oracles import (
     random_logits,
     random_targets,
     random_tubelets,
-    soft_class_loss,
+    sigmoid_class_costs,
+    sigmoid_class_loss,
     tubelet_costs,
 )
 from ptxsim import launch
@@ -122,6 +123,29 @@ def match_case(queries: int, size: int, classes: int, dtype: torch.dtype, kind: 
         cheapest(wanted[sample], matched[sample], count)
 
 
+def several_labels(targets: Any) -> Any:
+    """The same targets, every other of which has one label more."""
+    more = torch.where(torch.arange(targets.labels.shape[1]) % 2 == 0, (targets.labels + 1) % 3, -1)
+    return targets._replace(labels=torch.stack([targets.labels, more], dim=-1))
+
+
+def sigmoid_case(queries: int, dtype: torch.dtype, kind: Any, several: bool) -> None:
+    """Costs and matching, of more queries than targets and of fewer."""
+    counts = [5, 2, 0]
+    logits = random_logits(3, queries, 7, seed=1, dtype=dtype)
+    boxes = random_boxes(3, queries, seed=1, dtype=dtype)
+    targets = random_targets(counts, 5, 3, seed=1)
+    wanted = costs(logits, boxes, targets, WEIGHTS._replace(cls=0), "softmax")
+    targets = several_labels(targets) if several else targets
+    wanted += WEIGHTS.cls * sigmoid_class_costs(logits, boxes.double(), targets, kind, 0.25, 2.0)
+    options: Any = {"weights": WEIGHTS, "class_cost": kind, "backend": "triton"}
+    eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
+    got = pairwise_cost(logits, boxes, targets, **options)
+    torch.testing.assert_close(got.double(), wanted, rtol=torch.finfo(dtype).eps + 16 * eps, atol=32 * eps)
+    for sample, chosen in enumerate(match(logits, boxes, targets, **options)):
+        cheapest(wanted[sample], chosen, counts[sample])
+
+
 def loss_and_gradient_case(
     queries: int,
     classes: int,
@@ -131,6 +155,7 @@ def loss_and_gradient_case(
     gamma: float = 2.0,
     box_term: Any = "giou",
     weighted: bool = False,
+    several: bool = False,
 ) -> None:
     """`counts`: the number of each sample's targets, which are padded to one more than the largest."""
     logits, boxes, targets, matched = loss_case((2,), queries, classes, counts, max(counts) + 1, kind)
@@ -138,10 +163,12 @@ def loss_and_gradient_case(
     leaves = [[value.to(dtype).to(kept).requires_grad_() for value in (logits, boxes)] for kept in (dtype, FP64)]
     weights = torch.linspace(0.5, 2, classes) if weighted else None
     options: Any = {"gamma": gamma, "box_term": box_term, "class_weights": weights}
+    wanted = targets
+    targets = several_labels(targets) if several else targets
     got = set_loss(*leaves[0], targets, matched, weights=WEIGHTS, class_loss=kind, **options, backend="triton")
-    terms = criterion(*leaves[1], targets, matched, 0.1, kind, **options)
-    if kind in ("varifocal", "quality_focal"):
-        terms = (soft_class_loss(*leaves[1], targets, matched, kind, 0.25, gamma), *terms[1:])
+    terms = criterion(*leaves[1], wanted, matched, 0.1, kind, **options)
+    if several or kind in ("varifocal", "quality_focal"):
+        terms = (sigmoid_class_loss(*leaves[1], targets, matched, kind, 0.25, gamma), *terms[1:])
     total = sum(weight * term for weight, term in zip(WEIGHTS, terms, strict=True))
 
     eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
@@ -180,6 +207,9 @@ CASES: dict[str, Callable[[], None]] = {
     "cost ciou tubelets fp32": lambda: cost_case(FP32, "softmax", frames=3, box_term="ciou"),
     "match 12x5 softmax fp32": lambda: match_case(12, 5, 3, FP32, "softmax"),
     "match 36x6 focal bf16": lambda: match_case(36, 6, 20, BF16, "focal"),
+    "match quality_focal fp32": lambda: sigmoid_case(9, FP32, "quality_focal", several=False),
+    "match several labels bf16": lambda: sigmoid_case(3, BF16, "focal", several=True),
+    "loss several labels fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "focal", several=True),
     "loss cross_entropy fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "cross_entropy"),
     "loss focal bf16": lambda: loss_and_gradient_case(20, 20, FEW, BF16, "focal"),
     "loss gamma fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "focal", gamma=1.5),

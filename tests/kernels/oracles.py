@@ -208,7 +208,13 @@ def criterion(
     return cls, l1, overlap
 
 
-def soft_class_loss(
+def labels_of(targets: Targets | Tubelets, sample: int, target: int) -> list[int]:
+    """The labels of one target: the first, and those behind it that are not -1."""
+    first, *others = targets.labels[sample, target].reshape(-1).tolist()
+    return [first, *(label for label in others if label != -1)]
+
+
+def sigmoid_class_loss(
     logits: Tensor,
     boxes: Tensor,
     targets: Targets | Tubelets,
@@ -216,8 +222,9 @@ def soft_class_loss(
     class_loss: str,
     alpha: float,
     gamma: float,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Query by query, as RT-DETR's loss_labels_vfl, and as the paper of the quality focal loss."""
+    """Query by query: focal as torchvision, varifocal as RT-DETR's loss_labels_vfl, quality focal as its paper."""
     wanted = torch.zeros_like(logits)
     label = torch.zeros_like(logits)
     for place in np.ndindex(*matched.shape):
@@ -228,15 +235,41 @@ def soft_class_loss(
             ious = box_iou(*(box_convert(pair.double(), "cxcywh", "xyxy") for pair in pairs)).diag()
             visible = [True] if matched.ndim == boxes.ndim - 1 else targets.visible[sample, target].tolist()
             seen = [iou for iou, here in zip(ious, visible, strict=True) if here]
-            where = (*problem, query, int(targets.labels[sample, target]))
-            wanted[where] = torch.stack(seen).mean() if seen else 1.0
-            label[where] = 1.0
-    if class_loss == "varifocal":
-        weight = alpha * logits.detach().sigmoid().pow(gamma) * (1 - label) + wanted
+            for index in labels_of(targets, sample, target):
+                wanted[(*problem, query, index)] = torch.stack(seen).mean() if seen else 1.0
+                label[(*problem, query, index)] = 1.0
+    if class_loss == "focal":
+        terms = sigmoid_focal_loss(logits, label, alpha, gamma)
     else:
         weight = (wanted - logits.sigmoid()).abs().pow(gamma)
-    total = (weight * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")).sum()
-    return total / max(int(targets.counts.sum()), 1)
+        if class_loss == "varifocal":
+            weight = alpha * logits.detach().sigmoid().pow(gamma) * (1 - label) + wanted
+        terms = weight * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    if class_weights is not None:
+        terms = terms * class_weights.to(terms.dtype)
+    return terms.sum() / max(int(targets.counts.sum()), 1)
+
+
+def sigmoid_class_costs(
+    logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, class_cost: str, alpha: float, gamma: float
+) -> Tensor:
+    """(..., B, N, M): what the class loss changes by when one query gets one target, zero past a sample's count."""
+    *leading, batch, queries, _ = logits.shape
+    size = targets.labels.shape[1]
+    result = torch.zeros(*leading, batch, queries, size, dtype=torch.float64)
+    number = max(int(targets.counts.sum()), 1)
+    options = (class_cost, alpha, gamma)
+    for place in np.ndindex(*result.shape):
+        *problem, query, target = place
+        if target >= targets.counts[problem[-1]]:
+            continue
+        none = torch.full((*leading, batch, size), -1)
+        one = none.clone()
+        one[(*problem, target)] = query
+        rest = (logits.double(), boxes, targets)
+        with_it, without = (sigmoid_class_loss(*rest, matched, *options) for matched in (one, none))
+        result[place] = number * (with_it - without)
+    return result
 
 
 # Tubelets: the class terms of plain boxes, and box terms frame by frame

@@ -591,7 +591,10 @@ def test_a_matching_of_another_kind_is_refused(matched: Tensor) -> None:
             "must be on one device, got cpu and meta",
         ),
         (lambda: pairwise_cost(LOGITS, BOXES, GOOD, class_cost="sigmoid"), "class_cost must be .*got 'sigmoid'"),  # pyright: ignore
-        (lambda: match(LOGITS, BOXES, GOOD, class_cost="l2"), "class_cost must be one of 'softmax', 'focal', got 'l2'"),  # pyright: ignore
+        (
+            lambda: match(LOGITS, BOXES, GOOD, class_cost="l2"),
+            "class_cost must be one of 'softmax', 'focal', 'varifocal', 'quality_focal', got 'l2'",
+        ),  # pyright: ignore
         (
             lambda: set_loss(LOGITS, BOXES, GOOD, torch.zeros(2, 2).long(), class_loss="softmax"),  # pyright: ignore
             "class_loss must be one of 'cross_entropy', 'focal', 'varifocal', 'quality_focal', got 'softmax'",

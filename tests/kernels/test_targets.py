@@ -56,12 +56,12 @@ def test_types_follow_the_samples() -> None:
     [
         (torch.tensor([1.0, 2.7]), r"\(2,\) torch.float32"),
         (torch.tensor([True, False]), r"\(2,\) torch.bool"),
-        (torch.tensor([[1], [0]]), r"\(2, 1\) torch.int64"),
+        (torch.tensor([[[1]], [[0]]]), r"\(2, 1, 1\) torch.int64"),
     ],
 )
-def test_labels_must_be_a_row_of_integers(labels: torch.Tensor, got: str) -> None:
+def test_labels_must_be_integers_of_one_or_two_dimensions(labels: torch.Tensor, got: str) -> None:
     bad = {"labels": labels, "boxes": torch.zeros(2, 4)}
-    with pytest.raises(ValueError, match=rf"^targets\[1\]: labels must be \(m,\) integers, got {got}$"):
+    with pytest.raises(ValueError, match=rf"^targets\[1\]: labels must be \(m,\) or \(m, K\) integers, got {got}$"):
         pad_targets([sample(1), bad])
 
 
@@ -127,6 +127,29 @@ def test_names_arrays_and_lists_are_as_tensors() -> None:
         assert same(pad_targets(given), wanted)
 
 
+def test_a_target_may_have_several_labels() -> None:
+    boxes = [[0.5, 0.5, 0.2, 0.2]] * 2
+    samples = [
+        {"labels": [[12, 17], [80]], "boxes": boxes},
+        {"labels": [], "boxes": []},
+        {"class_labels": np.array([3, 4]), "boxes": boxes},
+        {"labels": torch.tensor([[5, 6, 7]]), "boxes": boxes[:1]},
+    ]
+    labels = pad_targets(samples).labels
+    assert labels.shape == (4, 2, 3)
+    assert labels[0].tolist() == [[12, 17, -1], [80, -1, -1]]
+    assert labels[2].tolist() == [[3, -1, -1], [4, -1, -1]]
+    assert labels[3, 0].tolist() == [5, 6, 7]
+    assert pad_targets(samples, max_labels=5).labels.shape == (4, 2, 5)
+    assert pad_targets(samples[2:3], max_labels=2).labels.tolist() == [[[3, -1], [4, -1]]]
+    assert pad_targets([], max_labels=2).labels.shape == (0, 1, 2)
+    assert pad_targets([{"labels": np.zeros((0, 4)), "boxes": []}]).labels.shape == (1, 1, 1)
+    with pytest.raises(ValueError, match=r"targets\[3\]: 3 labels of a target, but max_labels=2"):
+        pad_targets(samples, max_labels=2)
+    with pytest.raises(ValueError, match=r"targets\[0\]: labels must be \(m,\) or \(m, K\) integers, got \(1, 0\)"):
+        pad_targets([{"labels": [[]], "boxes": boxes[:1]}])
+
+
 def test_the_dtype_is_that_of_boxes_that_are_there() -> None:
     exact = {"labels": [1], "boxes": np.array([[0.1, 0.2, 0.3, 0.4]])}
     targets = pad_targets([{"labels": [], "boxes": []}, exact, sample(1)])
@@ -168,7 +191,10 @@ def test_boxes_of_frames_are_tubelets() -> None:
         ({"labels": [1], "boxes": [[0.1, 0.2], [0.3]]}, r"targets\[1\]: boxes cannot be read as numbers: .*"),
         ({"labels": ["dog"], "boxes": [[0.0] * 4]}, r"targets\[1\]: labels cannot be read as numbers: .*"),
         ({"labels": [1], "boxes": None}, r"targets\[1\]: boxes cannot be read as numbers: .*"),
-        ({"labels": 1, "boxes": [[0.0] * 4]}, r"targets\[1\]: labels must be \(m,\) integers, got \(\) torch.int64"),
+        (
+            {"labels": 1, "boxes": [[0.0] * 4]},
+            r"targets\[1\]: labels must be \(m,\) or \(m, K\) integers, got \(\) torch.int64",
+        ),
         (
             {"labels": [], "boxes": [[0.0] * 4]},
             r"targets\[1\]: boxes must be \(0, 4\) to go with 0 labels, got \(1, 4\)",

@@ -369,8 +369,7 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
         s_m=stride_m,
         SIGN=-1 if maximize else 1,
         DTYPE=triton_dtype(dtype),
-        # Float64 would spill.
-        **solver_options(block, cost.device, one_warp=128 if dtype == torch.float32 else 32),
+        **solver_options(block, cost.device, each=4 if dtype == torch.float32 else 1, costs=8 if block > 1024 else 16),
     )
     return row_of_column, column_of_row, row_dual, column_dual, status
 
@@ -379,17 +378,16 @@ def block_size(rows: int, columns: int) -> int:
     return max(power_of_2(max(rows, columns)), 32)
 
 
-def solver_options(block: int, device: torch.device, one_warp: int) -> dict[str, Any]:
-    """One warp up to `one_warp` columns, which waits for no other; above, a thread for each column, up to 8 warps.
+def solver_options(block: int, device: torch.device, each: int, costs: int) -> dict[str, Any]:
+    """Warps for `each` columns a thread, as far as 1 to 8 warps go, and rows for `costs` costs a thread, at most 8.
 
-    TILE rows at a time make four costs a thread; eight where a thread has four columns, because Triton 3.3 unrolls a
-    tile of one row over all its columns.
+    One warp waits for no other.
     """
-    warps = 1 if block <= one_warp else min(block // 32, 8)
+    warps = min(max(block // (32 * each), 1), 8)
     each = block // (32 * warps)
     return {
         "BLOCK": block,
-        "TILE": 4 if each == 1 else 2 if each <= 4 else 1,
+        "TILE": min(max(costs // each, 1), 8),
         "REDUX": launch.has_redux(device),
         **compiler_options(warps),
     }

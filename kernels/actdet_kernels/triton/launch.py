@@ -66,7 +66,13 @@ def sizes(logits: Tensor, targets: Targets | Tubelets) -> dict[str, int]:
         "size": targets.labels.shape[1],
         "classes": classes,
         "frames": frames,
+        "labels_each": labels_each(targets),
     }
+
+
+def labels_each(targets: Targets | Tubelets) -> int:
+    """How many labels lie behind each target."""
+    return targets.labels.shape[2] if targets.labels.ndim == 3 else 1
 
 
 def compute_dtype(logits: Tensor, boxes: Tensor) -> torch.dtype:
@@ -89,6 +95,7 @@ def focal_options(focal: bool, alpha: float, gamma: float) -> dict[str, float]:
 
 def cost_options(
     compute: torch.dtype,
+    targets: Targets | Tubelets,
     weights: tuple[float, float, float],
     class_cost: str,
     alpha: float,
@@ -98,9 +105,10 @@ def cost_options(
     return {
         "CLASS_COST": class_cost,
         "BOX_TERM": box_term,
+        "SEVERAL": labels_each(targets) > 1,
         "DTYPE": triton_dtype(compute),
         **weight_options(weights),
-        **focal_options(class_cost == "focal", alpha, gamma),
+        **focal_options(class_cost != "softmax", alpha, gamma),
     }
 
 

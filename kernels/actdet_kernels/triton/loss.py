@@ -8,9 +8,9 @@ l1                     sum over matched n of |b_n - target|_1 / targets
 giou                   sum over matched n of (1 - GIoU(b_n, target)) / targets,  or of DIoU or CIoU
 
 Here w_n is the class weight of label_n, or, without class weights, no_object_weight for no_object and 1 for the others;
-w_c is the class weight of class c, or 1; p_nc = sigmoid(logits_nc), and p_t is that for the label, 1 - p_nc for every
-other class, as alpha_t is alpha and 1 - alpha; q_nc is the IoU of the matched boxes for the label, else 0. L1, GIoU and
-IoU of tubelets are means over the visible frames.
+w_c is the class weight of class c, or 1; p_nc = sigmoid(logits_nc), and p_t is that for a label, 1 - p_nc for every
+other class, as alpha_t is alpha and 1 - alpha; q_nc is the IoU of the matched boxes for a label, else 0. Targets with
+several labels have none of the cross entropy. L1, GIoU and IoU of tubelets are means over the visible frames.
 
 All of it for every layer. A program takes some queries of one problem (a sample under one layer). `set_loss_kernel`
 writes the sums of each program and `total_kernel` adds them up in one fixed order, so that two runs give the same bits;
@@ -29,10 +29,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from actdet_kernels.reference import SOFT_KINDS
 from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.boxes import diou_gradient, giou_gradient, load_box, tubelet_terms
-from actdet_kernels.triton.cost import load_logits, softmax_normaliser, times_power
+from actdet_kernels.triton.classes import (
+    focal_terms,
+    has_wrong_label,
+    is_label,
+    load_logits,
+    sign_of,
+    soft_terms,
+    softmax_normaliser,
+)
 from actdet_kernels.triton.launch import (
     block_of_classes,
     compiler_options,
@@ -70,9 +79,9 @@ def find_targets(matched, o_n, count, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def find_labels(labels, target, classes, NO_OBJECT: tl.constexpr):
-    """(BLOCK_N,) the label of each query: its target's, else no_object, the last logit, or -1 where there is none."""
-    label = tl.load(labels + target, mask=target >= 0, other=-1)
+def find_labels(labels, target, classes, labels_each, NO_OBJECT: tl.constexpr, SEVERAL: tl.constexpr):
+    """(BLOCK_N,) the label of each query: its target's first, else no_object, the last logit, or -1 without any."""
+    label = tl.load(labels + (target * labels_each if SEVERAL else target), mask=target >= 0, other=-1)
     if NO_OBJECT:
         label = tl.where(target >= 0, label, classes - 1)
     return label
@@ -87,53 +96,6 @@ def weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT: tl.constex
         known = (label >= 0) & (label < classes)
         weight = tl.load(class_weights + tl.where(known, label, 0)).to(DTYPE)
     return weight
-
-
-@triton.jit
-def focal_terms(x, hit, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
-    """(alpha_t (1 - p_t)^gamma (-log p_t), its derivative) of logits x (Lin et al. 2017); hit: it is the label's."""
-    sign = tl.where(hit, 1.0, -1.0).to(x.dtype)
-    x = x * sign
-    tail = tl.exp(-tl.abs(x))
-    p = tl.where(x > 0, 1.0, tail) / (1 + tail)
-    rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
-
-    # -log(p) and -log(1 - p).
-    common = tl.log(1 + tail)
-    surprise = common + tl.where(x < 0, -x, 0.0)
-    of_rest = common + tl.where(x > 0, x, 0.0)
-
-    alpha = tl.where(hit, tl.full([], ALPHA, x.dtype), tl.full([], 1 - ALPHA, x.dtype))
-    gamma = tl.full([], GAMMA, x.dtype)
-    value = times_power(alpha, rest, of_rest, GAMMA) * surprise
-    return value, times_power(-sign * alpha, rest, of_rest, GAMMA) * (gamma * p * surprise + rest)
-
-
-@triton.jit
-def soft_terms(x, hit, quality, SOFT: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
-    """A factor times BCE(sigmoid(x), q), and its derivative. q: the quality where `hit` (it is the label's), else 0.
-
-    The factor of "varifocal" is q or alpha p^gamma, a constant to the derivative, and that of "quality_focal" is
-    |q - p|^gamma.
-    """
-    tail = tl.exp(-tl.abs(x))
-    p = tl.where(x > 0, 1.0, tail) / (1 + tail)
-    rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
-
-    # -log(p) is `found`.
-    common = tl.log(1 + tail)
-    found = common + tl.where(x < 0, -x, 0.0)
-    q = tl.where(hit, quality, 0.0)
-    surprise = common + tl.where(x > 0, x, 0.0) - x * q
-    if SOFT == "varifocal":
-        factor = tl.where(hit, q, times_power(tl.full([], ALPHA, x.dtype), p, found, GAMMA))
-        slope = factor * (p - q)
-    else:
-        off = tl.abs(p - q)
-        one_less = times_power(tl.full([], 1.0, x.dtype), off, -tl.log(off), GAMMA - 1)
-        factor = one_less * off
-        slope = factor * (p - q) + one_less * tl.full([], GAMMA, x.dtype) * sign_of(p - q) * p * rest * surprise
-    return factor * surprise, slope
 
 
 @triton.jit
@@ -162,18 +124,18 @@ def locate(matched, labels, counts, batch, queries, size, BLOCK_N: tl.constexpr,
     return i_p, i_b, i_p * queries + o_n, m_n, target
 
 
-@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames"])
+@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames", "labels_each"])
 def set_loss_kernel(
     logits, boxes, labels, target_boxes, counts, visible, matched, class_weights, sums,
-    batch, queries, size, classes, frames,
+    batch, queries, size, classes, frames, labels_each,
     NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
-    BOX_TERM: tl.constexpr, SOFT: tl.constexpr,
+    BOX_TERM: tl.constexpr, SOFT: tl.constexpr, SEVERAL: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sums (4, programs): weighted class losses, their weights, L1 and GIoU terms of BLOCK_N queries."""
     _, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
-    m_pair = target >= 0
-    label = find_labels(labels + i_b * size, target, classes, CROSS_ENTROPY)
+    labels += i_b * size * labels_each if SEVERAL else i_b * size
+    label = find_labels(labels, target, classes, labels_each, CROSS_ENTROPY, SEVERAL)
     p_logits = logits + tl.where(m_n, row, 0) * classes
 
     if CROSS_ENTROPY:
@@ -193,14 +155,15 @@ def set_loss_kernel(
         for first in range(0, classes, BLOCK_C):
             o_c = first + tl.arange(0, BLOCK_C)[None, :]
             x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
+            hit = is_label(labels, target, label, o_c, labels_each, SEVERAL)
             if SOFT == "none":
-                value = focal_terms(x, o_c == label[:, None], ALPHA, GAMMA)[0]
+                value = focal_terms(x, hit, ALPHA, GAMMA)[0]
             else:
-                value = soft_terms(x, o_c == label[:, None], quality[:, None], SOFT, ALPHA, GAMMA)[0]
+                value = soft_terms(x, hit, quality[:, None], SOFT, ALPHA, GAMMA)[0]
             if class_weights is not None:
                 value *= tl.load(class_weights + o_c, mask=o_c < classes, other=0).to(DTYPE)
             cls += tl.sum(tl.where(m_n[:, None] & (o_c < classes), value, 0.0), axis=1)
-        cls = tl.where(m_pair & ((label < 0) | (label >= classes)), float("nan"), cls)
+        cls = tl.where(has_wrong_label(labels, target, label, classes, labels_each, SEVERAL), float("nan"), cls)
 
     l1, giou = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, BOX_TERM, DTYPE)
     p_sums = sums + tl.program_id(0)
@@ -274,20 +237,21 @@ def weigh(cls, l1, giou, CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr
     return tl.full([], CLS, DTYPE) * cls + tl.full([], L1, DTYPE) * l1 + tl.full([], GIOU, DTYPE) * giou
 
 
-@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames", "layers"])
+@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames", "labels_each", "layers"])
 def gradient_kernel(
     logits, boxes, labels, target_boxes, counts, visible, matched, class_weights, divisors,
     d_total, d_cls, d_l1, d_giou, d_logits, d_boxes,
-    batch, queries, size, classes, frames, layers,
+    batch, queries, size, classes, frames, labels_each, layers,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, PER_LAYER: tl.constexpr,
     NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
-    BOX_TERM: tl.constexpr, SOFT: tl.constexpr,
+    BOX_TERM: tl.constexpr, SOFT: tl.constexpr, SEVERAL: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """d_logits and d_boxes of BLOCK_N queries, from the gradients of the four losses, None for those not used."""
     i_p, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
     m_pair = target >= 0
-    label = find_labels(labels + i_b * size, target, classes, CROSS_ENTROPY)
+    labels += i_b * size * labels_each if SEVERAL else i_b * size
+    label = find_labels(labels, target, classes, labels_each, CROSS_ENTROPY, SEVERAL)
     i_l = i_p // batch
     by_cls = cotangent(d_total, d_cls, i_l, CLS, PER_LAYER, DTYPE) / tl.load(divisors + i_l)
     by_l1 = cotangent(d_total, d_l1, i_l, L1, PER_LAYER, DTYPE) / tl.load(divisors + layers + i_l)
@@ -295,7 +259,8 @@ def gradient_kernel(
 
     p_logits = logits + tl.where(m_n, row, 0) * classes
     # As the loss: a step with a label that there is not must not pass for a right one.
-    by_query = tl.where(m_pair & ((label < 0) | (label >= classes)), float("nan"), by_cls)
+    wrong = has_wrong_label(labels, target, label, classes, labels_each, SEVERAL)
+    by_query = tl.where(wrong, float("nan"), by_cls)
     if CROSS_ENTROPY:
         peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
         by_query *= weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT, DTYPE)
@@ -305,7 +270,7 @@ def gradient_kernel(
     for first in range(0, classes, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)[None, :]
         x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
-        hit = o_c == label[:, None]
+        hit = is_label(labels, target, label, o_c, labels_each, SEVERAL)
         if CROSS_ENTROPY:
             gradient = by_query[:, None] * (tl.exp(x - peak[:, None]) / total[:, None] - tl.where(hit, 1.0, 0.0))
         else:
@@ -348,11 +313,6 @@ def cotangent(d_total, d_term, i_l, WEIGHT: tl.constexpr, PER_LAYER: tl.constexp
     return value
 
 
-@triton.jit
-def sign_of(x):
-    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
-
-
 def set_loss(
     logits: Tensor,
     boxes: Tensor,
@@ -383,7 +343,7 @@ def set_loss(
         sums=sums,
         **inputs(logits, boxes, targets),
         **sizes(logits, targets),
-        **loss_options(compute, no_object_weight, class_loss, alpha, gamma, box_term, classes),
+        **loss_options(compute, targets, no_object_weight, class_loss, alpha, gamma, box_term, classes),
     )
     launch.launch(
         total_kernel,
@@ -451,13 +411,14 @@ def set_loss_gradient(
         **inputs(logits, boxes, targets),
         **sizes(logits, targets),
         **weight_options(weights),
-        **loss_options(compute, no_object_weight, class_loss, alpha, gamma, box_term, classes),
+        **loss_options(compute, targets, no_object_weight, class_loss, alpha, gamma, box_term, classes),
     )
     return d_logits, d_boxes
 
 
 def loss_options(
     compute: torch.dtype,
+    targets: Targets | Tubelets,
     no_object_weight: float,
     class_loss: str,
     alpha: float,
@@ -469,7 +430,8 @@ def loss_options(
         "NO_OBJECT_WEIGHT": float(no_object_weight),
         "CROSS_ENTROPY": class_loss == "cross_entropy",
         "BOX_TERM": box_term,
-        "SOFT": class_loss if class_loss in ("varifocal", "quality_focal") else "none",
+        "SOFT": class_loss if class_loss in SOFT_KINDS else "none",
+        "SEVERAL": launch.labels_each(targets) > 1,
         "DTYPE": triton_dtype(compute),
         "BLOCK_N": BLOCK_N,
         "BLOCK_M": BLOCK_M,

@@ -19,29 +19,33 @@ from torch import Tensor
 from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.assignment import block_size, solve, solve_assignment, solver_options
-from actdet_kernels.triton.boxes import box_terms, load_box
-from actdet_kernels.triton.cost import load_logit, pair_cost, pairwise_cost, softmax_normaliser
+from actdet_kernels.triton.boxes import box_diou, box_terms, load_box
+from actdet_kernels.triton.classes import class_cost, softmax_normaliser
+from actdet_kernels.triton.cost import pairwise_cost
 from actdet_kernels.triton.launch import block_of_classes, compute_dtype, cost_options
 
 # Above, a cost matrix is written and read: two launches.
-FUSED_BLOCK = {torch.float32: 1024, torch.float64: 512}
+FUSED_BLOCK = {torch.float32: 1024, torch.float64: 256}
 
 
 @triton.jit
 def target_costs(source, i, j, COST: tl.constexpr, DTYPE: tl.constexpr):
     """The costs of target i for every query j: what is known of the queries stays in registers."""
-    query, normaliser, weights, logits, labels, target_boxes, classes = source
-    x = load_logit(logits, tl.load(labels + i), classes, DTYPE)
+    query, normaliser, weights, logits, labels, target_boxes, classes, labels_each = source
+    p_labels = labels + (i * labels_each if COST[4] else i)
+    label = tl.load(p_labels)
     target = load_box(target_boxes + i * 4, None, DTYPE)
-    return pair_cost(x, normaliser, box_terms(query, target, COST[3]), weights, COST)
+    quality = pair_quality(query, target, COST[0])
+    cls = class_cost(logits, label, p_labels, i >= 0, classes, labels_each, normaliser, quality, COST, DTYPE)
+    l1, giou = box_terms(query, target, COST[3])
+    return weights[0] * cls + weights[1] * l1 + weights[2] * giou
 
 
 @triton.jit
 def query_costs(source, i, j, COST: tl.constexpr, DTYPE: tl.constexpr):
     """The costs of query i for every target j: what is known of the targets stays in registers."""
-    target, label, weights, logits, boxes, classes = source
+    target, label, p_labels, m_m, weights, logits, boxes, classes, labels_each = source
     row = logits + i * classes
-    x = load_logit(row, label, classes, DTYPE)
     ROWS: tl.constexpr = i.numel
     BLOCK_C: tl.constexpr = 16 if ROWS == 1 else 4
     p_rows = tl.reshape(row + tl.zeros([1], tl.int32), [ROWS])
@@ -49,15 +53,26 @@ def query_costs(source, i, j, COST: tl.constexpr, DTYPE: tl.constexpr):
     if len(i.shape) == 2:
         normaliser = (normaliser[0][:, None], normaliser[1][:, None])
     query = load_box(boxes + i * 4, None, DTYPE)
-    return pair_cost(x, normaliser, box_terms(query, target, COST[3]), weights, COST)
+    quality = pair_quality(query, target, COST[0])
+    cls = class_cost(row, label, p_labels, m_m, classes, labels_each, normaliser, quality, COST, DTYPE)
+    l1, giou = box_terms(query, target, COST[3])
+    return weights[0] * cls + weights[1] * l1 + weights[2] * giou
 
 
-@triton.jit(do_not_specialize=["batch", "queries", "size", "classes"])
+@triton.jit
+def pair_quality(query, target, CLASS_COST: tl.constexpr):
+    """The IoU of the boxes, where the class cost asks for it, and else 0."""
+    soft: tl.constexpr = CLASS_COST == "varifocal" or CLASS_COST == "quality_focal"
+    return box_diou(query, target, "iou") if soft else 0.0
+
+
+@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "labels_each"])
 def match_kernel(
     logits, boxes, labels, target_boxes, counts, matched, status,
-    batch, queries, size, classes,
+    batch, queries, size, classes, labels_each,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr,
     CLASS_COST: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BOX_TERM: tl.constexpr,
+    SEVERAL: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
     """One program matches one problem, a sample under one decoder layer; the layers share the samples' targets."""
@@ -69,7 +84,7 @@ def match_kernel(
     weights = (tl.full([], CLS, DTYPE), tl.full([], L1, DTYPE), tl.full([], GIOU, DTYPE))
     logits += i_p * queries * classes
     boxes += i_p * queries * 4
-    labels += i_b * size
+    labels += i_b * size * labels_each if SEVERAL else i_b * size
     target_boxes += i_b * size * 4
     matched += i_p * size
     memo = matched.to(tl.pointer_type(DTYPE), bitcast=True)
@@ -79,9 +94,9 @@ def match_kernel(
         p_logits = logits + tl.where(m_n, o, 0) * classes
         query = load_box(boxes + o * 4, m_n, DTYPE)
         normaliser = softmax_normaliser(p_logits, m_n, classes, CLASS_COST, DTYPE, BLOCK, BLOCK_C)
-        for_targets = (query, normaliser, weights, p_logits, labels, target_boxes, classes)
+        for_targets = (query, normaliser, weights, p_logits, labels, target_boxes, classes, labels_each)
         of_queries = solve(
-            target_costs, (CLASS_COST, ALPHA, GAMMA, BOX_TERM),
+            target_costs, (CLASS_COST, ALPHA, GAMMA, BOX_TERM, SEVERAL),
             for_targets, memo, count, queries, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX,
         )  # fmt: skip
         tl.store(matched + o, tl.full([BLOCK], -1, tl.int32), mask=(o >= count) & (o < size))
@@ -90,10 +105,11 @@ def match_kernel(
     else:
         m_m = o < count
         target = load_box(target_boxes + o * 4, m_m, DTYPE)
-        label = tl.load(labels + o, mask=m_m, other=-1)
-        for_queries = (target, label, weights, logits, boxes, classes)
+        p_labels = labels + (o * labels_each if SEVERAL else o)
+        label = tl.load(p_labels, mask=m_m, other=-1)
+        for_queries = (target, label, p_labels, m_m, weights, logits, boxes, classes, labels_each)
         of_targets = solve(
-            query_costs, (CLASS_COST, ALPHA, GAMMA, BOX_TERM),
+            query_costs, (CLASS_COST, ALPHA, GAMMA, BOX_TERM, SEVERAL),
             for_queries, memo, queries, count, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX,
         )  # fmt: skip
         tl.store(matched + o, of_targets[0], mask=o < size)
@@ -131,10 +147,11 @@ def match(
         return matched, status.zero_()
 
     # A pair is a hundred instructions, for which more warps pay.
-    solver = solver_options(block, logits.device, one_warp=32)
-    # Two rows spill, with Triton 3.3.
-    if class_cost == "focal" and block > 512:
-        solver["TILE"] = 1
+    # More costs a thread would spill.
+    solver = solver_options(block, logits.device, each=1, costs=4 if compute == torch.float32 else 2)
+    # Triton 3.3 to 3.6 unroll a tile of one row, and its softmax, over all columns.
+    if class_cost == "softmax" and block > 512:
+        solver["TILE"] = 2
 
     launch.launch(
         match_kernel,
@@ -150,9 +167,10 @@ def match(
         queries=queries,
         size=size,
         classes=classes,
+        labels_each=launch.labels_each(targets),
         # 16 logits a thread.
         BLOCK_C=block_of_classes(classes, 512 * solver["num_warps"] // block),
-        **cost_options(compute, weights, class_cost, alpha, gamma, box_term),
+        **cost_options(compute, targets, weights, class_cost, alpha, gamma, box_term),
         **solver,
     )
     return matched, status

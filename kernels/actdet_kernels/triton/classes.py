@@ -1,0 +1,218 @@
+"""Class algebra that kernels share: device functions over logits, labels and the quality of boxes.
+
+A target has one label, or several, of which those behind the last are -1 (and the first never is). Logits and labels
+are reached by pointers that broadcast, so that an array of shape (N, M, C) never exists.
+"""
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+# (what Triton compiles has types that a checker of Python does not know)
+
+import triton
+import triton.language as tl
+
+MINUS_INFINITY = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def class_cost(
+    logits, label, more_labels, m, classes, labels_each, normaliser, quality, COST: tl.constexpr, DTYPE: tl.constexpr
+):
+    """The class terms of pairs, added up over the labels of each target.
+
+    logits: pointers to the first logit of each query. label: the first label of each target. more_labels, m,
+    labels_each: pointers to these labels, which of the pointers may be read, and how many labels are behind each.
+    COST: CLASS_COST, ALPHA, GAMMA, BOX_TERM and SEVERAL, together so that they pass through the assignment as one.
+    """
+    cost = label_cost(load_logit(logits, label, classes, DTYPE), normaliser, quality, COST)
+    if COST[4]:
+        for k in range(1, labels_each):
+            label = tl.load(more_labels + k, mask=m, other=-1)
+            term = label_cost(load_logit(logits, label, classes, DTYPE), normaliser, quality, COST)
+            cost += tl.where(label == -1, 0.0, term)
+    return cost
+
+
+@triton.jit
+def label_cost(x, normaliser, quality, COST: tl.constexpr):
+    """x: the query's logit of the label. quality: the IoU of the boxes, for the soft costs."""
+    if COST[0] == "softmax":
+        cost = softmax_cost(x, normaliser)
+    elif COST[0] == "focal":
+        cost = focal_cost(x, COST[1], COST[2])
+    else:
+        cost = soft_cost(x, quality, COST[0], COST[1], COST[2])
+    return cost
+
+
+@triton.jit
+def softmax_cost(x, normaliser):
+    peak, total = normaliser
+    return -tl.exp(x - peak) / total
+
+
+@triton.jit
+def focal_cost(x, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
+    """The focal loss of calling it this class, less that of calling it none (Lin et al. 2017, as Deformable DETR).
+
+    sigmoid(x) and sigmoid(-x) come from one exponential that cannot overflow; neither is one less the other.
+    """
+    tail = tl.exp(-tl.abs(x))
+    larger = 1 / (1 + tail)
+    smaller = tail / (1 + tail)
+    p = tl.where(x > 0, larger, smaller)
+    rest = tl.where(x > 0, smaller, larger)
+
+    # -log(p) and -log(1 - p).
+    common = tl.log(1 + tail)
+    found = common + tl.where(x < 0, -x, 0.0)
+    missed = common + tl.where(x > 0, x, 0.0)
+
+    # Of the logits' type, as Triton would round a Python float to float32.
+    alpha = tl.full([], ALPHA, x.dtype)
+    others = tl.full([], 1 - ALPHA, x.dtype)
+    return times_power(alpha, rest, missed, GAMMA) * found - times_power(others, p, found, GAMMA) * missed
+
+
+@triton.jit
+def soft_cost(x, quality, SOFT: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
+    """The soft loss of calling it this class with that IoU, less that of calling it none."""
+    label = tl.full([], 1, tl.int1)
+    found = soft_terms(x, label, quality, SOFT, ALPHA, GAMMA)[0]
+    missed = soft_terms(x, label == 0, quality, SOFT, ALPHA, GAMMA)[0]
+    return found - missed
+
+
+@triton.jit
+def focal_terms(x, hit, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
+    """(alpha_t (1 - p_t)^gamma (-log p_t), its derivative) of logits x (Lin et al. 2017); hit: it is the label's."""
+    sign = tl.where(hit, 1.0, -1.0).to(x.dtype)
+    x = x * sign
+    tail = tl.exp(-tl.abs(x))
+    p = tl.where(x > 0, 1.0, tail) / (1 + tail)
+    rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
+
+    # -log(p) and -log(1 - p).
+    common = tl.log(1 + tail)
+    surprise = common + tl.where(x < 0, -x, 0.0)
+    of_rest = common + tl.where(x > 0, x, 0.0)
+
+    alpha = tl.where(hit, tl.full([], ALPHA, x.dtype), tl.full([], 1 - ALPHA, x.dtype))
+    gamma = tl.full([], GAMMA, x.dtype)
+    value = times_power(alpha, rest, of_rest, GAMMA) * surprise
+    return value, times_power(-sign * alpha, rest, of_rest, GAMMA) * (gamma * p * surprise + rest)
+
+
+@triton.jit
+def soft_terms(x, hit, quality, SOFT: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
+    """A factor times BCE(sigmoid(x), q), and its derivative. q: the quality where `hit` (it is the label's), else 0.
+
+    The factor of "varifocal" is q or alpha p^gamma, a constant to the derivative, and that of "quality_focal" is
+    |q - p|^gamma.
+    """
+    tail = tl.exp(-tl.abs(x))
+    p = tl.where(x > 0, 1.0, tail) / (1 + tail)
+    rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
+
+    # -log(p) is `found`.
+    common = tl.log(1 + tail)
+    found = common + tl.where(x < 0, -x, 0.0)
+    q = tl.where(hit, quality, 0.0)
+    surprise = common + tl.where(x > 0, x, 0.0) - x * q
+    if SOFT == "varifocal":
+        factor = tl.where(hit, q, times_power(tl.full([], ALPHA, x.dtype), p, found, GAMMA))
+        slope = factor * (p - q)
+    else:
+        off = tl.abs(p - q)
+        one_less = times_power(tl.full([], 1.0, x.dtype), off, -tl.log(off), GAMMA - 1)
+        factor = one_less * off
+        slope = factor * (p - q) + one_less * tl.full([], GAMMA, x.dtype) * sign_of(p - q) * p * rest * surprise
+    return factor * surprise, slope
+
+
+@triton.jit
+def times_power(factor, p, surprise, GAMMA: tl.constexpr):
+    """factor * p^GAMMA. surprise: -log(p), by which a power is 0 where p is, and not NaN."""
+    if GAMMA == 0:
+        result = factor
+    elif GAMMA == 1:
+        result = factor * p
+    elif GAMMA == 2:
+        result = factor * p * p
+    else:
+        result = factor * tl.exp(tl.full([], -GAMMA, surprise.dtype) * surprise)
+    return result
+
+
+@triton.jit
+def sign_of(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
+
+
+@triton.jit
+def is_label(labels, target, label, o_c, labels_each, SEVERAL: tl.constexpr):
+    """(BLOCK_N, BLOCK_C): whether class o_c is one of the labels of the query's target.
+
+    labels, target: the sample's labels, and which target each query has, -1 for none. label: the first, as find_labels.
+    """
+    hit = o_c == label[:, None]
+    if SEVERAL:
+        for k in range(1, labels_each):
+            more = tl.load(labels + target * labels_each + k, mask=target >= 0, other=-1)
+            hit |= o_c == more[:, None]
+    return hit
+
+
+@triton.jit
+def has_wrong_label(labels, target, label, classes, labels_each, SEVERAL: tl.constexpr):
+    """(BLOCK_N,) whether the query's target has a label that no logit has."""
+    wrong = (label < 0) | (label >= classes)
+    if SEVERAL:
+        for k in range(1, labels_each):
+            more = tl.load(labels + target * labels_each + k, mask=target >= 0, other=-1)
+            wrong |= (more < -1) | (more >= classes)
+    return (target >= 0) & wrong
+
+
+@triton.jit
+def softmax_normaliser(
+    logits, m_n, classes, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """(BLOCK_N,) max(x) and sum(exp(x - max(x))) over the `classes` logits behind each pointer; not for "focal"."""
+    peak = tl.full([BLOCK_N], MINUS_INFINITY, DTYPE)
+    total = tl.zeros([BLOCK_N], DTYPE)
+    if CLASS_COST == "softmax":
+        # Element by element, and across the threads once at the end: a reduction in each round would take most of the
+        # time. The second look at the logits finds them in the cache.
+        #
+        # Not `for`: there Triton re-arranges a reduction of what was loaded, and 3.6 and 3.7 carry its arrangement into
+        # the matching, where every thread then computes the costs of all columns.
+        highest = tl.full([BLOCK_N, BLOCK_C], MINUS_INFINITY, DTYPE)
+        first = classes * 0
+        while first < classes:
+            o_c = first + tl.arange(0, BLOCK_C)[None, :]
+            highest = tl.maximum(highest, load_logits(logits, m_n, o_c, classes, MINUS_INFINITY, DTYPE))
+            first += BLOCK_C
+        peak = tl.max(highest, axis=1)
+
+        # Infinity less infinity would be NaN.
+        shift = tl.where(peak == MINUS_INFINITY, 0.0, peak)[:, None]
+        summed = tl.zeros([BLOCK_N, BLOCK_C], DTYPE)
+        first = classes * 0
+        while first < classes:
+            o_c = first + tl.arange(0, BLOCK_C)[None, :]
+            summed += tl.exp(load_logits(logits, m_n, o_c, classes, MINUS_INFINITY, DTYPE) - shift)
+            first += BLOCK_C
+        total = tl.sum(summed, axis=1)
+    return peak, total
+
+
+@triton.jit
+def load_logits(logits, m_n, o_c, classes, other, DTYPE: tl.constexpr):
+    return tl.load(logits[:, None] + o_c, mask=m_n[:, None] & (o_c < classes), other=other).to(DTYPE)
+
+
+@triton.jit
+def load_logit(pointer, label, classes, DTYPE: tl.constexpr):
+    """The logit of class `label` behind each pointer, NaN for a class there is not."""
+    known = (label >= 0) & (label < classes)
+    x = tl.load(pointer + tl.where(known, label, 0)).to(DTYPE)
+    return tl.where(known, x, float("nan"))
