@@ -214,22 +214,22 @@ CASES = [
     Case(
         "cross entropy, 92, bf16",
         lambda: set_loss("cross_entropy", predictions(100, 92, BF16, FP32, (6,)), per_layer=True),
-        of_losses(128, 128, 168),
+        of_losses(80, 128, 96),
     ),
     Case(
         "focal, 91, fp32",
         lambda: set_loss("focal", predictions(100, 91, FP32, FP32, (6,))),
-        of_losses(168, 168, 168),
+        of_losses(96, 168, 128),
     ),
     Case(
         "focal, weights, 91, fp32",
         lambda: set_loss("focal", predictions(100, 91, FP32, FP32), class_weights=tensor(FP32, 91)),
-        of_losses(168, 168, 168),
+        of_losses(96, 48, 128),
     ),
     Case(
         "varifocal, 80, bf16",
         lambda: set_loss("varifocal", predictions(300, 80, BF16, FP32)),
-        of_losses(168, 168, 168),
+        of_losses(96, 48, 96),
     ),
     Case(
         "quality focal tubes, fp64",
@@ -239,18 +239,18 @@ CASES = [
     Case(
         "gamma 1.5, 91, fp32",
         lambda: set_loss("focal", predictions(100, 91, FP32, FP32), gamma=1.5),
-        of_losses(168, 168, 168),
+        of_losses(80, 48, 128),
     ),
     Case(
         "several labels, 80, bf16",
         lambda: set_loss("focal", predictions(300, 80, BF16, FP32, labels=(4,))),
-        of_losses(168, 168, 168),
+        of_losses(128, 48, 128),
     ),
     Case("tubelets, fp64", lambda: set_loss("cross_entropy", tubelets(FP64)), of_losses(80, 255, 128)),
     Case(
         "tubelets, CIoU, fp64",
         lambda: set_loss("cross_entropy", tubelets(FP64), box_term="ciou"),
-        of_losses(128, 255, 168),
+        of_losses(96, 255, 128),
     ),
     Case("all changes, bf16", lambda: gather_clips(BF16, windows=True, colour=True), {"gather_clips_kernel": 128}),
     Case("all changes, fp32", lambda: gather_clips(FP32, windows=True, colour=True), {"gather_clips_kernel": 128}),

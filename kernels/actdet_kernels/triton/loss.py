@@ -59,7 +59,7 @@ BLOCK_N = 16
 BLOCK_M = 32
 
 # Logits of a query that are in registers at a time.
-LARGEST_BLOCK_C = 64
+LARGEST_BLOCK_C = 32
 
 # Layers and programs whose sums are added up at a time.
 BLOCK_L = 8
@@ -147,7 +147,8 @@ def set_loss_kernel(
         cls = tl.where(m_n, weight * loss, 0.0)
         weight = tl.where(m_n, weight, 0.0)
     else:
-        cls = tl.zeros([BLOCK_N], DTYPE)
+        # Element by element, and across the threads once at the end.
+        summed = tl.zeros([BLOCK_N, BLOCK_C], DTYPE)
         weight = tl.zeros([BLOCK_N], DTYPE)
         if SOFT != "none":
             iou_term = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, "iou", DTYPE)[1]
@@ -162,7 +163,8 @@ def set_loss_kernel(
                 value = soft_terms(x, hit, quality[:, None], SOFT, ALPHA, GAMMA)[0]
             if class_weights is not None:
                 value *= tl.load(class_weights + o_c, mask=o_c < classes, other=0).to(DTYPE)
-            cls += tl.sum(tl.where(m_n[:, None] & (o_c < classes), value, 0.0), axis=1)
+            summed += tl.where(m_n[:, None] & (o_c < classes), value, 0.0)
+        cls = tl.sum(summed, axis=1)
         cls = tl.where(has_wrong_label(labels, target, label, classes, labels_each, SEVERAL), float("nan"), cls)
 
     l1, giou = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, BOX_TERM, DTYPE)
