@@ -369,6 +369,7 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
         s_m=stride_m,
         SIGN=-1 if maximize else 1,
         DTYPE=triton_dtype(dtype),
+        # More columns or costs a thread would spill.
         **solver_options(block, cost.device, each=4 if dtype == torch.float32 else 1, costs=8 if block > 1024 else 16),
     )
     return row_of_column, column_of_row, row_dual, column_dual, status

@@ -146,8 +146,7 @@ def match(
     if size == 0:
         return matched, status.zero_()
 
-    # A pair is a hundred instructions, for which more warps pay.
-    # More costs a thread would spill.
+    # A pair is a hundred instructions, for which more warps pay; and more costs a thread would spill.
     solver = solver_options(block, logits.device, each=1, costs=4 if compute == torch.float32 else 2)
     # Triton 3.3 to 3.6 unroll a tile of one row, and its softmax, over all columns.
     if class_cost == "softmax" and block > 512:
