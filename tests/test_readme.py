@@ -42,12 +42,35 @@ def test_what_prepare_saves() -> None:
         assert f"from {before} to {after}" in README
 
 
+GATES = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/gates").glob("*.json")}
+
+
 def test_the_gates_table_is_what_the_command_wrote() -> None:
     found = {}
-    for row in json.loads((ROOT / "docs/gates.json").read_text()):
+    for row in GATES["3.8.0"]:
         kernel = f"`{row['kernel'].removesuffix('_kernel')}`"
         found.setdefault((kernel, row["case"], row["block"], str(row["limit"])), []).append(str(row["registers"]))
     assert kernel_rows("## Gates") == [[*case, *registers] for case, registers in found.items()]
+
+
+@pytest.mark.parametrize("version", GATES)
+def test_the_table_of_tritons_is_what_the_commands_wrote(version: str) -> None:
+    rows = GATES[version]
+    assert {row["triton"] for row in rows} == {version}
+    assert {row["case"] for row in rows} == {row["case"] for row in GATES["3.8.0"]}
+    most = {}
+    for row in rows:
+        most[row["kernel"]] = max(most.get(row["kernel"], 0), row["registers"])
+    capabilities = sorted({row["capability"] for row in rows})
+    wanted = [
+        ", ".join(map(str, capabilities)),
+        *map(str, most.values()),
+        str(max(row["spill"] for row in rows)),
+        f"{max(row['seconds'] for row in rows):.0f}",
+    ]
+    text = (ROOT / "kernels/README.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {version} |")]
+    assert line.strip("| ").split(" | ")[1:] == wanted
 
 
 def test_the_model_of_time_is_what_the_command_wrote() -> None:
