@@ -176,7 +176,7 @@ def has_wrong_label(labels, target, label, classes, labels_each, SEVERAL: tl.con
 def softmax_normaliser(
     logits, m_n, classes, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """(BLOCK_N,) max(x) and sum(exp(x - max(x))) over the `classes` logits behind each pointer; not for "focal"."""
+    """(BLOCK_N,) max(x) and sum(exp(x - max(x))) over the `classes` logits behind each pointer, for "softmax" alone."""
     peak = tl.full([BLOCK_N], MINUS_INFINITY, DTYPE)
     total = tl.zeros([BLOCK_N], DTYPE)
     if CLASS_COST == "softmax":

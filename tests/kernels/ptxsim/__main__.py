@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 # Interpreted kernels cannot be compiled.
 os.environ.pop("TRITON_INTERPRET", None)
@@ -113,12 +114,12 @@ def matching(queries: int, size: int, classes: int) -> None:
     match(*predictions(queries, size, classes), backend="triton")
 
 
-def criterion(queries: int, size: int, classes: int) -> None:
+def criterion(queries: int, size: int, classes: int, class_loss: Any = "cross_entropy") -> None:
     """The losses and their gradients, whatever query each target has."""
     logits, boxes, targets = predictions(queries, size, classes)
     matched = torch.arange(size).expand(1, size)
-    total = set_loss(logits.requires_grad_(), boxes.requires_grad_(), targets, matched, backend="triton").total
-    total.backward()
+    predicted = (logits.requires_grad_(), boxes.requires_grad_())
+    set_loss(*predicted, targets, matched, class_loss=class_loss, backend="triton").total.backward()
 
 
 CASES: dict[str, Callable[[], None]] = {
@@ -129,6 +130,7 @@ CASES: dict[str, Callable[[], None]] = {
     "assign 100x63": lambda: assignment(100, 63),
     "assign 300x100": lambda: assignment(300, 100),
     "criterion 100x20x92": lambda: criterion(100, 20, 92),
+    "criterion 100x20x91 focal": lambda: criterion(100, 20, 91, "focal"),
 }
 
 
