@@ -16,7 +16,7 @@
 #include <limits>
 #include <vector>
 
-namespace actdet {
+namespace actdet::ACTDET_ISA {
 
 // What a solver needs, kept from one problem to the next. Columns are padded to whole vectors.
 template <typename Real>
@@ -95,7 +95,7 @@ struct Two {
 };
 
 template <typename Real>
-inline Two<Real> two_cheapest(const Real* __restrict cost, const Real* __restrict v, int64_t columns, int64_t stride) {
+inline Two<Real> two_cheapest(const Real* __restrict cost, const Real* __restrict v, int64_t stride) {
     Real least = kInfinity<Real>;
 #pragma omp simd reduction(min : least)
     for (int64_t j = 0; j < stride; ++j) {
@@ -143,7 +143,7 @@ void solve(Workspace<Real>& w, int64_t rows, int64_t columns) {
         const int64_t most = 4 * rows;
         while (next < waiting.size()) {
             const int32_t i = waiting[next++];
-            const Two<Real> best = two_cheapest(&w.costs[i * stride], w.v.data(), columns, stride);
+            const Two<Real> best = two_cheapest(&w.costs[i * stride], w.v.data(), stride);
             const int32_t j = best.column;
             const int32_t owner = w.row_of[j];
             const bool raises = best.second < kInfinity<Real> && best.least < best.second;
@@ -190,4 +190,4 @@ void solve(Workspace<Real>& w, int64_t rows, int64_t columns) {
     }
 }
 
-}  // namespace actdet
+}  // namespace actdet::ACTDET_ISA

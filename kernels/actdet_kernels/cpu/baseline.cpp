@@ -1,0 +1,13 @@
+// The operations for every processor of this kind.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "operations.hpp"
+#include "threads.hpp"
+
+#define ACTDET_ISA baseline
+#define ACTDET_TABLE kBaseline
+#include "isa.inc"
