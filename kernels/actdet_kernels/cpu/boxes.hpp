@@ -27,16 +27,8 @@ inline Real not_negative(Real x) {
 }
 
 template <typename Real>
-struct Box {
-    Real cx, cy, w, h;
-
-    Real half_w() const { return not_negative(w) / 2; }
-    Real half_h() const { return not_negative(h) / 2; }
-};
-
-template <typename Real>
-inline Real l1_distance(const Box<Real>& a, const Box<Real>& b) {
-    return std::abs(a.cx - b.cx) + std::abs(a.cy - b.cy) + std::abs(a.w - b.w) + std::abs(a.h - b.h);
+inline Real l1_distance(Real ax, Real ay, Real aw, Real ah, Real bx, Real by, Real bw, Real bh) {
+    return std::abs(ax - bx) + std::abs(ay - by) + std::abs(aw - bw) + std::abs(ah - bh);
 }
 
 template <typename Real>
@@ -50,10 +42,16 @@ inline Real smaller(Real a, Real b) {
 }
 
 // Generalized IoU (Rezatofighi et al. 2019), distance and complete IoU (Zheng et al. 2020), or IoU.
+//
+// By value, one by one: of a struct in a loop the compiler makes no vectors.
 template <typename Real, BoxTerm kTerm>
-inline Real similarity(const Box<Real>& a, const Box<Real>& b) {
-    const Real ax1 = a.cx - a.half_w(), ax2 = a.cx + a.half_w(), ay1 = a.cy - a.half_h(), ay2 = a.cy + a.half_h();
-    const Real bx1 = b.cx - b.half_w(), bx2 = b.cx + b.half_w(), by1 = b.cy - b.half_h(), by2 = b.cy + b.half_h();
+inline Real similarity(Real ax, Real ay, Real aw, Real ah, Real bx, Real by, Real bw, Real bh) {
+    aw = not_negative(aw);
+    ah = not_negative(ah);
+    bw = not_negative(bw);
+    bh = not_negative(bh);
+    const Real ax1 = ax - aw / 2, ax2 = ax + aw / 2, ay1 = ay - ah / 2, ay2 = ay + ah / 2;
+    const Real bx1 = bx - bw / 2, bx2 = bx + bw / 2, by1 = by - bh / 2, by2 = by + bh / 2;
     const Real overlap_x = not_negative(smaller(ax2, bx2) - larger(ax1, bx1));
     const Real overlap_y = not_negative(smaller(ay2, by2) - larger(ay1, by1));
     const Real hull_x = larger(ax2, bx2) - smaller(ax1, bx1);
@@ -66,11 +64,10 @@ inline Real similarity(const Box<Real>& a, const Box<Real>& b) {
         return iou - divide_or_zero(hull - either, hull);
     }
     if constexpr (kTerm == BoxTerm::kIou) return iou;
-    const Real dx = a.cx - b.cx;
-    const Real dy = a.cy - b.cy;
+    const Real dx = ax - bx;
+    const Real dy = ay - by;
     const Real distance = iou - divide_or_zero(dx * dx + dy * dy, hull_x * hull_x + hull_y * hull_y);
     if constexpr (kTerm == BoxTerm::kDiou) return distance;
-    const Real aw = not_negative(a.w), ah = not_negative(a.h), bw = not_negative(b.w), bh = not_negative(b.h);
     const bool point = aw * aw + ah * ah <= kSmallestArea<Real> || bw * bw + bh * bh <= kSmallestArea<Real>;
     const Real angle = point ? Real(0) : std::atan2(bw, bh) - std::atan2(aw, ah);
     const Real v = static_cast<Real>(0.40528473456935109) * angle * angle;

@@ -38,22 +38,24 @@ struct Sample {
     int64_t queries, classes, frames, labels_each;
 };
 
+// Of x, with tail = e^-|x|: sigmoid(x), and -log sigmoid(x).
 template <typename Real>
-inline Real sigmoid_of(Real x, Real& found, Real& missed) {
-    const Real tail = exponential(-std::abs(x));
-    const Real common = log_one_plus(tail);
-    found = common + (x < 0 ? -x : Real(0));
-    missed = common + (x > 0 ? x : Real(0));
+inline Real sigmoid(Real x, Real tail) {
     return (x > 0 ? Real(1) : tail) / (1 + tail);
 }
 
-// factor * p^gamma; surprise is -log(p), by which a power is 0 where p is.
 template <typename Real>
-inline Real times_power(Real factor, Real p, Real surprise, Real gamma) {
+inline Real surprise(Real x, Real tail) {
+    return log_one_plus(tail) + (x < 0 ? -x : Real(0));
+}
+
+// factor * p^gamma; minus_log_p: by which a power is 0 where p is.
+template <typename Real>
+inline Real times_power(Real factor, Real p, Real minus_log_p, Real gamma) {
     if (gamma == 0) return factor;
     if (gamma == 1) return factor * p;
     if (gamma == 2) return factor * p * p;
-    return factor * exponential(-gamma * surprise);
+    return factor * exponential(-gamma * minus_log_p);
 }
 
 // Costs of one sample. `prepare` looks at the queries once; `row` gives the costs of a target.
@@ -137,10 +139,11 @@ class Costs {
             case ClassCost::kFocal:
 #pragma omp simd
                 for (int64_t n = 0; n < queries; ++n) {
-                    Real found, missed;
-                    const Real p = sigmoid_of(x[n], found, missed);
-                    Real same, other;
-                    const Real rest = sigmoid_of(-x[n], same, other);
+                    const Real tail = exponential(-std::abs(x[n]));
+                    const Real p = sigmoid(x[n], tail);
+                    const Real rest = sigmoid(-x[n], tail);
+                    const Real found = surprise(x[n], tail);
+                    const Real missed = surprise(-x[n], tail);
                     costs[n] += times_power(alpha, rest, missed, gamma) * found -
                                 times_power(1 - alpha, p, found, gamma) * missed;
                 }
@@ -148,15 +151,19 @@ class Costs {
             case ClassCost::kVarifocal:
 #pragma omp simd
                 for (int64_t n = 0; n < queries; ++n) {
-                    Real found, missed;
-                    const Real p = sigmoid_of(x[n], found, missed);
+                    const Real tail = exponential(-std::abs(x[n]));
+                    const Real p = sigmoid(x[n], tail);
+                    const Real found = surprise(x[n], tail);
+                    const Real missed = surprise(-x[n], tail);
                     costs[n] += q[n] * (missed - x[n] * q[n]) - times_power(alpha, p, found, gamma) * missed;
                 }
                 break;
             case ClassCost::kQualityFocal:
                 for (int64_t n = 0; n < queries; ++n) {
-                    Real found, missed;
-                    const Real p = sigmoid_of(x[n], found, missed);
+                    const Real tail = exponential(-std::abs(x[n]));
+                    const Real p = sigmoid(x[n], tail);
+                    const Real found = surprise(x[n], tail);
+                    const Real missed = surprise(-x[n], tail);
                     const Real off = std::abs(q[n] - p);
                     costs[n] += std::pow(off, gamma) * (missed - x[n] * q[n]) -
                                 times_power(Real(1), p, found, gamma) * missed;
@@ -177,13 +184,12 @@ class Costs {
             if (sample_.visible != nullptr && !sample_.visible[place]) continue;
             ++seen;
             const Real* box = sample_.target_boxes + place * 4;
-            const Box<Real> target = {box[0], box[1], box[2], box[3]};
             switch (options_.box_term) {
-                case BoxTerm::kGiou: add_terms<BoxTerm::kGiou>(t, target, giou_.data()); break;
-                case BoxTerm::kDiou: add_terms<BoxTerm::kDiou>(t, target, giou_.data()); break;
-                default: add_terms<BoxTerm::kCiou>(t, target, giou_.data());
+                case BoxTerm::kGiou: add_terms<BoxTerm::kGiou>(t, box, giou_.data()); break;
+                case BoxTerm::kDiou: add_terms<BoxTerm::kDiou>(t, box, giou_.data()); break;
+                default: add_terms<BoxTerm::kCiou>(t, box, giou_.data());
             }
-            if (soft) add_terms<BoxTerm::kIou>(t, target, iou_.data());
+            if (soft) add_terms<BoxTerm::kIou>(t, box, iou_.data());
         }
         const Real mean = Real(1) / static_cast<Real>(std::max<int64_t>(seen, 1));
         for (int64_t n = 0; n < sample_.queries; ++n) {
@@ -195,18 +201,18 @@ class Costs {
 
     // Adds 1 - similarity to `terms`, and where that is the box term, L1 too.
     template <BoxTerm kTerm>
-    void add_terms(int64_t t, const Box<Real>& target, Real* __restrict terms) {
+    void add_terms(int64_t t, const Real* target, Real* __restrict terms) {
         const int64_t queries = sample_.queries;
         const Real* __restrict cx = &cx_[t * queries];
         const Real* __restrict cy = &cy_[t * queries];
         const Real* __restrict w = &w_[t * queries];
         const Real* __restrict h = &h_[t * queries];
         Real* __restrict l1 = l1_.data();
+        const Real bx = target[0], by = target[1], bw = target[2], bh = target[3];
 #pragma omp simd
         for (int64_t n = 0; n < queries; ++n) {
-            const Box<Real> box = {cx[n], cy[n], w[n], h[n]};
-            terms[n] += 1 - similarity<Real, kTerm>(box, target);
-            if constexpr (kTerm != BoxTerm::kIou) l1[n] += l1_distance(box, target);
+            terms[n] += 1 - similarity<Real, kTerm>(cx[n], cy[n], w[n], h[n], bx, by, bw, bh);
+            if constexpr (kTerm != BoxTerm::kIou) l1[n] += l1_distance(cx[n], cy[n], w[n], h[n], bx, by, bw, bh);
         }
     }
 
