@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actdet_kernels import reference
-from actdet_kernels.backend import Backend, implementation
+from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.operators import LIBRARY, operator
 from actdet_kernels.targets import check_counts
 
@@ -94,10 +94,8 @@ def _assign(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool, ba
     return compute(cost, counts, maximize, duals)
 
 
-def _by_kernels(*arguments: Any) -> tuple[Tensor, ...]:
-    from actdet_kernels.triton import assignment
-
-    return assignment.solve_assignment(*arguments)
+def _by_kernels(chosen: str, *arguments: Any) -> tuple[Tensor, ...]:
+    return kernel_module(chosen, "assignment").solve_assignment(*arguments)
 
 
 @torch.library.register_fake("actdet_kernels::assign", lib=LIBRARY)

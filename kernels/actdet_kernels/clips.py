@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actdet_kernels import reference
-from actdet_kernels.backend import Backend, implementation
+from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.operators import LIBRARY, operator
 
 # The largest side of a picture that is stretched: the middles of its pixels are float32 numbers.
@@ -113,14 +113,13 @@ def _gather_clips(
         kernels=_by_kernels,
         reference=reference.gather_clips,
         obstacle=_obstacle(frames, dtype),
+        cpu_obstacle="no C++ code gathers clips yet",
     )
     return compute(frames, indices, windows, colour, levels, dtype)
 
 
-def _by_kernels(*arguments: Any) -> Tensor:
-    from actdet_kernels.triton import clips
-
-    return clips.gather_clips(*arguments)
+def _by_kernels(chosen: str, *arguments: Any) -> Tensor:
+    return kernel_module(chosen, "clips").gather_clips(*arguments)
 
 
 def _obstacle(frames: Tensor, dtype: torch.dtype) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from actdet_kernels import reference
-from actdet_kernels.backend import Backend, implementation
+from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
 from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions
@@ -81,10 +81,8 @@ def _pairwise_cost(
     return compute(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term, dtype)
 
 
-def _by_kernels(*arguments: Any) -> Tensor:
-    from actdet_kernels.triton import cost
-
-    return cost.pairwise_cost(*arguments)
+def _by_kernels(chosen: str, *arguments: Any) -> Tensor:
+    return kernel_module(chosen, "cost").pairwise_cost(*arguments)
 
 
 def _by_reference(

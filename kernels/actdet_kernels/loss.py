@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actdet_kernels import reference
-from actdet_kernels.backend import Backend, implementation
+from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.cost import BoxTerm, MatchWeights, check_choice, check_focal, check_one_label
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
 from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
@@ -16,7 +16,7 @@ from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_v
 
 ClassLoss = Literal["cross_entropy", "focal", "varifocal", "quality_focal"]
 
-OPTIONS = f"{WEIGHTS}, float no_object_weight, str class_loss, float alpha, float gamma, str box_term, bool per_layer"
+OPTIONS = f"{WEIGHTS}, float no_object_weight, str class_loss, float alpha, float gamma, str box_term, bool per_layer, str chosen"
 
 
 class SetLoss(NamedTuple):
@@ -141,9 +141,10 @@ def _by_reference(
     return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
 
 
-def _by_kernels(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, *rest: Any) -> SetLoss:
+def _by_kernels(chosen: str, logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, *rest: Any) -> SetLoss:
     labels, target_boxes, counts, visible = flat(targets)
-    return SetLoss(*DifferentiableSetLoss.apply(logits, boxes, labels, target_boxes.detach(), counts, visible, *rest))
+    goals = (labels, target_boxes.detach(), counts, visible)
+    return SetLoss(*DifferentiableSetLoss.apply(logits, boxes, *goals, *rest, chosen))
 
 
 class DifferentiableSetLoss(torch.autograd.Function):
@@ -183,18 +184,17 @@ def _set_loss(
     gamma: float,
     box_term: str,
     per_layer: bool,
+    chosen: str,
 ) -> tuple[Tensor, ...]:
-    """total, cls, l1, giou, and the divisors that the gradient needs; by the kernels, as what follows."""
-    from actdet_kernels.triton import loss
-
+    """total, cls, l1, giou, and the divisors that the gradient needs; by the kernels `chosen`, as what follows."""
     targets = targets_of(labels, target_boxes, counts, visible)
     options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
-    return loss.set_loss(logits, boxes, targets, matched, class_weights, *options)
+    return kernel_module(chosen, "loss").set_loss(logits, boxes, targets, matched, class_weights, *options)
 
 
 @torch.library.register_fake("actdet_kernels::set_loss", lib=LIBRARY)
 def _loss_shapes(logits: Tensor, boxes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    per_layer, leading = rest[-1], logits.shape[:-3]
+    per_layer, leading = rest[-2], logits.shape[:-3]
     dtype = torch.promote_types(torch.promote_types(logits.dtype, boxes.dtype), torch.float32)
     losses = (logits.new_empty(leading if per_layer else (), dtype=dtype) for _ in range(4))
     return *losses, logits.new_empty((2, leading.numel()), dtype=dtype)
@@ -225,14 +225,14 @@ def _set_loss_gradient(
     gamma: float,
     box_term: str,
     per_layer: bool,
+    chosen: str,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of logits and boxes, from those of the four losses."""
-    from actdet_kernels.triton import loss
-
     targets = targets_of(labels, target_boxes, counts, visible)
     cotangents = (d_total, d_cls, d_l1, d_giou)
     options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
-    return loss.set_loss_gradient(logits, boxes, targets, matched, class_weights, divisors, cotangents, *options)
+    compute = kernel_module(chosen, "loss").set_loss_gradient
+    return compute(logits, boxes, targets, matched, class_weights, divisors, cotangents, *options)
 
 
 @torch.library.register_fake("actdet_kernels::set_loss_gradient", lib=LIBRARY)

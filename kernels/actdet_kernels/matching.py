@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actdet_kernels import reference
 from actdet_kernels.assignment import check_status, too_large
-from actdet_kernels.backend import Backend, implementation
+from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.cost import OPTIONS, BoxTerm, ClassCost, MatchWeights, check_cost_options
 from actdet_kernels.operators import LIBRARY, TARGETS, flat, operator, targets_of
 from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
@@ -106,10 +106,8 @@ def _match(
     return compute(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term)
 
 
-def _by_kernels(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from actdet_kernels.triton import matching
-
-    return matching.match(*arguments)
+def _by_kernels(chosen: str, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return kernel_module(chosen, "matching").match(*arguments)
 
 
 def _by_reference(

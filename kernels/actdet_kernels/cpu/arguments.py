@@ -1,0 +1,74 @@
+"""What the compiled code is called with: pointers and sizes of tensors that are in main memory, contiguous, of one type."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from actdet_kernels.operators import flat
+from actdet_kernels.targets import Targets, Tubelets
+
+CPU = torch.device("cpu")
+
+# The enumerations in src/classes.hpp and src/boxes.hpp.
+KINDS = {"softmax": 0, "cross_entropy": 0, "focal": 1, "varifocal": 2, "quality_focal": 3}
+BOX_TERMS = {"giou": 0, "diou": 1, "ciou": 2}
+
+
+class Predictions(NamedTuple):
+    """logits, boxes and targets for a call.
+
+    head: whether they are float64, and the threads that may be used: what every call begins with.
+    numbers: the fields of `Predictions` in src/operations.hpp.
+    tensors: what the pointers among them point to, to be kept until the call returns.
+    """
+
+    head: tuple[bool, int]
+    numbers: tuple[int, ...]
+    tensors: tuple[Tensor | None, ...]
+    dtype: torch.dtype
+
+
+def predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> Predictions:
+    """Copies of what is on another device, of another type or not contiguous."""
+    dtype = compute_dtype(torch.promote_types(logits.dtype, boxes.dtype))
+    labels, target_boxes, counts, visible = flat(targets)
+    tensors = (
+        in_memory(logits, dtype),
+        in_memory(boxes, dtype),
+        in_memory(labels, torch.int64),
+        in_memory(target_boxes, dtype),
+        in_memory(counts, torch.int64),
+        None if visible is None else in_memory(visible, torch.bool),
+    )
+    batch, size, *several = labels.shape
+    queries, classes = logits.shape[-2:]
+    problems = logits.shape[:-2].numel()
+    frames = 1 if visible is None else visible.shape[2]
+    sizes = (problems, batch, queries, classes, size, frames, several[0] if several else 1)
+    return Predictions(head(dtype), (*map(pointer, tensors), *sizes), tensors, dtype)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for itself, float32 for all else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def head(dtype: torch.dtype) -> tuple[bool, int]:
+    return dtype == torch.float64, torch.get_num_threads()
+
+
+def in_memory(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(CPU, dtype).contiguous()
+
+
+def pointer(tensor: Tensor | None) -> int:
+    """0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """What the compiled code writes, every element of it."""
+    return torch.empty(shape, dtype=dtype)

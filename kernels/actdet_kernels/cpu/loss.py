@@ -1,0 +1,87 @@
+"""The set loss and its gradient (src/loss.hpp)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from actdet_kernels.cpu import native
+from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, empty, in_memory, pointer, predictions
+from actdet_kernels.targets import Targets, Tubelets
+
+
+def set_loss(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    matched: Tensor,
+    class_weights: Tensor | None,
+    weights: tuple[float, float, float],
+    no_object_weight: float,
+    class_loss: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
+    per_layer: bool,
+) -> tuple[Tensor, ...]:
+    """total, cls, l1, giou, of each layer or of all together, and what they were divided by, (2, layers)."""
+    given = predictions(logits, boxes, targets)
+    matched = in_memory(matched, torch.int64)
+    class_weights = None if class_weights is None else in_memory(class_weights, given.dtype)
+    leading = logits.shape[:-3]
+    losses = [empty(tuple(leading) if per_layer else (), given.dtype) for _ in range(4)]
+    divisors = empty((2, leading.numel()), given.dtype)
+    options = (no_object_weight, KINDS[class_loss], alpha, gamma, BOX_TERMS[box_term])
+    native.set_loss(
+        *given.head,
+        *given.numbers,
+        *options,
+        pointer(matched),
+        pointer(class_weights),
+        *weights,
+        per_layer,
+        *map(pointer, losses),
+        pointer(divisors),
+    )
+    return tuple(value.to(logits.device) for value in (*losses, divisors))
+
+
+def set_loss_gradient(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    matched: Tensor,
+    class_weights: Tensor | None,
+    divisors: Tensor,
+    cotangents: tuple[Tensor | None, ...],
+    weights: tuple[float, float, float],
+    no_object_weight: float,
+    class_loss: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
+    per_layer: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of logits and boxes, from those of the four losses, None for those not used."""
+    given = predictions(logits, boxes, targets)
+    matched = in_memory(matched, torch.int64)
+    class_weights = None if class_weights is None else in_memory(class_weights, given.dtype)
+    divisors = in_memory(divisors, given.dtype)
+    slopes = [None if slope is None else in_memory(slope, given.dtype) for slope in cotangents]
+    d_logits = empty(tuple(logits.shape), given.dtype)
+    d_boxes = empty(tuple(boxes.shape), given.dtype)
+    options = (no_object_weight, KINDS[class_loss], alpha, gamma, BOX_TERMS[box_term])
+    native.set_loss_gradient(
+        *given.head,
+        *given.numbers,
+        *options,
+        pointer(matched),
+        pointer(class_weights),
+        *weights,
+        per_layer,
+        pointer(divisors),
+        *map(pointer, slopes),
+        pointer(d_logits),
+        pointer(d_boxes),
+    )
+    return d_logits.to(logits.device, logits.dtype), d_boxes.to(boxes.device, boxes.dtype)

@@ -1,0 +1,30 @@
+"""The cheapest matching: the costs of a problem and its assignment, in one thread's cache (src/assign.hpp)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from actdet_kernels.cpu import native
+from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, empty, pointer, predictions
+from actdet_kernels.targets import Targets, Tubelets
+
+
+def match(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    weights: tuple[float, float, float],
+    class_cost: str,
+    alpha: float,
+    gamma: float,
+    box_term: str,
+) -> tuple[Tensor, Tensor]:
+    """The query of each target (..., B, M) and the status of each problem (..., B)."""
+    given = predictions(logits, boxes, targets)
+    problems = logits.shape[:-2]
+    matched = empty((*problems, targets.labels.shape[1]), torch.int64)
+    status = empty(tuple(problems), torch.int32)
+    options = (*weights, KINDS[class_cost], alpha, gamma, BOX_TERMS[box_term])
+    native.match(*given.head, *given.numbers, *options, pointer(matched), pointer(status))
+    return matched.to(logits.device), status.to(logits.device)

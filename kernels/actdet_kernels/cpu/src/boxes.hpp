@@ -1,0 +1,196 @@
+// Boxes as four values (cx, cy, w, h): how far apart two of them are, and the derivative of that.
+//
+// Values are passed one by one: of a struct in a loop the compiler makes no vector instructions.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace actdet::ACTDET_ISA {
+
+enum class BoxTerm : int64_t { kGiou = 0, kDiou = 1, kCiou = 2, kIou = 3 };
+
+// A quotient is 0 where its denominator is no larger.
+template <typename Real>
+inline constexpr Real kSmallestArea = static_cast<Real>(0x1p-100);
+
+template <typename Real>
+inline Real divide_or_zero(Real numerator, Real denominator) {
+    const bool none = denominator <= kSmallestArea<Real>;
+    const Real quotient = numerator / (none ? Real(1) : denominator);
+    return none ? Real(0) : quotient;
+}
+
+// A negative side counts as 0; NaN stays NaN.
+template <typename Real>
+inline Real not_negative(Real x) {
+    return x < 0 ? Real(0) : x;
+}
+
+// NaN where one of them is.
+template <typename Real>
+inline Real larger(Real a, Real b) {
+    return a > b ? a : a <= b ? b : a + b;
+}
+
+template <typename Real>
+inline Real smaller(Real a, Real b) {
+    return a < b ? a : a >= b ? b : a + b;
+}
+
+template <typename Real>
+inline Real square(Real x) {
+    return x * x;
+}
+
+template <typename Real>
+inline Real l1_distance(Real ax, Real ay, Real aw, Real ah, Real bx, Real by, Real bw, Real bh) {
+    return std::abs(ax - bx) + std::abs(ay - by) + std::abs(aw - bw) + std::abs(ah - bh);
+}
+
+// atan(y / x) for x >= 0 that are not both 0, to some roundings, by the rational function of Cephes (Moshier 1992). The
+// quotient is brought into [-0.21, 0.66] before anything is divided.
+template <typename Real>
+inline Real arctan(Real y, Real x) {
+    const Real size = std::abs(y);
+    const bool steep = size > x;
+    const Real low = steep ? x : size;
+    const Real high = steep ? size : x;
+    const bool middle = low > Real(0.66) * high;
+    const Real z = (middle ? low - high : low) / (middle ? low + high : high);
+    const Real zz = z * z;
+    Real p = Real(-8.750608600031904122785e-1) * zz;
+    p = (p + Real(-1.615753718733365076637e1)) * zz;
+    p = (p + Real(-7.500855792314704667340e1)) * zz;
+    p = (p + Real(-1.228866684490136173410e2)) * zz;
+    p = p + Real(-6.485021904942025371773e1);
+    Real q = (zz + Real(2.485846490142306297962e1)) * zz;
+    q = (q + Real(1.650270098316988542046e2)) * zz;
+    q = (q + Real(4.328810604912902668951e2)) * zz;
+    q = (q + Real(4.853903996359136964868e2)) * zz;
+    q = q + Real(1.945506571482613964425e2);
+    Real angle = z + z * (zz * p / q);
+    angle += middle ? Real(0.7853981633974483) : Real(0);
+    angle = steep ? Real(1.5707963267948966) - angle : angle;
+    return y < 0 ? -angle : angle;
+}
+
+// CIoU's angle between the diagonals of boxes of these sides, none of them negative: 0 where one of the boxes is a point.
+//
+// atan(x) - atan(y) = atan((x - y) / (1 + x y)), whose denominator is not negative.
+template <typename Real>
+inline Real angle_between(Real aw, Real ah, Real bw, Real bh) {
+    const bool point_a = square(aw) + square(ah) <= kSmallestArea<Real>;
+    const bool point_b = square(bw) + square(bh) <= kSmallestArea<Real>;
+    const bool points = point_a | point_b;
+    const Real angle = arctan(bw * ah - aw * bh, points ? Real(1) : aw * bw + ah * bh);
+    return points ? Real(0) : angle;
+}
+
+template <typename Real>
+inline constexpr Real kFourByPiSquared = static_cast<Real>(0.40528473456935108578);
+
+// Generalized IoU (Rezatofighi et al. 2019), distance and complete IoU (Zheng et al. 2020), or IoU.
+template <typename Real, BoxTerm kTerm>
+inline Real similarity(Real ax, Real ay, Real aw, Real ah, Real bx, Real by, Real bw, Real bh) {
+    aw = not_negative(aw);
+    ah = not_negative(ah);
+    bw = not_negative(bw);
+    bh = not_negative(bh);
+    const Real ax1 = ax - aw / 2, ax2 = ax + aw / 2, ay1 = ay - ah / 2, ay2 = ay + ah / 2;
+    const Real bx1 = bx - bw / 2, bx2 = bx + bw / 2, by1 = by - bh / 2, by2 = by + bh / 2;
+    const Real overlap_x = not_negative(smaller(ax2, bx2) - larger(ax1, bx1));
+    const Real overlap_y = not_negative(smaller(ay2, by2) - larger(ay1, by1));
+    const Real hull_x = larger(ax2, bx2) - smaller(ax1, bx1);
+    const Real hull_y = larger(ay2, by2) - smaller(ay1, by1);
+    const Real both = overlap_x * overlap_y;
+    const Real either = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - both;
+    const Real iou = divide_or_zero(both, either);
+    if constexpr (kTerm == BoxTerm::kGiou) {
+        const Real hull = hull_x * hull_y;
+        return iou - divide_or_zero(hull - either, hull);
+    }
+    if constexpr (kTerm == BoxTerm::kIou) return iou;
+    const Real span = square(hull_x) + square(hull_y);
+    const Real distance = iou - divide_or_zero(square(ax - bx) + square(ay - by), span);
+    if constexpr (kTerm == BoxTerm::kDiou) return distance;
+    const Real v = kFourByPiSquared<Real> * square(angle_between(aw, ah, bw, bh));
+    return distance - divide_or_zero(v, not_negative(1 - iou) + v) * v;
+}
+
+// d max(a, b) / d a, and d min(a, b) / d b: PyTorch halves it where they are equal.
+template <typename Real>
+inline Real share(Real a, Real b) {
+    return a > b ? Real(1) : a == b ? Real(0.5) : Real(0);
+}
+
+// d / d a1 and d / d a2 of what depends on the length of [a1, a2], its overlap and its hull with [b1, b2].
+template <typename Real>
+inline void side_gradient(
+    Real a1, Real a2, Real b1, Real b2, Real d_length, Real d_overlap, Real d_hull, Real overlap, Real& d_a1, Real& d_a2
+) {
+    if (overlap < 0) d_overlap = 0;
+    d_a1 = -d_length - d_overlap * share(a1, b1) - d_hull * share(b1, a1);
+    d_a2 = d_length + d_overlap * share(b2, a2) + d_hull * share(a2, b2);
+}
+
+// d similarity(a, b) / d a, with PyTorch's choices at the kinks, CIoU's alpha being a constant.
+//
+// With U union, H hull, I intersection, A the area of a:  giou = I / U - 1 + U / H  and  U = A + B - I, so that
+// d giou = (1 / H - I / U^2) dA + (1 / U - 1 / H + I / U^2) dI - U / H^2 dH,  each a product of two sides.
+// With D the squared distance of the centers, S the squared diagonal of the hull:
+// d diou = (1 / U + I / U^2) dI - I / U^2 dA - dD / S + D / S^2 dS,  and  d ciou = d diou - alpha dv.
+template <typename Real>
+void similarity_gradient(BoxTerm term, const Real* a, const Real* b, Real* gradient) {
+    const Real aw = not_negative(a[2]), ah = not_negative(a[3]);
+    const Real bw = not_negative(b[2]), bh = not_negative(b[3]);
+    const Real ax1 = a[0] - aw / 2, ax2 = a[0] + aw / 2, ay1 = a[1] - ah / 2, ay2 = a[1] + ah / 2;
+    const Real bx1 = b[0] - bw / 2, bx2 = b[0] + bw / 2, by1 = b[1] - bh / 2, by2 = b[1] + bh / 2;
+    const Real w = ax2 - ax1, h = ay2 - ay1;
+    const Real overlap_x = smaller(ax2, bx2) - larger(ax1, bx1), overlap_y = smaller(ay2, by2) - larger(ay1, by1);
+    const Real hull_x = larger(ax2, bx2) - smaller(ax1, bx1), hull_y = larger(ay2, by2) - smaller(ay1, by1);
+    const Real inner_x = not_negative(overlap_x), inner_y = not_negative(overlap_y);
+    const Real both = inner_x * inner_y;
+    const Real either = w * h + (bx2 - bx1) * (by2 - by1) - both;
+    const Real iou = divide_or_zero(both, either);
+    const Real by_union = divide_or_zero(Real(1), either);
+
+    Real d_area, d_both, d_hull_x, d_hull_y, by_span = 0;
+    if (term == BoxTerm::kGiou) {
+        const Real hull = hull_x * hull_y;
+        const Real by_hull = divide_or_zero(Real(1), hull);
+        const Real d_hull = -divide_or_zero(either, hull) * by_hull;
+        d_area = by_hull - iou * by_union;
+        d_hull_x = d_hull * hull_y;
+        d_hull_y = d_hull * hull_x;
+    } else {
+        const Real span = square(hull_x) + square(hull_y);
+        by_span = divide_or_zero(Real(1), span);
+        const Real d_hull = 2 * divide_or_zero(square(a[0] - b[0]) + square(a[1] - b[1]), span) * by_span;
+        d_area = -iou * by_union;
+        d_hull_x = d_hull * hull_x;
+        d_hull_y = d_hull * hull_y;
+    }
+    d_both = by_union - d_area;
+
+    Real d_x1, d_x2, d_y1, d_y2;
+    side_gradient(ax1, ax2, bx1, bx2, d_area * h, d_both * inner_y, d_hull_x, overlap_x, d_x1, d_x2);
+    side_gradient(ay1, ay2, by1, by2, d_area * w, d_both * inner_x, d_hull_y, overlap_y, d_y1, d_y2);
+    Real d_w = (d_x2 - d_x1) / 2;
+    Real d_h = (d_y2 - d_y1) / 2;
+    if (term == BoxTerm::kCiou) {
+        const Real angle = angle_between(aw, ah, bw, bh);
+        const Real v = kFourByPiSquared<Real> * square(angle);
+        const Real alpha = divide_or_zero(v, not_negative(1 - iou) + v);
+        // d angle / d w = -h / (w^2 + h^2), and d angle / d h = w / (w^2 + h^2).
+        const Real by_angle = divide_or_zero(alpha * 2 * kFourByPiSquared<Real> * angle, square(aw) + square(ah));
+        d_w += by_angle * ah;
+        d_h -= by_angle * aw;
+    }
+    gradient[0] = d_x1 + d_x2 - 2 * (a[0] - b[0]) * by_span;
+    gradient[1] = d_y1 + d_y2 - 2 * (a[1] - b[1]) * by_span;
+    gradient[2] = a[2] < 0 ? Real(0) : d_w;
+    gradient[3] = a[3] < 0 ? Real(0) : d_h;
+}
+
+}  // namespace actdet::ACTDET_ISA

@@ -1,0 +1,274 @@
+// The set loss of one sample after the other, and its gradient.
+//
+// Class losses are those of `classes.hpp`, or the cross entropy of every query, a query without a target being of the last
+// class; L1 and box terms are those of the matched pairs. What they are divided by is known once all samples were seen:
+// the loss leaves sums, which its caller adds up in a fixed order, and the gradient takes factors.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "boxes.hpp"
+#include "classes.hpp"
+#include "cost.hpp"
+#include "targets.hpp"
+
+namespace actdet::ACTDET_ISA {
+
+// to[c] = loss of a logit without a label, or its derivative.
+template <bool kSlope, Power kPower, typename Real>
+void unlabeled_row(const Real* __restrict x, int64_t size, Real factor, Real gamma, bool steady, Real* __restrict to) {
+#pragma omp simd
+    for (int64_t c = 0; c < size; ++c) {
+        if constexpr (kSlope) {
+            to[c] = unlabeled_slope<kPower>(x[c], factor, gamma, steady);
+        } else {
+            to[c] = unlabeled<kPower>(x[c], factor, gamma);
+        }
+    }
+}
+
+template <bool kSlope, typename Real>
+void unlabeled_row(const Real* x, int64_t size, Real factor, Real gamma, bool steady, Real* to) {
+    switch (power_of(gamma)) {
+        case Power::kZero: return unlabeled_row<kSlope, Power::kZero>(x, size, factor, gamma, steady, to);
+        case Power::kOne: return unlabeled_row<kSlope, Power::kOne>(x, size, factor, gamma, steady, to);
+        case Power::kTwo: return unlabeled_row<kSlope, Power::kTwo>(x, size, factor, gamma, steady, to);
+        case Power::kAny: return unlabeled_row<kSlope, Power::kAny>(x, size, factor, gamma, steady, to);
+    }
+}
+
+template <bool kSlope, Kind kKind, Power kPower, typename Real>
+Real labeled_term(Real x, Real q, Real alpha, Real gamma) {
+    if constexpr (kSlope) return labeled_slope<kKind, kPower>(x, q, alpha, gamma);
+    return labeled<kKind, kPower>(x, q, alpha, gamma);
+}
+
+template <bool kSlope, Kind kKind, typename Real>
+Real labeled_term(Real x, Real q, Real alpha, Real gamma) {
+    switch (power_of(gamma)) {
+        case Power::kZero: return labeled_term<kSlope, kKind, Power::kZero>(x, q, alpha, gamma);
+        case Power::kOne: return labeled_term<kSlope, kKind, Power::kOne>(x, q, alpha, gamma);
+        case Power::kTwo: return labeled_term<kSlope, kKind, Power::kTwo>(x, q, alpha, gamma);
+        default: return labeled_term<kSlope, kKind, Power::kAny>(x, q, alpha, gamma);
+    }
+}
+
+template <typename Real>
+class Losses {
+  public:
+    Losses(const Predictions& predictions, const LossOptions& options)
+        : predictions_(predictions), options_(options), kind_(static_cast<Kind>(options.class_loss)),
+          term_(static_cast<BoxTerm>(options.box_term)), alpha_(options.alpha), gamma_(options.gamma),
+          class_weights_(reinterpret_cast<const Real*>(options.class_weights)), row_(predictions.classes),
+          target_(predictions.queries) {}
+
+    // sums (4).
+    void add_up(int64_t problem, double* sums) {
+        const Sample<Real> sample(predictions_, problem);
+        find_targets(sample, problem);
+        double cls = 0, weights = 0, l1 = 0, similarity = 0;
+        for (int64_t n = 0; n < sample.queries; ++n) {
+            const Real* x = sample.logits + n * sample.classes;
+            const int64_t j = target_[n];
+            if (kind_ == Kind::kSoftmax) {
+                const Real peak = greatest(x, sample.classes);
+                const Real total = exponentials(x, peak, sample.classes, row_.data());
+                const int64_t label = wanted(sample, j);
+                const Real weight = weight_of(label, sample.classes);
+                const Real loss = std::log(total) - (x[label] - peak);
+                cls += wrong(sample, j) ? std::numeric_limits<double>::quiet_NaN() : double(weight * loss);
+                weights += weight;
+            } else {
+                class_terms<false>(sample, n, row_.data());
+                double sum = 0;
+                for (int64_t c = 0; c < sample.classes; ++c) sum += row_[c];
+                cls += wrong(sample, j) ? std::numeric_limits<double>::quiet_NaN() : sum;
+            }
+            if (j >= 0) box_terms(sample, n, j, l1, similarity);
+        }
+        sums[0] = cls;
+        sums[1] = weights;
+        sums[2] = l1;
+        sums[3] = similarity;
+    }
+
+    // factors (3) of the problem's layer; d_logits (queries, classes), d_boxes (queries, frames, 4).
+    void differentiate(int64_t problem, const double* factors, Real* d_logits, Real* d_boxes) {
+        const Sample<Real> sample(predictions_, problem);
+        find_targets(sample, problem);
+        std::fill_n(d_boxes, sample.queries * sample.frames * 4, Real(0));
+        for (int64_t n = 0; n < sample.queries; ++n) {
+            const int64_t j = target_[n];
+            const Real by_cls = wrong(sample, j) ? std::numeric_limits<Real>::quiet_NaN() : static_cast<Real>(factors[0]);
+            Real* __restrict to = d_logits + n * sample.classes;
+            if (kind_ == Kind::kSoftmax) {
+                const Real* x = sample.logits + n * sample.classes;
+                const Real total = exponentials(x, greatest(x, sample.classes), sample.classes, to);
+                const int64_t label = wanted(sample, j);
+                const Real by_query = by_cls * weight_of(label, sample.classes);
+                for (int64_t c = 0; c < sample.classes; ++c) to[c] = by_query * (to[c] / total - (c == label ? 1 : 0));
+            } else {
+                class_terms<true>(sample, n, to);
+                for (int64_t c = 0; c < sample.classes; ++c) to[c] *= by_cls;
+            }
+            if (j >= 0) {
+                const Real by_l1 = static_cast<Real>(factors[1]);
+                const Real by_giou = static_cast<Real>(factors[2]);
+                differentiate_boxes(sample, n, j, by_l1, by_giou, d_boxes + n * sample.frames * 4);
+            }
+        }
+    }
+
+  private:
+    // target_ (queries): the target of each query, the last of several, -1 for none.
+    void find_targets(const Sample<Real>& sample, int64_t problem) {
+        std::fill(target_.begin(), target_.end(), -1);
+        const int64_t* matched = reinterpret_cast<const int64_t*>(options_.matched) + problem * predictions_.size;
+        for (int64_t j = 0; j < sample.count; ++j) {
+            if (matched[j] >= 0 && matched[j] < sample.queries) target_[matched[j]] = j;
+        }
+    }
+
+    // A target has a label that no logit has.
+    static bool wrong(const Sample<Real>& sample, int64_t j) {
+        if (j < 0) return false;
+        for (int64_t k = 0; k < sample.labels_each; ++k) {
+            if (!sample.absent(j, k) && !sample.known(j, k)) return true;
+        }
+        return false;
+    }
+
+    // The class of a query in the cross entropy, and any where that is wrong.
+    static int64_t wanted(const Sample<Real>& sample, int64_t j) {
+        if (j < 0) return sample.classes - 1;
+        return sample.known(j, 0) ? sample.labels[j * sample.labels_each] : 0;
+    }
+
+    Real weight_of(int64_t label, int64_t classes) const {
+        if (class_weights_ != nullptr) return class_weights_[label];
+        return label == classes - 1 ? static_cast<Real>(options_.no_object_weight) : Real(1);
+    }
+
+    // to (classes): the losses of a query's logits, or their derivatives, times the weights of the classes.
+    template <bool kSlope>
+    void class_terms(const Sample<Real>& sample, int64_t n, Real* __restrict to) {
+        const Real* x = sample.logits + n * sample.classes;
+        unlabeled_row<kSlope>(x, sample.classes, factor_of(kind_, alpha_), gamma_, kind_ == Kind::kVarifocal, to);
+        const int64_t j = target_[n];
+        if (j >= 0) {
+            const Real q = kind_ == Kind::kFocal ? Real(1) : quality(sample, n, j);
+            for (int64_t k = 0; k < sample.labels_each; ++k) {
+                if (!sample.known(j, k)) continue;
+                const int64_t label = sample.labels[j * sample.labels_each + k];
+                switch (kind_) {
+                    case Kind::kFocal:
+                        to[label] = labeled_term<kSlope, Kind::kFocal>(x[label], q, alpha_, gamma_);
+                        break;
+                    case Kind::kVarifocal:
+                        to[label] = labeled_term<kSlope, Kind::kVarifocal>(x[label], q, alpha_, gamma_);
+                        break;
+                    default: to[label] = labeled_term<kSlope, Kind::kQualityFocal>(x[label], q, alpha_, gamma_);
+                }
+            }
+        }
+        if (class_weights_ == nullptr) return;
+        for (int64_t c = 0; c < sample.classes; ++c) to[c] *= class_weights_[c];
+    }
+
+    // Calls with(box, target) for every visible frame of a pair; how many there are.
+    template <typename With>
+    static int64_t for_frames(const Sample<Real>& sample, int64_t n, int64_t j, const With& with) {
+        int64_t seen = 0;
+        for (int64_t t = 0; t < sample.frames; ++t) {
+            const int64_t place = j * sample.frames + t;
+            if (sample.visible != nullptr && !sample.visible[place]) continue;
+            ++seen;
+            with(sample.boxes + (n * sample.frames + t) * 4, sample.target_boxes + place * 4, t);
+        }
+        return seen;
+    }
+
+    static Real similarity_of(BoxTerm term, const Real* a, const Real* b) {
+        switch (term) {
+            case BoxTerm::kGiou: return similarity<Real, BoxTerm::kGiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
+            case BoxTerm::kDiou: return similarity<Real, BoxTerm::kDiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
+            case BoxTerm::kCiou: return similarity<Real, BoxTerm::kCiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
+            default: return similarity<Real, BoxTerm::kIou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
+        }
+    }
+
+    // The IoU of a pair, the mean over visible frames, and 1 where there is none.
+    static Real quality(const Sample<Real>& sample, int64_t n, int64_t j) {
+        Real sum = 0;
+        const int64_t seen = for_frames(sample, n, j, [&](const Real* box, const Real* target, int64_t) {
+            sum += 1 - similarity_of(BoxTerm::kIou, box, target);
+        });
+        return 1 - sum / static_cast<Real>(std::max<int64_t>(seen, 1));
+    }
+
+    void box_terms(const Sample<Real>& sample, int64_t n, int64_t j, double& l1, double& similarity) const {
+        double distance = 0;
+        double term = 0;
+        const int64_t seen = for_frames(sample, n, j, [&](const Real* a, const Real* b, int64_t) {
+            distance += l1_distance(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
+            term += 1 - similarity_of(term_, a, b);
+        });
+        l1 += distance / static_cast<double>(std::max<int64_t>(seen, 1));
+        similarity += term / static_cast<double>(std::max<int64_t>(seen, 1));
+    }
+
+    void differentiate_boxes(
+        const Sample<Real>& sample, int64_t n, int64_t j, Real by_l1, Real by_giou, Real* d_boxes
+    ) const {
+        const int64_t seen = for_frames(sample, n, j, [](const Real*, const Real*, int64_t) {});
+        const Real frames = static_cast<Real>(std::max<int64_t>(seen, 1));
+        by_l1 /= frames;
+        by_giou /= frames;
+        for_frames(sample, n, j, [&](const Real* a, const Real* b, int64_t t) {
+            Real slope[4];
+            similarity_gradient(term_, a, b, slope);
+            for (int k = 0; k < 4; ++k) {
+                const Real off = a[k] - b[k];
+                const Real sign = off > 0 ? Real(1) : off < 0 ? Real(-1) : off * 0;
+                d_boxes[t * 4 + k] = by_l1 * sign - by_giou * slope[k];
+            }
+        });
+    }
+
+    const Predictions& predictions_;
+    const LossOptions& options_;
+    const Kind kind_;
+    const BoxTerm term_;
+    const Real alpha_, gamma_;
+    const Real* const class_weights_;
+    std::vector<Real> row_;
+    std::vector<int64_t> target_;
+};
+
+template <typename Real>
+void add_up_losses(const LossArguments& a, Counter& next) {
+    Losses<Real> losses(a.predictions, a.options);
+    double* sums = reinterpret_cast<double*>(a.sums);
+    for (int64_t problem; next.next(problem);) losses.add_up(problem, sums + problem * 4);
+}
+
+template <typename Real>
+void differentiate_losses(const GradientArguments& a, Counter& next) {
+    const Predictions& p = a.predictions;
+    Losses<Real> losses(p, a.options);
+    const double* factors = reinterpret_cast<const double*>(a.factors);
+    Real* d_logits = reinterpret_cast<Real*>(a.d_logits);
+    Real* d_boxes = reinterpret_cast<Real*>(a.d_boxes);
+    for (int64_t i; next.next(i);) {
+        const int64_t layer = i / p.batch;
+        losses.differentiate(
+            i, factors + layer * 3, d_logits + i * p.queries * p.classes, d_boxes + i * p.queries * p.frames * 4
+        );
+    }
+}
+
+}  // namespace actdet::ACTDET_ISA

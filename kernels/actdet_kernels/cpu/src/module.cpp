@@ -1,0 +1,371 @@
+// The Python module `native`: pointers in, which its callers have checked, and nothing of PyTorch.
+//
+// Of the stable ABI, so that one build serves every Python from 3.11 on.
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <new>
+#include <vector>
+
+#include "operations.hpp"
+#include "threads.hpp"
+
+namespace {
+
+using actdet::Counter;
+
+// An operation reads or writes so many numbers for each thread that starting one pays.
+constexpr int64_t kWorthThread = 1 << 14;
+
+const char* isa_name = "baseline";
+
+const actdet::Operations& choose() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw")) {
+        isa_name = "avx512";
+        return actdet::kAvx512;
+    }
+    if (__builtin_cpu_supports("avx2")) {
+        isa_name = "avx2";
+        return actdet::kAvx2;
+    }
+#endif
+    return actdet::kBaseline;
+}
+
+const actdet::Operations* operations = nullptr;
+
+// The arguments of a call from Python, one after the other. What is wrong with them is left to `finish`.
+class Reader {
+  public:
+    Reader(PyObject* const* arguments, Py_ssize_t count) : arguments_(arguments), count_(count) {}
+
+    int64_t integer() {
+        PyObject* argument = next();
+        return argument == nullptr ? 0 : PyLong_AsLongLong(argument);
+    }
+
+    uintptr_t pointer() { return static_cast<uintptr_t>(integer()); }
+
+    double real() {
+        PyObject* argument = next();
+        return argument == nullptr ? 0 : PyFloat_AsDouble(argument);
+    }
+
+    // Whether all that was read was there, of its type, and nothing else.
+    bool finish() const {
+        if (PyErr_Occurred() != nullptr) return false;
+        if (place_ == count_) return true;
+        PyErr_Format(PyExc_TypeError, "%zd arguments, %zd wanted", count_, place_);
+        return false;
+    }
+
+  private:
+    PyObject* next() {
+        const Py_ssize_t place = place_++;
+        return place < count_ && PyErr_Occurred() == nullptr ? arguments_[place] : nullptr;
+    }
+
+    PyObject* const* arguments_;
+    const Py_ssize_t count_;
+    Py_ssize_t place_ = 0;
+};
+
+actdet::Predictions read_predictions(Reader& read) {
+    actdet::Predictions p;
+    p.logits = read.pointer();
+    p.boxes = read.pointer();
+    p.labels = read.pointer();
+    p.target_boxes = read.pointer();
+    p.counts = read.pointer();
+    p.visible = read.pointer();
+    p.problems = read.integer();
+    p.batch = read.integer();
+    p.queries = read.integer();
+    p.classes = read.integer();
+    p.size = read.integer();
+    p.frames = read.integer();
+    p.labels_each = read.integer();
+    return p;
+}
+
+actdet::CostOptions read_cost_options(Reader& read) {
+    actdet::CostOptions o;
+    o.cls = read.real();
+    o.l1 = read.real();
+    o.giou = read.real();
+    o.class_cost = read.integer();
+    o.alpha = read.real();
+    o.gamma = read.real();
+    o.box_term = read.integer();
+    return o;
+}
+
+actdet::LossOptions read_loss_options(Reader& read) {
+    actdet::LossOptions o;
+    o.no_object_weight = read.real();
+    o.class_loss = read.integer();
+    o.alpha = read.real();
+    o.gamma = read.real();
+    o.box_term = read.integer();
+    o.matched = read.pointer();
+    o.class_weights = read.pointer();
+    return o;
+}
+
+// Works on the items in as many threads as pay. Whether there was memory for it.
+template <typename Arguments>
+bool run(void (*work)(const Arguments&, Counter&), const Arguments& arguments, int64_t threads, int64_t items, int64_t size) {
+    const int64_t worth = std::clamp<int64_t>(size / kWorthThread, 1, std::max<int64_t>(threads, 1));
+    return actdet::in_threads(worth, items, [&](Counter& next) { work(arguments, next); });
+}
+
+// How many numbers an operation on predictions works on.
+int64_t size_of(const actdet::Predictions& p) { return p.problems * p.queries * (p.classes + p.size * p.frames * 4); }
+
+PyObject* finish(bool enough_memory) {
+    if (!enough_memory) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+// assign(is_double, threads, *AssignArguments)
+PyObject* assign(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const bool is_double = read.integer() != 0;
+    const int64_t threads = read.integer();
+    actdet::AssignArguments a;
+    a.cost = read.pointer();
+    a.batch = read.integer();
+    a.rows = read.integer();
+    a.columns = read.integer();
+    a.stride_p = read.integer();
+    a.stride_n = read.integer();
+    a.stride_m = read.integer();
+    a.counts = read.pointer();
+    a.samples = read.integer();
+    a.maximize = read.integer();
+    a.row_of_column = read.pointer();
+    a.column_of_row = read.pointer();
+    a.row_dual = read.pointer();
+    a.column_dual = read.pointer();
+    a.status = read.pointer();
+    if (!read.finish()) return nullptr;
+
+    bool enough;
+    Py_BEGIN_ALLOW_THREADS;
+    const auto work = is_double ? operations->assign_double : operations->assign_float;
+    enough = run(work, a, threads, a.batch, a.batch * a.rows * a.columns);
+    Py_END_ALLOW_THREADS;
+    return finish(enough);
+}
+
+// pairwise_cost(is_double, threads, *Predictions, *CostOptions, cost)
+PyObject* pairwise_cost(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const bool is_double = read.integer() != 0;
+    const int64_t threads = read.integer();
+    actdet::CostArguments a;
+    a.predictions = read_predictions(read);
+    a.options = read_cost_options(read);
+    a.cost = read.pointer();
+    if (!read.finish()) return nullptr;
+
+    bool enough;
+    Py_BEGIN_ALLOW_THREADS;
+    const auto work = is_double ? operations->cost_double : operations->cost_float;
+    enough = run(work, a, threads, a.predictions.problems, size_of(a.predictions));
+    Py_END_ALLOW_THREADS;
+    return finish(enough);
+}
+
+// match(is_double, threads, *Predictions, *CostOptions, matched, status)
+PyObject* match(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const bool is_double = read.integer() != 0;
+    const int64_t threads = read.integer();
+    actdet::MatchArguments a;
+    a.predictions = read_predictions(read);
+    a.options = read_cost_options(read);
+    a.matched = read.pointer();
+    a.status = read.pointer();
+    if (!read.finish()) return nullptr;
+
+    bool enough;
+    Py_BEGIN_ALLOW_THREADS;
+    const auto work = is_double ? operations->match_double : operations->match_float;
+    enough = run(work, a, threads, a.predictions.problems, size_of(a.predictions));
+    Py_END_ALLOW_THREADS;
+    return finish(enough);
+}
+
+// total, cls, l1, giou: (layers) where per_layer, else (1); divisors (2, layers), of the class losses and of the others.
+struct Losses {
+    uintptr_t total, cls, l1, giou, divisors;
+    double weights[3];
+    bool per_layer;
+};
+
+// How many targets the samples have together, and 1 for none.
+double target_count(const actdet::Predictions& p) {
+    int64_t targets = 0;
+    for (int64_t i = 0; i < p.batch; ++i) {
+        targets += std::clamp<int64_t>(reinterpret_cast<const int64_t*>(p.counts)[i], 0, p.size);
+    }
+    return static_cast<double>(std::max<int64_t>(targets, 1));
+}
+
+// Adds up the sums of the problems in their order.
+template <typename Real>
+void add_up(const actdet::LossArguments& a, const std::vector<double>& sums, const Losses& to) {
+    const actdet::Predictions& p = a.predictions;
+    const int64_t layers = p.batch == 0 ? 0 : p.problems / p.batch;
+    const bool cross_entropy = a.options.class_loss == 0;
+    const double targets = target_count(p);
+    Real* const outputs[4] = {
+        reinterpret_cast<Real*>(to.total), reinterpret_cast<Real*>(to.cls), reinterpret_cast<Real*>(to.l1),
+        reinterpret_cast<Real*>(to.giou),
+    };
+    Real* divisors = reinterpret_cast<Real*>(to.divisors);
+    double all[3] = {0, 0, 0};
+    const auto write = [&](int64_t place, const double* terms) {
+        outputs[0][place] = static_cast<Real>(
+            to.weights[0] * terms[0] + to.weights[1] * terms[1] + to.weights[2] * terms[2]
+        );
+        for (int k = 0; k < 3; ++k) outputs[k + 1][place] = static_cast<Real>(terms[k]);
+    };
+    for (int64_t layer = 0; layer < layers; ++layer) {
+        double sum[4] = {0, 0, 0, 0};
+        for (int64_t i = 0; i < p.batch; ++i) {
+            for (int k = 0; k < 4; ++k) sum[k] += sums[(layer * p.batch + i) * 4 + k];
+        }
+        const double divisor = !cross_entropy ? targets : sum[1] > 0 ? sum[1] : 1;
+        divisors[layer] = static_cast<Real>(divisor);
+        divisors[layers + layer] = static_cast<Real>(targets);
+        const double terms[3] = {sum[0] / divisor, sum[2] / targets, sum[3] / targets};
+        if (to.per_layer) write(layer, terms);
+        for (int k = 0; k < 3; ++k) all[k] += terms[k];
+    }
+    if (!to.per_layer) write(0, all);
+}
+
+// set_loss(is_double, threads, *Predictions, *LossOptions, *weights, per_layer, total, cls, l1, giou, divisors)
+PyObject* set_loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const bool is_double = read.integer() != 0;
+    const int64_t threads = read.integer();
+    actdet::LossArguments a;
+    a.predictions = read_predictions(read);
+    a.options = read_loss_options(read);
+    Losses to;
+    for (double& weight : to.weights) weight = read.real();
+    to.per_layer = read.integer() != 0;
+    to.total = read.pointer();
+    to.cls = read.pointer();
+    to.l1 = read.pointer();
+    to.giou = read.pointer();
+    to.divisors = read.pointer();
+    if (!read.finish()) return nullptr;
+
+    bool enough;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        std::vector<double> sums(a.predictions.problems * 4);
+        a.sums = reinterpret_cast<uintptr_t>(sums.data());
+        const auto work = is_double ? operations->loss_double : operations->loss_float;
+        enough = run(work, a, threads, a.predictions.problems, size_of(a.predictions));
+        is_double ? add_up<double>(a, sums, to) : add_up<float>(a, sums, to);
+    } catch (const std::bad_alloc&) {
+        enough = false;
+    }
+    Py_END_ALLOW_THREADS;
+    return finish(enough);
+}
+
+// What multiplies the derivatives of each layer's terms: their cotangents, which may be none, over their divisors.
+template <typename Real>
+void fill_factors(
+    const uintptr_t* cotangents, const double* weights, bool per_layer, uintptr_t divisors, int64_t layers, double* factors
+) {
+    const Real* d_total = reinterpret_cast<const Real*>(cotangents[0]);
+    const Real* divisor = reinterpret_cast<const Real*>(divisors);
+    for (int64_t layer = 0; layer < layers; ++layer) {
+        const int64_t place = per_layer ? layer : 0;
+        for (int k = 0; k < 3; ++k) {
+            const Real* d_term = reinterpret_cast<const Real*>(cotangents[k + 1]);
+            double value = 0;
+            if (d_total != nullptr) value += weights[k] * d_total[place];
+            if (d_term != nullptr) value += d_term[place];
+            factors[layer * 3 + k] = value / divisor[(k == 0 ? 0 : layers) + layer];
+        }
+    }
+}
+
+// set_loss_gradient(is_double, threads, *Predictions, *LossOptions, *weights, per_layer, divisors, d_total, d_cls, d_l1,
+// d_giou, d_logits, d_boxes)
+PyObject* set_loss_gradient(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const bool is_double = read.integer() != 0;
+    const int64_t threads = read.integer();
+    actdet::GradientArguments a;
+    a.predictions = read_predictions(read);
+    a.options = read_loss_options(read);
+    double weights[3];
+    for (double& weight : weights) weight = read.real();
+    const bool per_layer = read.integer() != 0;
+    const uintptr_t divisors = read.pointer();
+    uintptr_t cotangents[4];
+    for (uintptr_t& cotangent : cotangents) cotangent = read.pointer();
+    a.d_logits = read.pointer();
+    a.d_boxes = read.pointer();
+    if (!read.finish()) return nullptr;
+
+    bool enough;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        const int64_t layers = a.predictions.batch == 0 ? 0 : a.predictions.problems / a.predictions.batch;
+        std::vector<double> factors(layers * 3);
+        a.factors = reinterpret_cast<uintptr_t>(factors.data());
+        const auto fill = is_double ? fill_factors<double> : fill_factors<float>;
+        fill(cotangents, weights, per_layer, divisors, layers, factors.data());
+        const auto work = is_double ? operations->gradient_double : operations->gradient_float;
+        enough = run(work, a, threads, a.predictions.problems, size_of(a.predictions));
+    } catch (const std::bad_alloc&) {
+        enough = false;
+    }
+    Py_END_ALLOW_THREADS;
+    return finish(enough);
+}
+
+using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+
+PyMethodDef method(const char* name, Fast function) {
+    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr};
+}
+
+PyMethodDef methods[] = {
+    method("assign", assign),
+    method("pairwise_cost", pairwise_cost),
+    method("match", match),
+    method("set_loss", set_loss),
+    method("set_loss_gradient", set_loss_gradient),
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "native", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit_native() {
+    operations = &choose();
+    PyObject* module = PyModule_Create(&definition);
+    if (module != nullptr && PyModule_AddStringConstant(module, "isa", isa_name) < 0) {
+        Py_DECREF(module);
+        return nullptr;
+    }
+    return module;
+}
