@@ -14,6 +14,9 @@ TESTED_TRITONS := 3.6.0 $(lastword $(TRITONS))
 OTHER := .tritons
 installed = $(if $(filter Linux,$(shell uname)),$(1:%=$(OTHER)/%/installed))
 
+# What the C++ kernels are compiled from, when the checkout is installed.
+NATIVE := kernels/setup.py $(wildcard kernels/actdet_kernels/cpu/src/*)
+
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"actdet needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 
 .PHONY: install lint test test-all gates test-pascal demo bench clean
@@ -21,7 +24,7 @@ CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 
 install: $(VENV)/installed
 
 # torch first: DALI's wheel must fit the CUDA version that this torch was built with.
-$(VENV)/installed: pyproject.toml setup.py Makefile
+$(VENV)/installed: pyproject.toml setup.py Makefile $(NATIVE)
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
@@ -58,16 +61,17 @@ gates: $(call installed,$(TRITONS))
 	done; exit $$failed
 
 # PyTorch 2.7.1 brings Triton 3.3.1, whose interpreter fails with NumPy 2.4.
-$(PASCAL)/installed: Makefile
+$(PASCAL)/installed: Makefile $(NATIVE)
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(PASCAL)
 	$(PASCAL)/bin/pip install --quiet --disable-pip-version-check torch==2.7.1 torchvision==0.22.1 "numpy<2.4" scipy \
 		hypothesis pytest pytest-benchmark pytest-timeout
+	$(PASCAL)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable ./kernels
 	touch $@
 
 test-pascal: $(PASCAL)/installed
-	PYTHONPATH=kernels $(PASCAL)/bin/pytest tests/kernels
-	PYTHONPATH=kernels $(PASCAL)/bin/python -m actdet_kernels.gates
+	$(PASCAL)/bin/pytest tests/kernels
+	$(PASCAL)/bin/python -m actdet_kernels.gates
 
 demo: install
 	rm -rf runs/demo

@@ -5,7 +5,8 @@
 - `pip install .` takes it from there by its path: two distributions, one copy of each. So a wheel that is built here
   is for this machine.
 - `pip install --editable .` links both packages to the checkout, so that nobody tests a copy of the kernels. A path
-  among the requirements would install that copy, even over `pip install --editable ./kernels`.
+  among the requirements would install that copy, even over `pip install --editable ./kernels`. The C++ kernels are
+  compiled into the checkout.
 - a source archive holds no kernels, and lies where it is deleted once it is built: what is built of it asks for the
   kernels by their version. Hand out the archives of both, for `pip install --find-links FOLDER actdet`.
 
@@ -13,6 +14,7 @@ This file is also the build backend, which is setuptools but for one hook, `prep
 Without it pip reads the requirements off the editable wheel itself, whose command is known here.
 """
 
+import runpy
 import sys
 import tomllib
 from pathlib import Path
@@ -43,6 +45,7 @@ KERNELS = ROOT / "kernels"
 
 packages = ["actdet", "actdet.data", "actdet.models"]
 package_dir = {"actdet": "actdet"}
+extensions = []
 requirements = [
     "torch>=2.7",
     "torchvision>=0.22",
@@ -67,8 +70,9 @@ if not KERNELS.is_dir():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     requirements.append(f"actdet-kernels=={version}")
 elif "editable_wheel" in sys.argv:
-    packages += ["actdet_kernels", "actdet_kernels.triton"]
+    packages += ["actdet_kernels", "actdet_kernels.cpu", "actdet_kernels.triton"]
     package_dir["actdet_kernels"] = "kernels/actdet_kernels"
+    extensions.append(runpy.run_path(str(KERNELS / "setup.py"))["native"]("kernels/"))
 else:
     requirements.append(f"actdet-kernels @ {KERNELS.as_uri()}")
 
@@ -77,6 +81,7 @@ if __name__ == "__main__":
     setup(
         packages=packages,
         package_dir=package_dir,
+        ext_modules=extensions,
         package_data={"actdet": ["py.typed", "*.html.jinja"]},
         install_requires=requirements,
     )

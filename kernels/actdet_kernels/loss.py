@@ -16,7 +16,10 @@ from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_v
 
 ClassLoss = Literal["cross_entropy", "focal", "varifocal", "quality_focal"]
 
-OPTIONS = f"{WEIGHTS}, float no_object_weight, str class_loss, float alpha, float gamma, str box_term, bool per_layer, str chosen"
+OPTIONS = (
+    f"{WEIGHTS}, float no_object_weight, str class_loss, float alpha, float gamma, str box_term, bool per_layer, "
+    "str chosen"
+)
 
 
 class SetLoss(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 from device import HAS_TRITON
 from torch import Tensor
 
+CPU = torch.device("cpu")
 GUARD = 64  # elements before and after what a kernel writes: keeps the alignment of what lies between them
 
 
@@ -21,7 +22,7 @@ def allocated() -> Iterator[list[tuple[int, ...]]]:
     """
     shapes, guards = [], []
 
-    def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
         shapes.append(tuple(shape))
         size = math.prod(shape)
         poison = math.nan if dtype.is_floating_point else -7
@@ -31,6 +32,7 @@ def allocated() -> Iterator[list[tuple[int, ...]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("actdet_kernels.triton.launch.empty", poisoned)
+        patch.setattr("actdet_kernels.cpu.arguments.empty", poisoned)
         yield shapes
     assert all((guard.isnan() if guard.is_floating_point() else guard == -7).all() for guard in guards)
 

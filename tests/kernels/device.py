@@ -17,3 +17,6 @@ NEEDS_KERNELS = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Conversion of an array:DeprecationWarning"),
 ]
 POISONED = [*NEEDS_KERNELS, pytest.mark.usefixtures("allocated")]
+
+# What holds of the kernels holds of both kinds.
+EACH_KERNEL = pytest.mark.parametrize("kernels", ["triton", "cpu"])

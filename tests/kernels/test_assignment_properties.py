@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from actdet_kernels import Assignment, match, solve_assignment, solve_matching
-from device import DEVICE, POISONED
+from device import DEVICE, EACH_KERNEL, POISONED
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oracles import best_assignment, random_boxes, random_logits, random_targets
@@ -106,7 +106,7 @@ def check_exact(
 
 
 def check_drawn(
-    rows: int, columns: int, dtype: torch.dtype, wide: bool, maximize: bool, counted: bool, seed: int
+    kernels: Any, rows: int, columns: int, dtype: torch.dtype, wide: bool, maximize: bool, counted: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     rows, columns = (columns, rows) if wide else (rows, columns)
@@ -120,7 +120,7 @@ def check_drawn(
         for problem, count in enumerate(counts):
             cost[problem, :, count:] = (math.nan, -math.inf, 0.0)[problem % 3] if dtype.is_floating_point else -(2**31)
     given_counts = torch.tensor(counts, dtype=torch.int32, device=DEVICE) if counted else None
-    solution = solve_assignment(cost.to(dtype).to(DEVICE), given_counts, maximize=maximize, backend="triton")
+    solution = solve_assignment(cost.to(dtype).to(DEVICE), given_counts, maximize=maximize, backend=kernels)
     check_exact(solution, matrices, counts, maximize, unit)
 
 
@@ -134,31 +134,35 @@ PROBLEMS = given(
     st.integers(0, 2**32 - 1),
 )
 
-test_drawn_costs_are_solved_exactly_and_proved_so = settings(max_examples=30, **drawn)(PROBLEMS(check_drawn))
+test_drawn_costs_are_solved_exactly_and_proved_so = EACH_KERNEL(
+    settings(max_examples=30, **drawn)(PROBLEMS(check_drawn))
+)
 
 test_many_drawn_costs_are_solved_exactly_and_proved_so = pytest.mark.slow(
-    pytest.mark.timeout(1200)(settings(max_examples=300, **drawn)(PROBLEMS(check_drawn)))
+    pytest.mark.timeout(1200)(EACH_KERNEL(settings(max_examples=300, **drawn)(PROBLEMS(check_drawn))))
 )
 
 
+@EACH_KERNEL
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(64, 9), (9, 64), (17, 17)])
-def test_larger_costs_are_solved_exactly_and_proved_so(kind: str, shape: tuple[int, int]) -> None:
+def test_larger_costs_are_solved_exactly_and_proved_so(kernels: Any, kind: str, shape: tuple[int, int]) -> None:
     matrices = drawn_costs(kind, np.random.default_rng(len(kind)), *shape, TOP[torch.float32])[None]
     cost = torch.from_numpy(matrices).float().to(DEVICE)
-    check_exact(solve_assignment(cost, backend="triton"), matrices, [shape[1]], False)
+    check_exact(solve_assignment(cost, backend=kernels), matrices, [shape[1]], False)
 
 
+@EACH_KERNEL
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("shape", [(9, 5), (5, 9)])
-def test_costs_whose_sums_overflow_are_solved_exactly(shape: tuple[int, int], maximize: bool) -> None:
+def test_costs_whose_sums_overflow_are_solved_exactly(kernels: Any, shape: tuple[int, int], maximize: bool) -> None:
     """Of almost 2^128, the largest float32, so that a sum is infinite. The solver shrinks them, by a power of two."""
     rng = np.random.default_rng(len(shape))
     matrices = np.stack([drawn_costs(kind, rng, *shape, 2**15 - 1) for kind in KINDS])
     both = np.concatenate([matrices, np.where(matrices % 5 == 0, 2 - 2**15, 2**15 - 1 - abs(matrices) // 4)])
     matrices = np.concatenate([both, np.where(np.arange(shape[1]) == 0, 1 - 2**15, abs(both) // 2 + 2**14)])
     cost = (torch.from_numpy(matrices).double() * 2.0**113).float()
-    solution = solve_assignment(cost.to(DEVICE), maximize=maximize, backend="triton")
+    solution = solve_assignment(cost.to(DEVICE), maximize=maximize, backend=kernels)
     assert not solution.status.any()
     for matrix, taken in zip(matrices, solution.row_of_column.tolist(), strict=True):
         pairs = [(row, column) for column, row in enumerate(taken) if row != -1]
@@ -167,6 +171,7 @@ def test_costs_whose_sums_overflow_are_solved_exactly(shape: tuple[int, int], ma
         assert sum(matrix[pair] for pair in pairs) == best
 
 
+@EACH_KERNEL
 @settings(max_examples=20, **drawn)
 @given(
     st.integers(1, 8),
@@ -176,7 +181,7 @@ def test_costs_whose_sums_overflow_are_solved_exactly(shape: tuple[int, int], ma
     st.integers(0, 2**32 - 1),
 )
 def test_rounded_costs_stay_within_their_roundings(
-    rows: int, columns: int, dtype: torch.dtype, maximize: bool, seed: int
+    kernels: Any, rows: int, columns: int, dtype: torch.dtype, maximize: bool, seed: int
 ) -> None:
     """Half of the problems mix costs of 1e-30 and of 1e30, the others are uniform.
 
@@ -189,7 +194,7 @@ def test_rounded_costs_stay_within_their_roundings(
     shape, k, e = (8, rows, columns), min(rows, columns), torch.finfo(dtype).eps / 2
     huge = 10 ** (60 * rng.random(shape) - 30) * rng.choice([-1, 1], shape)
     cost = torch.from_numpy(np.where(np.arange(8)[:, None, None] % 2, huge, rng.random(shape))).to(dtype)
-    solution = solve_assignment(cost.to(DEVICE), maximize=maximize, backend="triton")
+    solution = solve_assignment(cost.to(DEVICE), maximize=maximize, backend=kernels)
     sign = -1 if maximize else 1
     for matrix, taken, _, u, v, status in zip(sign * cost.double().numpy(), *(f.cpu().numpy() for f in solution)):  # noqa: B905
         assert status == 0
@@ -207,7 +212,15 @@ def test_rounded_costs_stay_within_their_roundings(
 
 
 def check_with_entries_that_are_not_finite(
-    rows: int, columns: int, dtype: torch.dtype, unit: float, wide: bool, maximize: bool, share: float, seed: int
+    kernels: Any,
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+    unit: float,
+    wide: bool,
+    maximize: bool,
+    share: float,
+    seed: int,
 ) -> None:
     """Integers times a power of two, so exactly; the last count is one too many, which means all."""
     rng = np.random.default_rng(seed)
@@ -219,7 +232,7 @@ def check_with_entries_that_are_not_finite(
     cost = (torch.from_numpy(values) * unit).to(dtype)
     counts = [*rng.integers(0, columns + 1, 15).tolist(), columns]
     given_counts = torch.tensor([*counts[:-1], columns + 1], dtype=torch.int32, device=DEVICE)
-    solution = solve_assignment(cost.to(DEVICE), given_counts, maximize=maximize, backend="triton")
+    solution = solve_assignment(cost.to(DEVICE), given_counts, maximize=maximize, backend=kernels)
     for matrix, count, taken, inverse, status in zip(
         (-values if maximize else values).tolist(),
         counts,
@@ -249,46 +262,48 @@ PROBLEMS_NOT_FINITE = given(
     st.integers(0, 2**32 - 1),
 )
 
-test_the_fewest_entries_that_are_not_finite_are_taken_and_of_the_others_the_cheapest = settings(
-    max_examples=25, **drawn
-)(PROBLEMS_NOT_FINITE(check_with_entries_that_are_not_finite))
+test_the_fewest_entries_that_are_not_finite_are_taken_and_of_the_others_the_cheapest = EACH_KERNEL(
+    settings(max_examples=25, **drawn)(PROBLEMS_NOT_FINITE(check_with_entries_that_are_not_finite))
+)
 
 test_many_problems_with_entries_that_are_not_finite = pytest.mark.slow(
     pytest.mark.timeout(1200)(
-        settings(max_examples=250, **drawn)(PROBLEMS_NOT_FINITE(check_with_entries_that_are_not_finite))
+        EACH_KERNEL(settings(max_examples=250, **drawn)(PROBLEMS_NOT_FINITE(check_with_entries_that_are_not_finite)))
     )
 )
 
 
+@EACH_KERNEL
 @settings(max_examples=12, **drawn)
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([math.nan, math.inf, -math.inf]), st.integers(0, 2**16))
 def test_the_rest_of_a_batch_has_the_same_bits_beside_a_bad_problem(
-    rows: int, columns: int, bad: float, seed: int
+    kernels: Any, rows: int, columns: int, bad: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     cost = torch.from_numpy(rng.random((6, rows, columns))).float().to(DEVICE)
-    clean = solve_assignment(cost, backend="triton")
+    clean = solve_assignment(cost, backend=kernels)
     hit = torch.from_numpy(rng.random(6) < 0.5).to(DEVICE)
     mask = torch.from_numpy(rng.random(cost.shape) < 0.5).to(DEVICE)
-    got = solve_assignment(cost.masked_fill(mask & hit[:, None, None], bad), backend="triton")
+    got = solve_assignment(cost.masked_fill(mask & hit[:, None, None], bad), backend=kernels)
     for one, other in zip(got, clean, strict=True):
         assert torch.equal(one[~hit], other[~hit])
 
 
+@EACH_KERNEL
 @settings(max_examples=12, **drawn)
 @given(st.integers(2, 7), st.integers(1, 5), st.sampled_from(["softmax", "focal"]), st.integers(0, 2**16))
 def test_the_rest_of_a_batch_is_matched_alike_beside_bad_predictions(
-    queries: int, size: int, class_cost: Any, seed: int
+    kernels: Any, queries: int, size: int, class_cost: Any, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     targets = random_targets(rng.integers(0, size + 1, 4).tolist(), size, 2, seed=seed).to(DEVICE)
     logits, boxes = random_logits(4, queries, 3, seed=seed).to(DEVICE), random_boxes(4, queries, seed=seed).to(DEVICE)
-    clean = solve_matching(logits, boxes, targets, class_cost=class_cost, backend="triton")
+    clean = solve_matching(logits, boxes, targets, class_cost=class_cost, backend=kernels)
     hit = [0, 2]
     for values in (logits, boxes):
         mask = torch.from_numpy(rng.random(values[hit].shape) < 0.3).to(DEVICE)
         values[hit] = values[hit].masked_fill(mask, rng.choice([math.nan, math.inf, -math.inf]))
-    got = solve_matching(logits, boxes, targets, class_cost=class_cost, backend="triton")
+    got = solve_matching(logits, boxes, targets, class_cost=class_cost, backend=kernels)
     for one, other in zip(got, clean, strict=True):
         assert torch.equal(one[1::2], other[1::2])
     for count, taken in zip(targets.counts.tolist(), got.matched.tolist(), strict=True):
@@ -296,13 +311,14 @@ def test_the_rest_of_a_batch_is_matched_alike_beside_bad_predictions(
         assert sum(query != -1 for query in taken) == min(count, queries)
 
 
-def test_a_bad_target_takes_the_worst_query_and_the_good_ones_their_best() -> None:
+@EACH_KERNEL
+def test_a_bad_target_takes_the_worst_query_and_the_good_ones_their_best(kernels: Any) -> None:
     """A target whose box is not finite makes its whole row of costs so, in every backend."""
     targets = random_targets([3], 3, 2, seed=1)
     logits, boxes = random_logits(1, 6, 3, seed=1), random_boxes(1, 6, seed=1)
     targets.boxes[0, 1, 2] = math.nan
     good = targets._replace(labels=targets.labels[:, ::2], boxes=targets.boxes[:, ::2], counts=targets.counts - 1)
-    for backend in ("triton", "reference"):
+    for backend in (kernels, "reference"):
         arguments: tuple[Tensor, ...] = (logits.to(DEVICE), boxes.to(DEVICE))
         matched = match(*arguments, targets.to(DEVICE), backend=backend)  # pyright: ignore
         wanted = match(*arguments, good.to(DEVICE), backend=backend)  # pyright: ignore

@@ -1,8 +1,9 @@
-"""Which implementation runs where, and that the reference does without Triton."""
+"""Which implementation runs where, and that each does without what the others need."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,20 +14,54 @@ import torch
 from actdet_kernels import assign, backend, explain_backend, gather_clips
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+NOT_BUILT = "the C++ kernels were not built, which takes a C++ compiler when this package is installed"
 
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    backend._obstacle.cache_clear()
+    caches = (backend._obstacle, backend._cpu_obstacle)
+    for cache in caches:
+        cache.cache_clear()
     yield
-    backend._obstacle.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "NATIVE", "actdet_kernels.cpu.nowhere")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
+    assert backend._cpu_obstacle() is None
 
 
 @pytest.mark.parametrize("interpret", ["0", "1"])
-def test_the_automatic_choice_on_a_cpu_is_the_reference(interpret: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_automatic_choice_on_a_cpu_is_cpp(interpret: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
-    assert backend.choose_backend("auto", CPU) == backend.choose_backend("reference", CPU) == "reference"
-    assert explain_backend(CPU).startswith("reference: ")
+    assert backend.choose_backend("auto", CPU) == backend.choose_backend("cpu", CPU) == "cpu"
+    assert backend.choose_backend("reference", CPU) == "reference"
+    assert backend.choose_backend("auto", CPU, cpu_obstacle="no C++ code computes this") == "reference"
+    assert backend.choose_backend("auto", torch.device("mps")) == "reference"
+    assert explain_backend(CPU) in [f"cpu: C++ kernels, {isa}" for isa in ("baseline", "avx2", "avx512")]
+    assert explain_backend(torch.device("mps")) == "reference: kernels are for CUDA devices and CPUs, this is mps"
+
+
+def test_where_they_were_not_built_the_reference_goes_on(not_built: None) -> None:
+    cost = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    assert assign(cost).tolist() == [[1, 0]]
+    assert backend.choose_backend("auto", CPU) == "reference"
+    assert explain_backend(CPU) == f"reference: {NOT_BUILT}"
+    with pytest.raises(RuntimeError, match=f"^backend 'cpu' cannot run: {NOT_BUILT}$"):
+        assign(cost, backend="cpu")
+
+
+def test_what_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "broken_kernels.py").write_text("raise ImportError('libstdc++.so.6: version not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(backend, "NATIVE", "broken_kernels")
+    assert explain_backend(CPU) == "reference: the C++ kernels cannot be loaded (libstdc++.so.6: version not found)"
 
 
 def test_the_interpreter_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +77,7 @@ def test_the_interpreter_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -
         backend.choose_backend("triton", torch.device("mps"))
 
 
-@pytest.mark.parametrize(("capability", "choice"), [((5, 2), "reference"), ((6, 0), "triton"), ((9, 0), "triton")])
+@pytest.mark.parametrize(("capability", "choice"), [((5, 2), "cpu"), ((6, 0), "triton"), ((9, 0), "triton")])
 def test_the_automatic_choice_on_a_gpu(
     capability: tuple[int, int], choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,13 +85,20 @@ def test_the_automatic_choice_on_a_gpu(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     assert backend.choose_backend("auto", CUDA) == choice
-    assert backend.choose_backend("auto", CUDA, "no kernel computes this") == "reference"
+    assert backend.choose_backend("auto", CUDA, "no kernel computes this") == "cpu"
+    assert backend.choose_backend("auto", CUDA, "no kernel computes this", "nor that") == "reference"
     text = explain_backend(CUDA)
     assert text.startswith(choice)
     assert "\n" not in text
 
 
-def test_a_problem_beyond_the_kernels_is_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_any_kernels_has_the_reference(not_built: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (5, 2))
+    assert backend.choose_backend("auto", CUDA) == "reference"
+    assert explain_backend(CUDA) == f"reference: its compute capability is 5.2, kernels need 6.0; {NOT_BUILT}"
+
+
+def test_a_problem_beyond_triton_is_solved_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     cost = torch.zeros(1, 1, 2**15 + 1)
     with pytest.raises(RuntimeError, match="cannot run on cpu: 1 x 32769 is larger than 32768"):
@@ -88,7 +130,7 @@ except RuntimeError as error:
 """
 
 
-def test_without_a_working_triton_the_reference_goes_on(tmp_path: Path) -> None:
+def test_without_a_working_triton_the_others_go_on(tmp_path: Path) -> None:
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton" / "__init__.py").write_text("raise OSError('libcuda is\\nnowhere')")
     path = os.pathsep.join([str(tmp_path), *sys.path])

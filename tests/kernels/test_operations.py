@@ -626,12 +626,12 @@ def test_a_backend_that_cannot_run_raises(operation: Callable[..., Any], monkeyp
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run on cpu: "):
         operation(backend="triton")
-    with pytest.raises(ValueError, match="backend must be 'auto', 'triton' or 'reference', got 'cuda'"):
+    with pytest.raises(ValueError, match="backend must be 'auto', 'triton', 'cpu' or 'reference', got 'cuda'"):
         operation(backend="cuda")
     torch.testing.assert_close(operation(backend="auto"), operation(backend="reference"))
 
 
 def test_the_automatic_choice_is_explained_in_one_line() -> None:
     text = explain_backend(torch.device("cpu"))
-    assert text.startswith("reference: ")
+    assert text.startswith("cpu: C++ kernels, ")
     assert "\n" not in text

@@ -16,8 +16,8 @@ from actdet_kernels import (
     reference,
     set_loss,
 )
-from checks import CASES, KINDS, WEIGHTS, check_cost, check_loss, on_device, same_in_both
-from device import DEVICE, HAS_TRITON, POISONED
+from checks import CASES, KINDS, WEIGHTS, check_cost, check_loss, on_device, same_in_all
+from device import DEVICE, EACH_KERNEL, HAS_TRITON, POISONED
 from oracles import (
     costs,
     criterion,
@@ -64,9 +64,12 @@ def test_the_focal_loss_is_torchvisions_with_every_alpha_and_gamma(
     check_loss((logits, boxes, targets, matched), terms, kind, class_loss="focal", alpha=alpha, gamma=gamma)
 
 
+@EACH_KERNEL
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 1.5, 3.7])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_probabilities_of_0_and_1_give_the_limits_of_the_focal_loss(dtype: torch.dtype, gamma: float) -> None:
+def test_probabilities_of_0_and_1_give_the_limits_of_the_focal_loss(
+    kernels: Any, dtype: torch.dtype, gamma: float
+) -> None:
     """sigmoid(-200) is 0 in float32, and sigmoid(-8192) in float64, too."""
     rows = [[200.0, -200.0, 0.0], [-8192.0, 8192.0, 200.0], [-200.0, 8192.0, -8192.0], [0.0, 40.0, -40.0]]
     targets = random_targets([4], 4, 3, seed=3)
@@ -74,13 +77,13 @@ def test_probabilities_of_0_and_1_give_the_limits_of_the_focal_loss(dtype: torch
     logits = torch.tensor([rows], dtype=dtype)
     arguments = on_device(logits, random_boxes(1, 4, seed=3).to(dtype), targets, torch.tensor([[0, 1, 2, 3]]))
     error = 8 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    losses, _ = same_in_both(*arguments, error=max(error, torch.finfo(dtype).eps / 2), class_loss="focal", gamma=gamma)
+    losses, _ = same_in_all(*arguments, error=max(error, torch.finfo(dtype).eps / 2), class_loss="focal", gamma=gamma)
     # Where p is 0 or 1, (1 - p)^gamma is 1 or 0: for a gamma above 0, what is right of each class costs nothing.
     wrong = 0.25 * (8192.0 + 8192.0) + 0.75 * (8192.0 + 200 + 8192.0)
     unsure = (0.75 + 0.75) * 0.5**gamma * math.log(2)
     assert losses.cls.item() == pytest.approx((wrong + unsure) / 4, rel=1e-4)
 
-    cost = pairwise_cost(*arguments[:3], class_cost="focal", gamma=gamma, backend="triton")
+    cost = pairwise_cost(*arguments[:3], class_cost="focal", gamma=gamma, backend=kernels)
     wanted = pairwise_cost(*arguments[:3], class_cost="focal", gamma=gamma, backend="reference")
     assert cost.isfinite().all()
     torch.testing.assert_close(cost, wanted, rtol=max(2 * error, torch.finfo(dtype).eps), atol=error)
@@ -168,9 +171,10 @@ def test_ciou_is_torchvisions() -> None:
     torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)
 
 
+@EACH_KERNEL
 @pytest.mark.parametrize("box_term", ["diou", "ciou"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_boxes_without_an_area_have_a_diou_and_a_ciou(box_term: Any, dtype: torch.dtype) -> None:
+def test_boxes_without_an_area_have_a_diou_and_a_ciou(kernels: Any, box_term: Any, dtype: torch.dtype) -> None:
     """Points, lines, negative, tiny and huge sides, at the same and at other places: finite, and as the reference."""
     sizes = [(0.2, 0.3), (0.0, 0.0), (0.0, 0.3), (0.3, 0.0), (-0.2, 0.3), (-1.0, -1.0), (1e-20, 1e-20), (1e-20, 0.3)]
     sizes += [(1e10, 0.3), (2.0**-50, 2.0**-50), (2.0**-45, 2.0**-48)]
@@ -182,7 +186,7 @@ def test_boxes_without_an_area_have_a_diou_and_a_ciou(box_term: Any, dtype: torc
     targets = Targets(torch.zeros(1, number).long(), goal[None], torch.tensor([number], dtype=torch.int32))
     arguments = on_device(torch.zeros(1, number, 2, dtype=dtype), mine[None], targets, torch.arange(number)[None])
     results = []
-    for kind in KINDS:
+    for kind in (kernels, "reference"):
         giou = set_loss(*arguments, box_term=box_term, backend=kind).giou  # pyright: ignore[reportArgumentType]
         results.append((giou, torch.autograd.grad(giou * number, arguments[1])[0][0]))
     (value, gradient), (their_value, their_gradient) = results
@@ -193,7 +197,7 @@ def test_boxes_without_an_area_have_a_diou_and_a_ciou(box_term: Any, dtype: torc
 
     # A side or an overlap of exactly 0 is a kink, at which PyTorch's own choice has changed.
     smooth = (mine > 0).all(-1) & (goal[:, 2:] > 0).all(-1)
-    cost = pairwise_cost(*arguments[:3], weights=MatchWeights(0, 0, 1), box_term=box_term, backend="triton")
+    cost = pairwise_cost(*arguments[:3], weights=MatchWeights(0, 0, 1), box_term=box_term, backend=kernels)
     other = pairwise_cost(*arguments[:3], weights=MatchWeights(0, 0, 1), box_term=box_term, backend="reference")
     torch.testing.assert_close(cost, other, rtol=32 * eps, atol=32 * eps)
     error = (gradient - their_gradient).abs().amax(-1)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from actdet_kernels import MatchWeights, match, set_loss
-from device import DEVICE, POISONED
+from device import DEVICE, EACH_KERNEL, POISONED
 from oracles import random_targets
 from torch import Tensor, nn
 
@@ -55,12 +55,13 @@ def train(backend: Any, kind: Any) -> tuple[list[list[float]], list[Any], Tensor
     return losses, matchings, torch.cat([value.detach().flatten() for value in heads.parameters()]).cpu()
 
 
+@EACH_KERNEL
 @pytest.mark.parametrize("kind", ["softmax", "focal"])
-def test_a_training_goes_the_same_way_with_the_kernels_as_with_the_reference(kind: str) -> None:
+def test_a_training_goes_the_same_way_with_the_kernels_as_with_the_reference(kernels: Any, kind: str) -> None:
     """A loss adds up some 64 terms: within 32 units in the last place of float32. A step moves a parameter by at most
     about RATE, in proportion to gradients that agree to some 1e-6: within a thousandth of one step after 32 of them.
     """
-    mine, theirs = train("triton", kind), train("reference", kind)
+    mine, theirs = train(kernels, kind), train("reference", kind)
     assert mine[1] == theirs[1]
     assert len(set(map(str, mine[1]))) > len(COUNTS)  # they change as it learns
     assert mine[0][-4][0] < 0.6 * mine[0][0][0]

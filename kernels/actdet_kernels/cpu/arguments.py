@@ -1,4 +1,4 @@
-"""What the compiled code is called with: pointers and sizes of tensors that are in main memory, contiguous, of one type."""
+"""What the compiled code is called with: pointers and sizes of tensors in main memory, contiguous and of one type."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> P
     )
     batch, size, *several = labels.shape
     queries, classes = logits.shape[-2:]
-    problems = logits.shape[:-2].numel()
+    layers = logits.shape[:-3].numel()
     frames = 1 if visible is None else visible.shape[2]
-    sizes = (problems, batch, queries, classes, size, frames, several[0] if several else 1)
+    sizes = (layers, batch, queries, classes, size, frames, several[0] if several else 1)
     return Predictions(head(dtype), (*map(pointer, tensors), *sizes), tensors, dtype)
 
 
@@ -70,5 +70,5 @@ def pointer(tensor: Tensor | None) -> int:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """What the compiled code writes, every element of it."""
+    """What the compiled code writes, every element of it. Tests put memory full of NaN or -7 in its place."""
     return torch.empty(shape, dtype=dtype)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from actdet_kernels import reference
-from actdet_kernels.cpu import native
-from actdet_kernels.cpu.arguments import CPU, empty, head, in_memory, pointer
+from actdet_kernels.cpu import arguments, native
+from actdet_kernels.cpu.arguments import CPU, head, in_memory, pointer
 
 
 def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
@@ -17,11 +17,11 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
     values = cost.detach().to(CPU, dtype)
     counts = None if counts is None else in_memory(counts, torch.int64)
     found = (
-        empty((batch, columns), torch.int64),
-        empty((batch, rows), torch.int64),
-        empty((batch, rows if duals else 0), dtype),
-        empty((batch, columns if duals else 0), dtype),
-        empty((batch,), torch.int32),
+        arguments.empty((batch, columns), torch.int64),
+        arguments.empty((batch, rows), torch.int64),
+        arguments.empty((batch, rows if duals else 0), dtype),
+        arguments.empty((batch, columns if duals else 0), dtype),
+        arguments.empty((batch,), torch.int32),
     )
     row_of_column, column_of_row, row_dual, column_dual, status = map(pointer, found)
     if not duals:

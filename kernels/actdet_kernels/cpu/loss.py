@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from actdet_kernels.cpu import native
-from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, empty, in_memory, pointer, predictions
+from actdet_kernels.cpu import arguments, native
+from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, in_memory, pointer, predictions
 from actdet_kernels.targets import Targets, Tubelets
 
 
@@ -29,8 +29,8 @@ def set_loss(
     matched = in_memory(matched, torch.int64)
     class_weights = None if class_weights is None else in_memory(class_weights, given.dtype)
     leading = logits.shape[:-3]
-    losses = [empty(tuple(leading) if per_layer else (), given.dtype) for _ in range(4)]
-    divisors = empty((2, leading.numel()), given.dtype)
+    losses = [arguments.empty(tuple(leading) if per_layer else (), given.dtype) for _ in range(4)]
+    divisors = arguments.empty((2, leading.numel()), given.dtype)
     options = (no_object_weight, KINDS[class_loss], alpha, gamma, BOX_TERMS[box_term])
     native.set_loss(
         *given.head,
@@ -68,8 +68,8 @@ def set_loss_gradient(
     class_weights = None if class_weights is None else in_memory(class_weights, given.dtype)
     divisors = in_memory(divisors, given.dtype)
     slopes = [None if slope is None else in_memory(slope, given.dtype) for slope in cotangents]
-    d_logits = empty(tuple(logits.shape), given.dtype)
-    d_boxes = empty(tuple(boxes.shape), given.dtype)
+    d_logits = arguments.empty(tuple(logits.shape), given.dtype)
+    d_boxes = arguments.empty(tuple(boxes.shape), given.dtype)
     options = (no_object_weight, KINDS[class_loss], alpha, gamma, BOX_TERMS[box_term])
     native.set_loss_gradient(
         *given.head,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from actdet_kernels.cpu import native
-from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, empty, pointer, predictions
+from actdet_kernels.cpu import arguments, native
+from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, pointer, predictions
 from actdet_kernels.targets import Targets, Tubelets
 
 
@@ -23,8 +23,8 @@ def match(
     """The query of each target (..., B, M) and the status of each problem (..., B)."""
     given = predictions(logits, boxes, targets)
     problems = logits.shape[:-2]
-    matched = empty((*problems, targets.labels.shape[1]), torch.int64)
-    status = empty(tuple(problems), torch.int32)
+    matched = arguments.empty((*problems, targets.labels.shape[1]), torch.int64)
+    status = arguments.empty(tuple(problems), torch.int32)
     options = (*weights, KINDS[class_cost], alpha, gamma, BOX_TERMS[box_term])
     native.match(*given.head, *given.numbers, *options, pointer(matched), pointer(status))
     return matched.to(logits.device), status.to(logits.device)

@@ -117,7 +117,7 @@ void assign_problem(const AssignArguments& a, int64_t problem, Workspace<Real>& 
     std::fill_n(row_of_column, a.columns, -1);
     std::fill_n(column_of_row, a.rows, -1);
     status = 0;
-    const bool duals = a.row_dual != 0;
+    const bool duals = a.row_dual != 0 || a.column_dual != 0;  // of a side without elements there is none
     Real* row_dual = duals ? reinterpret_cast<Real*>(a.row_dual) + problem * a.rows : nullptr;
     Real* column_dual = duals ? reinterpret_cast<Real*>(a.column_dual) + problem * a.columns : nullptr;
     if (duals) {

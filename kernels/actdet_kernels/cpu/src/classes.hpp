@@ -21,13 +21,13 @@ inline Power power_of(double gamma) {
 
 template <typename Real>
 inline Real sigmoid(Real x, Real tail) {
-    return (x > 0 ? Real(1) : tail) / (1 + tail);
+    return select(x > 0, Real(1), tail) / (1 + tail);
 }
 
 // -log sigmoid(x).
 template <typename Real>
 inline Real surprise(Real x, Real tail) {
-    return log_one_plus(tail) + (x < 0 ? -x : Real(0));
+    return log_one_plus(tail) + select(x < 0, -x, Real(0));
 }
 
 // p^gamma, by its logarithm where gamma is no small integer.
@@ -56,15 +56,15 @@ inline Real unlabeled(Real x, Real factor, Real gamma) {
     return factor * power<kPower>(sigmoid(x, tail), found, gamma) * missed;
 }
 
-// Its derivative. steady: the power is a constant to it, as varifocal's is.
-template <Power kPower, typename Real>
-inline Real unlabeled_slope(Real x, Real factor, Real gamma, bool steady) {
+// Its derivative. kSteady: the power is a constant to it, as varifocal's is.
+template <Power kPower, bool kSteady, typename Real>
+inline Real unlabeled_slope(Real x, Real factor, Real gamma) {
     const Real tail = exponential(-std::abs(x));
     const Real p = sigmoid(x, tail);
     const Real rest = sigmoid(-x, tail);
     const Real found = surprise(x, tail);
     const Real missed = surprise(-x, tail);
-    const Real by_power = steady ? Real(0) : gamma * rest * missed;
+    const Real by_power = kSteady ? Real(0) : gamma * rest * missed;
     return factor * power<kPower>(p, found, gamma) * (by_power + p);
 }
 
@@ -91,7 +91,7 @@ inline Real labeled_slope(Real x, Real q, Real alpha, Real gamma) {
     }
     if constexpr (kKind == Kind::kVarifocal) return q * (p - q);
     const Real off = std::abs(q - p);
-    const Real sign = p > q ? Real(1) : p < q ? Real(-1) : Real(0);
+    const Real sign = static_cast<Real>((p > q) - (p < q));
     const Real by_power = gamma * std::pow(off, gamma - 1) * sign * p * rest * (missed - x * q);
     return by_power + power_of_distance<kPower>(off, gamma) * (p - q);
 }

@@ -127,15 +127,14 @@ class Costs {
     }
 
   private:
-    // probabilities_ (queries, classes).
+    // exponentials_ (queries, classes), and their sums, totals_ (queries).
     void softmax() {
         const int64_t classes = sample_->classes;
-        probabilities_.resize(sample_->queries * classes);
+        exponentials_.resize(sample_->queries * classes);
+        totals_.resize(sample_->queries);
         for (int64_t n = 0; n < sample_->queries; ++n) {
             const Real* x = sample_->logits + n * classes;
-            Real* p = &probabilities_[n * classes];
-            const Real total = exponentials(x, greatest(x, classes), classes, p);
-            for (int64_t c = 0; c < classes; ++c) p[c] /= total;
+            totals_[n] = exponentials(x, greatest(x, classes), classes, &exponentials_[n * classes]);
         }
     }
 
@@ -143,7 +142,9 @@ class Costs {
         const int64_t queries = sample_->queries;
         const int64_t classes = sample_->classes;
         if (kind_ == Kind::kSoftmax) {
-            for (int64_t n = 0; n < queries; ++n) costs[n] -= probabilities_[n * classes + label];
+            const Real* __restrict values = exponentials_.data() + label;
+            const Real* __restrict totals = totals_.data();
+            for (int64_t n = 0; n < queries; ++n) costs[n] -= values[n * classes] / totals[n];
             return;
         }
         for (int64_t n = 0; n < queries; ++n) x_[n] = sample_->logits[n * classes + label];
@@ -195,7 +196,7 @@ class Costs {
     const Kind kind_;
     const BoxTerm term_;
     const Sample<Real>* sample_ = nullptr;
-    std::vector<Real> boxes_, probabilities_, x_, l1_, giou_, iou_;
+    std::vector<Real> boxes_, exponentials_, totals_, x_, l1_, giou_, iou_;
 };
 
 // Writes the costs (size, queries) of every problem that `next` hands out; 0 past a sample's count.

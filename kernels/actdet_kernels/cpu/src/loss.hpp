@@ -19,25 +19,25 @@
 namespace actdet::ACTDET_ISA {
 
 // to[c] = loss of a logit without a label, or its derivative.
-template <bool kSlope, Power kPower, typename Real>
-void unlabeled_row(const Real* __restrict x, int64_t size, Real factor, Real gamma, bool steady, Real* __restrict to) {
+template <bool kSlope, bool kSteady, Power kPower, typename Real>
+void unlabeled_row(const Real* __restrict x, int64_t size, Real factor, Real gamma, Real* __restrict to) {
 #pragma omp simd
     for (int64_t c = 0; c < size; ++c) {
         if constexpr (kSlope) {
-            to[c] = unlabeled_slope<kPower>(x[c], factor, gamma, steady);
+            to[c] = unlabeled_slope<kPower, kSteady>(x[c], factor, gamma);
         } else {
             to[c] = unlabeled<kPower>(x[c], factor, gamma);
         }
     }
 }
 
-template <bool kSlope, typename Real>
-void unlabeled_row(const Real* x, int64_t size, Real factor, Real gamma, bool steady, Real* to) {
+template <bool kSlope, bool kSteady, typename Real>
+void unlabeled_row(const Real* x, int64_t size, Real factor, Real gamma, Real* to) {
     switch (power_of(gamma)) {
-        case Power::kZero: return unlabeled_row<kSlope, Power::kZero>(x, size, factor, gamma, steady, to);
-        case Power::kOne: return unlabeled_row<kSlope, Power::kOne>(x, size, factor, gamma, steady, to);
-        case Power::kTwo: return unlabeled_row<kSlope, Power::kTwo>(x, size, factor, gamma, steady, to);
-        case Power::kAny: return unlabeled_row<kSlope, Power::kAny>(x, size, factor, gamma, steady, to);
+        case Power::kZero: return unlabeled_row<kSlope, kSteady, Power::kZero>(x, size, factor, gamma, to);
+        case Power::kOne: return unlabeled_row<kSlope, kSteady, Power::kOne>(x, size, factor, gamma, to);
+        case Power::kTwo: return unlabeled_row<kSlope, kSteady, Power::kTwo>(x, size, factor, gamma, to);
+        case Power::kAny: return unlabeled_row<kSlope, kSteady, Power::kAny>(x, size, factor, gamma, to);
     }
 }
 
@@ -157,7 +157,12 @@ class Losses {
     template <bool kSlope>
     void class_terms(const Sample<Real>& sample, int64_t n, Real* __restrict to) {
         const Real* x = sample.logits + n * sample.classes;
-        unlabeled_row<kSlope>(x, sample.classes, factor_of(kind_, alpha_), gamma_, kind_ == Kind::kVarifocal, to);
+        const Real factor = factor_of(kind_, alpha_);
+        if (kind_ == Kind::kVarifocal) {
+            unlabeled_row<kSlope, true>(x, sample.classes, factor, gamma_, to);
+        } else {
+            unlabeled_row<kSlope, false>(x, sample.classes, factor, gamma_, to);
+        }
         const int64_t j = target_[n];
         if (j >= 0) {
             const Real q = kind_ == Kind::kFocal ? Real(1) : quality(sample, n, j);

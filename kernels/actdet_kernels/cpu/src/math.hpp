@@ -5,25 +5,38 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace actdet::ACTDET_ISA {
 
-inline float from_bits(int32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
+template <typename Real>
+using Bits = std::conditional_t<sizeof(Real) == 8, int64_t, int32_t>;
 
-inline int32_t to_bits(float value) {
-    int32_t bits;
+template <typename Real>
+inline Bits<Real> to_bits(Real value) {
+    Bits<Real> bits;
     std::memcpy(&bits, &value, sizeof bits);
     return bits;
 }
 
-// e^x within two units in the last place, 0 below -87.3 (where float32 has no more normal numbers), NaN for NaN. The
-// polynomial is that of Cephes (Moshier 1992).
+template <typename Real>
+inline Real from_bits(Bits<Real> bits) {
+    Real value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// condition ? a : b, in which the compiler sees no two ways: where it does, a loop is no more of vector instructions.
+template <typename Real>
+inline Real select(bool condition, Real a, Real b) {
+    const Bits<Real> mask = -static_cast<Bits<Real>>(condition);
+    return from_bits<Real>((to_bits(a) & mask) | (to_bits(b) & ~mask));
+}
+
+// e^x for x <= 0, within one unit in the last place; 0 below -87.3, where float32 has no more normal numbers. NaN for NaN.
+// The polynomial is that of Cephes (Moshier 1992).
 inline float exponential(float x) {
-    const float bounded = x < -87.3f ? -87.3f : x > 88.7f ? 88.7f : x;
+    const float bounded = x > -87.3f ? x : -87.3f;
     const float n = std::nearbyint(bounded * 1.44269504088896341f);
     const float r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -33,21 +46,20 @@ inline float exponential(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    // 2^n in two factors: for 128 there is no float.
-    const int32_t half = static_cast<int32_t>(n) / 2;
-    const int32_t rest = static_cast<int32_t>(n) - half;
-    const float value = p * from_bits((half + 127) << 23) * from_bits((rest + 127) << 23);
-    return x != x ? x : x < -87.3f ? 0.0f : x > 88.7f ? from_bits(0x7f800000) : value;
+    const float power_of_two = from_bits<float>((static_cast<int32_t>(n) + 127) << 23);
+    const float value = select(x < -87.3f, 0.0f, p * power_of_two);
+    return select(x == x, value, x);
 }
 
-// log(1 + x) for x in [0, 1], within two units in the last place.
+// log(1 + x) for x in [0, 1], within two units in the last place. NaN for NaN.
 inline float log_one_plus(float x) {
     // Of y = 1 + x, rounded, and of what that lost.
     const float y = 1.0f + x;
     const float lost = (x - (y - 1.0f)) / y;
     // y = m 2^k with m in [sqrt(1/2), sqrt(2)): k is 0 or 1.
     const bool upper = y > 1.41421356237f;
-    const float f = (upper ? y * 0.5f : y) - 1.0f;
+    const float f = y * select(upper, 0.5f, 1.0f) - 1.0f;
+    const float k = select(upper, 1.0f, 0.0f);
     const float z = f * f;
     float p = 7.0376836292e-2f;
     p = p * f + -1.1514610310e-1f;
@@ -58,7 +70,6 @@ inline float log_one_plus(float x) {
     p = p * f + 2.0000714765e-1f;
     p = p * f + -2.4999993993e-1f;
     p = p * f + 3.3333331174e-1f;
-    const float k = upper ? 1.0f : 0.0f;
     const float small = f * z * p + k * -2.12194440e-4f - 0.5f * z;
     return (f + small) + k * 0.693359375f + lost;
 }

@@ -84,7 +84,7 @@ actdet::Predictions read_predictions(Reader& read) {
     p.target_boxes = read.pointer();
     p.counts = read.pointer();
     p.visible = read.pointer();
-    p.problems = read.integer();
+    p.layers = read.integer();
     p.batch = read.integer();
     p.queries = read.integer();
     p.classes = read.integer();
@@ -126,7 +126,7 @@ bool run(void (*work)(const Arguments&, Counter&), const Arguments& arguments, i
 }
 
 // How many numbers an operation on predictions works on.
-int64_t size_of(const actdet::Predictions& p) { return p.problems * p.queries * (p.classes + p.size * p.frames * 4); }
+int64_t size_of(const actdet::Predictions& p) { return p.problems() * p.queries * (p.classes + p.size * p.frames * 4); }
 
 PyObject* finish(bool enough_memory) {
     if (!enough_memory) return PyErr_NoMemory();
@@ -178,7 +178,7 @@ PyObject* pairwise_cost(PyObject*, PyObject* const* given, Py_ssize_t count) {
     bool enough;
     Py_BEGIN_ALLOW_THREADS;
     const auto work = is_double ? operations->cost_double : operations->cost_float;
-    enough = run(work, a, threads, a.predictions.problems, size_of(a.predictions));
+    enough = run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
     Py_END_ALLOW_THREADS;
     return finish(enough);
 }
@@ -198,7 +198,7 @@ PyObject* match(PyObject*, PyObject* const* given, Py_ssize_t count) {
     bool enough;
     Py_BEGIN_ALLOW_THREADS;
     const auto work = is_double ? operations->match_double : operations->match_float;
-    enough = run(work, a, threads, a.predictions.problems, size_of(a.predictions));
+    enough = run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
     Py_END_ALLOW_THREADS;
     return finish(enough);
 }
@@ -223,7 +223,7 @@ double target_count(const actdet::Predictions& p) {
 template <typename Real>
 void add_up(const actdet::LossArguments& a, const std::vector<double>& sums, const Losses& to) {
     const actdet::Predictions& p = a.predictions;
-    const int64_t layers = p.batch == 0 ? 0 : p.problems / p.batch;
+    const int64_t layers = p.layers;
     const bool cross_entropy = a.options.class_loss == 0;
     const double targets = target_count(p);
     Real* const outputs[4] = {
@@ -274,10 +274,10 @@ PyObject* set_loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
     bool enough;
     Py_BEGIN_ALLOW_THREADS;
     try {
-        std::vector<double> sums(a.predictions.problems * 4);
+        std::vector<double> sums(a.predictions.problems() * 4);
         a.sums = reinterpret_cast<uintptr_t>(sums.data());
         const auto work = is_double ? operations->loss_double : operations->loss_float;
-        enough = run(work, a, threads, a.predictions.problems, size_of(a.predictions));
+        enough = run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
         is_double ? add_up<double>(a, sums, to) : add_up<float>(a, sums, to);
     } catch (const std::bad_alloc&) {
         enough = false;
@@ -327,13 +327,13 @@ PyObject* set_loss_gradient(PyObject*, PyObject* const* given, Py_ssize_t count)
     bool enough;
     Py_BEGIN_ALLOW_THREADS;
     try {
-        const int64_t layers = a.predictions.batch == 0 ? 0 : a.predictions.problems / a.predictions.batch;
+        const int64_t layers = a.predictions.layers;
         std::vector<double> factors(layers * 3);
         a.factors = reinterpret_cast<uintptr_t>(factors.data());
         const auto fill = is_double ? fill_factors<double> : fill_factors<float>;
         fill(cotangents, weights, per_layer, divisors, layers, factors.data());
         const auto work = is_double ? operations->gradient_double : operations->gradient_float;
-        enough = run(work, a, threads, a.predictions.problems, size_of(a.predictions));
+        enough = run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
     } catch (const std::bad_alloc&) {
         enough = false;
     }

@@ -22,12 +22,14 @@ struct AssignArguments {
     uintptr_t row_of_column, column_of_row, row_dual, column_dual, status;
 };
 
-// logits (problems, queries, classes) and boxes (problems, queries, frames, 4) of real, `batch` problems a layer; labels
-// (batch, size, labels_each) int64, target_boxes (batch, size, frames, 4) of real, counts (batch) int64, visible (batch,
-// size, frames) bool or none.
+// logits (problems, queries, classes) and boxes (problems, queries, frames, 4) of real, a problem being a sample under a
+// layer; labels (batch, size, labels_each) int64, target_boxes (batch, size, frames, 4) of real, counts (batch) int64,
+// visible (batch, size, frames) bool or none.
 struct Predictions {
     uintptr_t logits, boxes, labels, target_boxes, counts, visible;
-    int64_t problems, batch, queries, classes, size, frames, labels_each;
+    int64_t layers, batch, queries, classes, size, frames, labels_each;
+
+    int64_t problems() const { return layers * batch; }
 };
 
 // class_cost is a Kind, box_term a BoxTerm.
