@@ -41,7 +41,7 @@ def gather_clips(
         was before window and colour) and saturation (the distance from grey, the mean of the channels), in this order;
         clamped to [0, 1] at the end.
     levels: (F,) float32 from `frame_levels`; where there is `colour` only.
-    dtype: float16, bfloat16, float32, or float64, which only the reference computes.
+    dtype: float16, bfloat16, float32, or float64, which Triton does not compute.
     Returns (B, 3, T, H, W), channels_last_3d. A frame is NaN where its index is not in [0, F), or its clip's window,
     colour or mean level is not finite. No gradient. Raises ValueError where shapes, dtypes or devices disagree.
     """
@@ -51,13 +51,22 @@ def gather_clips(
     return _gather_clips(frames, indices, windows, colour, None if colour is None else levels, dtype, backend)
 
 
-def frame_levels(frames: Tensor) -> Tensor:
+@torch.no_grad()
+def frame_levels(frames: Tensor, *, backend: Backend = "auto") -> Tensor:
     """The mean of every frame over its pixels and channels, in [0, 1]: (F, H, W, 3) uint8 to (F,) float32.
 
-    Of the exact sum. Raises ValueError for other frames than `gather_clips` takes.
+    Of the exact sum. There is no Triton kernel for it. Raises ValueError for other frames than `gather_clips` takes.
     """
     _check_frames(frames)
-    return reference.frame_levels(frames)
+    compute = implementation(
+        backend,
+        frames.device,
+        kernels=lambda chosen, frames: kernel_module(chosen, "clips").frame_levels(frames),
+        reference=reference.frame_levels,
+        obstacle="no Triton kernel computes levels",
+        cpu_obstacle=_elsewhere(frames),
+    )
+    return compute(frames)
 
 
 def _check_frames(frames: Tensor) -> None:
@@ -113,7 +122,7 @@ def _gather_clips(
         kernels=_by_kernels,
         reference=reference.gather_clips,
         obstacle=_obstacle(frames, dtype),
-        cpu_obstacle="no C++ code gathers clips yet",
+        cpu_obstacle=_elsewhere(frames),
     )
     return compute(frames, indices, windows, colour, levels, dtype)
 
@@ -128,6 +137,11 @@ def _obstacle(frames: Tensor, dtype: torch.dtype) -> str | None:
     if height * width > MAX_PIXELS:
         return f"{height} x {width} is more than {MAX_PIXELS} pixels"
     return "clips are computed in float32" if dtype == torch.float64 else None
+
+
+def _elsewhere(frames: Tensor) -> str | None:
+    """Why the C++ code does not compute of these frames: a pool of gigabytes is not copied for it."""
+    return None if frames.device.type == "cpu" else f"the frames are on {frames.device}"
 
 
 @torch.library.register_fake("actdet_kernels::gather_clips", lib=LIBRARY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def test_where_they_were_not_built_the_reference_goes_on(not_built: None) -> Non
     assert assign(cost).tolist() == [[1, 0]]
     assert backend.choose_backend("auto", CPU) == "reference"
     assert explain_backend(CPU) == f"reference: {NOT_BUILT}"
-    with pytest.raises(RuntimeError, match=f"^backend 'cpu' cannot run: {NOT_BUILT}$"):
+    with pytest.raises(RuntimeError, match=f"^backend .cpu. cannot run: {re.escape(NOT_BUILT)}$"):
         assign(cost, backend="cpu")
 
 

@@ -341,6 +341,56 @@ PyObject* set_loss_gradient(PyObject*, PyObject* const* given, Py_ssize_t count)
     return finish(enough);
 }
 
+// gather_clips(type, threads, *ClipArguments); type: 0 for float, 1 for bfloat16, 2 for double.
+PyObject* gather_clips(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const int64_t type = read.integer();
+    const int64_t threads = read.integer();
+    actdet::ClipArguments a;
+    a.pool = read.pointer();
+    a.indices = read.pointer();
+    a.windows = read.pointer();
+    a.color = read.pointer();
+    a.levels = read.pointer();
+    a.out = read.pointer();
+    a.frames = read.integer();
+    a.clips = read.integer();
+    a.length = read.integer();
+    a.height = read.integer();
+    a.width = read.integer();
+    for (double& value : a.mean) value = read.real();
+    for (double& value : a.std_dev) value = read.real();
+    if (!read.finish()) return nullptr;
+
+    bool enough;
+    Py_BEGIN_ALLOW_THREADS;
+    const auto work = type == 0   ? operations->clips_float
+                      : type == 1 ? operations->clips_bfloat16
+                                  : operations->clips_double;
+    const int64_t frames = a.clips * a.length;
+    enough = run(work, a, threads, frames, frames * a.height * a.width * 3);
+    Py_END_ALLOW_THREADS;
+    return finish(enough);
+}
+
+// frame_levels(threads, *LevelArguments)
+PyObject* frame_levels(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const int64_t threads = read.integer();
+    actdet::LevelArguments a;
+    a.pool = read.pointer();
+    a.levels = read.pointer();
+    a.frames = read.integer();
+    a.size = read.integer();
+    if (!read.finish()) return nullptr;
+
+    bool enough;
+    Py_BEGIN_ALLOW_THREADS;
+    enough = run(operations->levels, a, threads, a.frames, a.frames * a.size / 16);
+    Py_END_ALLOW_THREADS;
+    return finish(enough);
+}
+
 using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 
 PyMethodDef method(const char* name, Fast function) {
@@ -353,6 +403,8 @@ PyMethodDef methods[] = {
     method("match", match),
     method("set_loss", set_loss),
     method("set_loss_gradient", set_loss_gradient),
+    method("gather_clips", gather_clips),
+    method("frame_levels", frame_levels),
     {nullptr, nullptr, 0, nullptr},
 };
 

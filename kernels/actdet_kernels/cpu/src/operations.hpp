@@ -79,7 +79,21 @@ struct GradientArguments {
     uintptr_t factors, d_logits, d_boxes;
 };
 
-// Each works on the problems that `next` hands out, until there are no more.
+// pool (frames, height, width, 3) uint8; indices (clips, length) int64; windows (clips, 4), color (clips, 3) and levels
+// (frames) float, or none; out (clips, length, height, width, 3) of the operation's type.
+struct ClipArguments {
+    uintptr_t pool, indices, windows, color, levels, out;
+    int64_t frames, clips, length, height, width;
+    double mean[3], std_dev[3];
+};
+
+// pool: frames of `size` uint8; levels (frames) float.
+struct LevelArguments {
+    uintptr_t pool, levels;
+    int64_t frames, size;
+};
+
+// Each works on the problems, or frames, that `next` hands out, until there are no more.
 struct Operations {
     void (*assign_float)(const AssignArguments&, Counter& next);
     void (*assign_double)(const AssignArguments&, Counter& next);
@@ -91,6 +105,10 @@ struct Operations {
     void (*loss_double)(const LossArguments&, Counter& next);
     void (*gradient_float)(const GradientArguments&, Counter& next);
     void (*gradient_double)(const GradientArguments&, Counter& next);
+    void (*clips_float)(const ClipArguments&, Counter& next);
+    void (*clips_bfloat16)(const ClipArguments&, Counter& next);
+    void (*clips_double)(const ClipArguments&, Counter& next);
+    void (*levels)(const LevelArguments&, Counter& next);
 };
 
 extern const Operations kBaseline;
