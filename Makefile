@@ -1,4 +1,5 @@
 # make test: installs, runs the tests.   make test-all: the slow ones, too.   make demo: installs, renders, trains, evaluates, reports.
+# make test-sanitized: the C++ kernels under the address and the undefined behavior sanitizer.
 # make bench: installs the benchmarks' opponents, too, runs all that this machine can, writes runs/bench/report.md.
 # make gates: every kernel compiled for every architecture with each of TRITONS, without a GPU; writes runs/gates/*.json.
 # make test-pascal: the kernels' tests and gates in an environment of the last PyTorch for Pascal GPUs.
@@ -19,7 +20,7 @@ NATIVE := kernels/setup.py $(wildcard kernels/actdet_kernels/cpu/src/*)
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"actdet needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 
-.PHONY: install lint test test-all gates test-pascal demo bench clean
+.PHONY: install lint test test-all test-sanitized gates test-pascal demo bench clean
 
 install: $(VENV)/installed
 
@@ -35,6 +36,9 @@ $(VENV)/installed: pyproject.toml setup.py Makefile $(NATIVE)
 # A process of tests for each core, of which none has more than one thread of its own: threads that share a core wait
 # for each other at every barrier.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+
+# Whose tests are named after them. What compiles, starts other processes or needs a GPU has nothing for sanitizers.
+PYTEST_CPP = $(PYTEST) tests/kernels -k "cpu and not compiled and not package and not gpu"
 
 test: install lint $(call installed,$(TESTED_TRITONS))
 	$(PYTEST)
@@ -72,6 +76,17 @@ $(PASCAL)/installed: Makefile $(NATIVE)
 test-pascal: $(PASCAL)/installed
 	$(PASCAL)/bin/pytest tests/kernels
 	$(PASCAL)/bin/python -m actdet_kernels.gates
+
+# The C++ kernels, built to stop at the first wrong address and at undefined behavior, under their tests.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
+RUNTIME = $(foreach library,asan ubsan,$(shell $(or $(CXX),c++) -print-file-name=lib$(library).so))
+
+test-sanitized: install
+	rm -rf runs/sanitized
+	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target runs/sanitized ./kernels
+	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=runs/sanitized \
+		$(PYTEST_CPP)
 
 demo: install
 	rm -rf runs/demo

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from actdet_kernels import Targets, Tubelets
+from actdet_kernels import Targets, Tubelets, frame_levels
 from torch import Tensor
 
 REGIMES = ("uniform", "near-identical", "trained")
@@ -51,6 +51,7 @@ class Matrices(NamedTuple):
 
 
 MATRICES = [
+    Matrices(1, 12, 4),  # the cost of a call
     Matrices(48, 12, 4),
     Matrices(96, 100, 20),
     Matrices(96, 100, 63),
@@ -66,6 +67,48 @@ class Problem(NamedTuple):
     logits: Tensor
     boxes: Tensor
     targets: Targets | Tubelets
+
+
+class ClipSize(NamedTuple):
+    clips: int
+    frames: int
+    side: int
+
+    def __str__(self) -> str:
+        return f"{self.clips} of {self.frames}x{self.side}x{self.side}"
+
+
+CLIPS = [ClipSize(8, 16, 224), ClipSize(8, 16, 112)]
+CHANGES = ("windows and colors", "windows", "colors", "none")
+
+
+class Clips(NamedTuple):
+    frames: Tensor
+    indices: Tensor
+    windows: Tensor | None
+    colour: Tensor | None
+    levels: Tensor | None
+
+
+def make_clips(size: ClipSize, changes: str, device: torch.device) -> Clips:
+    """Of 100 frames of noise; windows that lie within the picture, half of them mirrored."""
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(256, (100, size.side, size.side, 3), generator=generator, dtype=torch.uint8)
+    indices = torch.randint(100, (size.clips, size.frames), generator=generator)
+    extent = 0.6 + 0.4 * torch.rand(size.clips, 2, generator=generator)
+    windows = torch.cat([(1 - extent) * torch.rand(size.clips, 2, generator=generator), extent], 1)
+    windows[::2, 0] += windows[::2, 2]
+    windows[::2, 2] *= -1
+    colour = 0.6 + 0.8 * torch.rand(size.clips, 3, generator=generator)
+    levels = frame_levels(frames, backend="reference")
+    fields = (
+        frames,
+        indices,
+        windows if "windows" in changes else None,
+        colour if "colors" in changes else None,
+        levels if "colors" in changes else None,
+    )
+    return Clips(*(None if value is None else value.to(device) for value in fields))  # pyright: ignore
 
 
 def make_problem(size: Size, regime: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Problem:

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-PACKAGES = ("torch", "triton", "numpy", "scipy", "lapx", "torch-linear-assignment", "transformers", "av", "torchcodec")
-PACKAGES += ("opencv-python-headless", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
+PACKAGES = ("torch", "triton", "numpy", "scipy", "lapx", "lapcpp", "laprust", "torch-linear-assignment", "transformers")
+PACKAGES += ("av", "torchcodec", "opencv-python-headless", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,7 @@ assign:    cost (B, N, M) -> (B, M) row of each column
 cost:      Problem -> (L, B, N, M) matching cost
 match:     Problem -> (L, B, M) query of each target
 criterion: Problem -> total loss and the gradients of logits and boxes
+clips:     Clips -> (B, 3, T, H, W) normalized clips of cached frames
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from actdet_kernels import MatchWeights, assign, match, pairwise_cost, reference, set_loss
-from cases import Problem
+from actdet_kernels import MatchWeights, assign, gather_clips, match, pairwise_cost, reference, set_loss
+from cases import Clips, Problem
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -45,11 +46,31 @@ def scipy_assign(cost: Tensor) -> Tensor:
 
 
 def lapx_assign(cost: Tensor) -> Tensor:
-    """lapx.lapjvr_batch, the fastest on a CPU, with a thread for each core."""
-    lap = _peer("lap")
-    result = np.full((cost.shape[0], cost.shape[2]), -1)
+    """lapx.lapjvr_batch, its fastest, which takes float64."""
+    solve = _peer("lap").lapjvr_batch
     matrices = cost.cpu().numpy().astype(np.float64)
-    _, rows, columns = lap.lapjvr_batch(matrices, extend_cost=True, return_cost=True, n_threads=0)
+    _, rows, columns = solve(matrices, extend_cost=True, return_cost=True, n_threads=torch.get_num_threads())
+    return _of_pairs(cost, rows, columns)
+
+
+def lapcpp_assign(cost: Tensor) -> Tensor:
+    return _successor_of_lapx("lapcpp", cost)
+
+
+def laprust_assign(cost: Tensor) -> Tensor:
+    return _successor_of_lapx("laprust", cost)
+
+
+def _successor_of_lapx(name: str, cost: Tensor) -> Tensor:
+    """In float32, as they come."""
+    solve = _peer(name).lapjv_batch
+    matrices = cost.cpu().numpy()
+    rows, columns = solve(matrices, extend_cost=True, return_cost=False, n_threads=torch.get_num_threads())
+    return _of_pairs(cost, rows, columns)
+
+
+def _of_pairs(cost: Tensor, rows: Any, columns: Any) -> Tensor:
+    result = np.full((cost.shape[0], cost.shape[2]), -1)
     for problem, (row, column) in enumerate(zip(rows, columns, strict=True)):
         result[problem, column] = row
     return torch.from_numpy(result).to(cost.device)
@@ -67,6 +88,8 @@ ASSIGN: dict[str, Callable[[Tensor], Tensor]] = {
     "actdet": ours_assign,
     "scipy": scipy_assign,
     "lapx": lapx_assign,
+    "lapcpp": lapcpp_assign,
+    "laprust": laprust_assign,
     "torch-linear-assignment": tla_assign,
 }
 
@@ -83,7 +106,6 @@ def ours_cost(problem: Problem) -> Tensor:
 
 
 def eager_cost(problem: Problem) -> Tensor:
-    _only_beside_kernels(problem.logits)
     return _reference_cost(*problem)
 
 
@@ -99,7 +121,7 @@ COST: dict[str, Callable[[Problem], Tensor]] = {
 
 
 def _reference_cost(logits: Tensor, boxes: Tensor, targets: Any) -> Tensor:
-    return reference.pairwise_cost(logits, boxes, targets, WEIGHTS, "softmax")
+    return reference.pairwise_cost(logits, boxes, targets, WEIGHTS, "softmax", alpha=0, gamma=0, box_term="giou")
 
 
 # Matching
@@ -110,7 +132,6 @@ def ours_match(problem: Problem) -> Tensor:
 
 
 def eager_match(problem: Problem) -> Tensor:
-    _only_beside_kernels(problem.logits)
     return reference_match(problem)
 
 
@@ -146,7 +167,6 @@ def ours_criterion(problem: Problem) -> Outcome:
 
 
 def eager_criterion(problem: Problem) -> Outcome:
-    _only_beside_kernels(problem.logits)
     return _with_gradients(problem, _reference)
 
 
@@ -198,15 +218,24 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function)
 
 
-def _only_beside_kernels(tensor: Tensor) -> None:
-    if not tensor.is_cuda:
-        raise Absent("on a CPU it is what actdet runs")
-
-
 def _with_gradients(problem: Problem, total: Callable[..., Tensor]) -> Outcome:
     leaves = [value.detach().requires_grad_() for value in (problem.logits, problem.boxes)]
     loss = total(*leaves, problem.targets)
     return loss, *torch.autograd.grad(loss, leaves)
+
+
+# Clips
+
+
+def ours_clips(clips: Clips) -> Tensor:
+    return gather_clips(*clips)
+
+
+def eager_clips(clips: Clips) -> Tensor:
+    return gather_clips(*clips, backend="reference")
+
+
+GATHER: dict[str, Callable[[Clips], Tensor]] = {"actdet": ours_clips, "eager PyTorch": eager_clips}
 
 
 @cache
@@ -235,6 +264,8 @@ def _list_of_targets(problem: Problem) -> list[dict[str, Tensor]]:
 
 def tensors_of(value: Any) -> list[Tensor]:
     """All tensors of a problem or of an outcome."""
+    if value is None:
+        return []
     return [value] if isinstance(value, Tensor) else [tensor for part in value for tensor in tensors_of(part)]
 
 

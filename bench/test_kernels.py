@@ -15,10 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from actdet_kernels import pairwise_cost, set_loss
-from cases import MATRICES, REGIMES, SIZES, Matrices, Problem, Size, make_cost, make_problem
+from actdet_kernels import gather_clips, pairwise_cost, set_loss
+from cases import (
+    CHANGES,
+    CLIPS,
+    MATRICES,
+    REGIMES,
+    SIZES,
+    ClipSize,
+    Matrices,
+    Problem,
+    Size,
+    make_clips,
+    make_cost,
+    make_problem,
+)
 from measure import CaptureFailed, measure, quantiles
-from opponents import ASSIGN, COST, CRITERION, MATCH, MATCHER_OF, NEVER_CAPTURED, Absent, tensors_of
+from opponents import ASSIGN, COST, CRITERION, GATHER, MATCH, MATCHER_OF, NEVER_CAPTURED, Absent, tensors_of
 from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -76,6 +89,22 @@ def test_criterion(benchmark: BenchmarkFixture, record: Record, size: Size, regi
             close(got, wanted)
 
     compare(benchmark, record, row, CRITERION[name], problem, check)
+
+
+@pytest.mark.parametrize("name", GATHER)
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize("size", CLIPS, ids=str)
+def test_clips(benchmark: BenchmarkFixture, record: Record, size: ClipSize, changes: str, name: str) -> None:
+    clips = make_clips(size, changes, DEVICE)
+    row = {"operation": "clips", "size": str(size), "regime": changes, "name": name}
+
+    def check(got: Tensor) -> None:
+        wanted = gather_clips(*make_clips(size, changes, torch.device("cpu")), dtype=torch.float64, backend="reference")
+        # Places are float32: 224 pixels wide, where a pixel may differ by all of black and white.
+        error = 1e-3 if "windows" in changes else 1e-5
+        torch.testing.assert_close(got.cpu().double(), wanted, rtol=0, atol=error)
+
+    compare(benchmark, record, row, GATHER[name], clips, check)
 
 
 def compare(
@@ -149,19 +178,19 @@ def optimum_of_problem(size: Size, regime: str) -> tuple[np.ndarray, list[float]
 
 @cache
 def exact_cost(size: Size, regime: str) -> Tensor:
-    return pairwise_cost(*in_float64(size, regime))
+    return pairwise_cost(*in_float64(size, regime), backend="reference")
 
 
 def exact_criterion(size: Size, regime: str, matched: Tensor) -> tuple[Tensor, ...]:
     """The loss and its gradients in float64."""
     exact = in_float64(size, regime)
     leaves = [value.requires_grad_() for value in exact[:2]]
-    loss = set_loss(*leaves, exact.targets, matched).total
+    loss = set_loss(*leaves, exact.targets, matched, backend="reference").total
     return loss, *torch.autograd.grad(loss, leaves)
 
 
 def in_float64(size: Size, regime: str) -> Problem:
-    """The same problem on the host, where the reference runs."""
+    """The same problem on the host."""
     logits, boxes, targets = make_problem(size, regime, torch.device("cpu"))
     return Problem(logits.double(), boxes.double(), targets._replace(boxes=targets.boxes.double()))
 

@@ -33,7 +33,6 @@ class Assignment(NamedTuple):
     status: Tensor
 
 
-@torch.no_grad()
 def assign(
     cost: Tensor,
     counts: Tensor | None = None,
@@ -52,7 +51,8 @@ def assign(
     Kernels compute in float32, and in float64 for float64, int32 and int64 costs.
     Raises ValueError for other shapes.
     """
-    row_of_column, *_, status = _solve(cost, counts, maximize, backend, duals=False)
+    _check(cost, counts)
+    row_of_column, status = _assign(_constant(cost), counts, maximize, backend)
     if check:
         if counts is not None:
             check_counts("counts", counts, cost.shape[2])
@@ -60,30 +60,44 @@ def assign(
     return row_of_column
 
 
-@torch.no_grad()
 def solve_assignment(
     cost: Tensor, counts: Tensor | None = None, *, maximize: bool = False, backend: Backend = "auto"
 ) -> Assignment:
     """`assign` with all that is known of the solution: both sides, the dual prices that prove it, and the status."""
-    return Assignment(*_solve(cost, counts, maximize, backend, duals=True))
+    _check(cost, counts)
+    return Assignment(*_solve_assignment(_constant(cost), counts, maximize, backend))
 
 
-def _solve(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Backend, duals: bool) -> tuple[Tensor, ...]:
+def _check(cost: Tensor, counts: Tensor | None) -> None:
     if cost.ndim != 3:
         raise ValueError(f"cost must be (B, N, M), got {tuple(cost.shape)}")
     if counts is not None and counts.shape != cost.shape[:1]:
         raise ValueError(f"counts must be ({cost.shape[0]},) for {cost.shape[0]} problems, got {tuple(counts.shape)}")
     if counts is not None and (counts.device != cost.device or counts.dtype not in (torch.int32, torch.int64)):
         raise ValueError(f"counts must be int32 or int64 on {cost.device}, got {counts.dtype} on {counts.device}")
-    return _assign(cost, counts, maximize, duals, backend)
+
+
+def _constant(cost: Tensor) -> Tensor:
+    return cost.detach() if cost.requires_grad else cost
+
+
+@operator("assign(Tensor cost, Tensor? counts, bool maximize, str backend) -> (Tensor, Tensor)")
+def _assign(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Any) -> tuple[Tensor, Tensor]:
+    """row_of_column and status."""
+    row_of_column, *_, status = _compute(cost, counts, maximize, backend, duals=False)
+    return row_of_column, status
 
 
 @operator(
-    "assign(Tensor cost, Tensor? counts, bool maximize, bool duals, str backend)"
+    "solve_assignment(Tensor cost, Tensor? counts, bool maximize, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-def _assign(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool, backend: Any) -> tuple[Tensor, ...]:
-    """The fields of `Assignment`; the duals are empty where they are not asked for."""
+def _solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Any) -> tuple[Tensor, ...]:
+    """The fields of `Assignment`."""
+    return _compute(cost, counts, maximize, backend, duals=True)
+
+
+def _compute(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Backend, duals: bool) -> tuple[Tensor, ...]:
     compute = implementation(
         backend,
         cost.device,
@@ -99,11 +113,16 @@ def _by_kernels(chosen: str, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.register_fake("actdet_kernels::assign", lib=LIBRARY)
-def _shapes(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool, backend: str) -> Any:
+def _shapes(cost: Tensor, counts: Tensor | None, maximize: bool, backend: str) -> Any:
+    batch, _, columns = cost.shape
+    return cost.new_empty((batch, columns), dtype=torch.int64), cost.new_empty(batch, dtype=torch.int32)
+
+
+@torch.library.register_fake("actdet_kernels::solve_assignment", lib=LIBRARY)
+def _all_shapes(cost: Tensor, counts: Tensor | None, maximize: bool, backend: str) -> Any:
     batch, rows, columns = cost.shape
     sides = (cost.new_empty((batch, size), dtype=torch.int64) for size in (columns, rows))
-    dtype = reference.dual_dtype(cost.dtype)
-    prices = (cost.new_empty((batch, size if duals else 0), dtype=dtype) for size in (rows, columns))
+    prices = (cost.new_empty((batch, size), dtype=reference.dual_dtype(cost.dtype)) for size in (rows, columns))
     return *sides, *prices, cost.new_empty(batch, dtype=torch.int32)
 
 

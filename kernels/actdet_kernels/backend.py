@@ -83,6 +83,7 @@ def choose_backend(
 choose_backend.__dict__["_dynamo_marked_constant"] = True
 
 
+@cache
 def kernel_module(chosen: str, name: str) -> ModuleType:
     """The file of an operation's kernels, which is not imported before it is used."""
     return importlib.import_module(f"actdet_kernels.{chosen}.{name}")

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 from actdet_kernels import MatchWeights, match, pairwise_cost, set_loss
-from device import DEVICE
+from device import DEVICE, KINDS
 from oracles import costs, loss_case, random_boxes, random_tubelets, sigmoid_class_costs, tubelet_costs
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
-KINDS = ["triton", "cpu", "reference"]
 
 # leading, queries, classes, counts, size
 CASES = [((2,), 12, 3, [1, 0, 3], 3), ((), 5, 65, [7, 3], 9)]

@@ -1,7 +1,8 @@
-"""Where the tests run the kernels: on a GPU, or else in Triton's interpreter, which is slow."""
+"""Which kernels the tests run, and where: Triton's on a GPU, or else in its interpreter, which is slow."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import pytest
@@ -18,5 +19,8 @@ NEEDS_KERNELS = [
 ]
 POISONED = [*NEEDS_KERNELS, pytest.mark.usefixtures("allocated")]
 
-# What holds of the kernels holds of both kinds.
-EACH_KERNEL = pytest.mark.parametrize("kernels", ["triton", "cpu"])
+# What holds of one implementation holds of all. (Whether the C++ one must be there, `test_backend.py` says.)
+HAS_CPP = importlib.util.find_spec("actdet_kernels.cpu.native") is not None
+KERNELS = ["triton", "cpu"] if HAS_CPP else ["triton"]
+KINDS = [*KERNELS, "reference"]
+EACH_KERNEL = pytest.mark.parametrize("kernels", KERNELS)

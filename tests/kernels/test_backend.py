@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from actdet_kernels import assign, backend, explain_backend, gather_clips
+from device import HAS_CPP
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+NEEDS_CPP = pytest.mark.skipif(not HAS_CPP, reason="the C++ kernels were not built")
 NOT_BUILT = "the C++ kernels were not built, which takes a C++ compiler when this package is installed"
 
 
@@ -38,6 +40,7 @@ def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
     assert backend._cpu_obstacle() is None
 
 
+@NEEDS_CPP
 @pytest.mark.parametrize("interpret", ["0", "1"])
 def test_the_automatic_choice_on_a_cpu_is_cpp(interpret: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
@@ -78,6 +81,7 @@ def test_the_interpreter_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -
         backend.choose_backend("triton", torch.device("mps"))
 
 
+@NEEDS_CPP
 @pytest.mark.parametrize(("capability", "choice"), [((5, 2), "cpu"), ((6, 0), "triton"), ((9, 0), "triton")])
 def test_the_automatic_choice_on_a_gpu(
     capability: tuple[int, int], choice: str, monkeypatch: pytest.MonkeyPatch

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from actdet_kernels import Targets, Tubelets, assign, match, pairwise_cost, set_loss, solve_matching
-from device import DEVICE, POISONED
+from device import DEVICE, KINDS, POISONED
 from oracles import loss_case, random_boxes, random_tubelets
 from torch import Tensor
 
 pytestmark = POISONED
-KINDS: Any = ("triton", "cpu", "reference")
 LOSSES: Any = ("cross_entropy", "focal")
 BATCH, QUERIES, CLASSES, SIZE = 2, 5, 3, 3
 

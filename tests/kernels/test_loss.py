@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from actdet_kernels import MatchWeights, SetLoss, Targets, giou_loss, set_loss
-from device import DEVICE, EACH_KERNEL, POISONED
+from device import DEVICE, EACH_KERNEL, KINDS, POISONED
 from oracles import criterion, loss_case, random_boxes, random_targets, random_tubelets
 from torch import Tensor
 
@@ -475,7 +475,7 @@ def test_a_gradient_goes_only_where_it_is_wanted(kernels: Any, wanting: int) -> 
     assert not set_loss(*arguments, backend=kernels).total.requires_grad
 
 
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_targets_get_no_gradient(kind: Any) -> None:
     logits, boxes, targets, matched = on_device(*loss_case((), 5, 3, [2], 2, "cross_entropy"))
     goal = targets.boxes.detach().requires_grad_()

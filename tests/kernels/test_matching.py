@@ -19,7 +19,7 @@ from actdet_kernels import (
     pairwise_cost,
     solve_assignment,
 )
-from device import DEVICE, EACH_KERNEL, POISONED
+from device import DEVICE, EACH_KERNEL, KINDS, POISONED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import best_assignment, costs, random_boxes, random_logits, random_targets
@@ -96,14 +96,14 @@ def problems(kind: str, shape: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(values[kind])
 
 
-KINDS = [
+PROBLEMS = [
     "random", "integer", "tied", "duplicate rows", "near-identical queries", "trained", "huge range", "far from zero",
     "adversarial",
 ]  # fmt: skip
 
 
 @EACH_KERNEL
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROBLEMS)
 @pytest.mark.parametrize("shape", [(2, 12, 4), (1, 9, 9), (2, 3, 7)])
 @pytest.mark.parametrize(("dtype", "maximize"), [(torch.float32, False), (torch.float64, True)])
 def test_assignment_is_optimal_and_proves_it(
@@ -239,7 +239,7 @@ def test_a_bad_problem_does_not_touch_its_neighbours(kernels: Any) -> None:
     assert torch.equal(solution.row_of_column[::2], clean[::2])
 
 
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_check_names_the_problem(kind: Any) -> None:
     cost = torch.ones(3, 4, 2, device=DEVICE)
     assign(cost, backend=kind, check=True)
@@ -250,7 +250,7 @@ def test_check_names_the_problem(kind: Any) -> None:
         assign(cost, backend=kind, check=True)
 
 
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(3, 6, 4), (2, 3, 7), (1, 5, 5), (2, 0, 3)])
 def test_both_implementations_tell_the_same(kind: Any, shape: tuple[int, int, int]) -> None:
     """Unlike everything above this also holds the reference to its duals."""
@@ -361,7 +361,7 @@ def test_whole_blocks_of_classes_may_be_masked(kernels: Any, masked: slice) -> N
     check_match(got.cpu(), wanted, [2, 6], 1e-12)
 
 
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_label_without_a_logit_costs_nan_and_is_reported(kind: Any) -> None:
     targets = random_targets([3], 3, 2, seed=30)
     targets.labels[0, 1], targets.labels[0, 2] = 3, -1

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from actdet_kernels import MatchWeights, Targets, Tubelets, gather_clips, match, set_loss
-from device import DEVICE, NEEDS_KERNELS
+from actdet_kernels import MatchWeights, Targets, Tubelets, assign, gather_clips, match, set_loss
+from device import DEVICE, KINDS, NEEDS_KERNELS
 from oracles import loss_case, random_boxes, random_clips, random_tubelets
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 pytestmark = [
@@ -61,11 +63,11 @@ def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
     cost = torch.rand(2, 4, 5, device=DEVICE).to(dtype)
     pool, indices, windows, colour, levels = make_clips()
     found = {}
-    for kind in ("triton", "cpu", "reference"):
+    for kind in KINDS:
         found[f"pairwise_cost {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", 0.25, 2.0, "giou", kind)
         found[f"match {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", 0.25, 2.0, "giou", kind)
-        found[f"assign {kind}"] = (cost, targets.counts, False, True, kind)
-        found[f"assign {kind} without duals and counts"] = (cost.mT, None, True, False, kind)
+        found[f"assign {kind}"] = (cost, targets.counts, False, kind)
+        found[f"solve_assignment {kind} without counts"] = (cost.mT, None, True, kind)
         if kind != "reference":
             found[f"set_loss {kind}"] = (logits, boxes, *flat(targets), matched, None, *loss, kind)
             found[f"set_loss {kind} with class weights"] = (
@@ -131,6 +133,36 @@ def test_fake_outputs_are_as_the_real_ones(name: str, dtype: torch.dtype) -> Non
             assert one.device.type == other.device.type
 
 
+class Recorded(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_looks_sees_the_operator() -> None:
+    """Where nobody does, it is computed without the dispatcher, with the same result."""
+    cost = torch.rand(2, 4, 3, device=DEVICE)
+    wanted = assign(cost)
+    with Recorded() as recorded:
+        assert torch.equal(assign(cost), wanted)
+    assert "actdet_kernels.assign.default" in recorded.names
+
+    with FakeTensorMode() as mode:
+        assert isinstance(assign(mode.from_tensor(cost)), FakeTensor)
+    assert "actdet_kernels.assign" in make_fx(lambda matrix: assign(matrix))(cost).code
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assign(cost)
+    assert "actdet_kernels::assign" in {event.name for event in profile.events()}
+
+    assert torch.equal(torch.func.vmap(assign)(cost[:, None])[:, 0], wanted)
+    assert torch.equal(assign(torch.nn.Parameter(cost)), wanted)
+
+
 def criterion(logits: Tensor, boxes: Tensor, targets: Any, kind: Any, per_layer: bool) -> tuple[Tensor, ...]:
     matched = match(logits, boxes, targets, backend=kind)
     return matched, *set_loss(
@@ -154,7 +186,7 @@ def check_compiled(compiled: Any, kind: Any, tubelets: bool, leading: tuple[int,
 
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_compiled_whole_it_gives_what_it_gives_eagerly(kind: str, compiler: str, dynamic: bool | None) -> None:
     torch.compiler.reset()
     compiled = torch.compile(criterion, fullgraph=True, backend=compiler, dynamic=dynamic)
@@ -178,7 +210,7 @@ def test_compiled_it_refuses_a_second_derivative_too() -> None:
 
 
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_compiled_by_inductor_it_gives_what_it_gives_eagerly(kind: str) -> None:
     torch.compiler.reset()
     check_compiled(torch.compile(criterion, fullgraph=True), kind, False, (2,), exact=kind != "reference")
@@ -206,7 +238,7 @@ def test_compiled_clips_are_the_eager_ones(kind: str, compiler: str, dynamic: bo
 
 
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_clips_compiled_by_inductor_are_the_eager_ones(kind: str) -> None:
     torch.compiler.reset()
     check_compiled_clips(torch.compile(gather_clips, fullgraph=True), kind)

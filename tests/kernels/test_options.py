@@ -16,8 +16,8 @@ from actdet_kernels import (
     reference,
     set_loss,
 )
-from checks import CASES, KINDS, WEIGHTS, check_cost, check_loss, on_device, same_in_all
-from device import DEVICE, EACH_KERNEL, HAS_TRITON, POISONED
+from checks import CASES, WEIGHTS, check_cost, check_loss, on_device, same_in_all
+from device import DEVICE, EACH_KERNEL, HAS_TRITON, KINDS, POISONED
 from oracles import (
     costs,
     criterion,

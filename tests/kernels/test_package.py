@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ print(json.dumps({
     "losses": sorted(losses),
     "gradients": [bool(leaf.grad.isfinite().all() and leaf.grad.any()) for leaf in (logits, boxes)],
     "actdet": find_spec("actdet") is not None,
+    "backend": actdet_kernels.explain_backend(logits.device),
 }))
 """
+NO_COMPILER = {"CC": "nowhere/cc", "CXX": "nowhere/c++"}
 PLACES = """
 import json, actdet, actdet_kernels, actdet_kernels.triton.loss
 print(json.dumps([actdet.__file__, actdet_kernels.__file__]))
@@ -88,8 +91,10 @@ def folders(package: Path) -> set[str]:
     return {".".join(file.parent.relative_to(package.parent).parts) for file in package.rglob("__init__.py")}
 
 
-def run(*command: Any, folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, env={}, check=True, stdout=subprocess.PIPE, text=True, timeout=250)
+def run(*command: Any, folder: Path, **variables: str) -> str:
+    done = subprocess.run(
+        command, cwd=folder, env=variables, check=True, stdout=subprocess.PIPE, text=True, timeout=250
+    )
     return done.stdout
 
 
@@ -98,7 +103,7 @@ def checkout(tmp_path: Path) -> Path:
     """A copy: what is built leaves its traces beside the sources."""
     pytest.importorskip("setuptools")
     folder = tmp_path / "checkout"
-    traces = shutil.ignore_patterns("*.egg-info", "build", "__pycache__")
+    traces = shutil.ignore_patterns("*.egg-info", "build", "__pycache__", "*.so")
     for name in ("actdet", "kernels"):
         shutil.copytree(ROOT / name, folder / name, ignore=traces)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -116,10 +121,10 @@ def environment(tmp_path: Path) -> Path:
     return folder
 
 
-def install(environment: Path, *what: Any, folder: Path) -> None:
+def install(environment: Path, *what: Any, folder: Path, **variables: str) -> None:
     """Itself, and nothing that it asks for."""
     pip = [environment / "bin/python", "-m", "pip", "install", "--no-index", "--no-build-isolation"]
-    run(*pip, "--ignore-installed", "--no-deps", *what, folder=folder)
+    run(*pip, "--ignore-installed", "--no-deps", *what, folder=folder, **variables)
 
 
 def require(environment: Path, name: str, *options: Any) -> None:
@@ -148,6 +153,34 @@ def test_installed_alone_it_runs_a_criterion(checkout: Path, environment: Path) 
     assert found["losses"] == ["cardinality_error", "class_error", "loss_bbox", "loss_ce", "loss_giou"]
     assert found["gradients"] == [True, True]
     assert not found["actdet"]
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_reference_runs(checkout: Path, environment: Path) -> None:
+    install(environment, "./kernels", folder=checkout, **NO_COMPILER)
+    found = json.loads(run(environment / "bin/python", "-c", CRITERION, folder=environment))
+    assert found["gradients"] == [True, True]
+    assert found["backend"].startswith("reference: the C++ kernels were not built, ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_a_wheel_needs_no_compiler(checkout: Path, environment: Path) -> None:
+    """One for every Python: it holds nothing of this one's, nor of this PyTorch's."""
+    pip = [environment / "bin/python", "-m", "pip", "wheel", "--no-index", "--no-build-isolation", "--no-deps"]
+    run(*pip, "./kernels", folder=checkout)
+    (wheel,) = checkout.glob("*.whl")
+    assert wheel.name.startswith("actdet_kernels-")
+    assert "-cp311-abi3-linux_" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if "/cpu/" in name]
+    assert "actdet_kernels/cpu/native.abi3.so" in names
+    assert not any("/src/" in name for name in names)
+
+    install(environment, wheel, folder=checkout, **NO_COMPILER)
+    found = json.loads(run(environment / "bin/python", "-c", CRITERION, folder=environment))
+    assert found["backend"].startswith("cpu: C++ kernels, ")
+    assert found["gradients"] == [True, True]
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from actdet_kernels import match, pairwise_cost, set_loss
-from checks import CASES, KINDS, check_cost, check_loss, on_device, same_in_all, sigmoid_cost_case
-from device import DEVICE, POISONED
+from checks import CASES, check_cost, check_loss, on_device, same_in_all, sigmoid_cost_case
+from device import DEVICE, KINDS, POISONED
 from oracles import (
     criterion,
     loss_case,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from actdet_kernels import MatchWeights, Targets, Tubelets, match, pairwise_cost, set_loss, solve_matching
-from device import DEVICE, EACH_KERNEL, POISONED
+from device import DEVICE, EACH_KERNEL, KINDS, POISONED
 from oracles import (
     loss_case,
     random_boxes,
@@ -45,7 +45,7 @@ def make(case: Any, kind: str, dtype: torch.dtype = torch.float64) -> tuple[Tens
     return logits.to(DEVICE, dtype), boxes.to(DEVICE, dtype), targets.to(DEVICE), matched.to(DEVICE)
 
 
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("class_cost", ["softmax", "focal"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_cost_and_matching_are_the_loops(case: Any, class_cost: Any, kind: Any) -> None:
@@ -64,7 +64,7 @@ def test_cost_and_matching_are_the_loops(case: Any, class_cost: Any, kind: Any) 
         assert math.fsum(matrix[pair] for pair in pairs) == pytest.approx(best, rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
 @pytest.mark.parametrize("case", CASES[:-1], ids=str)
 def test_losses_and_gradients_are_the_loops(case: Any, class_loss: Any, kind: Any) -> None:
@@ -85,7 +85,7 @@ def test_losses_and_gradients_are_the_loops(case: Any, class_loss: Any, kind: An
         torch.testing.assert_close(one.cpu(), other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_visible_frame_makes_a_box(kind: Any) -> None:
     """The very same numbers as with plain boxes, in everything."""
     logits, boxes, targets, _ = loss_case((2,), 5, 3, [2, 0, 3], 3, "cross_entropy")
@@ -101,7 +101,7 @@ def test_a_visible_frame_makes_a_box(kind: Any) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_frames_that_are_not_visible_do_not_matter_and_get_no_gradient(kind: Any, dtype: torch.dtype) -> None:
     """Predictions are finite everywhere, targets are NaN and infinite where they are not visible."""
@@ -130,7 +130,7 @@ def test_frames_that_are_not_visible_do_not_matter_and_get_no_gradient(kind: Any
     assert (gradient[seen] != 0).any(-1).all()
 
 
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_tubelet_visible_nowhere_has_a_class_and_no_boxes(kind: Any) -> None:
     targets = random_targets([1], 1, 2, seed=1)
     tubelets = Tubelets(targets.labels, torch.full((1, 1, 3, 4), math.nan), targets.counts, torch.zeros(1, 1, 3).bool())
@@ -146,7 +146,7 @@ def test_a_tubelet_visible_nowhere_has_a_class_and_no_boxes(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
-@pytest.mark.parametrize("kind", ["triton", "cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_the_finite_differences(frames: int, kind: Any) -> None:
     logits, boxes, targets, matched = make(((2,), 3, 3, [2, 1], 2, frames), "cross_entropy")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,15 @@ def head(dtype: torch.dtype) -> tuple[bool, int]:
 
 
 def in_memory(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Itself where it is so already, which nearly all are, and which is quicker to ask than to do nothing."""
+    if tensor.dtype == dtype and tensor.is_cpu and tensor.is_contiguous():
+        return tensor
     return tensor.detach().to(CPU, dtype).contiguous()
+
+
+def back_on(device: torch.device, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What was written, on the device that the inputs are on."""
+    return tuple(tensors) if device.type == "cpu" else tuple(tensor.to(device) for tensor in tensors)
 
 
 def pointer(tensor: Tensor | None) -> int:

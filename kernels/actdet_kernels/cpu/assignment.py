@@ -7,25 +7,26 @@ from torch import Tensor
 
 from actdet_kernels import reference
 from actdet_kernels.cpu import arguments, native
-from actdet_kernels.cpu.arguments import CPU, head, in_memory, pointer
+from actdet_kernels.cpu.arguments import CPU, back_on, head, in_memory, pointer
+
+NOTHING = torch.empty(0)
 
 
 def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
-    """The fields of `assignment.Assignment`; the duals are empty where they are not asked for."""
+    """The fields of `assignment.Assignment`; all but the first and the last are empty where no duals are asked for."""
     batch, rows, columns = cost.shape
     dtype = reference.dual_dtype(cost.dtype)
-    values = cost.detach().to(CPU, dtype)
+    values = cost if cost.is_cpu and cost.dtype == dtype else cost.detach().to(CPU, dtype)
     counts = None if counts is None else in_memory(counts, torch.int64)
-    found = (
-        arguments.empty((batch, columns), torch.int64),
-        arguments.empty((batch, rows), torch.int64),
-        arguments.empty((batch, rows if duals else 0), dtype),
-        arguments.empty((batch, columns if duals else 0), dtype),
-        arguments.empty((batch,), torch.int32),
-    )
-    row_of_column, column_of_row, row_dual, column_dual, status = map(pointer, found)
-    if not duals:
-        row_dual = column_dual = 0
+    row_of_column = arguments.empty((batch, columns), torch.int64)
+    status = arguments.empty((batch,), torch.int32)
+    more: tuple[Tensor, ...] = (NOTHING, NOTHING, NOTHING)
+    if duals:
+        more = (
+            arguments.empty((batch, rows), torch.int64),
+            arguments.empty((batch, rows), dtype),
+            arguments.empty((batch, columns), dtype),
+        )
     native.assign(
         *head(dtype),
         pointer(values),
@@ -34,10 +35,8 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
         pointer(counts),
         batch,
         maximize,
-        row_of_column,
-        column_of_row,
-        row_dual,
-        column_dual,
-        status,
+        pointer(row_of_column),
+        *map(pointer, more),
+        pointer(status),
     )
-    return tuple(field.to(cost.device) for field in found)
+    return back_on(cost.device, (row_of_column, *more, status))

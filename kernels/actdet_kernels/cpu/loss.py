@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from actdet_kernels.cpu import arguments, native
-from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, in_memory, pointer, predictions
+from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, back_on, in_memory, pointer, predictions
 from actdet_kernels.targets import Targets, Tubelets
 
 
@@ -43,7 +43,7 @@ def set_loss(
         *map(pointer, losses),
         pointer(divisors),
     )
-    return tuple(value.to(logits.device) for value in (*losses, divisors))
+    return back_on(logits.device, (*losses, divisors))
 
 
 def set_loss_gradient(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from actdet_kernels.cpu import arguments, native
-from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, pointer, predictions
+from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, back_on, pointer, predictions
 from actdet_kernels.targets import Targets, Tubelets
 
 
@@ -27,4 +27,5 @@ def match(
     status = arguments.empty(tuple(problems), torch.int32)
     options = (*weights, KINDS[class_cost], alpha, gamma, BOX_TERMS[box_term])
     native.match(*given.head, *given.numbers, *options, pointer(matched), pointer(status))
-    return matched.to(logits.device), status.to(logits.device)
+    matched, status = back_on(logits.device, (matched, status))
+    return matched, status

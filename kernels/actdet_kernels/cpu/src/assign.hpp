@@ -83,23 +83,30 @@ struct Bounds {
     }
 };
 
-// Copies a problem, its smaller side along the rows of the workspace.
+// Whether the columns of a problem are the rows of the workspace: the smaller side, and of two equal ones that which lies
+// closer together in memory.
+inline bool columns_first(const AssignArguments& a, int64_t count) {
+    return count < a.rows || (count == a.rows && a.stride_m != 1);
+}
+
+// Copies (small, large) elements into the rows of a workspace.
 template <typename Real>
-void load(const AssignArguments& a, int64_t problem, int64_t count, Workspace<Real>& w) {
-    const bool few = count <= a.rows;
-    const int64_t small = few ? count : a.rows;
-    const int64_t large = few ? a.rows : count;
-    const int64_t stride_i = few ? a.stride_m : a.stride_n;
-    const int64_t stride_j = few ? a.stride_n : a.stride_m;
-    const Real* from = reinterpret_cast<const Real*>(a.cost) + problem * a.stride_p;
-    const Real sign = a.maximize ? -1 : 1;
-    for (int64_t i = 0; i < small; ++i) {
-        Real* __restrict to = &w.costs[i * w.stride];
-        const Real* __restrict row = from + i * stride_i;
-        if (stride_j == 1) {
+void load(const Real* from, int64_t stride_i, int64_t stride_j, int64_t small, int64_t large, Real sign, Workspace<Real>& w) {
+    if (stride_j == 1) {
+        for (int64_t i = 0; i < small; ++i) {
+            const Real* __restrict row = from + i * stride_i;
+            Real* __restrict to = &w.costs[i * w.stride];
             for (int64_t j = 0; j < large; ++j) to[j] = sign * row[j];
-        } else {
-            for (int64_t j = 0; j < large; ++j) to[j] = sign * row[j * stride_j];
+        }
+        return;
+    }
+    // A transposition: some rows at a time, so that a line of the cache is read once.
+    constexpr int64_t kTogether = 64 / sizeof(Real);
+    for (int64_t first = 0; first < small; first += kTogether) {
+        const int64_t end = std::min(first + kTogether, small);
+        for (int64_t j = 0; j < large; ++j) {
+            const Real* line = from + j * stride_j;
+            for (int64_t i = first; i < end; ++i) w.costs[i * w.stride + j] = sign * line[i * stride_i];
         }
     }
 }
@@ -108,26 +115,29 @@ template <typename Real>
 void assign_problem(const AssignArguments& a, int64_t problem, Workspace<Real>& w) {
     const int64_t* counts = reinterpret_cast<const int64_t*>(a.counts);
     const int64_t count = counts == nullptr ? a.columns : std::clamp<int64_t>(counts[problem % a.samples], 0, a.columns);
-    const bool few = count <= a.rows;
+    const bool few = columns_first(a, count);
     const int64_t small = few ? count : a.rows;
     const int64_t large = few ? a.rows : count;
     int64_t* row_of_column = reinterpret_cast<int64_t*>(a.row_of_column) + problem * a.columns;
-    int64_t* column_of_row = reinterpret_cast<int64_t*>(a.column_of_row) + problem * a.rows;
     int32_t& status = reinterpret_cast<int32_t*>(a.status)[problem];
     std::fill_n(row_of_column, a.columns, -1);
-    std::fill_n(column_of_row, a.rows, -1);
     status = 0;
-    const bool duals = a.row_dual != 0 || a.column_dual != 0;  // of a side without elements there is none
+    // Of a side without elements there is none.
+    const bool duals = a.row_dual != 0 || a.column_dual != 0;
+    int64_t* column_of_row = duals ? reinterpret_cast<int64_t*>(a.column_of_row) + problem * a.rows : nullptr;
     Real* row_dual = duals ? reinterpret_cast<Real*>(a.row_dual) + problem * a.rows : nullptr;
     Real* column_dual = duals ? reinterpret_cast<Real*>(a.column_dual) + problem * a.columns : nullptr;
     if (duals) {
+        std::fill_n(column_of_row, a.rows, -1);
         std::fill_n(row_dual, a.rows, 0);
         std::fill_n(column_dual, a.columns, 0);
     }
     if (small == 0) return;
 
     w.resize(small, large);
-    load(a, problem, count, w);
+    const Real* from = reinterpret_cast<const Real*>(a.cost) + problem * a.stride_p;
+    const Real sign = a.maximize ? -1 : 1;
+    load(from, few ? a.stride_m : a.stride_n, few ? a.stride_n : a.stride_m, small, large, sign, w);
     const Bounds<Real> bounds(w, small, large);
     solve(w, small, large);
     status = bounds.status(w, small);
@@ -135,11 +145,10 @@ void assign_problem(const AssignArguments& a, int64_t problem, Workspace<Real>& 
         const int64_t row = few ? w.column_of[i] : i;
         const int64_t column = few ? i : w.column_of[i];
         row_of_column[column] = row;
-        column_of_row[row] = column;
+        if (duals) column_of_row[row] = column;
     }
     if (!duals) return;
 
-    const Real sign = a.maximize ? -1 : 1;
     Real* u = few ? column_dual : row_dual;
     Real* v = few ? row_dual : column_dual;
     for (int64_t i = 0; i < small; ++i) {

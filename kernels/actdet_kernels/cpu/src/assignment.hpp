@@ -32,6 +32,7 @@ struct Workspace {
     std::vector<int32_t> row_of;  // (stride) the row of each column, -1 for none
     std::vector<int32_t> column_of;  // (rows)
     std::vector<int32_t> unassigned;
+    std::vector<int32_t> waiting;  // what was unassigned before a round of bids
     std::vector<int32_t> reached;  // columns whose path is known
     int64_t stride = 0;
 
@@ -86,6 +87,41 @@ inline int32_t nearest(const Real* __restrict distance, const int32_t* __restric
     return first & (kTaken - 1);
 }
 
+template <typename Real>
+inline Real least_of(const Real* __restrict cost, int64_t size) {
+    Real least = kInfinity<Real>;
+#pragma omp simd reduction(min : least)
+    for (int64_t j = 0; j < size; ++j) least = cost[j] < least ? cost[j] : least;
+    return least;
+}
+
+// v[j] = the least of column j, of rows as they are or less their own least. How many rows are the least of a column.
+template <typename Real>
+int64_t column_minima(Workspace<Real>& w, int64_t size, bool of_rows_less_their_least) {
+    std::fill_n(w.v.begin(), size, kInfinity<Real>);
+    for (int64_t i = 0; i < size; ++i) {
+        const Real* __restrict cost = &w.costs[i * w.stride];
+        Real* __restrict v = w.v.data();
+        int32_t* __restrict row = w.before.data();
+        const Real base = of_rows_less_their_least ? least_of(cost, size) : Real(0);
+#pragma omp simd
+        for (int64_t j = 0; j < size; ++j) {
+            const Real value = cost[j] - base;
+            const bool less = value < v[j];
+            v[j] = less ? value : v[j];
+            row[j] = less ? static_cast<int32_t>(i) : row[j];
+        }
+    }
+    int64_t rows = 0;
+    for (int64_t j = 0; j < size; ++j) {
+        int32_t& seen = w.column_of[w.before[j]];
+        rows += seen == -1;
+        seen = 0;
+    }
+    std::fill(w.column_of.begin(), w.column_of.end(), -1);
+    return rows;
+}
+
 // The least of cost - v, where it is, and the least of the others.
 template <typename Real>
 struct Two {
@@ -124,20 +160,18 @@ void solve(Workspace<Real>& w, int64_t rows, int64_t columns) {
     const int64_t stride = w.stride;
     const bool square = rows == columns;
     if (square) {
-        std::fill_n(w.v.begin(), columns, kInfinity<Real>);
-        for (int64_t i = 0; i < rows; ++i) {
-            const Real* __restrict cost = &w.costs[i * stride];
-            Real* __restrict v = w.v.data();
-#pragma omp simd
-            for (int64_t j = 0; j < columns; ++j) v[j] = cost[j] < v[j] ? cost[j] : v[j];
-        }
+        // Columns start from their minima. Where few rows are the least of a column, that says what these rows cost less
+        // in every column, and hides all else (near-identical columns): then the minima of rows without it may say more.
+        const int64_t found = column_minima(w, columns, false);
+        if (found < columns / 4 && column_minima(w, columns, true) < found) column_minima(w, columns, false);
     }
 
     for (int64_t i = 0; i < rows; ++i) w.unassigned.push_back(static_cast<int32_t>(i));
     // Bids: a row whose best column is taken pushes its row out, or waits for a path where both are as good.
     for (int round = 0; round < 2 && !w.unassigned.empty(); ++round) {
-        std::vector<int32_t> waiting;
+        std::vector<int32_t>& waiting = w.waiting;
         waiting.swap(w.unassigned);
+        w.unassigned.clear();
         size_t next = 0;
         int64_t bids = 0;
         const int64_t most = 4 * rows;

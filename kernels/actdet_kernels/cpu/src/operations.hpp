@@ -11,8 +11,8 @@ namespace actdet {
 class Counter;
 
 // Problems cost (batch, rows, columns) of real, by strides in elements. counts (samples) int64 or none: problem p has
-// that of p % samples. row_of_column (batch, columns) and column_of_row (batch, rows) int64; row_dual and column_dual of
-// real, or none; status (batch) int32.
+// that of p % samples. row_of_column (batch, columns) int64; column_of_row (batch, rows) int64 and row_dual and
+// column_dual of real, or none of the three; status (batch) int32.
 struct AssignArguments {
     uintptr_t cost;
     int64_t batch, rows, columns;
