@@ -21,7 +21,8 @@ WEIGHTS = "float[] weights"
 
 # What PyTorch itself asks whether anything is between a call and its computation.
 MODES = torch._C._len_torch_dispatch_stack
-TRANSFORMATIONS = torch._C._functorch.peek_interpreter_stack
+TRANSFORMATIONS = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
+PROFILED = torch.autograd._profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
 
 PLAIN = (Tensor, Parameter)
 LIBRARY = torch.library.Library("actdet_kernels", "DEF")
@@ -52,7 +53,7 @@ def _nobody_looks(arguments: tuple[Any, ...]) -> bool:
     """Whether no tracer, mode, transformation, derivative or profiler could want to see the operator."""
     if torch.compiler.is_compiling() or MODES() > 0 or TRANSFORMATIONS() is not None:
         return False
-    if torch.autograd._profiler_enabled():
+    if PROFILED():
         return False
     differentiable = torch.is_grad_enabled()
     for value in arguments:
