@@ -10,8 +10,8 @@ from setuptools import Extension, setup
 
 SOURCES = "actdet_kernels/cpu/src"
 
-# No operation looks at the sign of a zero, at floating-point exceptions or at errno. What is not allowed is to contract
-# or to reorder: the results are the same bits on every x86-64 processor.
+# No operation looks at the sign of a zero, at floating-point exceptions or at errno. To reorder sums is allowed where a
+# loop says so, and nowhere else; to fuse multiplications with additions is not, so that near ties fall the same way.
 FLAGS = [
     "-std=c++17",
     "-O3",

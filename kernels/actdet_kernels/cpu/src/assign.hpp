@@ -21,12 +21,13 @@ inline constexpr Real kHuge = static_cast<Real>(0x1p90);
 template <typename Real>
 inline constexpr Real kShrink = static_cast<Real>(0x1p-40);
 
-// Makes the costs (small, large) in a workspace what the solver takes: infinite behind the last column, finite elsewhere.
+// Makes the costs (small, large) in a workspace what the solver takes: infinite behind the last column, finite
+// elsewhere.
 template <typename Real>
 struct Bounds {
-    Real scale = 1;          // what they were multiplied by
-    Real instead = 0;        // what stands for an entry that is not finite: dearer than any assignment without it
-    bool strange = false;    // whether there is one
+    Real scale = 1;        // what they were multiplied by
+    Real instead = 0;      // what stands for an entry that is not finite: dearer than any assignment without it
+    bool strange = false;  // whether there is one
 
     Bounds(Workspace<Real>& w, int64_t small, int64_t large) {
         Real low = kInfinity<Real>;
@@ -83,15 +84,17 @@ struct Bounds {
     }
 };
 
-// Whether the columns of a problem are the rows of the workspace: the smaller side, and of two equal ones that which lies
-// closer together in memory.
+// Whether the columns of a problem are the rows of the workspace: the smaller side, and of two equal ones that which
+// lies closer together in memory.
 inline bool columns_first(const AssignArguments& a, int64_t count) {
     return count < a.rows || (count == a.rows && a.stride_m != 1);
 }
 
 // Copies (small, large) elements into the rows of a workspace.
 template <typename Real>
-void load(const Real* from, int64_t stride_i, int64_t stride_j, int64_t small, int64_t large, Real sign, Workspace<Real>& w) {
+void load(
+    const Real* from, int64_t stride_i, int64_t stride_j, int64_t small, int64_t large, Real sign, Workspace<Real>& w
+) {
     if (stride_j == 1) {
         for (int64_t i = 0; i < small; ++i) {
             const Real* __restrict row = from + i * stride_i;
@@ -114,7 +117,8 @@ void load(const Real* from, int64_t stride_i, int64_t stride_j, int64_t small, i
 template <typename Real>
 void assign_problem(const AssignArguments& a, int64_t problem, Workspace<Real>& w) {
     const int64_t* counts = reinterpret_cast<const int64_t*>(a.counts);
-    const int64_t count = counts == nullptr ? a.columns : std::clamp<int64_t>(counts[problem % a.samples], 0, a.columns);
+    const int64_t count =
+        counts == nullptr ? a.columns : std::clamp<int64_t>(counts[problem % a.samples], 0, a.columns);
     const bool few = columns_first(a, count);
     const int64_t small = few ? count : a.rows;
     const int64_t large = few ? a.rows : count;
@@ -160,7 +164,9 @@ void assign_problem(const AssignArguments& a, int64_t problem, Workspace<Real>& 
 
 // The costs of every target of a sample, then its assignment. Nothing of the costs leaves the workspace.
 template <typename Real>
-void match_problem(const MatchArguments& a, int64_t problem, Costs<Real>& costs, std::vector<Real>& row, Workspace<Real>& w) {
+void match_problem(
+    const MatchArguments& a, int64_t problem, Costs<Real>& costs, std::vector<Real>& row, Workspace<Real>& w
+) {
     const Sample<Real> sample(a.predictions, problem);
     int64_t* matched = reinterpret_cast<int64_t*>(a.matched) + problem * a.predictions.size;
     int32_t& status = reinterpret_cast<int32_t*>(a.status)[problem];

@@ -23,13 +23,13 @@ template <typename Real>
 struct Workspace {
     static constexpr int64_t kPad = 64 / sizeof(Real);
 
-    std::vector<Real> costs;      // (rows, stride), finite, the smaller side along the rows
-    std::vector<Real> v;          // (stride) price of each column
-    std::vector<Real> shifted;    // (stride) the same, and -infinity for columns whose path is known
-    std::vector<Real> distance;   // (stride) length of the shortest path known to each column; infinity once it is final
-    std::vector<Real> final;      // (stride) that length, for columns whose path is known
-    std::vector<int32_t> before;  // (stride) the row before each column on that path
-    std::vector<int32_t> row_of;  // (stride) the row of each column, -1 for none
+    std::vector<Real> costs;     // (rows, stride), finite, the smaller side along the rows
+    std::vector<Real> v;         // (stride) price of each column
+    std::vector<Real> shifted;   // (stride) the same, and -infinity for columns whose path is known
+    std::vector<Real> distance;  // (stride) length of the shortest path known to each column; infinity once it is final
+    std::vector<Real> final;     // (stride) that length, for columns whose path is known
+    std::vector<int32_t> before;     // (stride) the row before each column on that path
+    std::vector<int32_t> row_of;     // (stride) the row of each column, -1 for none
     std::vector<int32_t> column_of;  // (rows)
     std::vector<int32_t> unassigned;
     std::vector<int32_t> waiting;  // what was unassigned before a round of bids
@@ -154,74 +154,82 @@ inline Two<Real> two_cheapest(const Real* __restrict cost, const Real* __restric
     return {least, equal > 1 ? least : second, first};
 }
 
+// A round of bids by the rows that are unassigned. Where a row's cheapest column is taken, it raises what that costs to
+// everybody else by what its second best would have cost it more, and pushes the other row out, which bids again. Where
+// two are as cheap it waits for a path.
+template <typename Real>
+void bid(Workspace<Real>& w, int64_t rows) {
+    std::vector<int32_t>& waiting = w.waiting;
+    waiting.swap(w.unassigned);
+    w.unassigned.clear();
+    size_t next = 0;
+    int64_t bids = 0;
+    const int64_t most = 4 * rows;
+    while (next < waiting.size()) {
+        const int32_t i = waiting[next++];
+        const Two<Real> best = two_cheapest(&w.costs[i * w.stride], w.v.data(), w.stride);
+        const int32_t j = best.column;
+        const int32_t owner = w.row_of[j];
+        const bool raises = best.second < kInfinity<Real> && best.least < best.second;
+        if (owner >= 0 && (!raises || ++bids > most)) {
+            w.unassigned.push_back(i);
+            continue;
+        }
+        if (raises) w.v[j] -= best.second - best.least;
+        w.row_of[j] = i;
+        w.column_of[i] = j;
+        if (owner >= 0) {
+            w.column_of[owner] = -1;
+            waiting[--next] = owner;
+        }
+    }
+}
+
+// Assigns one more row, along the cheapest path of re-assignments to a free column.
+template <typename Real>
+void augment(Workspace<Real>& w, int32_t root) {
+    const int64_t stride = w.stride;
+    std::copy(w.v.begin(), w.v.end(), w.shifted.begin());
+    std::fill(w.distance.begin(), w.distance.end(), kInfinity<Real>);
+    w.reached.clear();
+    int32_t i = root;
+    int32_t j = -1;
+    Real through = 0;
+    Real least = 0;
+    while (true) {
+        const Real* cost = &w.costs[i * stride];
+        least = relax(cost, w.shifted.data(), through, i, stride, w.distance.data(), w.before.data());
+        j = nearest(w.distance.data(), w.row_of.data(), least, stride);
+        if (w.row_of[j] < 0) break;
+        w.final[j] = least;
+        w.distance[j] = kInfinity<Real>;
+        w.shifted[j] = -kInfinity<Real>;
+        w.reached.push_back(j);
+        i = w.row_of[j];
+        // The dual of an assigned row follows from its pair, which is tight.
+        through = least - (w.costs[i * stride + j] - w.v[j]);
+    }
+    for (const int32_t known : w.reached) w.v[known] += w.final[known] - least;
+    for (int32_t row = -1; row != root;) {
+        row = w.before[j];
+        std::swap(w.column_of[row], j);
+        w.row_of[w.column_of[row]] = row;
+    }
+}
+
 // Assigns every row. costs beyond `columns` must be infinite, and all others finite.
 template <typename Real>
 void solve(Workspace<Real>& w, int64_t rows, int64_t columns) {
-    const int64_t stride = w.stride;
-    const bool square = rows == columns;
-    if (square) {
-        // Columns start from their minima. Where few rows are the least of a column, that says what these rows cost less
-        // in every column, and hides all else (near-identical columns): then the minima of rows without it may say more.
+    if (rows == columns) {
+        // Columns start from their minima. Where few rows are the least of a column, that says what these rows cost
+        // less in every column, and hides all else (near-identical columns): the minima of rows without it may say
+        // more.
         const int64_t found = column_minima(w, columns, false);
         if (found < columns / 4 && column_minima(w, columns, true) < found) column_minima(w, columns, false);
     }
-
     for (int64_t i = 0; i < rows; ++i) w.unassigned.push_back(static_cast<int32_t>(i));
-    // Bids: a row whose best column is taken pushes its row out, or waits for a path where both are as good.
-    for (int round = 0; round < 2 && !w.unassigned.empty(); ++round) {
-        std::vector<int32_t>& waiting = w.waiting;
-        waiting.swap(w.unassigned);
-        w.unassigned.clear();
-        size_t next = 0;
-        int64_t bids = 0;
-        const int64_t most = 4 * rows;
-        while (next < waiting.size()) {
-            const int32_t i = waiting[next++];
-            const Two<Real> best = two_cheapest(&w.costs[i * stride], w.v.data(), stride);
-            const int32_t j = best.column;
-            const int32_t owner = w.row_of[j];
-            const bool raises = best.second < kInfinity<Real> && best.least < best.second;
-            if (owner >= 0 && (!raises || ++bids > most)) {
-                w.unassigned.push_back(i);
-                continue;
-            }
-            if (raises) w.v[j] -= best.second - best.least;
-            w.row_of[j] = i;
-            w.column_of[i] = j;
-            if (owner >= 0) {
-                w.column_of[owner] = -1;
-                waiting[--next] = owner;
-            }
-        }
-    }
-
-    for (const int32_t root : w.unassigned) {
-        std::copy(w.v.begin(), w.v.end(), w.shifted.begin());
-        std::fill(w.distance.begin(), w.distance.end(), kInfinity<Real>);
-        w.reached.clear();
-        int32_t i = root;
-        Real through = 0;
-        Real least = 0;
-        int32_t j = -1;
-        while (true) {
-            least = relax(&w.costs[i * stride], w.shifted.data(), through, i, stride, w.distance.data(), w.before.data());
-            j = nearest(w.distance.data(), w.row_of.data(), least, stride);
-            if (w.row_of[j] < 0) break;
-            w.final[j] = least;
-            w.distance[j] = kInfinity<Real>;
-            w.shifted[j] = -kInfinity<Real>;
-            w.reached.push_back(j);
-            i = w.row_of[j];
-            // The dual of an assigned row follows from its pair, which is tight.
-            through = least - (w.costs[i * stride + j] - w.v[j]);
-        }
-        for (const int32_t known : w.reached) w.v[known] += w.final[known] - least;
-        for (int32_t row = -1; row != root;) {
-            row = w.before[j];
-            std::swap(w.column_of[row], j);
-            w.row_of[w.column_of[row]] = row;
-        }
-    }
+    for (int round = 0; round < 2 && !w.unassigned.empty(); ++round) bid(w, rows);
+    for (const int32_t root : w.unassigned) augment(w, root);
 }
 
 }  // namespace actdet::ACTDET_ISA

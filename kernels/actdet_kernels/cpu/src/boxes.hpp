@@ -75,7 +75,8 @@ inline Real arctan(Real y, Real x) {
     return y < 0 ? -angle : angle;
 }
 
-// CIoU's angle between the diagonals of boxes of these sides, none of them negative: 0 where one of the boxes is a point.
+// CIoU's angle between the diagonals of boxes of these sides, none of them negative: 0 where one of the boxes is a
+// point.
 //
 // atan(x) - atan(y) = atan((x - y) / (1 + x y)), whose denominator is not negative.
 template <typename Real>

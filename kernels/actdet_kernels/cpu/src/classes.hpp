@@ -47,7 +47,8 @@ inline Real power_of_distance(Real off, Real gamma) {
     return std::pow(off, gamma);
 }
 
-// The loss of a logit whose class is no label. factor: 1 - alpha of the focal loss, alpha of varifocal, 1 of quality focal.
+// The loss of a logit whose class is no label. factor: 1 - alpha of the focal loss, alpha of varifocal, 1 of quality
+// focal.
 template <Power kPower, typename Real>
 inline Real unlabeled(Real x, Real factor, Real gamma) {
     const Real tail = exponential(-std::abs(x));

@@ -1,11 +1,9 @@
 // Training clips out of a pool of video frames: gathered, stretched, colored and normalized, a row of pixels at a time.
 //
-//   u = left W + (x + 1/2) width - 1/2      output pixel (x, y) reads the source at (u, v), bilinear, within the picture
-//   v = top H + (y + 1/2) height - 1/2
-//   p1 = brightness p                       p in [0, 1], and m the mean of the clip's frames before any change
-//   p2 = m brightness + contrast (p1 - m brightness)
-//   p3 = grey + saturation (p2 - grey)      grey: the mean of the three channels of p2
-//   out = (clamp(p3, 0, 1) - mean) / std    ImageNet's
+//   u = left W + (x + 1/2) width - 1/2      output pixel (x, y) reads the source at (u, v), bilinear, within the
+//   picture v = top H + (y + 1/2) height - 1/2 p1 = brightness p                       p in [0, 1], and m the mean of
+//   the clip's frames before any change p2 = m brightness + contrast (p1 - m brightness) p3 = grey + saturation (p2 -
+//   grey)      grey: the mean of the three channels of p2 out = (clamp(p3, 0, 1) - mean) / std    ImageNet's
 //
 // Two rows of the source become one between them, and that one the row that is written: a loop over columns each.
 #pragma once

@@ -2,8 +2,8 @@
 //
 //   cost[j] = cls * class_cost + l1 * |b_j - target|_1 + giou * (1 - GIoU(b_j, target)),  or with DIoU or CIoU
 //
-// The class cost is -softmax, or what a sigmoid loss changes by when a logit gets a label. Of tubelets, L1, GIoU and IoU
-// are means over the visible frames; of several labels, the class costs are added up.
+// The class cost is -softmax, or what a sigmoid loss changes by when a logit gets a label. Of tubelets, L1, GIoU and
+// IoU are means over the visible frames; of several labels, the class costs are added up.
 #pragma once
 
 #include <algorithm>
@@ -65,7 +65,8 @@ void add_sigmoid_costs(const Real* x, const Real* q, Real alpha, Real gamma, int
 // terms += 1 - similarity of a target's box with boxes (4, size), and l1 += their distance, where there is l1.
 template <BoxTerm kTerm, bool kL1, typename Real>
 void add_box_terms(
-    const Real* __restrict boxes, const Real* __restrict target, int64_t size, Real* __restrict terms, Real* __restrict l1
+    const Real* __restrict boxes, const Real* __restrict target, int64_t size, Real* __restrict terms,
+    Real* __restrict l1
 ) {
     const Real* __restrict cx = boxes;
     const Real* __restrict cy = boxes + size;
@@ -87,8 +88,12 @@ template <typename Real>
 class Costs {
   public:
     explicit Costs(const CostOptions& options)
-        : cls_(options.cls), l1_weight_(options.l1), giou_weight_(options.giou), alpha_(options.alpha),
-          gamma_(options.gamma), kind_(static_cast<Kind>(options.class_cost)),
+        : cls_(options.cls),
+          l1_weight_(options.l1),
+          giou_weight_(options.giou),
+          alpha_(options.alpha),
+          gamma_(options.gamma),
+          kind_(static_cast<Kind>(options.class_cost)),
           term_(static_cast<BoxTerm>(options.box_term)) {}
 
     void look_at(const Sample<Real>& sample) {

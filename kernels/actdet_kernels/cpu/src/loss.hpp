@@ -1,8 +1,8 @@
 // The set loss of one sample after the other, and its gradient.
 //
-// Class losses are those of `classes.hpp`, or the cross entropy of every query, a query without a target being of the last
-// class; L1 and box terms are those of the matched pairs. What they are divided by is known once all samples were seen:
-// the loss leaves sums, which its caller adds up in a fixed order, and the gradient takes factors.
+// Class losses are those of `classes.hpp`, or the cross entropy of every query, a query without a target being of the
+// last class; L1 and box terms are those of the matched pairs. What they are divided by is known once all samples were
+// seen: the loss leaves sums, which its caller adds up in a fixed order, and the gradient takes factors.
 #pragma once
 
 #include <algorithm>
@@ -61,9 +61,14 @@ template <typename Real>
 class Losses {
   public:
     Losses(const Predictions& predictions, const LossOptions& options)
-        : predictions_(predictions), options_(options), kind_(static_cast<Kind>(options.class_loss)),
-          term_(static_cast<BoxTerm>(options.box_term)), alpha_(options.alpha), gamma_(options.gamma),
-          class_weights_(reinterpret_cast<const Real*>(options.class_weights)), row_(predictions.classes),
+        : predictions_(predictions),
+          options_(options),
+          kind_(static_cast<Kind>(options.class_loss)),
+          term_(static_cast<BoxTerm>(options.box_term)),
+          alpha_(options.alpha),
+          gamma_(options.gamma),
+          class_weights_(reinterpret_cast<const Real*>(options.class_weights)),
+          row_(predictions.classes),
           target_(predictions.queries) {}
 
     // sums (4).
@@ -103,7 +108,8 @@ class Losses {
         std::fill_n(d_boxes, sample.queries * sample.frames * 4, Real(0));
         for (int64_t n = 0; n < sample.queries; ++n) {
             const int64_t j = target_[n];
-            const Real by_cls = wrong(sample, j) ? std::numeric_limits<Real>::quiet_NaN() : static_cast<Real>(factors[0]);
+            const Real by_cls =
+                wrong(sample, j) ? std::numeric_limits<Real>::quiet_NaN() : static_cast<Real>(factors[0]);
             Real* __restrict to = d_logits + n * sample.classes;
             if (kind_ == Kind::kSoftmax) {
                 const Real* x = sample.logits + n * sample.classes;
@@ -199,9 +205,12 @@ class Losses {
 
     static Real similarity_of(BoxTerm term, const Real* a, const Real* b) {
         switch (term) {
-            case BoxTerm::kGiou: return similarity<Real, BoxTerm::kGiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
-            case BoxTerm::kDiou: return similarity<Real, BoxTerm::kDiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
-            case BoxTerm::kCiou: return similarity<Real, BoxTerm::kCiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
+            case BoxTerm::kGiou:
+                return similarity<Real, BoxTerm::kGiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
+            case BoxTerm::kDiou:
+                return similarity<Real, BoxTerm::kDiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
+            case BoxTerm::kCiou:
+                return similarity<Real, BoxTerm::kCiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
             default: return similarity<Real, BoxTerm::kIou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
         }
     }

@@ -1,5 +1,4 @@
-// Exponential and logarithm as plain arithmetic, so that the compiler makes vector instructions of loops around them, and
-// every instruction set gives the same bits.
+// Exponential and logarithm as plain arithmetic, so that the compiler makes vector instructions of loops around them.
 #pragma once
 
 #include <cmath>
@@ -33,8 +32,8 @@ inline Real select(bool condition, Real a, Real b) {
     return from_bits<Real>((to_bits(a) & mask) | (to_bits(b) & ~mask));
 }
 
-// e^x for x <= 0, within one unit in the last place; 0 below -87.3, where float32 has no more normal numbers. NaN for NaN.
-// The polynomial is that of Cephes (Moshier 1992).
+// e^x for x <= 0, within one unit in the last place; 0 below -87.3, where float32 has no more normal numbers. NaN for
+// NaN. The polynomial is that of Cephes (Moshier 1992).
 inline float exponential(float x) {
     const float bounded = x > -87.3f ? x : -87.3f;
     const float n = std::nearbyint(bounded * 1.44269504088896341f);

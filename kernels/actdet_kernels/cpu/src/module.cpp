@@ -120,7 +120,9 @@ actdet::LossOptions read_loss_options(Reader& read) {
 
 // Works on the items in as many threads as pay. Whether there was memory for it.
 template <typename Arguments>
-bool run(void (*work)(const Arguments&, Counter&), const Arguments& arguments, int64_t threads, int64_t items, int64_t size) {
+bool run(
+    void (*work)(const Arguments&, Counter&), const Arguments& arguments, int64_t threads, int64_t items, int64_t size
+) {
     const int64_t worth = std::clamp<int64_t>(size / kWorthThread, 1, std::max<int64_t>(threads, 1));
     return actdet::in_threads(worth, items, [&](Counter& next) { work(arguments, next); });
 }
@@ -203,7 +205,8 @@ PyObject* match(PyObject*, PyObject* const* given, Py_ssize_t count) {
     return finish(enough);
 }
 
-// total, cls, l1, giou: (layers) where per_layer, else (1); divisors (2, layers), of the class losses and of the others.
+// total, cls, l1, giou: (layers) where per_layer, else (1); divisors (2, layers), of the class losses and of the
+// others.
 struct Losses {
     uintptr_t total, cls, l1, giou, divisors;
     double weights[3];
@@ -227,15 +230,16 @@ void add_up(const actdet::LossArguments& a, const std::vector<double>& sums, con
     const bool cross_entropy = a.options.class_loss == 0;
     const double targets = target_count(p);
     Real* const outputs[4] = {
-        reinterpret_cast<Real*>(to.total), reinterpret_cast<Real*>(to.cls), reinterpret_cast<Real*>(to.l1),
+        reinterpret_cast<Real*>(to.total),
+        reinterpret_cast<Real*>(to.cls),
+        reinterpret_cast<Real*>(to.l1),
         reinterpret_cast<Real*>(to.giou),
     };
     Real* divisors = reinterpret_cast<Real*>(to.divisors);
     double all[3] = {0, 0, 0};
     const auto write = [&](int64_t place, const double* terms) {
-        outputs[0][place] = static_cast<Real>(
-            to.weights[0] * terms[0] + to.weights[1] * terms[1] + to.weights[2] * terms[2]
-        );
+        outputs[0][place] =
+            static_cast<Real>(to.weights[0] * terms[0] + to.weights[1] * terms[1] + to.weights[2] * terms[2]);
         for (int k = 0; k < 3; ++k) outputs[k + 1][place] = static_cast<Real>(terms[k]);
     };
     for (int64_t layer = 0; layer < layers; ++layer) {
@@ -289,7 +293,8 @@ PyObject* set_loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
 // What multiplies the derivatives of each layer's terms: their cotangents, which may be none, over their divisors.
 template <typename Real>
 void fill_factors(
-    const uintptr_t* cotangents, const double* weights, bool per_layer, uintptr_t divisors, int64_t layers, double* factors
+    const uintptr_t* cotangents, const double* weights, bool per_layer, uintptr_t divisors, int64_t layers,
+    double* factors
 ) {
     const Real* d_total = reinterpret_cast<const Real*>(cotangents[0]);
     const Real* divisor = reinterpret_cast<const Real*>(divisors);
@@ -305,8 +310,8 @@ void fill_factors(
     }
 }
 
-// set_loss_gradient(is_double, threads, *Predictions, *LossOptions, *weights, per_layer, divisors, d_total, d_cls, d_l1,
-// d_giou, d_logits, d_boxes)
+// set_loss_gradient(is_double, threads, *Predictions, *LossOptions, *weights, per_layer, divisors, d_total, d_cls,
+// d_l1, d_giou, d_logits, d_boxes)
 PyObject* set_loss_gradient(PyObject*, PyObject* const* given, Py_ssize_t count) {
     Reader read(given, count);
     const bool is_double = read.integer() != 0;

@@ -1,7 +1,7 @@
 // What each instruction set is compiled for, and how Python's module finds it.
 //
-// Tensors are contiguous unless they have strides, and their pointers numbers, as Python has them; 0 for none. `real` is
-// float or double, as the operation's name says.
+// Tensors are contiguous unless they have strides, and their pointers numbers, as Python has them; 0 for none. `real`
+// is float or double, as the operation's name says.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,9 @@ struct AssignArguments {
     uintptr_t row_of_column, column_of_row, row_dual, column_dual, status;
 };
 
-// logits (problems, queries, classes) and boxes (problems, queries, frames, 4) of real, a problem being a sample under a
-// layer; labels (batch, size, labels_each) int64, target_boxes (batch, size, frames, 4) of real, counts (batch) int64,
-// visible (batch, size, frames) bool or none.
+// logits (problems, queries, classes) and boxes (problems, queries, frames, 4) of real, a problem being a sample under
+// a layer; labels (batch, size, labels_each) int64, target_boxes (batch, size, frames, 4) of real, counts (batch)
+// int64, visible (batch, size, frames) bool or none.
 struct Predictions {
     uintptr_t logits, boxes, labels, target_boxes, counts, visible;
     int64_t layers, batch, queries, classes, size, frames, labels_each;
@@ -54,8 +54,8 @@ struct MatchArguments {
     uintptr_t matched, status;
 };
 
-// class_loss is a Kind, kSoftmax for the cross entropy. matched (problems, size) int64; class_weights (classes) of real,
-// or none.
+// class_loss is a Kind, kSoftmax for the cross entropy. matched (problems, size) int64; class_weights (classes) of
+// real, or none.
 struct LossOptions {
     double no_object_weight;
     int64_t class_loss;
@@ -71,8 +71,8 @@ struct LossArguments {
     uintptr_t sums;
 };
 
-// factors (layers, 3) double: what multiplies the derivatives of class losses, L1 and box terms; d_logits and d_boxes of
-// real, in the shapes of logits and boxes.
+// factors (layers, 3) double: what multiplies the derivatives of class losses, L1 and box terms; d_logits and d_boxes
+// of real, in the shapes of logits and boxes.
 struct GradientArguments {
     Predictions predictions;
     LossOptions options;
