@@ -37,9 +37,6 @@ $(VENV)/installed: pyproject.toml setup.py Makefile $(NATIVE)
 # for each other at every barrier.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
-# Whose tests are named after them. What compiles, starts other processes or needs a GPU has nothing for sanitizers.
-PYTEST_CPP = $(PYTEST) tests/kernels -k "cpu and not compiled and not package and not gpu"
-
 test: install lint $(call installed,$(TESTED_TRITONS))
 	$(PYTEST)
 
@@ -77,7 +74,8 @@ test-pascal: $(PASCAL)/installed
 	$(PASCAL)/bin/pytest tests/kernels
 	$(PASCAL)/bin/python -m actdet_kernels.gates
 
-# The C++ kernels, built to stop at the first wrong address and at undefined behavior, under their tests.
+# The C++ kernels, built to stop at the first wrong address and at undefined behavior, under the tests that run them and
+# neither compile nor start other processes.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
 RUNTIME = $(foreach library,asan ubsan,$(shell $(or $(CXX),c++) -print-file-name=lib$(library).so))
 
@@ -86,7 +84,7 @@ test-sanitized: install
 	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
 		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target runs/sanitized ./kernels
 	LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=runs/sanitized \
-		$(PYTEST_CPP)
+		$(PYTEST) tests/kernels -k "(cpu or invalid_values or beyond) and not compiled and not package"
 
 demo: install
 	rm -rf runs/demo
