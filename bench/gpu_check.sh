@@ -188,7 +188,7 @@ tests() {
 }
 
 OPERATIONS=()
-for operation in criterion match cost assign; do
+for operation in criterion match cost assign clips; do
     OPERATIONS+=("bench/test_kernels.py::test_$operation")
 done
 
