@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 namespace actdet::ACTDET_ISA {
 
@@ -91,21 +92,19 @@ inline Real angle_between(Real aw, Real ah, Real bw, Real bh) {
 template <typename Real>
 inline constexpr Real kFourByPiSquared = static_cast<Real>(0.40528473456935108578);
 
-// Generalized IoU (Rezatofighi et al. 2019), distance and complete IoU (Zheng et al. 2020), or IoU.
+// Generalized IoU (Rezatofighi et al. 2019), distance and complete IoU (Zheng et al. 2020), or IoU, of boxes whose
+// corners and areas are known; sides are not negative. Where a value is NaN, anything.
 template <typename Real, BoxTerm kTerm>
-inline Real similarity(Real ax, Real ay, Real aw, Real ah, Real bx, Real by, Real bw, Real bh) {
-    aw = not_negative(aw);
-    ah = not_negative(ah);
-    bw = not_negative(bw);
-    bh = not_negative(bh);
-    const Real ax1 = ax - aw / 2, ax2 = ax + aw / 2, ay1 = ay - ah / 2, ay2 = ay + ah / 2;
-    const Real bx1 = bx - bw / 2, bx2 = bx + bw / 2, by1 = by - bh / 2, by2 = by + bh / 2;
-    const Real overlap_x = not_negative(smaller(ax2, bx2) - larger(ax1, bx1));
-    const Real overlap_y = not_negative(smaller(ay2, by2) - larger(ay1, by1));
-    const Real hull_x = larger(ax2, bx2) - smaller(ax1, bx1);
-    const Real hull_y = larger(ay2, by2) - smaller(ay1, by1);
+inline Real similarity_of_corners(
+    Real ax, Real ay, Real aw, Real ah, Real ax1, Real ay1, Real ax2, Real ay2, Real a_area, Real bx, Real by, Real bw,
+    Real bh, Real bx1, Real by1, Real bx2, Real by2, Real b_area
+) {
+    const Real overlap_x = not_negative((ax2 < bx2 ? ax2 : bx2) - (ax1 > bx1 ? ax1 : bx1));
+    const Real overlap_y = not_negative((ay2 < by2 ? ay2 : by2) - (ay1 > by1 ? ay1 : by1));
+    const Real hull_x = (ax2 > bx2 ? ax2 : bx2) - (ax1 < bx1 ? ax1 : bx1);
+    const Real hull_y = (ay2 > by2 ? ay2 : by2) - (ay1 < by1 ? ay1 : by1);
     const Real both = overlap_x * overlap_y;
-    const Real either = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - both;
+    const Real either = a_area + b_area - both;
     const Real iou = divide_or_zero(both, either);
     if constexpr (kTerm == BoxTerm::kGiou) {
         const Real hull = hull_x * hull_y;
@@ -117,6 +116,27 @@ inline Real similarity(Real ax, Real ay, Real aw, Real ah, Real bx, Real by, Rea
     if constexpr (kTerm == BoxTerm::kDiou) return distance;
     const Real v = kFourByPiSquared<Real> * square(angle_between(aw, ah, bw, bh));
     return distance - divide_or_zero(v, not_negative(1 - iou) + v) * v;
+}
+
+// NaN where one of four values is, else 0.
+template <typename Real>
+inline Real flaw_of(const Real* box) {
+    const bool none = box[0] == box[0] && box[1] == box[1] && box[2] == box[2] && box[3] == box[3];
+    return none ? Real(0) : std::numeric_limits<Real>::quiet_NaN();
+}
+
+// The same of two boxes as they are given; NaN where one of their values is.
+template <BoxTerm kTerm, typename Real>
+inline Real similarity(const Real* a, const Real* b) {
+    const Real aw = not_negative(a[2]), ah = not_negative(a[3]);
+    const Real bw = not_negative(b[2]), bh = not_negative(b[3]);
+    const Real ax1 = a[0] - aw / 2, ax2 = a[0] + aw / 2, ay1 = a[1] - ah / 2, ay2 = a[1] + ah / 2;
+    const Real bx1 = b[0] - bw / 2, bx2 = b[0] + bw / 2, by1 = b[1] - bh / 2, by2 = b[1] + bh / 2;
+    const Real value = similarity_of_corners<Real, kTerm>(
+        a[0], a[1], aw, ah, ax1, ay1, ax2, ay2, (ax2 - ax1) * (ay2 - ay1), b[0], b[1], bw, bh, bx1, by1, bx2, by2,
+        (bx2 - bx1) * (by2 - by1)
+    );
+    return value + flaw_of(a) + flaw_of(b);
 }
 
 // d max(a, b) / d a, and d min(a, b) / d b: PyTorch halves it where they are equal.

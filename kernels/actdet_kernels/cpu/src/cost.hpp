@@ -62,24 +62,49 @@ void add_sigmoid_costs(const Real* x, const Real* q, Real alpha, Real gamma, int
     }
 }
 
-// terms += 1 - similarity of a target's box with boxes (4, size), and l1 += their distance, where there is l1.
+// What the boxes of a frame's queries are kept as, an array of each: the four values, sides that are not negative,
+// corners, areas, and NaN where a value is NaN.
+enum Column { kX, kY, kW, kH, kSideW, kSideH, kX1, kY1, kX2, kY2, kArea, kFlaw, kColumns };
+
+// Of a box, what the columns above hold of it.
+template <typename Real>
+inline void describe(const Real* box, Real* values, int64_t stride) {
+    const Real w = not_negative(box[2]);
+    const Real h = not_negative(box[3]);
+    const Real x1 = box[0] - w / 2, x2 = box[0] + w / 2, y1 = box[1] - h / 2, y2 = box[1] + h / 2;
+    const Real all[kColumns] = {box[0],      box[1], box[2], box[3], w, h, x1, y1, x2, y2, (x2 - x1) * (y2 - y1),
+                                flaw_of(box)};
+    for (int column = 0; column < kColumns; ++column) values[column * stride] = all[column];
+}
+
+// terms += 1 - similarity of a target's box with those of the queries, columns (kColumns, size), and l1 += their
+// distance.
 template <BoxTerm kTerm, bool kL1, typename Real>
-void add_box_terms(
-    const Real* __restrict boxes, const Real* __restrict target, int64_t size, Real* __restrict terms,
-    Real* __restrict l1
-) {
-    const Real* __restrict cx = boxes;
-    const Real* __restrict cy = boxes + size;
-    const Real* __restrict w = boxes + 2 * size;
-    const Real* __restrict h = boxes + 3 * size;
-    const Real bx = target[0];
-    const Real by = target[1];
-    const Real bw = target[2];
-    const Real bh = target[3];
+void add_box_terms(const Real* columns, const Real* target, int64_t size, Real* __restrict terms, Real* __restrict l1) {
+    Real b[kColumns];
+    describe(target, b, 1);
+    const Real bx = b[kX], by = b[kY], bw = b[kW], bh = b[kH], b_side_w = b[kSideW], b_side_h = b[kSideH];
+    const Real bx1 = b[kX1], by1 = b[kY1], bx2 = b[kX2], by2 = b[kY2], b_area = b[kArea], flaw_of_target = b[kFlaw];
+    const Real* __restrict x = columns + kX * size;
+    const Real* __restrict y = columns + kY * size;
+    const Real* __restrict w = columns + kW * size;
+    const Real* __restrict h = columns + kH * size;
+    const Real* __restrict side_w = columns + kSideW * size;
+    const Real* __restrict side_h = columns + kSideH * size;
+    const Real* __restrict x1 = columns + kX1 * size;
+    const Real* __restrict y1 = columns + kY1 * size;
+    const Real* __restrict x2 = columns + kX2 * size;
+    const Real* __restrict y2 = columns + kY2 * size;
+    const Real* __restrict area = columns + kArea * size;
+    const Real* __restrict flaw = columns + kFlaw * size;
 #pragma omp simd
     for (int64_t n = 0; n < size; ++n) {
-        terms[n] += 1 - similarity<Real, kTerm>(cx[n], cy[n], w[n], h[n], bx, by, bw, bh);
-        if constexpr (kL1) l1[n] += l1_distance(cx[n], cy[n], w[n], h[n], bx, by, bw, bh);
+        const Real value = similarity_of_corners<Real, kTerm>(
+            x[n], y[n], side_w[n], side_h[n], x1[n], y1[n], x2[n], y2[n], area[n], bx, by, b_side_w, b_side_h, bx1, by1,
+            bx2, by2, b_area
+        );
+        terms[n] += 1 - value + (flaw[n] + flaw_of_target);
+        if constexpr (kL1) l1[n] += l1_distance(x[n], y[n], w[n], h[n], bx, by, bw, bh);
     }
 }
 
@@ -98,11 +123,12 @@ class Costs {
 
     void look_at(const Sample<Real>& sample) {
         sample_ = &sample;
-        // (frames, 4, queries): a coordinate of all queries after the other.
-        boxes_.resize(sample.queries * sample.frames * 4);
+        // (frames, kColumns, queries).
+        boxes_.resize(sample.frames * kColumns * sample.queries);
         for (int64_t n = 0; n < sample.queries; ++n) {
-            for (int64_t k = 0; k < sample.frames * 4; ++k) {
-                boxes_[k * sample.queries + n] = sample.boxes[n * sample.frames * 4 + k];
+            for (int64_t t = 0; t < sample.frames; ++t) {
+                const Real* box = sample.boxes + (n * sample.frames + t) * 4;
+                describe(box, boxes_.data() + t * kColumns * sample.queries + n, sample.queries);
             }
         }
         for (auto* part : {&x_, &l1_, &giou_, &iou_}) part->resize(sample.queries);
@@ -172,7 +198,7 @@ class Costs {
             const int64_t place = j * sample_->frames + t;
             if (sample_->visible != nullptr && !sample_->visible[place]) continue;
             ++seen;
-            const Real* boxes = &boxes_[t * 4 * queries];
+            const Real* boxes = boxes_.data() + t * kColumns * queries;
             const Real* target = sample_->target_boxes + place * 4;
             switch (term_) {
                 case BoxTerm::kGiou:

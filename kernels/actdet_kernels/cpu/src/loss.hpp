@@ -205,13 +205,10 @@ class Losses {
 
     static Real similarity_of(BoxTerm term, const Real* a, const Real* b) {
         switch (term) {
-            case BoxTerm::kGiou:
-                return similarity<Real, BoxTerm::kGiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
-            case BoxTerm::kDiou:
-                return similarity<Real, BoxTerm::kDiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
-            case BoxTerm::kCiou:
-                return similarity<Real, BoxTerm::kCiou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
-            default: return similarity<Real, BoxTerm::kIou>(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
+            case BoxTerm::kGiou: return similarity<BoxTerm::kGiou>(a, b);
+            case BoxTerm::kDiou: return similarity<BoxTerm::kDiou>(a, b);
+            case BoxTerm::kCiou: return similarity<BoxTerm::kCiou>(a, b);
+            default: return similarity<BoxTerm::kIou>(a, b);
         }
     }
 
