@@ -93,6 +93,7 @@ def folders(package: Path) -> set[str]:
 
 
 def run(*command: Any, folder: Path, **variables: str) -> str:
+    variables["PATH"] = os.environ["PATH"]  # a compiler finds its own parts by it
     done = subprocess.run(
         command, cwd=folder, env=variables, check=True, stdout=subprocess.PIPE, text=True, timeout=250
     )
