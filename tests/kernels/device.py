@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HAS_TRITON = sys.platform == "linux"  # a dependency there: a kernel that cannot be imported fails its tests
 
 NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="there is no Triton for this platform")
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 NEEDS_KERNELS = [
     NEEDS_TRITON,
     # NumPy's, within the interpreter: on NaN and infinity, and on the way in which Triton 3.3 reads a scalar

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from actdet_kernels import assign, backend, explain_backend, gather_clips
-from device import HAS_CPP
+from device import HAS_CPP, NEEDS_COMPILER
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 NEEDS_CPP = pytest.mark.skipif(not HAS_CPP, reason="the C++ kernels were not built")
@@ -35,7 +34,7 @@ def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "NATIVE", "actdet_kernels.cpu.nowhere")
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+@NEEDS_COMPILER
 def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
     assert backend._cpu_obstacle() is None
 

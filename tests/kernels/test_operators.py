@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import pytest
 import torch
 from actdet_kernels import MatchWeights, Targets, Tubelets, assign, gather_clips, match, set_loss
-from device import DEVICE, KINDS, NEEDS_KERNELS
+from device import DEVICE, KINDS, NEEDS_COMPILER, NEEDS_KERNELS
 from oracles import loss_case, random_boxes, random_clips, random_tubelets
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -199,7 +198,7 @@ def test_compiled_it_refuses_a_second_derivative_too() -> None:
         torch.autograd.grad(total, leaves, create_graph=True)[0].sum().backward()
 
 
-@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@NEEDS_COMPILER  # inductor does
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_by_inductor_it_gives_what_it_gives_eagerly(kind: str) -> None:
     torch.compiler.reset()
@@ -227,7 +226,7 @@ def test_compiled_clips_are_the_eager_ones(kind: str, compiler: str, dynamic: bo
     check_compiled_clips(torch.compile(gather_clips, fullgraph=True, backend=compiler, dynamic=dynamic), kind)
 
 
-@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@NEEDS_COMPILER  # inductor does
 @pytest.mark.parametrize("kind", KINDS)
 def test_clips_compiled_by_inductor_are_the_eager_ones(kind: str) -> None:
     torch.compiler.reset()

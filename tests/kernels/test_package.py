@@ -18,6 +18,7 @@ from typing import Any
 import actdet_kernels
 import pytest
 import torch
+from device import NEEDS_COMPILER
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels"
@@ -172,7 +173,7 @@ def test_without_a_compiler_the_reference_runs(checkout: Path, environment: Path
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+@NEEDS_COMPILER
 def test_a_wheel_needs_no_compiler(checkout: Path, environment: Path) -> None:
     """One for every Python: it holds nothing of this one's, nor of this PyTorch's."""
     pip = [environment / "bin/python", "-m", "pip", "wheel", "--no-index", "--no-build-isolation", "--no-deps"]

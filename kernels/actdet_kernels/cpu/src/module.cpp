@@ -130,8 +130,18 @@ bool run(
 // How many numbers an operation on predictions works on.
 int64_t size_of(const actdet::Predictions& p) { return p.problems() * p.queries * (p.classes + p.size * p.frames * 4); }
 
-PyObject* finish(bool enough_memory) {
-    if (!enough_memory) return PyErr_NoMemory();
+// Computes while other threads of Python's go on. `compute` says whether there was memory for it.
+template <typename Compute>
+PyObject* without_python(const Compute& compute) {
+    bool enough;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        enough = compute();
+    } catch (const std::bad_alloc&) {
+        enough = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!enough) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -158,12 +168,10 @@ PyObject* assign(PyObject*, PyObject* const* given, Py_ssize_t count) {
     a.status = read.pointer();
     if (!read.finish()) return nullptr;
 
-    bool enough;
-    Py_BEGIN_ALLOW_THREADS;
-    const auto work = is_double ? operations->assign_double : operations->assign_float;
-    enough = run(work, a, threads, a.batch, a.batch * a.rows * a.columns);
-    Py_END_ALLOW_THREADS;
-    return finish(enough);
+    return without_python([&] {
+        const auto work = is_double ? operations->assign_double : operations->assign_float;
+        return run(work, a, threads, a.batch, a.batch * a.rows * a.columns);
+    });
 }
 
 // pairwise_cost(is_double, threads, *Predictions, *CostOptions, cost)
@@ -177,12 +185,10 @@ PyObject* pairwise_cost(PyObject*, PyObject* const* given, Py_ssize_t count) {
     a.cost = read.pointer();
     if (!read.finish()) return nullptr;
 
-    bool enough;
-    Py_BEGIN_ALLOW_THREADS;
-    const auto work = is_double ? operations->cost_double : operations->cost_float;
-    enough = run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
-    Py_END_ALLOW_THREADS;
-    return finish(enough);
+    return without_python([&] {
+        const auto work = is_double ? operations->cost_double : operations->cost_float;
+        return run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
+    });
 }
 
 // match(is_double, threads, *Predictions, *CostOptions, matched, status)
@@ -197,12 +203,10 @@ PyObject* match(PyObject*, PyObject* const* given, Py_ssize_t count) {
     a.status = read.pointer();
     if (!read.finish()) return nullptr;
 
-    bool enough;
-    Py_BEGIN_ALLOW_THREADS;
-    const auto work = is_double ? operations->match_double : operations->match_float;
-    enough = run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
-    Py_END_ALLOW_THREADS;
-    return finish(enough);
+    return without_python([&] {
+        const auto work = is_double ? operations->match_double : operations->match_float;
+        return run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
+    });
 }
 
 // total, cls, l1, giou: (layers) where per_layer, else (1); divisors (2, layers), of the class losses and of the
@@ -275,19 +279,14 @@ PyObject* set_loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
     to.divisors = read.pointer();
     if (!read.finish()) return nullptr;
 
-    bool enough;
-    Py_BEGIN_ALLOW_THREADS;
-    try {
+    return without_python([&] {
         std::vector<double> sums(a.predictions.problems() * 4);
         a.sums = reinterpret_cast<uintptr_t>(sums.data());
         const auto work = is_double ? operations->loss_double : operations->loss_float;
-        enough = run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
+        const bool enough = run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
         is_double ? add_up<double>(a, sums, to) : add_up<float>(a, sums, to);
-    } catch (const std::bad_alloc&) {
-        enough = false;
-    }
-    Py_END_ALLOW_THREADS;
-    return finish(enough);
+        return enough;
+    });
 }
 
 // What multiplies the derivatives of each layer's terms: their cotangents, which may be none, over their divisors.
@@ -329,21 +328,15 @@ PyObject* set_loss_gradient(PyObject*, PyObject* const* given, Py_ssize_t count)
     a.d_boxes = read.pointer();
     if (!read.finish()) return nullptr;
 
-    bool enough;
-    Py_BEGIN_ALLOW_THREADS;
-    try {
+    return without_python([&] {
         const int64_t layers = a.predictions.layers;
         std::vector<double> factors(layers * 3);
         a.factors = reinterpret_cast<uintptr_t>(factors.data());
         const auto fill = is_double ? fill_factors<double> : fill_factors<float>;
         fill(cotangents, weights, per_layer, divisors, layers, factors.data());
         const auto work = is_double ? operations->gradient_double : operations->gradient_float;
-        enough = run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
-    } catch (const std::bad_alloc&) {
-        enough = false;
-    }
-    Py_END_ALLOW_THREADS;
-    return finish(enough);
+        return run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
+    });
 }
 
 // gather_clips(type, threads, *ClipArguments); type: 0 for float, 1 for bfloat16, 2 for double.
@@ -367,15 +360,13 @@ PyObject* gather_clips(PyObject*, PyObject* const* given, Py_ssize_t count) {
     for (double& value : a.std_dev) value = read.real();
     if (!read.finish()) return nullptr;
 
-    bool enough;
-    Py_BEGIN_ALLOW_THREADS;
-    const auto work = type == 0   ? operations->clips_float
-                      : type == 1 ? operations->clips_bfloat16
-                                  : operations->clips_double;
-    const int64_t frames = a.clips * a.length;
-    enough = run(work, a, threads, frames, frames * a.height * a.width * 3);
-    Py_END_ALLOW_THREADS;
-    return finish(enough);
+    return without_python([&] {
+        const auto work = type == 0   ? operations->clips_float
+                          : type == 1 ? operations->clips_bfloat16
+                                      : operations->clips_double;
+        const int64_t frames = a.clips * a.length;
+        return run(work, a, threads, frames, frames * a.height * a.width * 3);
+    });
 }
 
 // frame_levels(threads, *LevelArguments)
@@ -389,11 +380,9 @@ PyObject* frame_levels(PyObject*, PyObject* const* given, Py_ssize_t count) {
     a.size = read.integer();
     if (!read.finish()) return nullptr;
 
-    bool enough;
-    Py_BEGIN_ALLOW_THREADS;
-    enough = run(operations->levels, a, threads, a.frames, a.frames * a.size / 16);
-    Py_END_ALLOW_THREADS;
-    return finish(enough);
+    return without_python([&] {
+        return run(operations->levels, a, threads, a.frames, a.frames * a.size / 16);
+    });
 }
 
 using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
