@@ -124,14 +124,14 @@ int64_t column_minima(Workspace<Real>& w, int64_t size, bool of_rows_less_their_
 
 // The least of cost - v, where it is, and the least of the others.
 template <typename Real>
-struct Two {
+struct TwoCheapest {
     Real least;
     Real second;
     int32_t column;
 };
 
 template <typename Real>
-inline Two<Real> two_cheapest(const Real* __restrict cost, const Real* __restrict v, int64_t stride) {
+inline TwoCheapest<Real> two_cheapest(const Real* __restrict cost, const Real* __restrict v, int64_t stride) {
     Real least = kInfinity<Real>;
 #pragma omp simd reduction(min : least)
     for (int64_t j = 0; j < stride; ++j) {
@@ -167,7 +167,7 @@ void bid(Workspace<Real>& w, int64_t rows) {
     const int64_t most = 4 * rows;
     while (next < waiting.size()) {
         const int32_t i = waiting[next++];
-        const Two<Real> best = two_cheapest(&w.costs[i * w.stride], w.v.data(), w.stride);
+        const TwoCheapest<Real> best = two_cheapest(&w.costs[i * w.stride], w.v.data(), w.stride);
         const int32_t j = best.column;
         const int32_t owner = w.row_of[j];
         const bool raises = best.second < kInfinity<Real> && best.least < best.second;

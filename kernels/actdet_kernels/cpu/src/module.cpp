@@ -130,9 +130,9 @@ bool run(
 // How many numbers an operation on predictions works on.
 int64_t size_of(const actdet::Predictions& p) { return p.problems() * p.queries * (p.classes + p.size * p.frames * 4); }
 
-// Computes while other threads of Python's go on. `compute` says whether there was memory for it.
+// Computes while other threads of Python go on. `compute` says whether there was memory for it.
 template <typename Compute>
-PyObject* without_python(const Compute& compute) {
+PyObject* without_gil(const Compute& compute) {
     bool enough;
     Py_BEGIN_ALLOW_THREADS;
     try {
@@ -168,7 +168,7 @@ PyObject* assign(PyObject*, PyObject* const* given, Py_ssize_t count) {
     a.status = read.pointer();
     if (!read.finish()) return nullptr;
 
-    return without_python([&] {
+    return without_gil([&] {
         const auto work = is_double ? operations->assign_double : operations->assign_float;
         return run(work, a, threads, a.batch, a.batch * a.rows * a.columns);
     });
@@ -185,7 +185,7 @@ PyObject* pairwise_cost(PyObject*, PyObject* const* given, Py_ssize_t count) {
     a.cost = read.pointer();
     if (!read.finish()) return nullptr;
 
-    return without_python([&] {
+    return without_gil([&] {
         const auto work = is_double ? operations->cost_double : operations->cost_float;
         return run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
     });
@@ -203,7 +203,7 @@ PyObject* match(PyObject*, PyObject* const* given, Py_ssize_t count) {
     a.status = read.pointer();
     if (!read.finish()) return nullptr;
 
-    return without_python([&] {
+    return without_gil([&] {
         const auto work = is_double ? operations->match_double : operations->match_float;
         return run(work, a, threads, a.predictions.problems(), size_of(a.predictions));
     });
@@ -211,7 +211,7 @@ PyObject* match(PyObject*, PyObject* const* given, Py_ssize_t count) {
 
 // total, cls, l1, giou: (layers) where per_layer, else (1); divisors (2, layers), of the class losses and of the
 // others.
-struct Losses {
+struct LossOutputs {
     uintptr_t total, cls, l1, giou, divisors;
     double weights[3];
     bool per_layer;
@@ -228,7 +228,7 @@ double target_count(const actdet::Predictions& p) {
 
 // Adds up the sums of the problems in their order.
 template <typename Real>
-void add_up(const actdet::LossArguments& a, const std::vector<double>& sums, const Losses& to) {
+void add_up(const actdet::LossArguments& a, const std::vector<double>& sums, const LossOutputs& to) {
     const actdet::Predictions& p = a.predictions;
     const int64_t layers = p.layers;
     const bool cross_entropy = a.options.class_loss == 0;
@@ -269,7 +269,7 @@ PyObject* set_loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
     actdet::LossArguments a;
     a.predictions = read_predictions(read);
     a.options = read_loss_options(read);
-    Losses to;
+    LossOutputs to;
     for (double& weight : to.weights) weight = read.real();
     to.per_layer = read.integer() != 0;
     to.total = read.pointer();
@@ -279,7 +279,7 @@ PyObject* set_loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
     to.divisors = read.pointer();
     if (!read.finish()) return nullptr;
 
-    return without_python([&] {
+    return without_gil([&] {
         std::vector<double> sums(a.predictions.problems() * 4);
         a.sums = reinterpret_cast<uintptr_t>(sums.data());
         const auto work = is_double ? operations->loss_double : operations->loss_float;
@@ -328,7 +328,7 @@ PyObject* set_loss_gradient(PyObject*, PyObject* const* given, Py_ssize_t count)
     a.d_boxes = read.pointer();
     if (!read.finish()) return nullptr;
 
-    return without_python([&] {
+    return without_gil([&] {
         const int64_t layers = a.predictions.layers;
         std::vector<double> factors(layers * 3);
         a.factors = reinterpret_cast<uintptr_t>(factors.data());
@@ -360,7 +360,7 @@ PyObject* gather_clips(PyObject*, PyObject* const* given, Py_ssize_t count) {
     for (double& value : a.std_dev) value = read.real();
     if (!read.finish()) return nullptr;
 
-    return without_python([&] {
+    return without_gil([&] {
         const auto work = type == 0   ? operations->clips_float
                           : type == 1 ? operations->clips_bfloat16
                                       : operations->clips_double;
@@ -380,7 +380,7 @@ PyObject* frame_levels(PyObject*, PyObject* const* given, Py_ssize_t count) {
     a.size = read.integer();
     if (!read.finish()) return nullptr;
 
-    return without_python([&] {
+    return without_gil([&] {
         return run(operations->levels, a, threads, a.frames, a.frames * a.size / 16);
     });
 }
