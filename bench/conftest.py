@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable
@@ -67,11 +68,11 @@ def device_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, "+" where files differ from it; "unknown" outside of git."""
+    """The commit of the checkout, "+" where files differ from it; outside of git $COMMIT, or "unknown"."""
     command = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
         return subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("COMMIT", "unknown")

@@ -19,7 +19,7 @@
 #
 # A part that reaches its limit is stopped, and the next one begins. DIR, runs/gpu where none is given, then has what the
 # part has done: PART.log; PART.xml, a JUnit file written after every test; PART.json, what report.py reads, written after
-# every row. PYTHON=... chooses another interpreter than python3.
+# every row. PYTHON=... chooses another interpreter than python3; COMMIT=... is what the rows name in a copy without git.
 set -uo pipefail
 
 FIRST=(correct capture step criterion)
@@ -106,6 +106,12 @@ bench_it() {
         -W default --results "$out/$part.json" --benchmark-columns=median "$@"
 }
 
+# For what is not timed: most of the time of these tests is the compiler's.
+PARALLEL=()
+in_parallel() {
+    $python -c 'import xdist' 2> /dev/null && PARALLEL=(-n auto --maxprocesses 12)
+}
+
 KERNELS=tests/kernels/test_gpu.py
 SIZES=("(3, 16, 12, 4, 3, None)" "(6, 16, 100, 20, 92, None)" "(6, 16, 100, 63, 92, None)")
 
@@ -126,7 +132,8 @@ correct_tests() {
 
 correct() {
     mapfile -t names < <(correct_tests)
-    test_it "${names[@]}"
+    in_parallel
+    test_it "${names[@]}" "${PARALLEL[@]}"
 }
 
 capture() {
@@ -171,9 +178,7 @@ without() {
 }
 
 tests() {
-    local parallel=()
-    # Most of the time of these tests is the compiler's.
-    $python -c 'import xdist' 2> /dev/null && parallel=(-n 8)
+    in_parallel
     mapfile -t tested < <(correct_tests | without)
     local file files=("$KERNELS")
     for file in tests/kernels/test_*.py; do
@@ -184,7 +189,7 @@ tests() {
         *) files+=("$file") ;;
         esac
     done
-    test_it "${files[@]}" "${parallel[@]}" "${tested[@]}"
+    test_it "${files[@]}" "${PARALLEL[@]}" "${tested[@]}"
 }
 
 OPERATIONS=()

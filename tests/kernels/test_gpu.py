@@ -21,6 +21,7 @@ from actdet_kernels import (
     solve_assignment,
     solve_matching,
 )
+from device import HAS_CPP
 from oracles import changed_clips, clip_error, random_boxes, random_clips, random_logits, random_targets
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -216,6 +217,31 @@ def test_bad_numbers_stay_within_their_problem() -> None:
     assert not status[untouched].any()
     if targets.counts[3] > 5:
         assert status[2, 3].item() == 3
+
+
+@pytest.mark.skipif(not HAS_CPP, reason="the C++ kernels were not built")
+@pytest.mark.parametrize("size", [SIZES[1], SIZES[-1]], ids=str)
+def test_the_cpp_kernels_take_a_copy_there_and_back(size: tuple[Any, ...]) -> None:
+    """And are what "auto" takes where Triton cannot run."""
+    logits, boxes, targets = make(size, seed=17)
+    on_host = (logits.cpu(), boxes.cpu(), targets.to("cpu"))
+
+    def everything(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, backend: Any) -> list[Tensor]:
+        leaves = [value.detach().requires_grad_() for value in (logits, boxes)]
+        matched, status = solve_matching(*leaves, targets, backend=backend)
+        losses = set_loss(*leaves, targets, matched, backend=backend)
+        cost = pairwise_cost(*leaves, targets, backend=backend).detach()
+        solution = solve_assignment(cost.flatten(0, 1), backend=backend)
+        return [matched, status, cost, *solution, *losses, *torch.autograd.grad(losses.total, leaves)]
+
+    wanted = everything(*on_host, "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("actdet_kernels.backend._obstacle", lambda *_: "Triton cannot be imported")
+        for backend in ("cpu", "auto"):
+            got = everything(logits, boxes, targets, backend)
+            assert all(value.is_cuda for value in got)
+            for mine, theirs in zip(got, wanted, strict=True):
+                torch.testing.assert_close(mine.cpu(), theirs, rtol=0, atol=0, equal_nan=True)
 
 
 # frames of the pool, height, width, clips, frames of a clip
