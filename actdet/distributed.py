@@ -94,7 +94,7 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for norm in module.modules():
-        if type(norm) is nn.BatchNorm3d:
+        if isinstance(norm, nn.BatchNorm3d):
             norm.__class__ = _GlobalBatchNorm
     return module
 

@@ -68,11 +68,13 @@ def device_name() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, "+" where files differ from it; outside of git $COMMIT, or "unknown"."""
+    """$COMMIT, or the commit of the checkout, "+" where files differ from it; "unknown" outside of git."""
+    if named := os.environ.get("COMMIT"):
+        return named
     command = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
         return subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("COMMIT", "unknown")
+        return "unknown"

@@ -19,7 +19,8 @@
 #
 # A part that reaches its limit is stopped, and the next one begins. DIR, runs/gpu where none is given, then has what the
 # part has done: PART.log; PART.xml, a JUnit file written after every test; PART.json, what report.py reads, written after
-# every row. PYTHON=... chooses another interpreter than python3; COMMIT=... is what the rows name in a copy without git.
+# every row. PYTHON=... chooses another interpreter than python3. COMMIT=... is what the rows name, where the copy's own
+# git does not know it.
 set -uo pipefail
 
 FIRST=(correct capture step criterion)
@@ -109,7 +110,8 @@ bench_it() {
 # For what is not timed: most of the time of these tests is the compiler's.
 PARALLEL=()
 in_parallel() {
-    $python -c 'import xdist' 2> /dev/null && PARALLEL=(-n auto --maxprocesses 12)
+    # pytest-benchmark, which would say that nothing can be timed so, is not needed.
+    $python -c 'import xdist' 2> /dev/null && PARALLEL=(-n auto --maxprocesses 12 -p no:benchmark)
 }
 
 KERNELS=tests/kernels/test_gpu.py

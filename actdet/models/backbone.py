@@ -36,7 +36,7 @@ from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dSte
 
 from actdet.device import prepare_device
 from actdet.errors import ActdetError, DataError
-from actdet.models.convolution import FactorisedConv, set_flat
+from actdet.models.convolution import FactorisedConv, PictureNorm, set_flat
 
 FEATURES = 512
 TEMPORAL_STRIDE, SPATIAL_STRIDE = 8, 16
@@ -60,6 +60,8 @@ class Backbone(nn.Sequential):
         for module in self.modules():
             if type(module) is nn.Conv3d and module.kernel_size != (1, 1, 1):
                 module.__class__ = FactorisedConv
+            if type(module) is nn.BatchNorm3d:
+                module.__class__ = PictureNorm
             if aligned and isinstance(module, Conv2Plus1D | R2Plus1dStem):
                 _align(module)
         self.padded = {name: shapes[name] for name, value in self.state_dict().items() if value.shape != shapes[name]}

@@ -1,4 +1,4 @@
-"""The factorised convolutions of R(2+1)D, (1, k, k) and (k, 1, 1), computed in two dimensions.
+"""The factorised convolutions of R(2+1)D, (1, k, k) and (k, 1, 1), and their BatchNorm, computed in two dimensions.
 
 Both are 2-D convolutions over views of channels-last video, without a copy: the first of B*T pictures of H x W, the
 second of B pictures of T x (H*W). In float32 on a CPU the gradients of their weights are matrix products, too:
@@ -6,6 +6,9 @@ second of B pictures of T x (H*W). In float32 on a CPU the gradients of their we
     dW[o, c, i, j] = sum over n, y, x of dY[n, o, y, x] * X[n, c, y + i - padding, x + j - padding]
 
 oneDNN's own kernel (3.9, AVX2) takes 1.4 to 20 times as long for the shapes of this network (docs/LOG.md).
+
+PyTorch's BatchNorm has channels-last kernels for pictures alone. In bf16 on a GPU it copies video to float32 and takes
+its statistics by a general reduction, which was a third of a training step (bench/LOG.md).
 """
 
 from __future__ import annotations
@@ -38,6 +41,24 @@ class FactorisedConv(nn.Conv3d):
         pictures = input.flatten(3)
         output = _convolve(pictures, self.weight.squeeze(-1), (self.stride[0], 1), (padding[0], 0))
         return output.unflatten(3, (height, width))
+
+
+class PictureNorm(nn.BatchNorm3d):
+    """nn.BatchNorm3d, on a GPU over a view of channels-last video (B, C, T, H, W) as B*T pictures."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _are_pictures_faster(input):
+            return super().forward(input)
+        frames = input.shape[2]
+        output = super().forward(input.transpose(1, 2).flatten(0, 1))
+        return output.unflatten(0, (-1, frames)).transpose(1, 2)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Both forms have their channels in the second dimension."""
+
+
+def _are_pictures_faster(video: Tensor) -> bool:
+    return video.is_cuda and video.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def set_flat(module: nn.Module, flat: bool) -> None:

@@ -188,18 +188,18 @@ CASES = [
         {"pairwise_cost_kernel": 168},
     ),
     Case("12 x 5, bf16", lambda: assign(12, 5, BF16), {"assign_kernel": 96}),
-    Case("100 x 63, fp32, duals", lambda: assign(100, 63, FP32, tensor(I64, 1), duals=True), {"assign_kernel": 168}),
+    Case("100 x 63, fp32, duals", lambda: assign(100, 63, FP32, tensor(I64, 1), duals=True), {"assign_kernel": 128}),
     Case("100 x 63, fp64, duals", lambda: assign(100, 63, FP64, duals=True), {"assign_kernel": 168}),
-    Case("300 x 100, fp32", lambda: assign(300, 100, FP32), {"assign_kernel": 168}),
-    Case("1024 x 1024, fp32", lambda: assign(1024, 1024, FP32), {"assign_kernel": 255}),
+    Case("300 x 100, fp32", lambda: assign(300, 100, FP32), {"assign_kernel": 128}),
+    Case("1024 x 1024, fp32", lambda: assign(1024, 1024, FP32), {"assign_kernel": 168}),
     Case("2000 x 63, fp32", lambda: assign(2000, 63, FP32, tensor(I32, 1)), {"assign_kernel": 255}),
     Case("2000 x 63, fp64, duals", lambda: assign(2000, 63, FP64, duals=True), {"assign_kernel": 255}),
     Case("12 queries, softmax, fp32", lambda: match(12, 3, "softmax", FP32), {"match_kernel": 168}),
     Case("100 queries, softmax, bf16", lambda: match(100, 92, "softmax", BF16), {"match_kernel": 255}),
     Case("300 queries, softmax, fp32", lambda: match(300, 92, "softmax", FP32), {"match_kernel": 255}),
     Case("200 queries, focal, fp64", lambda: match(200, 91, "focal", FP64), {"match_kernel": 255}),
-    Case("900 queries, focal, fp16", lambda: match(900, 91, "focal", FP16), {"match_kernel": 255}),
-    Case("900 queries, softmax, fp32", lambda: match(900, 92, "softmax", FP32), {"match_kernel": 255}),
+    Case("900 queries, focal, fp16", lambda: match(900, 91, "focal", FP16), {"match_kernel": 128}),
+    Case("900 queries, softmax, fp32", lambda: match(900, 92, "softmax", FP32), {"match_kernel": 128}),
     Case("200 queries, gamma 1.5, fp64", lambda: match(200, 91, "focal", FP64, gamma=1.5), {"match_kernel": 255}),
     Case("300 queries, CIoU, fp32", lambda: match(300, 92, "softmax", FP32, box_term="ciou"), {"match_kernel": 255}),
     Case("200 queries, CIoU, fp64", lambda: match(200, 91, "focal", FP64, box_term="ciou"), {"match_kernel": 255}),
@@ -209,12 +209,12 @@ CASES = [
     Case(
         "cross entropy, 3, fp32",
         lambda: set_loss("cross_entropy", predictions(12, 3, FP32, FP32)),
-        of_losses(56, 48, 56),
+        of_losses(56, 80, 56),
     ),
     Case(
         "cross entropy, 92, bf16",
         lambda: set_loss("cross_entropy", predictions(100, 92, BF16, FP32, (6,)), per_layer=True),
-        of_losses(80, 128, 96),
+        of_losses(80, 168, 96),
     ),
     Case(
         "focal, 91, fp32",
@@ -224,12 +224,12 @@ CASES = [
     Case(
         "focal, weights, 91, fp32",
         lambda: set_loss("focal", predictions(100, 91, FP32, FP32), class_weights=tensor(FP32, 91)),
-        of_losses(96, 48, 128),
+        of_losses(96, 80, 128),
     ),
     Case(
         "varifocal, 80, bf16",
         lambda: set_loss("varifocal", predictions(300, 80, BF16, FP32)),
-        of_losses(96, 48, 96),
+        of_losses(96, 80, 96),
     ),
     Case(
         "quality focal tubes, fp64",
@@ -239,12 +239,12 @@ CASES = [
     Case(
         "gamma 1.5, 91, fp32",
         lambda: set_loss("focal", predictions(100, 91, FP32, FP32), gamma=1.5),
-        of_losses(80, 48, 128),
+        of_losses(80, 80, 128),
     ),
     Case(
         "several labels, 80, bf16",
         lambda: set_loss("focal", predictions(300, 80, BF16, FP32, labels=(4,))),
-        of_losses(128, 48, 128),
+        of_losses(128, 80, 128),
     ),
     Case("tubelets, fp64", lambda: set_loss("cross_entropy", tubelets(FP64)), of_losses(80, 255, 128)),
     Case(

@@ -35,7 +35,7 @@ SHRINK = tl.constexpr(2.0**-40)
 
 @triton.jit
 def solve(
-    row_costs: tl.constexpr, KIND: tl.constexpr, source, memo, rows, columns,
+    row_costs: tl.constexpr, KIND: tl.constexpr, source, kept, memo, rows, columns,
     DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SQUARE: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
     """(BLOCK,) for every column: its row or -1, the dual u of that row, its own dual v. And the problem's status.
@@ -43,6 +43,7 @@ def solve(
     row_costs(source, i, j, KIND, DTYPE): the costs of rows i in columns j, which broadcast; past `columns` it may
     return anything. rows <= columns <= BLOCK. Every row gets a column, whatever the costs hold: every loop is bounded
     by a count, and every step finds a column, because `distance` is never NaN.
+    kept: room for `rows` times BLOCK values of DTYPE, where costs that are dear are kept once they are known; or None.
     memo: room for `rows` values of DTYPE, where the duals of assigned rows wait to be looked up: a load that nothing
     waits for, where to pick a value from registers would be one more reduction in every step.
     SQUARE: where there are as many rows as columns, start with prices of the columns.
@@ -54,7 +55,9 @@ def solve(
     if SQUARE:  # noqa: SIM102 - known when it is compiled
         if rows == columns:
             v = starting_prices(row_costs, KIND, source, rows, DTYPE, BLOCK, TILE)
-    row_of, own, low, high, strange = greedy_start(row_costs, KIND, source, v, rows, columns, DTYPE, BLOCK, TILE, REDUX)
+    row_of, own, low, high, strange = greedy_start(
+        row_costs, KIND, source, kept, v, rows, columns, DTYPE, BLOCK, TILE, REDUX
+    )
     scale, instead = finite_substitute(low, high, rows)
     own *= scale
     v *= scale
@@ -85,7 +88,7 @@ def solve(
         j = zero
         steps = zero
         while (i >= 0) & (steps < rows):
-            cost = bounded(row_costs(source, i, o_j, KIND, DTYPE), scale, instead)
+            cost = bounded(known_costs(row_costs, KIND, source, kept, i, o_j, DTYPE, BLOCK), scale, instead)
             # Any finite value does for the root.
             u = tl.where(steps > 0, tl.load(memo + i), 0)
             through = nearest + (cost - v - u)
@@ -117,9 +120,21 @@ def solve(
 
     forced = strange * 0
     if strange > 0:
-        cost = row_costs(source, tl.maximum(row_of, 0), o_j, KIND, DTYPE)
+        cost = known_costs(row_costs, KIND, source, kept, tl.maximum(row_of, 0), o_j, DTYPE, BLOCK)
         forced = tl.max(((row_of >= 0) & not_finite(cost)).to(tl.int32), axis=0)
     return row_of, tl.where(row_of >= 0, own - v, 0) / scale, v / scale, strange + 2 * forced
+
+
+@triton.jit
+def known_costs(
+    row_costs: tl.constexpr, KIND: tl.constexpr, source, kept, i, j, DTYPE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The costs of rows that the greedy start has looked at, in the columns j."""
+    if kept is None:  # noqa: SIM108 - known when it is compiled
+        cost = row_costs(source, i, j, KIND, DTYPE)
+    else:
+        cost = tl.load(kept + i * BLOCK + j)
+    return cost
 
 
 @triton.jit
@@ -160,7 +175,7 @@ def starting_prices(
 
 @triton.jit
 def greedy_start(
-    row_costs: tl.constexpr, KIND: tl.constexpr, source, v, rows, columns,
+    row_costs: tl.constexpr, KIND: tl.constexpr, source, kept, v, rows, columns,
     DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
     """A look at every cost, TILE rows at a time: each row takes its cheapest column under the prices v, if it is free.
@@ -179,6 +194,8 @@ def greedy_start(
         o_i = first + tl.arange(0, TILE)[:, None]
         m = m_j & (o_i < rows)
         cost = row_costs(source, tl.minimum(o_i, rows - 1), o_j, KIND, DTYPE)
+        if kept is not None:
+            tl.store(kept + o_i * BLOCK + o_j, cost, mask=o_i < rows)
         finite = m & (not_finite(cost) == 0)
         strange = tl.maximum(strange, tl.max((m & not_finite(cost)).to(tl.int32), axis=0)[None, :])
         low = tl.minimum(low, tl.min(tl.where(finite, cost, INFINITY), axis=0)[None, :])
@@ -315,7 +332,7 @@ def assign_kernel(
     size_smaller = tl.where(few, columns, rows)
     memo = p_smaller.to(tl.pointer_type(DTYPE), bitcast=True)
     partner, u, v, flags = solve(
-        matrix_costs, SIGN, source, memo, smaller, larger, DTYPE, BLOCK, TILE, SQUARE=True, REDUX=REDUX
+        matrix_costs, SIGN, source, None, memo, smaller, larger, DTYPE, BLOCK, TILE, SQUARE=True, REDUX=REDUX
     )
 
     # partner, u and v lie along the larger side; the smaller side's answers are written through them.
@@ -369,8 +386,7 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
         s_m=stride_m,
         SIGN=-1 if maximize else 1,
         DTYPE=triton_dtype(dtype),
-        # More columns or costs a thread would spill.
-        **solver_options(block, cost.device, each=4 if dtype == torch.float32 else 1, costs=8 if block > 1024 else 16),
+        **solver_options(block, cost.device, costs=8, most_warps=8),
     )
     return row_of_column, column_of_row, row_dual, column_dual, status
 
@@ -379,12 +395,12 @@ def block_size(rows: int, columns: int) -> int:
     return max(power_of_2(max(rows, columns)), 32)
 
 
-def solver_options(block: int, device: torch.device, each: int, costs: int) -> dict[str, Any]:
-    """Warps for `each` columns a thread, as far as 1 to 8 warps go, and rows for `costs` costs a thread, at most 8.
+def solver_options(block: int, device: torch.device, costs: int, most_warps: int) -> dict[str, Any]:
+    """A column a thread as far as `most_warps` go, and as many rows at a time as make `costs` a thread, at most 8.
 
-    One warp waits for no other.
+    What a thread holds decides how many problems a multiprocessor solves at a time.
     """
-    warps = min(max(block // (32 * each), 1), 8)
+    warps = min(block // 32, most_warps)
     each = block // (32 * warps)
     return {
         "BLOCK": block,

@@ -61,9 +61,10 @@ BLOCK_M = 32
 # Logits of a query that are in registers at a time.
 LARGEST_BLOCK_C = 32
 
-# Layers and programs whose sums are added up at a time.
+# Layers and programs whose sums are added up at a time, and warps that do it.
 BLOCK_L = 8
 BLOCK_I = 128
+TOTAL_WARPS = 8
 
 
 @triton.jit
@@ -191,19 +192,17 @@ def total_kernel(
         targets += tl.minimum(tl.maximum(count, 0), size)
     targets = tl.maximum(tl.sum(targets, axis=0), 1).to(DTYPE)
 
-    each = batch * tiles
     all_cls = tl.zeros([BLOCK_L], DTYPE)
     all_l1 = tl.zeros([BLOCK_L], DTYPE)
     all_giou = tl.zeros([BLOCK_L], DTYPE)
     for first in range(0, layers, BLOCK_L):
         o_l = first + tl.arange(0, BLOCK_L)
         m_l = o_l < layers
-        p_sums = sums + o_l * each
-        weight = sum_of(p_sums, 1, layers, each, m_l, DTYPE, BLOCK_L, BLOCK_I)
+        s_cls, weight, s_l1, s_giou = sums_of_layers(sums, o_l, m_l, layers, batch * tiles, DTYPE, BLOCK_L, BLOCK_I)
         divisor = tl.where(weight > 0, weight, 1.0) if CROSS_ENTROPY else weight * 0 + targets
-        b_cls = tl.where(m_l, sum_of(p_sums, 0, layers, each, m_l, DTYPE, BLOCK_L, BLOCK_I) / divisor, 0.0)
-        b_l1 = sum_of(p_sums, 2, layers, each, m_l, DTYPE, BLOCK_L, BLOCK_I) / targets
-        b_giou = sum_of(p_sums, 3, layers, each, m_l, DTYPE, BLOCK_L, BLOCK_I) / targets
+        b_cls = tl.where(m_l, s_cls / divisor, 0.0)
+        b_l1 = s_l1 / targets
+        b_giou = s_giou / targets
         tl.store(divisors + o_l, divisor, mask=m_l)
         tl.store(divisors + layers + o_l, weight * 0 + targets, mask=m_l)
         if PER_LAYER:
@@ -215,23 +214,32 @@ def total_kernel(
         all_l1 += b_l1
         all_giou += b_giou
     if not PER_LAYER:
-        s_cls = tl.sum(all_cls, axis=0)
-        s_l1 = tl.sum(all_l1, axis=0)
-        s_giou = tl.sum(all_giou, axis=0)
-        tl.store(total, weigh(s_cls, s_l1, s_giou, CLS, L1, GIOU, DTYPE))
-        tl.store(cls, s_cls)
-        tl.store(l1, s_l1)
-        tl.store(giou, s_giou)
+        e_cls = tl.sum(all_cls, axis=0)
+        e_l1 = tl.sum(all_l1, axis=0)
+        e_giou = tl.sum(all_giou, axis=0)
+        tl.store(total, weigh(e_cls, e_l1, e_giou, CLS, L1, GIOU, DTYPE))
+        tl.store(cls, e_cls)
+        tl.store(l1, e_l1)
+        tl.store(giou, e_giou)
 
 
 @triton.jit
-def sum_of(p_sums, term, layers, each, m_l, DTYPE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_I: tl.constexpr):
-    """(BLOCK_L,) one term of the programs' sums, added up for each layer."""
-    block = tl.zeros([BLOCK_L, BLOCK_I], DTYPE)
+def sums_of_layers(sums, o_l, m_l, layers, each, DTYPE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_I: tl.constexpr):
+    """(BLOCK_L,) each: the four sums of the `each` programs of a layer, whose loads are all on their way together."""
+    p_sums = sums + o_l[:, None] * each
+    term = layers * each
+    cls = tl.zeros([BLOCK_L, BLOCK_I], DTYPE)
+    weight = tl.zeros([BLOCK_L, BLOCK_I], DTYPE)
+    l1 = tl.zeros([BLOCK_L, BLOCK_I], DTYPE)
+    giou = tl.zeros([BLOCK_L, BLOCK_I], DTYPE)
     for first in range(0, each, BLOCK_I):
         o_i = first + tl.arange(0, BLOCK_I)[None, :]
-        block += tl.load(p_sums[:, None] + term * layers * each + o_i, mask=m_l[:, None] & (o_i < each), other=0)
-    return tl.sum(block, axis=1)
+        m = m_l[:, None] & (o_i < each)
+        cls += tl.load(p_sums + o_i, mask=m, other=0)
+        weight += tl.load(p_sums + term + o_i, mask=m, other=0)
+        l1 += tl.load(p_sums + 2 * term + o_i, mask=m, other=0)
+        giou += tl.load(p_sums + 3 * term + o_i, mask=m, other=0)
+    return tl.sum(cls, axis=1), tl.sum(weight, axis=1), tl.sum(l1, axis=1), tl.sum(giou, axis=1)
 
 
 @triton.jit
@@ -367,7 +375,7 @@ def set_loss(
         # Eight layers in registers where there is one are four times as long to add up.
         BLOCK_L=1 if layers == 1 else BLOCK_L,
         BLOCK_I=BLOCK_I,
-        **compiler_options(),
+        **compiler_options(TOTAL_WARPS),
         **weight_options(weights),
     )
     return total, cls, l1, giou, divisors

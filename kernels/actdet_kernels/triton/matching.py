@@ -2,9 +2,9 @@
 
 matched = argmin over one-to-one matchings of  sum_j cost[matched_j, j],  cost as in `cost.py`
 
-A cost is computed when the assignment looks at it, from logits and boxes; no cost matrix is written. Two launches, with
-the matrix between them, serve what would not fit or not pay: many queries, and tubelets, whose pairs cost T times as
-much to look at again.
+A cost is computed when the assignment first looks at it, from logits and boxes, and kept for when it looks again. Two
+launches, with the matrix between them, serve what would not fit or not pay: many queries, and tubelets, whose pairs
+cost T times as much.
 """
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
 # (what Triton compiles has types that a checker of Python does not know)
@@ -68,7 +68,7 @@ def pair_quality(query, target, CLASS_COST: tl.constexpr):
 
 @triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "labels_each"])
 def match_kernel(
-    logits, boxes, labels, target_boxes, counts, matched, status,
+    logits, boxes, labels, target_boxes, counts, kept, matched, status,
     batch, queries, size, classes, labels_each,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr,
     CLASS_COST: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BOX_TERM: tl.constexpr,
@@ -87,6 +87,7 @@ def match_kernel(
     labels += i_b * size * labels_each if SEVERAL else i_b * size
     target_boxes += i_b * size * 4
     matched += i_p * size
+    kept += i_p * tl.minimum(queries, size) * BLOCK
     memo = matched.to(tl.pointer_type(DTYPE), bitcast=True)
 
     if count <= queries:
@@ -97,7 +98,7 @@ def match_kernel(
         for_targets = (query, normaliser, weights, p_logits, labels, target_boxes, classes, labels_each)
         of_queries = solve(
             target_costs, (CLASS_COST, ALPHA, GAMMA, BOX_TERM, SEVERAL),
-            for_targets, memo, count, queries, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX,
+            for_targets, kept, memo, count, queries, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX,
         )  # fmt: skip
         tl.store(matched + o, tl.full([BLOCK], -1, tl.int32), mask=(o >= count) & (o < size))
         tl.store(matched + of_queries[0], o, mask=of_queries[0] >= 0)
@@ -110,7 +111,7 @@ def match_kernel(
         for_queries = (target, label, p_labels, m_m, weights, logits, boxes, classes, labels_each)
         of_targets = solve(
             query_costs, (CLASS_COST, ALPHA, GAMMA, BOX_TERM, SEVERAL),
-            for_queries, memo, queries, count, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX,
+            for_queries, kept, memo, queries, count, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX,
         )  # fmt: skip
         tl.store(matched + o, of_targets[0], mask=o < size)
         tl.store(status + i_p, of_targets[3])
@@ -146,11 +147,12 @@ def match(
     if size == 0:
         return matched, status.zero_()
 
-    # A pair is a hundred instructions, for which more warps pay; and more costs a thread would spill.
-    solver = solver_options(block, logits.device, each=1, costs=4 if compute == torch.float32 else 2)
-    # Triton 3.3 to 3.6 unroll a tile of one row, and its softmax, over all columns.
-    if class_cost == "softmax" and block > 512:
-        solver["TILE"] = 2
+    # A pair is a hundred instructions, for which more warps pay; more pairs or logits a thread would spill.
+    most_warps, costs, logits_each = (16, 2, 8) if block > 512 else (8, 4 if compute == torch.float32 else 2, 16)
+    solver = solver_options(block, logits.device, costs, most_warps)
+
+    # What an augmentation looks at again and again, rather than computing it anew.
+    kept = launch.empty((*problems, min(queries, size), block), compute, logits.device)
 
     launch.launch(
         match_kernel,
@@ -160,6 +162,7 @@ def match(
         labels=targets.labels.contiguous(),
         target_boxes=targets.boxes.contiguous(),
         counts=targets.counts.contiguous(),
+        kept=kept,
         matched=matched,
         status=status,
         batch=batch,
@@ -167,8 +170,7 @@ def match(
         size=size,
         classes=classes,
         labels_each=launch.labels_each(targets),
-        # 16 logits a thread.
-        BLOCK_C=block_of_classes(classes, 512 * solver["num_warps"] // block),
+        BLOCK_C=block_of_classes(classes, logits_each * 32 * solver["num_warps"] // block),
         **cost_options(compute, targets, weights, class_cost, alpha, gamma, box_term),
         **solver,
     )

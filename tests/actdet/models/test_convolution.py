@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from actdet.models import convolution
 from actdet.models.backbone import Backbone
-from actdet.models.convolution import FactorisedConv, set_flat
+from actdet.models.convolution import FactorisedConv, PictureNorm, set_flat
 
 # Batch, channels, outputs, (frames, height, width): layer1 to layer4 at small sizes, and ugly ones.
 SPATIAL = [
@@ -199,3 +199,64 @@ def test_three_dimensions_say_the_same() -> None:
     flat = module(clips)
     set_flat(module, False)
     torch.testing.assert_close(module(clips), flat, rtol=1e-5, atol=1e-5)
+
+
+PICTURES = [(2, 48, 5, 7, 6), (1, 64, 1, 3, 3), (3, 8, 4, 1, 1), (2, 232, 2, 2, 5)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", PICTURES)
+def test_batch_norm_over_pictures_is_that_over_video(
+    shape: tuple[int, ...], training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its statistics and its gradients, in float64; and nothing is copied to that end."""
+    seen: list[Tensor] = []
+    whole = nn.BatchNorm3d.forward
+
+    def noted(self: nn.BatchNorm3d, input: Tensor) -> Tensor:
+        seen.append(input)
+        return whole(self, input)
+
+    exact, own = (nn.BatchNorm3d(shape[1]).double().train(training) for _ in range(2))
+    clips = clips_of(*shape, seed=5).double()
+    weights = clips_of(*shape, seed=6).double()
+    wanted = gradients(exact, clips, weights)
+
+    own.__class__ = PictureNorm
+    monkeypatch.setattr(convolution, "_are_pictures_faster", lambda video: True)
+    monkeypatch.setattr(nn.BatchNorm3d, "forward", noted)
+    found = gradients(own, clips, weights)
+    for mine, true in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-12, atol=1e-12)
+    for name, true in exact.state_dict().items():
+        torch.testing.assert_close(own.state_dict()[name], true, rtol=1e-12, atol=1e-12)
+
+    (pictures,) = seen
+    assert pictures.shape == (shape[0] * shape[2], shape[1], *shape[3:])
+    assert pictures.data_ptr() == clips.data_ptr()
+    assert pictures.is_contiguous(memory_format=torch.channels_last)
+    assert found[0].is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_every_batch_norm_of_the_backbone_has_both_forms() -> None:
+    norms = [module for module in Backbone().modules() if isinstance(module, nn.BatchNorm3d)]
+    assert len(norms) == 37
+    assert {type(norm) for norm in norms} == {PictureNorm}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu_batch_norm_over_pictures_is_as_near_to_float64_as_that_over_video(dtype: torch.dtype) -> None:
+    shape = (4, 144, 8, 28, 28)
+    clips, weights = (clips_of(*shape, seed=seed).cuda().to(dtype) for seed in (5, 6))
+    video, pictures = nn.BatchNorm3d(shape[1]).cuda(), nn.BatchNorm3d(shape[1]).cuda()
+    pictures.__class__ = PictureNorm
+    exact = nn.BatchNorm3d(shape[1]).cuda().double()
+    wanted = gradients(exact, clips.double(), weights.double())
+    errors = [
+        [(mine.double() - true).abs().max().item() for mine, true in zip(found, wanted, strict=True)]
+        for found in (gradients(norm, clips, weights) for norm in (pictures, video))
+    ]
+    for mine, theirs in zip(*errors, strict=True):
+        assert mine <= 1.5 * theirs + 1e-4
