@@ -82,6 +82,27 @@ CLIPS = [ClipSize(8, 16, 224), ClipSize(8, 16, 112)]
 CHANGES = ("windows and colors", "windows", "colors", "none")
 
 
+class NormSize(NamedTuple):
+    clips: int
+    channels: int
+    frames: int
+    side: int
+
+    def __str__(self) -> str:
+        return f"{self.clips} of {self.channels}x{self.frames}x{self.side}x{self.side}"
+
+
+# Of R(2+1)D-18 on 16 x 224 x 224: within layer1, layer2 and layer4.
+NORMS = [NormSize(8, 144, 16, 112), NormSize(8, 288, 8, 56), NormSize(8, 1152, 2, 14)]
+
+
+class Features(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    d_y: Tensor
+
+
 class Clips(NamedTuple):
     frames: Tensor
     indices: Tensor
@@ -109,6 +130,17 @@ def make_clips(size: ClipSize, changes: str, device: torch.device) -> Clips:
         levels if "colors" in changes else None,
     )
     return Clips(*(None if value is None else value.to(device) for value in fields))  # pyright: ignore
+
+
+def make_features(size: NormSize, device: torch.device, dtype: torch.dtype) -> Features:
+    """Channels-last video as a convolution leaves it, and a gradient of the same layout."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (size.clips, size.frames, size.side, size.side, size.channels)
+    x, d_y = (
+        torch.randn(shape, generator=generator, device=device, dtype=dtype).permute(0, 4, 1, 2, 3) for _ in range(2)
+    )
+    weight, bias = (torch.rand(size.channels, generator=generator, device=device) for _ in range(2))
+    return Features(x, weight, bias - 0.5, d_y)
 
 
 def make_problem(size: Size, regime: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Problem:

@@ -195,7 +195,7 @@ tests() {
 }
 
 OPERATIONS=()
-for operation in criterion match cost assign clips; do
+for operation in criterion match cost assign clips norm; do
     OPERATIONS+=("bench/test_kernels.py::test_$operation")
 done
 

@@ -5,6 +5,7 @@ cost:      Problem -> (L, B, N, M) matching cost
 match:     Problem -> (L, B, M) query of each target
 criterion: Problem -> total loss and the gradients of logits and boxes
 clips:     Clips -> (B, 3, T, H, W) normalized clips of cached frames
+norm:      Features -> BatchNorm and ReLU of them, and the gradients of features, weight and bias
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from actdet_kernels import MatchWeights, assign, gather_clips, match, pairwise_cost, reference, set_loss
-from cases import Clips, Problem
+import torch.nn.functional as F
+from actdet_kernels import MatchWeights, assign, batch_norm, gather_clips, match, pairwise_cost, reference, set_loss
+from cases import Clips, Features, Problem
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -160,6 +162,7 @@ MATCH: dict[str, Callable[[Problem], Tensor]] = {
 # Matching, losses and gradients
 
 Outcome = tuple[Tensor, Tensor, Tensor]
+Normed = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def ours_criterion(problem: Problem) -> Outcome:
@@ -236,6 +239,50 @@ def eager_clips(clips: Clips) -> Tensor:
 
 
 GATHER: dict[str, Callable[[Clips], Tensor]] = {"actdet": ours_clips, "eager PyTorch": eager_clips}
+
+
+# Batch normalization
+
+
+def ours_norm(features: Features) -> Normed:
+    return _normed(features, lambda x, weight, bias: batch_norm(_pictures(x), weight, bias, relu=True))
+
+
+def pictures_norm(features: Features) -> Normed:
+    """PyTorch's over B*T pictures, for which it has channels-last kernels."""
+    return _normed(features, lambda x, weight, bias: _plain_norm(_pictures(x), weight, bias))
+
+
+def video_norm(features: Features) -> Normed:
+    """PyTorch's as torchvision calls it."""
+    return _normed(features, _plain_norm)
+
+
+def compiled_norm(features: Features) -> Normed:
+    return _normed(features, _compiled(_plain_norm))
+
+
+NORM: dict[str, Callable[[Features], Normed]] = {
+    "actdet": ours_norm,
+    "eager PyTorch, pictures": pictures_norm,
+    "eager PyTorch": video_norm,
+    "torch.compile": compiled_norm,
+}
+
+
+def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.relu(F.batch_norm(x, None, None, weight, bias, training=True))
+
+
+def _pictures(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _normed(features: Features, norm: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Normed:
+    leaves = [value.detach().requires_grad_() for value in features[:3]]
+    y = norm(*leaves)
+    d_y = features.d_y if y.ndim == features.d_y.ndim else _pictures(features.d_y)
+    return y.detach(), *torch.autograd.grad(y, leaves, d_y)
 
 
 @cache

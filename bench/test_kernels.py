@@ -20,18 +20,22 @@ from cases import (
     CHANGES,
     CLIPS,
     MATRICES,
+    NORMS,
     REGIMES,
     SIZES,
     ClipSize,
+    Features,
     Matrices,
+    NormSize,
     Problem,
     Size,
     make_clips,
     make_cost,
+    make_features,
     make_problem,
 )
 from measure import CaptureFailed, measure, quantiles
-from opponents import ASSIGN, COST, CRITERION, GATHER, MATCH, MATCHER_OF, NEVER_CAPTURED, Absent, tensors_of
+from opponents import ASSIGN, COST, CRITERION, GATHER, MATCH, MATCHER_OF, NEVER_CAPTURED, NORM, Absent, tensors_of
 from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -106,6 +110,30 @@ def test_clips(benchmark: BenchmarkFixture, record: Record, size: ClipSize, chan
         torch.testing.assert_close(got.cpu().double(), wanted, rtol=0, atol=error)
 
     compare(benchmark, record, row, GATHER[name], clips, check)
+
+
+@pytest.mark.skipif(not ON_GPU, reason="on a CPU it is PyTorch's own")
+@pytest.mark.parametrize("name", NORM)
+@pytest.mark.parametrize("size", NORMS, ids=str)
+def test_norm(benchmark: BenchmarkFixture, record: Record, size: NormSize, name: str) -> None:
+    """BatchNorm and ReLU, forward and backward, in bf16, or in fp16 where the card has no units for that."""
+    dtype = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    features = make_features(size, DEVICE, dtype)
+    row = {"operation": "norm", "size": str(size), "regime": str(dtype).removeprefix("torch."), "name": name}
+
+    def check(got: tuple[Tensor, ...]) -> None:
+        """Within rounding of what is largest, wherever rounding does not decide what the ReLU lets through."""
+        wanted = NORM["eager PyTorch"](Features(*(value.double() for value in features)))
+        for mine, exact in zip(got, wanted, strict=True):
+            error = (mine.reshape(-1).double() - _in_order(exact, mine).reshape(-1)).norm() / exact.norm()
+            assert error < 1e-2, f"{error:.1e} of the whole is wrong"
+
+    compare(benchmark, record, row, NORM[name], features, check)
+
+
+def _in_order(exact: Tensor, like: Tensor) -> Tensor:
+    """Of video, where `like` is of pictures."""
+    return exact.transpose(1, 2).flatten(0, 1) if exact.ndim == like.ndim + 1 else exact
 
 
 def compare(

@@ -36,7 +36,7 @@ from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dSte
 
 from actdet.device import prepare_device
 from actdet.errors import ActdetError, DataError
-from actdet.models.convolution import FactorisedConv, PictureNorm, set_flat
+from actdet.models.convolution import FactorisedConv, PictureNorm, RectifiedSequential, set_flat
 
 FEATURES = 512
 TEMPORAL_STRIDE, SPATIAL_STRIDE = 8, 16
@@ -64,6 +64,9 @@ class Backbone(nn.Sequential):
                 module.__class__ = PictureNorm
             if aligned and isinstance(module, Conv2Plus1D | R2Plus1dStem):
                 _align(module)
+        for module in self.modules():
+            if any(isinstance(child, PictureNorm) for child in module.children()):
+                module.__class__ = RectifiedSequential
         self.padded = {name: shapes[name] for name, value in self.state_dict().items() if value.shape != shapes[name]}
         self.register_state_dict_post_hook(_cut_state)
         self.register_load_state_dict_pre_hook(_pad_state)

@@ -7,8 +7,9 @@ second of B pictures of T x (H*W). In float32 on a CPU the gradients of their we
 
 oneDNN's own kernel (3.9, AVX2) takes 1.4 to 20 times as long for the shapes of this network (docs/LOG.md).
 
-PyTorch's BatchNorm has channels-last kernels for pictures alone. In bf16 on a GPU it copies video to float32 and takes
-its statistics by a general reduction, which was a third of a training step (bench/LOG.md).
+BatchNorm is computed over the same pictures, in training on a GPU together with the ReLU after it. PyTorch's own has
+channels-last kernels for pictures alone: in bf16 it copied video to float32 and took its statistics by a general
+reduction, which, with the ReLU, was half of a training step (bench/LOG.md).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from actdet_kernels import batch_norm
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -46,15 +48,47 @@ class FactorisedConv(nn.Conv3d):
 class PictureNorm(nn.BatchNorm3d):
     """nn.BatchNorm3d, on a GPU over a view of channels-last video (B, C, T, H, W) as B*T pictures."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, relu: bool = False) -> Tensor:
+        """relu: with the ReLU of that."""
         if not _are_pictures_faster(input):
-            return super().forward(input)
+            return self._one_by_one(input, relu)
         frames = input.shape[2]
-        output = super().forward(input.transpose(1, 2).flatten(0, 1))
+        pictures = input.transpose(1, 2).flatten(0, 1)
+        output = self._together(pictures, relu) if self._can_be_together() else self._one_by_one(pictures, relu)
         return output.unflatten(0, (-1, frames)).transpose(1, 2)
+
+    def _can_be_together(self) -> bool:
+        """The compiler fuses more than that by itself."""
+        return self.training and self.momentum is not None and not torch.compiler.is_compiling()
+
+    def _together(self, pictures: Tensor, relu: bool) -> Tensor:
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        running = self.running_mean, self.running_var
+        return batch_norm(pictures, self.weight, self.bias, *running, relu=relu, momentum=self.momentum, eps=self.eps)
+
+    def _one_by_one(self, features: Tensor, relu: bool) -> Tensor:
+        output = super().forward(features)
+        return F.relu_(output) if relu else output
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Both forms have their channels in the second dimension."""
+
+
+class RectifiedSequential(nn.Sequential):
+    """nn.Sequential that computes a `PictureNorm` and the nn.ReLU after it as one operation."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        parts = list(self)
+        rectified = False
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            if rectified:
+                rectified = False
+                continue
+            rectified = isinstance(part, PictureNorm) and isinstance(following, nn.ReLU)
+            input = part(input, relu=True) if rectified else part(input)
+        return input
 
 
 def _are_pictures_faster(video: Tensor) -> bool:

@@ -5,7 +5,8 @@ matched = match(logits, boxes, targets)                              # (..., B, 
 loss = set_loss(logits, boxes, targets, matched)
 loss.total.backward()
 
-And the batches they train on: gather_clips(frames, indices, ...), out of cached frames of video.
+And for the rest of a step over video: gather_clips(frames, indices, ...), batches out of cached frames, and
+batch_norm(features, ..., relu=True), which is half of the memory traffic of a convolutional network.
 
 A file for each operation: its function, its checks, its operator, its shapes, its derivative. No file has the name of
 an operation, because a module that is imported takes its name in the package from what was there.
@@ -24,6 +25,7 @@ from actdet_kernels.denoising import DenoisingQueries, denoising_queries, split_
 from actdet_kernels.giou import giou_loss, pairwise_giou
 from actdet_kernels.loss import SetLoss, set_loss
 from actdet_kernels.matching import Matching, match, solve_matching
+from actdet_kernels.norm import batch_norm
 from actdet_kernels.targets import Targets, Tubelets, pad_targets, repeat_targets
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Targets",
     "Tubelets",
     "assign",
+    "batch_norm",
     "denoising_queries",
     "explain_backend",
     "frame_levels",

@@ -39,7 +39,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from actdet_kernels.targets import Targets, Tubelets
-from actdet_kernels.triton import assignment, clips, cost, launch, loss, matching
+from actdet_kernels.triton import assignment, clips, cost, launch, loss, matching, norm
 
 # The most registers of a thread with which 48, 40, 36, 32, 28, 24, 20, 16, 12 and 8 warps fit in the 65,536 registers
 # of a multiprocessor: one register more, and fewer of them run at a time.
@@ -152,6 +152,21 @@ def gather_clips(dtype: torch.dtype, windows: bool = False, colour: bool = False
     return clips.gather_clips(tensor(U8, 100_000, 224, 224, 3), tensor(I64, 24, 16), *changes, dtype)
 
 
+def batch_norm(channels: int, dtype: torch.dtype, relu: bool) -> object:
+    """Of 8 clips' features after the stem, and its gradient."""
+    x = tensor(dtype, 8, channels, 16, 56, 56).to(memory_format=torch.channels_last_3d)
+    compute = torch.promote_types(dtype, FP32)
+    weight, bias = tensor(compute, channels), tensor(compute, channels)
+    y, statistics = norm.batch_norm(x, weight, bias, relu, 1e-5)
+    return norm.batch_norm_gradient(y, x, weight, bias, statistics, relu)
+
+
+def of_norm(sums: int, apply: int, gradient_sums: int, gradient: int, small: int) -> dict[str, int]:
+    limits = {"feature_sums_kernel": sums, "normalize_kernel": apply}
+    limits |= {"gradient_sums_kernel": gradient_sums, "feature_gradient_kernel": gradient}
+    return limits | {"statistics_kernel": small, "weight_gradient_kernel": small}
+
+
 CASES = [
     Case(
         "softmax, fp16 and fp32",
@@ -257,6 +272,9 @@ CASES = [
     Case("windows, fp16", lambda: gather_clips(FP16, windows=True), {"gather_clips_kernel": 96}),
     Case("colour, fp16", lambda: gather_clips(FP16, colour=True), {"gather_clips_kernel": 56}),
     Case("no change, fp32", lambda: gather_clips(FP32), {"gather_clips_kernel": 40}),
+    Case("norm, 144, bf16", lambda: batch_norm(144, BF16, relu=True), of_norm(255, 255, 255, 255, 255)),
+    Case("norm, 45, fp32", lambda: batch_norm(45, FP32, relu=True), of_norm(255, 255, 255, 255, 255)),
+    Case("norm, 64, fp64", lambda: batch_norm(64, FP64, relu=False), of_norm(255, 255, 255, 255, 255)),
 ]
 
 

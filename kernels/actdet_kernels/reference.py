@@ -340,6 +340,20 @@ def set_loss(
     return cls, l1, giou
 
 
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    relu: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+    return F.relu(y) if relu else y
+
+
 def frame_levels(frames: Tensor) -> Tensor:
     size = frames[0].numel()
     if frames.device.type == "cpu":  # PyTorch takes 20 times as long to add up bytes

@@ -23,8 +23,10 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from actdet_kernels import (
     MatchWeights,
+    batch_norm,
     frame_levels,
     gather_clips,
     match,
@@ -195,6 +197,25 @@ def clip_case(dtype: torch.dtype, windows: bool, colour: bool, frames: tuple[int
     torch.testing.assert_close(got.double(), wanted, rtol=rounding, atol=error, equal_nan=True)
 
 
+def norm_case(rows: int, channels: int, dtype: torch.dtype, relu: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, d_y = (torch.randn(rows, channels, generator=generator).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(channels, generator=generator) for _ in range(2))
+    leaves = [value.requires_grad_() for value in (x, weight, bias)]
+    exact = [value.detach().double().requires_grad_() for value in leaves]
+    wanted = F.batch_norm(exact[0], None, None, *exact[1:], training=True)
+    # Not where rounding decides what the ReLU lets through.
+    d_y[wanted.abs() < 1e-3] = 0
+    wanted = F.relu(wanted) if relu else wanted
+    gradients = torch.autograd.grad(wanted, exact, d_y.double())
+
+    got = batch_norm(*leaves, relu=relu, backend="triton")
+    found = [got, *torch.autograd.grad(got, leaves, d_y)]
+    rounding = 0.0 if dtype == FP32 else torch.finfo(dtype).eps
+    for mine, true in zip(found, [wanted, *gradients], strict=True):
+        torch.testing.assert_close(mine.detach().double(), true.detach(), rtol=rounding, atol=1e-4)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "assign 12x5 bf16": lambda: assign_case(12, 5, BF16),
     "assign 5x12 fp32": lambda: assign_case(5, 12, FP32),
@@ -220,6 +241,8 @@ CASES: dict[str, Callable[[], None]] = {
     "loss quality_focal fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "quality_focal"),
     "clips bf16": lambda: clip_case(BF16, windows=True, colour=True),
     "clips fp32": lambda: clip_case(FP32, windows=True, colour=False),
+    "norm 130x24 bf16": lambda: norm_case(130, 24, BF16, relu=True),
+    "norm 70x65 fp32": lambda: norm_case(70, 65, FP32, relu=False),
 }
 
 # Of the sizes of a DETR that is trained on COCO: solvers of several warps, blocks of 64 classes, many programs.
@@ -231,6 +254,7 @@ LARGE_CASES: dict[str, Callable[[], None]] = {
     "loss 100x20 cross_entropy fp32": lambda: loss_and_gradient_case(100, 92, [20, 7], FP32, "cross_entropy"),
     "loss 100x20 focal bf16": lambda: loss_and_gradient_case(100, 91, [20, 7], BF16, "focal"),
     "clips 64x64 bf16": lambda: clip_case(BF16, windows=True, colour=True, frames=(6, 64, 64)),
+    "norm 900x144 bf16": lambda: norm_case(900, 144, BF16, relu=True),
 }
 
 # Where each barrier is needed: a solver's columns lie in several warps, and a loop over targets takes two rounds.

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import torch
-from actdet_kernels import Targets, Tubelets, backend, gather_clips, match, set_loss
+from actdet_kernels import Targets, Tubelets, backend, batch_norm, gather_clips, match, set_loss
 from actdet_kernels.triton import launch
 from torch import Tensor
 
@@ -58,6 +58,12 @@ def clips(pool: int, samples: int, frames: int, height: int, width: int) -> None
     gather_clips(torch.empty(pool, height, width, 3, dtype=torch.uint8), indices, *changes)
 
 
+def norm(samples: int, channels: int, frames: int, side: int) -> None:
+    x = torch.empty(samples, frames, side, side, channels).permute(0, 4, 1, 2, 3).requires_grad_()
+    weight, bias = torch.empty(channels), torch.empty(channels)
+    batch_norm(x, weight, bias, relu=True).sum().backward()
+
+
 if __name__ == "__main__":
     launch.launch = record
     backend.choose_backend = lambda *arguments: "triton"
@@ -72,4 +78,8 @@ if __name__ == "__main__":
     for size in range(1, 101):
         clips(size, 1 + size % 7, 1 + size % 17, size, 1 + size % 19)
     found["clips"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
+    KEYS.clear()
+    for size in range(1, 101):
+        norm(1 + size, 8 * size, 1 + size % 3, 1 + size % 5)
+    found["norm"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
     print(json.dumps(found))

@@ -13,6 +13,7 @@ from actdet_kernels import (
     MatchWeights,
     Targets,
     assign,
+    batch_norm,
     explain_backend,
     frame_levels,
     gather_clips,
@@ -616,6 +617,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "assign": lambda **kept: assign(torch.zeros(1, 2, 2), **kept),
     "match": lambda **kept: match(LOGITS, BOXES, GOOD, **kept),
     "set_loss": lambda **kept: set_loss(LOGITS, BOXES, GOOD, torch.tensor([[0, -1], [0, 1]]), **kept),
+    "batch_norm": lambda **kept: batch_norm(
+        torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.ones(2), torch.ones(2), relu=True, **kept
+    ),
     "gather_clips": lambda **kept: gather_clips(
         POOL, torch.tensor([[1, 0]]), torch.ones(1, 4), torch.ones(1, 3), frame_levels(POOL), **kept
     ),

@@ -76,6 +76,13 @@ def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
                 *(logits, boxes, *flat(targets), matched, None, divisors),
                 *(cotangent, None, cotangent, None, *loss, kind),
             )
+        if kind == "triton":
+            values = torch.rand(24, device=DEVICE)
+            x = torch.randn(3, 24, 4, 5, device=DEVICE, dtype=torch.float64).to(dtype)
+            x = x.contiguous(memory_format=torch.channels_last)
+            statistics = torch.ones(3, 24, dtype=wide, device=DEVICE)
+            found["batch_norm triton"] = (x, values, values, True, 1e-5, kind)
+            found["batch_norm_gradient triton"] = (x, x, values, values, statistics, True, kind)
         computed = dtype if kind != "triton" or dtype != torch.float64 else torch.float32
         found[f"gather_clips {kind}"] = (pool, indices, windows, colour, levels, computed, kind)
         found[f"gather_clips {kind} without changes"] = (pool, indices, None, None, None, computed, kind)

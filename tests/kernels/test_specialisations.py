@@ -13,9 +13,15 @@ import pytest
 pytest.importorskip("triton", reason="there is no Triton for this platform")
 
 
+NORM_KERNELS = (
+    *("feature_sums_kernel", "statistics_kernel", "normalize_kernel"),
+    *("gradient_sums_kernel", "weight_gradient_kernel", "feature_gradient_kernel"),
+)
+
+
 def test_few_kernels_serve_all_sizes() -> None:
     """M from 1 to 100, at 12 and at 100 queries, with other numbers of samples, layers and frames each time; pools of 1
-    to 100 frames, and pictures of as many rows.
+    to 100 frames, and pictures of as many rows; features of 1 to 100 times 8 channels.
     """
     script = Path(__file__).parent / "specialisations.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -28,4 +34,5 @@ def test_few_kernels_serve_all_sizes() -> None:
         "boxes": {"match_kernel": 3, **losses},  # a block of 32, 64 and 128
         "tubelets": {"pairwise_cost_kernel": 1, "assign_kernel": 3, **losses},
         "clips": {"gather_clips_kernel": 1},
+        "norm": dict.fromkeys(NORM_KERNELS, 1),
     }

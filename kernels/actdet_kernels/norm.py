@@ -1,0 +1,146 @@
+"""Batch normalization of channels-last features, in training, with the ReLU after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actdet_kernels import reference
+from actdet_kernels.backend import Backend, implementation, kernel_module
+from actdet_kernels.operators import LIBRARY, operator
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    relu: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    backend: Backend = "auto",
+) -> Tensor:
+    """`F.batch_norm(..., training=True)`, and `F.relu` of that where `relu`, in fewer trips to memory.
+
+    x: (B, C, ...) float16, bfloat16, float32 or float64, with more than one value a channel.
+    weight, bias: (C,) floating point.
+    running_mean, running_var: (C,) both or neither, moved by `momentum` towards the batch's mean and its variance with
+        one value fewer in the denominator.
+    Returns (B, C, ...) like x. Statistics and arithmetic are float32, or float64 where x is.
+    Deterministic: the kernels add up in a fixed order. They take features whose channels lie side by side in memory
+    (`torch.channels_last` or `channels_last_3d`) and have no second derivative; for others, and on a CPU, whose own
+    BatchNorm is as fast, "auto" takes the reference, which is PyTorch's.
+    Raises ValueError where shapes, dtypes or devices disagree.
+    """
+    _check_features(x, {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var})
+    compute = implementation(
+        backend,
+        x.device,
+        kernels=_by_kernels,
+        reference=reference.batch_norm,
+        obstacle=None if _is_channels_last(x) else "its channels do not lie side by side in memory",
+        cpu_obstacle="PyTorch's own batch norm is as fast on a CPU",
+    )
+    return compute(x, weight, bias, running_mean, running_var, relu, momentum, eps)
+
+
+def _check_features(x: Tensor, of_channels: dict[str, Tensor | None]) -> None:
+    if x.ndim < 2 or x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"x must be (B, C, ...) floating point, got {tuple(x.shape)} {x.dtype}")
+    channels = x.shape[1]
+    if channels == 0 or x.numel() < 2 * channels:
+        raise ValueError(f"x must have more than one value a channel, got {tuple(x.shape)}")
+    if (of_channels["running_mean"] is None) != (of_channels["running_var"] is None):
+        raise ValueError("running_mean and running_var belong together: give both or neither")
+    for name, values in of_channels.items():
+        if values is None:
+            continue
+        if values.shape != (channels,) or not values.is_floating_point():
+            raise ValueError(f"{name} must be ({channels},) floating point, got {tuple(values.shape)} {values.dtype}")
+        if values.device != x.device:
+            raise ValueError(f"{name} is on {values.device}, x on {x.device}")
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.movedim(1, -1).is_contiguous()
+
+
+def _by_kernels(
+    chosen: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    relu: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    y, statistics = DifferentiableBatchNorm.apply(x, weight, bias, relu, eps, chosen)
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(statistics[0].to(running_mean.dtype), momentum)
+            running_var.lerp_(statistics[2].to(running_var.dtype), momentum)
+    return y
+
+
+class DifferentiableBatchNorm(torch.autograd.Function):
+    """`batch_norm` with its gradient: y, and the statistics, which have none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+        relu, _, ctx.chosen = options
+        y, statistics = _batch_norm(x, weight, bias, *options)
+        ctx.relu = relu
+        ctx.save_for_backward(x, weight, bias, statistics)
+        ctx.mark_non_differentiable(statistics)
+        return y, statistics
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor, _: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradients = _batch_norm_gradient(d_y, *ctx.saved_tensors, ctx.relu, ctx.chosen)
+        return *gradients, None, None, None
+
+
+@operator(
+    "batch_norm(Tensor x, Tensor weight, Tensor bias, bool relu, float eps, str chosen) -> (Tensor, Tensor)",
+)
+def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float, chosen: str) -> tuple[Tensor, Tensor]:
+    """y, and (3, C): the mean, 1 / sqrt(var + eps), and the variance with one value fewer in the denominator."""
+    return kernel_module(chosen, "norm").batch_norm(x, weight.contiguous(), bias.contiguous(), relu, eps)
+
+
+@torch.library.register_fake("actdet_kernels::batch_norm", lib=LIBRARY)
+def _shapes(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.empty_like(x), x.new_empty((3, x.shape[1]), dtype=dtype)
+
+
+@operator(
+    "batch_norm_gradient(Tensor d_y, Tensor x, Tensor weight, Tensor bias, Tensor statistics, bool relu, str chosen)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+def _batch_norm_gradient(
+    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, relu: bool, chosen: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias."""
+    if not _is_channels_last(d_y):
+        d_y = torch.empty_like(x).copy_(d_y)
+    compute = kernel_module(chosen, "norm").batch_norm_gradient
+    return compute(d_y, x, weight.contiguous(), bias.contiguous(), statistics, relu)
+
+
+@torch.library.register_fake("actdet_kernels::batch_norm_gradient", lib=LIBRARY)
+def _gradient_shapes(d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _no_second_derivative(ctx: Any, *cotangents: Tensor | None) -> Any:
+    raise RuntimeError("batch_norm has no second derivative with the kernels: take backend='reference'")
+
+
+torch.library.register_autograd("actdet_kernels::batch_norm_gradient", _no_second_derivative, lib=LIBRARY)

@@ -1,0 +1,348 @@
+"""Batch normalization of channels-last features with the ReLU after it, forward and backward, in training.
+
+mean_c = sum_r x_rc / R,   var_c = sum_r (x_rc - mean_c)^2 / R,   n_rc = (x_rc - mean_c) / sqrt(var_c + eps)
+y_rc = relu(w_c n_rc + b_c)                                      the ReLU only where it is asked for
+g_rc = dy_rc where w_c n_rc + b_c is above 0, else 0;            db_c = sum_r g_rc,   dw_c = sum_r g_rc n_rc
+dx_rc = w_c / sqrt(var_c + eps) (g_rc - db_c / R - n_rc dw_c / R)
+
+Features are R rows (samples, frames and pixels) of channels that lie side by side. What counts is how often they are
+read and written: three times forward, five times backward, where PyTorch's BatchNorm and ReLU take five and eight. The
+sign of y says where the ReLU let through, and is computed again rather than read.
+
+Sums are made in three stages, each in a fixed order, so that two runs give the same bits: every program adds up some
+rows, element by element and across its threads once at the end; one program for some channels adds up the programs, in
+float64. Squares are those of the distance from the first row, lest a large mean swallows a small variance.
+"""
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
+# (what Triton compiles has types that a checker of Python does not know)
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from actdet_kernels.triton import launch
+from actdet_kernels.triton.launch import compiler_options, tile_count, triton_dtype
+
+# Rows and channels that a program has in registers at a time; and rows that it normalizes.
+BLOCK_R = 64
+BLOCK_C = 64
+ROWS_EACH = 256
+
+# Programs that add up, some more than a large GPU runs at a time; and how many of their sums are added up at a time.
+PROGRAMS = 1024
+BLOCK_P = 32
+
+
+@triton.jit
+def known_channels(channels, ALIGNMENT: tl.constexpr):
+    """The same number, of which the compiler then knows that it is a multiple: rows are read 16 bytes at a time."""
+    return channels // ALIGNMENT * ALIGNMENT
+
+
+@triton.jit
+def load_tile(features, o_r, o_c, channels, m, DTYPE: tl.constexpr):
+    """(rows, channels) of the features, 0 where there are none."""
+    return tl.load(features + (o_r.to(tl.int64) * channels)[:, None] + o_c[None, :], mask=m, other=0).to(DTYPE)
+
+
+@triton.jit
+def load_channels(values, o_c, m_c, DTYPE: tl.constexpr):
+    """(1, channels), to be broadcast over rows."""
+    return tl.load(values + o_c, mask=m_c, other=0).to(DTYPE)[None, :]
+
+
+@triton.jit
+def normalized(x, weight, bias, mean, scale):
+    """n and w n + b."""
+    n = (x - mean) * scale
+    return n, weight * n + bias
+
+
+@triton.jit
+def rectified_gradient(d_y, y, RELU: tl.constexpr):
+    """What passes through the ReLU. NaN does, as in PyTorch."""
+    return tl.where(y <= 0, 0.0, d_y) if RELU else d_y
+
+
+@triton.jit(do_not_specialize=["rows", "channels", "rows_each"])
+def feature_sums_kernel(
+    x, sums,
+    rows, channels, rows_each,
+    DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """sums (2, shares, channels): of the distance from the first row, and of its square."""
+    channels = known_channels(channels, ALIGNMENT)
+    blocks = tl.cdiv(channels, BLOCK_C)
+    i_p = tl.program_id(0) // blocks
+    o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < channels
+    origin = load_channels(x, o_c, m_c, DTYPE)
+
+    total = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
+    squares = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
+    last = tl.minimum((i_p + 1) * rows_each, rows)
+    for first in range(i_p * rows_each, last, BLOCK_R):
+        o_r = first + tl.arange(0, BLOCK_R)
+        m = (o_r < last)[:, None] & m_c[None, :]
+        distance = tl.where(m, load_tile(x, o_r, o_c, channels, m, DTYPE) - origin, 0.0)
+        total += distance
+        squares += distance * distance
+    p_sums = sums + i_p * channels + o_c
+    tl.store(p_sums, tl.sum(total, axis=0), mask=m_c)
+    tl.store(p_sums + tl.cdiv(rows, rows_each) * channels, tl.sum(squares, axis=0), mask=m_c)
+
+
+@triton.jit
+def sum_of_shares(sums, shares, channels, o_c, m_c, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """(BLOCK_C,) float64: the sums of all programs, (shares, channels), added up."""
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
+    for first in range(0, shares, BLOCK_P):
+        o_p = first + tl.arange(0, BLOCK_P)
+        m = (o_p < shares)[:, None] & m_c[None, :]
+        total += tl.load(sums + o_p[:, None] * channels + o_c[None, :], mask=m, other=0).to(tl.float64)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit(do_not_specialize=["rows", "channels", "shares"])
+def statistics_kernel(
+    x, sums, statistics,
+    rows, channels, shares,
+    EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """statistics (3, channels): mean, 1 / sqrt(var + eps), and the variance with R - 1 in the place of R."""
+    o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < channels
+    count = rows.to(tl.float64)
+    shift = sum_of_shares(sums, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C) / count
+    squares = sum_of_shares(sums + shares * channels, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C)
+
+    # Where all rows are the same, rounding may leave less than 0. NaN stays what it is.
+    variance = squares / count - shift * shift
+    variance = tl.where(variance < 0, 0.0, variance)
+    scale = 1.0 / tl.sqrt(variance + tl.full([], EPS, tl.float64))
+    mean = tl.load(x + o_c, mask=m_c, other=0).to(tl.float64) + shift
+    tl.store(statistics + o_c, mean, mask=m_c)
+    tl.store(statistics + channels + o_c, scale, mask=m_c)
+    tl.store(statistics + 2 * channels + o_c, variance * (count / (count - 1)), mask=m_c)
+
+
+@triton.jit(do_not_specialize=["rows", "channels"])
+def normalize_kernel(
+    x, weight, bias, statistics, y,
+    rows, channels,
+    RELU: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, ROWS_EACH: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    channels = known_channels(channels, ALIGNMENT)
+    blocks = tl.cdiv(channels, BLOCK_C)
+    start = tl.program_id(0) // blocks * ROWS_EACH
+    o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < channels
+    w = load_channels(weight, o_c, m_c, DTYPE)
+    b = load_channels(bias, o_c, m_c, DTYPE)
+    mean = load_channels(statistics, o_c, m_c, DTYPE)
+    scale = load_channels(statistics + channels, o_c, m_c, DTYPE)
+    for first in range(start, tl.minimum(start + ROWS_EACH, rows), BLOCK_R):
+        o_r = first + tl.arange(0, BLOCK_R)
+        m = (o_r < rows)[:, None] & m_c[None, :]
+        value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), w, b, mean, scale)[1]
+        if RELU:
+            value = tl.where(value <= 0, 0.0, value)
+        tl.store(y + (o_r.to(tl.int64) * channels)[:, None] + o_c[None, :], value, mask=m)
+
+
+@triton.jit(do_not_specialize=["rows", "channels", "rows_each"])
+def gradient_sums_kernel(
+    d_y, x, weight, bias, statistics, sums,
+    rows, channels, rows_each,
+    RELU: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """sums (2, shares, channels): of g, and of g n."""
+    channels = known_channels(channels, ALIGNMENT)
+    blocks = tl.cdiv(channels, BLOCK_C)
+    i_p = tl.program_id(0) // blocks
+    o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < channels
+    w = load_channels(weight, o_c, m_c, DTYPE)
+    b = load_channels(bias, o_c, m_c, DTYPE)
+    mean = load_channels(statistics, o_c, m_c, DTYPE)
+    scale = load_channels(statistics + channels, o_c, m_c, DTYPE)
+
+    total = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
+    products = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
+    last = tl.minimum((i_p + 1) * rows_each, rows)
+    for first in range(i_p * rows_each, last, BLOCK_R):
+        o_r = first + tl.arange(0, BLOCK_R)
+        m = (o_r < last)[:, None] & m_c[None, :]
+        n, value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), w, b, mean, scale)
+        g = rectified_gradient(load_tile(d_y, o_r, o_c, channels, m, DTYPE), value, RELU)
+        total += g
+        # What was not loaded is 0, and its n is not: g is.
+        products += g * n
+    p_sums = sums + i_p * channels + o_c
+    tl.store(p_sums, tl.sum(total, axis=0), mask=m_c)
+    tl.store(p_sums + tl.cdiv(rows, rows_each) * channels, tl.sum(products, axis=0), mask=m_c)
+
+
+@triton.jit(do_not_specialize=["channels", "shares"])
+def weight_gradient_kernel(
+    sums, d_weight, d_bias,
+    channels, shares,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < channels
+    of_bias = sum_of_shares(sums, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C)
+    of_weight = sum_of_shares(sums + shares * channels, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C)
+    tl.store(d_bias + o_c, of_bias, mask=m_c)
+    tl.store(d_weight + o_c, of_weight, mask=m_c)
+
+
+@triton.jit(do_not_specialize=["rows", "channels"])
+def feature_gradient_kernel(
+    d_y, x, weight, bias, statistics, d_weight, d_bias, d_x,
+    rows, channels,
+    RELU: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, ROWS_EACH: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    channels = known_channels(channels, ALIGNMENT)
+    blocks = tl.cdiv(channels, BLOCK_C)
+    start = tl.program_id(0) // blocks * ROWS_EACH
+    o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < channels
+    w = load_channels(weight, o_c, m_c, DTYPE)
+    b = load_channels(bias, o_c, m_c, DTYPE)
+    mean = load_channels(statistics, o_c, m_c, DTYPE)
+    scale = load_channels(statistics + channels, o_c, m_c, DTYPE)
+    mean_g = load_channels(d_bias, o_c, m_c, DTYPE) / rows
+    mean_gn = load_channels(d_weight, o_c, m_c, DTYPE) / rows
+    for first in range(start, tl.minimum(start + ROWS_EACH, rows), BLOCK_R):
+        o_r = first + tl.arange(0, BLOCK_R)
+        m = (o_r < rows)[:, None] & m_c[None, :]
+        n, value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), w, b, mean, scale)
+        g = rectified_gradient(load_tile(d_y, o_r, o_c, channels, m, DTYPE), value, RELU)
+        gradient = w * scale * (g - mean_g - n * mean_gn)
+        tl.store(d_x + (o_r.to(tl.int64) * channels)[:, None] + o_c[None, :], gradient, mask=m)
+
+
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float) -> tuple[Tensor, Tensor]:
+    """y like x (B, C, ...), channels-last; and what its gradient needs, (3, C), as `statistics_kernel` says."""
+    channels = x.shape[1]
+    rows = x.numel() // channels
+    compute = torch.promote_types(x.dtype, torch.float32)
+    shares, rows_each = shares_of(rows, channels)
+    sums = launch.empty((2, shares, channels), compute, x.device)
+    statistics = launch.empty((3, channels), compute, x.device)
+    y = launch.empty((x.numel(),), x.dtype, x.device).as_strided(x.shape, x.stride())
+    launch.launch(
+        feature_sums_kernel,
+        shares * tile_count(channels, BLOCK_C),
+        x=x,
+        sums=sums,
+        rows=rows,
+        channels=channels,
+        rows_each=rows_each,
+        **tile_options(compute, channels),
+    )
+    launch.launch(
+        statistics_kernel,
+        tile_count(channels, BLOCK_C),
+        x=x,
+        sums=sums,
+        statistics=statistics,
+        rows=rows,
+        channels=channels,
+        shares=shares,
+        EPS=float(eps),
+        **sum_options(),
+    )
+    launch.launch(
+        normalize_kernel,
+        tile_count(rows, ROWS_EACH) * tile_count(channels, BLOCK_C),
+        x=x,
+        weight=weight,
+        bias=bias,
+        statistics=statistics,
+        y=y,
+        rows=rows,
+        channels=channels,
+        RELU=relu,
+        ROWS_EACH=ROWS_EACH,
+        **tile_options(compute, channels),
+    )
+    return y, statistics
+
+
+def batch_norm_gradient(
+    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias, from that of y, which lies in memory as x does."""
+    channels = x.shape[1]
+    rows = x.numel() // channels
+    compute = statistics.dtype
+    shares, rows_each = shares_of(rows, channels)
+    sums = launch.empty((2, shares, channels), compute, x.device)
+    d_weight, d_bias = (launch.empty((channels,), compute, x.device) for _ in range(2))
+    d_x = launch.empty((x.numel(),), x.dtype, x.device).as_strided(x.shape, x.stride())
+    given = {"d_y": d_y, "x": x, "weight": weight, "bias": bias, "statistics": statistics}
+    launch.launch(
+        gradient_sums_kernel,
+        shares * tile_count(channels, BLOCK_C),
+        sums=sums,
+        rows=rows,
+        channels=channels,
+        rows_each=rows_each,
+        RELU=relu,
+        **given,
+        **tile_options(compute, channels),
+    )
+    launch.launch(
+        weight_gradient_kernel,
+        tile_count(channels, BLOCK_C),
+        sums=sums,
+        d_weight=d_weight,
+        d_bias=d_bias,
+        channels=channels,
+        shares=shares,
+        **sum_options(),
+    )
+    launch.launch(
+        feature_gradient_kernel,
+        tile_count(rows, ROWS_EACH) * tile_count(channels, BLOCK_C),
+        d_weight=d_weight,
+        d_bias=d_bias,
+        d_x=d_x,
+        rows=rows,
+        channels=channels,
+        RELU=relu,
+        ROWS_EACH=ROWS_EACH,
+        **given,
+        **tile_options(compute, channels),
+    )
+    return d_x, d_weight.to(weight.dtype), d_bias.to(bias.dtype)
+
+
+def shares_of(rows: int, channels: int) -> tuple[int, int]:
+    """How many programs add up the rows of one block of channels, and how many rows each."""
+    programs = min(tile_count(rows, BLOCK_R), max(PROGRAMS // tile_count(channels, BLOCK_C), 1))
+    rows_each = tile_count(tile_count(rows, programs), BLOCK_R) * BLOCK_R
+    return tile_count(rows, rows_each), rows_each
+
+
+def tile_options(compute: torch.dtype, channels: int) -> dict[str, Any]:
+    return {
+        "DTYPE": triton_dtype(compute),
+        "ALIGNMENT": min(channels & -channels, 8),
+        "BLOCK_R": BLOCK_R,
+        "BLOCK_C": BLOCK_C,
+        **compiler_options(),
+    }
+
+
+def sum_options() -> dict[str, Any]:
+    return {"BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C, **compiler_options()}
