@@ -31,6 +31,7 @@ from actdet.distributed import ALONE, Processes, synchronise_batch_norm
 from actdet.errors import ActdetError
 from actdet.models import ActionDetector
 from actdet.models.backbone import FEATURES
+from actdet.models.convolution import fuse_norms
 
 LOSSES = (*SetLoss._fields, "auxiliary")
 AUXILIARY_WEIGHTS = MatchWeights(8.0, 5.0, 2.0)  # classes are slower to learn than boxes: docs/LOG.md
@@ -103,8 +104,9 @@ class TrainStep:
         if mode == "compile":
             self._compiled = torch.compile(self._losses_of, options={"fallback_random": True})
         self._graphs: dict[tuple[bool | torch.Size, ...], _Graph] = {}
-        # Memory for all shapes: nothing in it outlives a step but gradients, which the next step computes again.
         if mode == "graph":
+            fuse_norms(detector.backbone)
+            # Memory for all shapes: nothing in it outlives a step but gradients, which the next step computes again.
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def run(self, batch: Batch, *, lr: float, seed: int, number: int) -> None:

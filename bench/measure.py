@@ -51,7 +51,8 @@ def measure(run: Callable[[], Any], *, capturable: bool = True) -> dict[str, Any
 
     graph = None
     if capturable and not waits(run):
-        graph, _ = _times(capture(run), repeats)
+        # All of them in one graph: to replay one takes the host longer than a small kernel takes the device.
+        graph, _ = _times(capture(run, repeats), repeats=1, calls=repeats)
     eager, host = _times(run, repeats)
     return {
         "graph_us": graph,
@@ -86,8 +87,8 @@ def _refuse_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def capture(run: Callable[[], Any]) -> Callable[[], None]:
-    """A function that replays `run`, which waits for nothing, from a CUDA graph.
+def capture(run: Callable[[], Any], calls: int = 1) -> Callable[[], None]:
+    """A function that replays so many calls of `run`, which waits for nothing, from a CUDA graph.
 
     A capture that fails leaves PyTorch's allocator, generator and stream in capture mode.
 
@@ -101,7 +102,8 @@ def capture(run: Callable[[], Any]) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(stream)
     try:
         with torch.cuda.graph(graph):
-            run()
+            for _ in range(calls):
+                run()
     except RuntimeError as error:
         first = error.__context__ or error
         raise CaptureFailed(str(first).partition("\n")[0]) from error
@@ -135,10 +137,10 @@ def quantiles(times: list[float]) -> dict[str, float]:
     return {"median": statistics.median(times), "p10": deciles[0], "p90": deciles[-1], "rounds": len(times)}
 
 
-def _times(run: Callable[[], Any], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+def _times(run: Callable[[], Any], repeats: int, calls: int = 1) -> tuple[dict[str, float], dict[str, float]]:
     """Quantiles of microseconds a call: on the device, and of the host, from the same rounds.
 
-    Each round of `repeats` calls begins when the device is idle.
+    Each round runs `run`, which makes `calls` calls, `repeats` times, and begins when the device is idle.
     """
     on_device: list[float] = []
     of_host: list[float] = []
@@ -151,10 +153,10 @@ def _times(run: Callable[[], Any], repeats: int) -> tuple[dict[str, float], dict
         began = time.perf_counter()
         for _ in range(repeats):
             run()
-        of_host.append(1e6 * (time.perf_counter() - began) / repeats)
+        of_host.append(1e6 * (time.perf_counter() - began) / (repeats * calls))
         last.record()
         last.synchronize()
-        on_device.append(1e3 * first.elapsed_time(last) / repeats)
+        on_device.append(1e3 * first.elapsed_time(last) / (repeats * calls))
 
         rounds = len(on_device)
         spent = time.perf_counter() - start

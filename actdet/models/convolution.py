@@ -7,9 +7,10 @@ second of B pictures of T x (H*W). In float32 on a CPU the gradients of their we
 
 oneDNN's own kernel (3.9, AVX2) takes 1.4 to 20 times as long for the shapes of this network (docs/LOG.md).
 
-BatchNorm is computed over the same pictures, in training on a GPU together with the ReLU after it. PyTorch's own has
-channels-last kernels for pictures alone: in bf16 it copied video to float32 and took its statistics by a general
-reduction, which, with the ReLU, was half of a training step (bench/LOG.md).
+On a GPU BatchNorm is computed over the same pictures. PyTorch's own has channels-last kernels for pictures alone: in
+bf16 it copied video to float32 and took its statistics by a general reduction, which, with the ReLU, was half of a
+training step (bench/LOG.md). In a CUDA graph it is one operation with the ReLU after it, which takes the GPU half of
+the time; launched one by one, its kernels would take the host twice as long as PyTorch's.
 """
 
 from __future__ import annotations
@@ -46,7 +47,12 @@ class FactorisedConv(nn.Conv3d):
 
 
 class PictureNorm(nn.BatchNorm3d):
-    """nn.BatchNorm3d, on a GPU over a view of channels-last video (B, C, T, H, W) as B*T pictures."""
+    """nn.BatchNorm3d, on a GPU over a view of channels-last video (B, C, T, H, W) as B*T pictures.
+
+    fused: whether that, in training, is one operation with the ReLU after it.
+    """
+
+    fused = False
 
     def forward(self, input: Tensor, relu: bool = False) -> Tensor:
         """relu: with the ReLU of that."""
@@ -58,8 +64,7 @@ class PictureNorm(nn.BatchNorm3d):
         return output.unflatten(0, (-1, frames)).transpose(1, 2)
 
     def _can_be_together(self) -> bool:
-        """The compiler fuses more than that by itself."""
-        return self.training and self.momentum is not None and not torch.compiler.is_compiling()
+        return self.fused and self.training and self.momentum is not None
 
     def _together(self, pictures: Tensor, relu: bool) -> Tensor:
         assert self.num_batches_tracked is not None
@@ -100,6 +105,13 @@ def set_flat(module: nn.Module, flat: bool) -> None:
     for part in module.modules():
         if isinstance(part, FactorisedConv):
             part.flat = flat
+
+
+def fuse_norms(module: nn.Module) -> None:
+    """Compute each BatchNorm in `module` together with the ReLU after it, where it is trained on a GPU."""
+    for part in module.modules():
+        if isinstance(part, PictureNorm):
+            part.fused = True
 
 
 def _convolve(pictures: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:

@@ -30,8 +30,12 @@ def allocated() -> Iterator[list[tuple[int, ...]]]:
         guards.extend([room[:GUARD], room[GUARD + size :]])
         return room[GUARD : GUARD + size].view(shape)
 
+    def poisoned_like(tensor: Tensor) -> Tensor:
+        return poisoned((tensor.numel(),), tensor.dtype, tensor.device).as_strided(tensor.shape, tensor.stride())
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("actdet_kernels.triton.launch.empty", poisoned)
+        patch.setattr("actdet_kernels.triton.launch.empty_like", poisoned_like)
         patch.setattr("actdet_kernels.cpu.arguments.empty", poisoned)
         yield shapes
     assert all((guard.isnan() if guard.is_floating_point() else guard == -7).all() for guard in guards)

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from actdet_kernels import batch_norm
-from device import DEVICE, POISONED
+from device import DEVICE, NEEDS_KERNELS
 from torch import Tensor
 
-pytestmark = POISONED
+pytestmark = NEEDS_KERNELS
+POISON = pytest.mark.usefixtures("allocated")
 
 # Samples, channels, frames and sides: those of layers at small sizes, and ugly ones.
 SHAPES = [(2, 48, 3, 4, 5), (1, 144, 2, 9, 8), (3, 7, 1, 1, 2), (5, 65, 13), (130, 64), (2, 1, 1, 1, 1)]
@@ -70,6 +71,7 @@ def check(case: Case, backend: Any = "triton", error: float | None = None) -> No
         torch.testing.assert_close(mine.double(), true, rtol=rounding, atol=error * scale, equal_nan=True, msg=name)
 
 
+@POISON
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -77,12 +79,14 @@ def test_it_is_pytorchs_in_float64(shape: tuple[int, ...], dtype: torch.dtype, r
     check(Case(features(shape, dtype, 1), 1, relu))
 
 
+@POISON
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype, relu: bool) -> None:
     check(Case(features((2, 48, 3, 4, 5), dtype, 2), 2, relu))
 
 
+@POISON
 @pytest.mark.parametrize("programs", [1, 2, 5])
 @pytest.mark.parametrize("rows", [2, 63, 64, 65, 700])
 def test_any_number_of_programs_adds_up_the_same_rows(programs: int, rows: int, monkeypatch: Any) -> None:
@@ -162,6 +166,20 @@ def test_a_gradient_of_another_layout_is_taken() -> None:
                 torch.testing.assert_close(mine.cpu().double(), true, rtol=0, atol=1e-4)
         else:
             torch.testing.assert_close(found[2].cpu(), torch.full((24,), 30.0))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_sum_may_be_added_in_place(relu: bool) -> None:
+    """As residual blocks do, over a view of it."""
+    case = Case(features((2, 24, 3, 5), torch.float32, 12), 12, relu)
+    leaves = [value.to(DEVICE).requires_grad_() for value in (case.x, case.weight, case.bias)]
+    y = batch_norm(*leaves, relu=relu, eps=EPS, backend="triton").unflatten(0, (1, 2)).transpose(1, 2)
+    y += 1
+    found = torch.autograd.grad(y.transpose(1, 2).flatten(0, 1), leaves, case.d_y.to(DEVICE))
+    wanted = case.exact()
+    torch.testing.assert_close(y[0].transpose(0, 1).cpu().double(), wanted[0] + 1, rtol=0, atol=1e-5)
+    for mine, true in zip(found, wanted[3:], strict=True):
+        torch.testing.assert_close(mine.cpu().double(), true, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("relu", [False, True])

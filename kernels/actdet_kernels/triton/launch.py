@@ -30,6 +30,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     return torch.empty(shape, dtype=dtype, device=device)
 
 
+def empty_like(tensor: Tensor) -> Tensor:
+    """The same for what lies in memory as `tensor` does. Nobody's view, so that it may be changed in place later on."""
+    return torch.empty_like(tensor)
+
+
 def has_redux(device: torch.device) -> bool:
     """Whether a warp of that GPU reduces 32-bit integers in one instruction, for which a kernel is compiled."""
     return capability(device) >= REDUX_CAPABILITY

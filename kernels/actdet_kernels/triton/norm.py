@@ -238,7 +238,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float) 
     shares, rows_each = shares_of(rows, channels)
     sums = launch.empty((2, shares, channels), compute, x.device)
     statistics = launch.empty((3, channels), compute, x.device)
-    y = launch.empty((x.numel(),), x.dtype, x.device).as_strided(x.shape, x.stride())
+    y = launch.empty_like(x)
     launch.launch(
         feature_sums_kernel,
         shares * tile_count(channels, BLOCK_C),
@@ -288,7 +288,7 @@ def batch_norm_gradient(
     shares, rows_each = shares_of(rows, channels)
     sums = launch.empty((2, shares, channels), compute, x.device)
     d_weight, d_bias = (launch.empty((channels,), compute, x.device) for _ in range(2))
-    d_x = launch.empty((x.numel(),), x.dtype, x.device).as_strided(x.shape, x.stride())
+    d_x = launch.empty_like(x)
     given = {"d_y": d_y, "x": x, "weight": weight, "bias": bias, "statistics": statistics}
     launch.launch(
         gradient_sums_kernel,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from actdet.models import convolution
 from actdet.models.backbone import Backbone
-from actdet.models.convolution import FactorisedConv, PictureNorm, RectifiedSequential, set_flat
+from actdet.models.convolution import FactorisedConv, PictureNorm, RectifiedSequential, fuse_norms, set_flat
 
 # Batch, channels, outputs, (frames, height, width): layer1 to layer4 at small sizes, and ugly ones.
 SPATIAL = [
@@ -206,7 +207,9 @@ def test_three_dimensions_say_the_same() -> None:
 PICTURES = [(2, 48, 5, 7, 6), (1, 64, 1, 3, 3), (3, 8, 4, 1, 1), (2, 232, 2, 2, 5)]
 
 
-def normed(kind: type[nn.BatchNorm3d], channels: int, relu: bool, training: bool = True) -> nn.Sequential:
+def normed(
+    kind: type[nn.BatchNorm3d], channels: int, relu: bool, training: bool = True, fused: bool = False
+) -> nn.Sequential:
     """A norm, of weights and biases as training leaves them, and a ReLU after it."""
     generator = torch.Generator().manual_seed(7)
     norm = nn.BatchNorm3d(channels)
@@ -215,6 +218,8 @@ def normed(kind: type[nn.BatchNorm3d], channels: int, relu: bool, training: bool
     made = nn.Sequential(norm, nn.ReLU(inplace=True)) if relu else nn.Sequential(norm)
     if kind is PictureNorm:
         made.__class__ = RectifiedSequential
+    if fused:
+        fuse_norms(made)
     return made.train(training)
 
 
@@ -226,10 +231,10 @@ def norm_gradients(module: nn.Module, clips: Tensor, weights: Tensor) -> list[Te
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("training", "fused"), [(True, False), (True, True), (False, True)])
 @pytest.mark.parametrize("shape", PICTURES)
 def test_batch_norm_over_pictures_is_that_over_video(
-    shape: tuple[int, ...], training: bool, relu: bool, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], training: bool, fused: bool, relu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its statistics and its gradients, in float64; and nothing is copied to that end."""
     seen: list[Tensor] = []
@@ -241,7 +246,7 @@ def test_batch_norm_over_pictures_is_that_over_video(
 
         return note
 
-    exact, own = (normed(kind, shape[1], relu, training).double() for kind in (nn.BatchNorm3d, PictureNorm))
+    exact, own = (normed(kind, shape[1], relu, training, fused).double() for kind in (nn.BatchNorm3d, PictureNorm))
     clips, weights = (clips_of(*shape, seed=seed).double() for seed in (5, 6))
     wanted = norm_gradients(exact, clips, weights)
 
@@ -263,7 +268,7 @@ def test_batch_norm_over_pictures_is_that_over_video(
 
 def test_without_a_momentum_the_norm_averages_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "_are_pictures_faster", lambda video: True)
-    exact, own = (normed(kind, 8, relu=True) for kind in (nn.BatchNorm3d, PictureNorm))
+    exact, own = (normed(kind, 8, relu=True, fused=True) for kind in (nn.BatchNorm3d, PictureNorm))
     for norm in (exact[0], own[0]):
         norm.momentum = None
     for seed in range(3):
@@ -271,6 +276,33 @@ def test_without_a_momentum_the_norm_averages_all_batches(monkeypatch: pytest.Mo
         torch.testing.assert_close(own(clips), exact(clips))
     for mine, true in zip(own.buffers(), exact.buffers(), strict=True):
         torch.testing.assert_close(mine, true)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, kernels are not interpreted")
+def test_a_block_trains_through_the_kernels_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stem and residual blocks, which add in place to what a norm gives; in Triton's interpreter."""
+    pytest.importorskip("triton", reason="there is no Triton for this platform")
+    torch.manual_seed(3)
+    parts = [nn.Sequential(backbone[0], backbone[1][0], backbone[2][0]) for backbone in (Backbone(), Backbone())]
+    own, exact = (part.to(memory_format=torch.channels_last_3d).train() for part in parts)
+    for value in exact.parameters():
+        if value.ndim == 1:
+            nn.init.uniform_(value, 0.5, 1.5)
+    own.load_state_dict(exact.state_dict())
+    clips = clips_of(2, 3, 4, 16, 16, seed=8)
+    wanted = exact.double()(clips.double())
+    weights = clips_of(*wanted.shape, seed=9).double()
+    gradients = torch.autograd.grad((wanted * weights).sum(), [*exact.parameters()])
+
+    fuse_norms(own)
+    monkeypatch.setattr(convolution, "_are_pictures_faster", lambda video: True)
+    monkeypatch.setattr(convolution, "batch_norm", partial(convolution.batch_norm, backend="triton"))
+    got = own(clips)
+    found = torch.autograd.grad((got * weights.float()).sum(), [*own.parameters()])
+    for mine, true in zip([got, *found], [wanted, *gradients], strict=True):
+        assert (mine.double() - true).norm() <= 1e-3 * true.norm()
+    for name, true in exact.named_buffers():
+        torch.testing.assert_close(own.get_buffer(name).double(), true.double(), rtol=1e-4, atol=1e-5)
 
 
 def test_every_batch_norm_of_the_backbone_has_both_forms() -> None:
@@ -304,7 +336,7 @@ def test_on_a_gpu_it_is_as_near_to_float64_as_pytorchs(shape: tuple[int, ...], d
     certain = wanted[0] != 0 if relu else torch.ones_like(wanted[0], dtype=torch.bool)
     errors = []
     for kind in (PictureNorm, nn.BatchNorm3d):
-        module = normed(kind, shape[1], relu).cuda()
+        module = normed(kind, shape[1], relu, fused=True).cuda()
         found = norm_gradients(module, clips, weights)
         errors.append(
             [
