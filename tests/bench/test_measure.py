@@ -19,21 +19,30 @@ class Machine:
         self.seconds, self.waits, self.captures = seconds, waits, captures
         self.now = 0.0
         self.calls = 0
-        self.refuses = self.captured = False
+        self.refuses = self.captured = self.captures_now = False
+        self.in_graph = 0
 
     def run(self) -> None:
+        if self.captures_now:
+            self.in_graph += 1
+            return
         if self.refuses and self.waits:
             raise RuntimeError("called a synchronizing CUDA operation")
         self.calls += 1
         self.now += self.seconds
+
+    def replay(self) -> None:
+        for _ in range(self.in_graph):
+            self.run()
 
     def forbid(self, mode: str) -> None:
         self.refuses = mode == "error"
 
     @contextmanager
     def capture(self, graph: Any) -> Iterator[None]:
-        self.captured = True
+        self.captured = self.captures_now = True
         yield
+        self.captures_now = False
         if not self.captures:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nmore")
 
@@ -66,7 +75,7 @@ def nothing(*_: Any) -> Iterator[None]:
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], Machine]:
     def install(machine: Machine) -> Machine:
-        graph = type("Graph", (), {"replay": lambda self: machine.run()})
+        graph = type("Graph", (), {"replay": lambda self: machine.replay()})
         for name, value in {
             "synchronize": lambda: None,
             "reset_peak_memory_stats": lambda: None,
@@ -110,6 +119,7 @@ def test_calls_that_do_not_wait_are_captured(install: Callable[[Machine], Machin
     row = measure(machine.run)
     assert row["graph_us"]["median"] == pytest.approx(10)
     assert row["graph_us"]["rounds"] == MOST_ROUNDS
+    assert machine.in_graph == MOST_REPEATS
     assert machine.calls <= 5 + 2 * MOST_ROUNDS * MOST_REPEATS
     assert not machine.refuses
 
