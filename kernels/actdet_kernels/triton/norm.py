@@ -39,9 +39,15 @@ BLOCK_P = 32
 
 
 @triton.jit
-def known_channels(channels, ALIGNMENT: tl.constexpr):
-    """The same number, of which the compiler then knows that it is a multiple: rows are read 16 bytes at a time."""
-    return channels // ALIGNMENT * ALIGNMENT
+def locate(channels, ALIGNMENT: tl.constexpr, BLOCK_C: tl.constexpr):
+    """What a program works on: which share of the rows, which channels, and whether there are such channels.
+
+    And the number of channels, of which the compiler then knows that it is a multiple: rows are read by 16 bytes.
+    """
+    channels = channels // ALIGNMENT * ALIGNMENT
+    blocks = tl.cdiv(channels, BLOCK_C)
+    o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    return tl.program_id(0) // blocks, o_c, o_c < channels, channels
 
 
 @triton.jit
@@ -57,8 +63,20 @@ def load_channels(values, o_c, m_c, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def normalized(x, weight, bias, mean, scale):
+def load_affine(weight, bias, statistics, o_c, m_c, channels, DTYPE: tl.constexpr):
+    """What `normalized` asks for: weight, bias, mean and 1 / sqrt(var + eps) of each channel."""
+    return (
+        load_channels(weight, o_c, m_c, DTYPE),
+        load_channels(bias, o_c, m_c, DTYPE),
+        load_channels(statistics, o_c, m_c, DTYPE),
+        load_channels(statistics + channels, o_c, m_c, DTYPE),
+    )
+
+
+@triton.jit
+def normalized(x, affine):
     """n and w n + b."""
+    weight, bias, mean, scale = affine
     n = (x - mean) * scale
     return n, weight * n + bias
 
@@ -76,11 +94,7 @@ def feature_sums_kernel(
     DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sums (2, shares, channels): of the distance from the first row, and of its square."""
-    channels = known_channels(channels, ALIGNMENT)
-    blocks = tl.cdiv(channels, BLOCK_C)
-    i_p = tl.program_id(0) // blocks
-    o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < channels
+    i_p, o_c, m_c, channels = locate(channels, ALIGNMENT, BLOCK_C)
     origin = load_channels(x, o_c, m_c, DTYPE)
 
     total = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
@@ -138,19 +152,12 @@ def normalize_kernel(
     RELU: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, ROWS_EACH: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    channels = known_channels(channels, ALIGNMENT)
-    blocks = tl.cdiv(channels, BLOCK_C)
-    start = tl.program_id(0) // blocks * ROWS_EACH
-    o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < channels
-    w = load_channels(weight, o_c, m_c, DTYPE)
-    b = load_channels(bias, o_c, m_c, DTYPE)
-    mean = load_channels(statistics, o_c, m_c, DTYPE)
-    scale = load_channels(statistics + channels, o_c, m_c, DTYPE)
-    for first in range(start, tl.minimum(start + ROWS_EACH, rows), BLOCK_R):
+    i_p, o_c, m_c, channels = locate(channels, ALIGNMENT, BLOCK_C)
+    affine = load_affine(weight, bias, statistics, o_c, m_c, channels, DTYPE)
+    for first in range(i_p * ROWS_EACH, tl.minimum((i_p + 1) * ROWS_EACH, rows), BLOCK_R):
         o_r = first + tl.arange(0, BLOCK_R)
         m = (o_r < rows)[:, None] & m_c[None, :]
-        value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), w, b, mean, scale)[1]
+        value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), affine)[1]
         if RELU:
             value = tl.where(value <= 0, 0.0, value)
         tl.store(y + (o_r.to(tl.int64) * channels)[:, None] + o_c[None, :], value, mask=m)
@@ -163,15 +170,8 @@ def gradient_sums_kernel(
     RELU: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sums (2, shares, channels): of g, and of g n."""
-    channels = known_channels(channels, ALIGNMENT)
-    blocks = tl.cdiv(channels, BLOCK_C)
-    i_p = tl.program_id(0) // blocks
-    o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < channels
-    w = load_channels(weight, o_c, m_c, DTYPE)
-    b = load_channels(bias, o_c, m_c, DTYPE)
-    mean = load_channels(statistics, o_c, m_c, DTYPE)
-    scale = load_channels(statistics + channels, o_c, m_c, DTYPE)
+    i_p, o_c, m_c, channels = locate(channels, ALIGNMENT, BLOCK_C)
+    affine = load_affine(weight, bias, statistics, o_c, m_c, channels, DTYPE)
 
     total = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
     products = tl.zeros([BLOCK_R, BLOCK_C], DTYPE)
@@ -179,7 +179,7 @@ def gradient_sums_kernel(
     for first in range(i_p * rows_each, last, BLOCK_R):
         o_r = first + tl.arange(0, BLOCK_R)
         m = (o_r < last)[:, None] & m_c[None, :]
-        n, value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), w, b, mean, scale)
+        n, value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), affine)
         g = rectified_gradient(load_tile(d_y, o_r, o_c, channels, m, DTYPE), value, RELU)
         total += g
         # What was not loaded is 0, and its n is not: g is.
@@ -210,23 +210,16 @@ def feature_gradient_kernel(
     RELU: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, ROWS_EACH: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    channels = known_channels(channels, ALIGNMENT)
-    blocks = tl.cdiv(channels, BLOCK_C)
-    start = tl.program_id(0) // blocks * ROWS_EACH
-    o_c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < channels
-    w = load_channels(weight, o_c, m_c, DTYPE)
-    b = load_channels(bias, o_c, m_c, DTYPE)
-    mean = load_channels(statistics, o_c, m_c, DTYPE)
-    scale = load_channels(statistics + channels, o_c, m_c, DTYPE)
+    i_p, o_c, m_c, channels = locate(channels, ALIGNMENT, BLOCK_C)
+    affine = load_affine(weight, bias, statistics, o_c, m_c, channels, DTYPE)
     mean_g = load_channels(d_bias, o_c, m_c, DTYPE) / rows
     mean_gn = load_channels(d_weight, o_c, m_c, DTYPE) / rows
-    for first in range(start, tl.minimum(start + ROWS_EACH, rows), BLOCK_R):
+    for first in range(i_p * ROWS_EACH, tl.minimum((i_p + 1) * ROWS_EACH, rows), BLOCK_R):
         o_r = first + tl.arange(0, BLOCK_R)
         m = (o_r < rows)[:, None] & m_c[None, :]
-        n, value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), w, b, mean, scale)
+        n, value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), affine)
         g = rectified_gradient(load_tile(d_y, o_r, o_c, channels, m, DTYPE), value, RELU)
-        gradient = w * scale * (g - mean_g - n * mean_gn)
+        gradient = affine[0] * affine[3] * (g - mean_g - n * mean_gn)
         tl.store(d_x + (o_r.to(tl.int64) * channels)[:, None] + o_c[None, :], gradient, mask=m)
 
 
@@ -338,7 +331,8 @@ def tile_options(compute: torch.dtype, channels: int) -> dict[str, Any]:
     return {
         "DTYPE": triton_dtype(compute),
         "ALIGNMENT": min(channels & -channels, 8),
-        "BLOCK_R": BLOCK_R,
+        # As many would nearly spill.
+        "BLOCK_R": BLOCK_R // 2 if compute == torch.float64 else BLOCK_R,
         "BLOCK_C": BLOCK_C,
         **compiler_options(),
     }
