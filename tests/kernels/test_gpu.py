@@ -13,6 +13,7 @@ from actdet_kernels import (
     Targets,
     Tubelets,
     assign,
+    batch_norm,
     frame_levels,
     gather_clips,
     match,
@@ -307,6 +308,52 @@ def test_a_batch_of_clips_takes_one_launch() -> None:
         both(arguments)
     on_device = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     assert len(on_device) == 2, on_device
+
+
+# samples, channels, frames, side
+NORMS = [(8, 48, 8, 28), (2, 1152, 2, 7), (3, 45, 1, 5)]
+
+
+def normalized(x: Tensor, weight: Tensor, bias: Tensor, d_y: Tensor, mean: Tensor, var: Tensor) -> list[Tensor]:
+    """y and the gradients; `mean` and `var` are moved."""
+    leaves = [value.detach().requires_grad_() for value in (x, weight, bias)]
+    y = batch_norm(*leaves, mean, var, relu=True)
+    return [y.detach(), *torch.autograd.grad(y, leaves, d_y)]
+
+
+def make_features(size: tuple[int, ...], seed: int) -> list[Tensor]:
+    """x, weight, bias, the gradient of y, and running statistics."""
+    samples, channels, frames, side = size
+    generator = torch.Generator("cuda").manual_seed(seed)
+    x, d_y = (
+        torch.randn(samples * frames, side, side, channels, generator=generator, device="cuda").bfloat16()
+        for _ in range(2)
+    )
+    weight, bias, mean, var = (torch.rand(channels, generator=generator, device="cuda") for _ in range(4))
+    return [x.movedim(-1, 1), weight, bias, d_y.movedim(-1, 1), mean, var]
+
+
+@pytest.mark.parametrize("size", NORMS, ids=str)
+def test_batch_norm_does_not_wait_and_replays_from_a_graph(
+    size: tuple[int, ...], refuse_waiting: Callable[[bool], None]
+) -> None:
+    arguments = make_features(size, seed=18)
+    normalized(*arguments)  # compiles
+    refuse_waiting(True)
+    normalized(*arguments)
+    refuse_waiting(False)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = normalized(*arguments)
+    for seed in (19, 20):
+        others = make_features(size, seed=seed)
+        for mine, other in zip(arguments, others, strict=True):
+            mine.copy_(other)
+        graph.replay()
+        for mine, wanted in zip(captured, normalized(*others), strict=True):
+            assert torch.equal(mine, wanted)
+        for mine, wanted in zip(arguments[4:], others[4:], strict=True):
+            assert torch.equal(mine, wanted)
 
 
 def test_pools_and_batches_may_have_more_than_two_gigabytes() -> None:
