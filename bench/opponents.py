@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from actdet_kernels import MatchWeights, assign, batch_norm, gather_clips, match, pairwise_cost, reference, set_loss
+from actdet_kernels.options import CostOptions
 from cases import Clips, Features, Problem
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -123,7 +124,7 @@ COST: dict[str, Callable[[Problem], Tensor]] = {
 
 
 def _reference_cost(logits: Tensor, boxes: Tensor, targets: Any) -> Tensor:
-    return reference.pairwise_cost(logits, boxes, targets, WEIGHTS, "softmax", alpha=0, gamma=0, box_term="giou")
+    return reference.pairwise_cost(logits, boxes, targets, CostOptions(WEIGHTS, "softmax", 0.0, 0.0, "giou"))
 
 
 # Matching

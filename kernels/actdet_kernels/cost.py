@@ -11,6 +11,7 @@ from torch import Tensor
 from actdet_kernels import reference
 from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
+from actdet_kernels.options import CostOptions
 from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions
 
@@ -55,8 +56,9 @@ def pairwise_cost(
     A label that no logit has costs NaN. Raises ValueError where shapes, dtypes or devices disagree.
     """
     check_predictions(logits, boxes, targets)
-    check_cost_options(targets, class_cost, alpha, gamma, box_term)
-    return _pairwise_cost(logits, boxes, *flat(targets), weights, class_cost, alpha, gamma, box_term, backend).mT
+    options = CostOptions(weights, class_cost, alpha, gamma, box_term)
+    check_cost_options(targets, options)
+    return _pairwise_cost(logits, boxes, *flat(targets), *options, backend).mT
 
 
 @operator(f"pairwise_cost(Tensor logits, Tensor boxes, {TARGETS}, {OPTIONS}) -> Tensor")
@@ -67,18 +69,14 @@ def _pairwise_cost(
     target_boxes: Tensor,
     counts: Tensor,
     visible: Tensor | None,
-    weights: tuple[float, float, float],
-    class_cost: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-    backend: Any,
+    *rest: Any,
 ) -> Tensor:
     """The cost as (..., B, M, N): so the assignment reads it, a target after the other."""
+    *options, backend = rest
     targets = targets_of(labels, target_boxes, counts, visible)
     dtype = torch.promote_types(logits.dtype, boxes.dtype)
     compute = implementation(backend, logits.device, kernels=_by_kernels, reference=_by_reference)
-    return compute(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term, dtype)
+    return compute(logits, boxes, targets, CostOptions(*options), dtype)
 
 
 def _by_kernels(chosen: str, *arguments: Any) -> Tensor:
@@ -86,17 +84,9 @@ def _by_kernels(chosen: str, *arguments: Any) -> Tensor:
 
 
 def _by_reference(
-    logits: Tensor,
-    boxes: Tensor,
-    targets: Targets | Tubelets,
-    weights: tuple[float, float, float],
-    class_cost: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-    dtype: torch.dtype,
+    logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: CostOptions, dtype: torch.dtype
 ) -> Tensor:
-    cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term)
+    cost = reference.pairwise_cost(logits, boxes, targets, options)
     return cost.mT.to(dtype).contiguous()
 
 
@@ -112,12 +102,12 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_cost_options(targets: Targets | Tubelets, class_cost: str, alpha: float, gamma: float, box_term: str) -> None:
+def check_cost_options(targets: Targets | Tubelets, options: CostOptions) -> None:
     """Raise ValueError, naming the value, for an option of the cost that there is not, or not with these targets."""
-    check_choice("class_cost", class_cost, get_args(ClassCost))
-    check_focal(alpha, gamma, class_cost)
-    check_choice("box_term", box_term, BOX_TERMS)
-    check_one_label(targets, "class_cost", class_cost, "softmax")
+    check_choice("class_cost", options.class_cost, get_args(ClassCost))
+    check_focal(options.alpha, options.gamma, options.class_cost)
+    check_choice("box_term", options.box_term, BOX_TERMS)
+    check_one_label(targets, "class_cost", options.class_cost, "softmax")
 
 
 def check_one_label(targets: Targets | Tubelets, name: str, value: str, exclusive: str) -> None:

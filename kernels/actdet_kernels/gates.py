@@ -38,6 +38,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from actdet_kernels.options import CostOptions, LossOptions
 from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import assignment, clips, cost, launch, loss, matching, norm
 
@@ -102,8 +103,8 @@ def tubelets(dtype: torch.dtype) -> Predictions:
 
 
 def pairwise_cost(class_cost: str, predictions: Predictions, gamma: float = 2.0, box_term: str = "giou") -> object:
-    options = (WEIGHTS, class_cost, 0.25, gamma, box_term)
-    return cost.pairwise_cost(*predictions, *options, predictions.boxes.dtype)
+    options = CostOptions(WEIGHTS, class_cost, 0.25, gamma, box_term)
+    return cost.pairwise_cost(*predictions, options, predictions.boxes.dtype)
 
 
 def assign(rows: int, columns: int, dtype: torch.dtype, counts: Tensor | None = None, duals: bool = False) -> object:
@@ -120,7 +121,7 @@ def match(
     labels: tuple[int, ...] = (),
 ) -> object:
     inputs = predictions(queries, classes, dtype, dtype, labels=labels)
-    return matching.match(*inputs, WEIGHTS, class_cost, 0.25, gamma, box_term)
+    return matching.match(*inputs, CostOptions(WEIGHTS, class_cost, 0.25, gamma, box_term))
 
 
 def set_loss(
@@ -132,10 +133,10 @@ def set_loss(
     class_weights: Tensor | None = None,
 ) -> object:
     """The losses, and the gradients from that of the total."""
-    matched, options = tensor(I64, 1, 8), (WEIGHTS, 0.1, class_loss, 0.25, gamma, box_term, per_layer)
-    *_, divisors = loss.set_loss(*predictions, matched, class_weights, *options)
+    matched, options = tensor(I64, 1, 8), LossOptions(WEIGHTS, 0.1, class_loss, 0.25, gamma, box_term, per_layer)
+    *_, divisors = loss.set_loss(*predictions, matched, class_weights, options)
     cotangents = (tensor(divisors.dtype), None, None, None)
-    return loss.set_loss_gradient(*predictions, matched, class_weights, divisors, cotangents, *options)
+    return loss.set_loss_gradient(*predictions, matched, class_weights, divisors, cotangents, options)
 
 
 def of_losses(loss: int, total: int, gradient: int) -> dict[str, int]:

@@ -11,6 +11,7 @@ from actdet_kernels import reference
 from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.cost import BoxTerm, MatchWeights, check_choice, check_focal, check_one_label
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
+from actdet_kernels.options import LossOptions
 from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values, valid_rows
 
@@ -94,8 +95,8 @@ def set_loss(
         check_values(targets, logits.shape[-1])
         _check_matched(matched, targets, logits.shape[-2])
     compute = implementation(backend, logits.device, kernels=_by_kernels, reference=_by_reference)
-    options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
-    return compute(logits, boxes, targets, matched, class_weights, *options)
+    options = LossOptions(weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
+    return compute(logits, boxes, targets, matched, class_weights, options)
 
 
 def _check_class_weights(class_weights: Tensor, logits: Tensor) -> None:
@@ -129,25 +130,27 @@ def _by_reference(
     targets: Targets | Tubelets,
     matched: Tensor,
     class_weights: Tensor | None,
-    weights: MatchWeights,
-    no_object_weight: float,
-    class_loss: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-    per_layer: bool,
+    options: LossOptions,
 ) -> SetLoss:
     """PyTorch's own operators all through, and so its own derivatives."""
-    options = (no_object_weight, class_loss, alpha, gamma, box_term)
-    terms = reference.set_loss(logits, boxes, targets, matched, class_weights, *options)
-    cls, l1, giou = terms if per_layer else (term.sum() for term in terms)
-    return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
+    terms = reference.set_loss(logits, boxes, targets, matched, class_weights, options)
+    cls, l1, giou = terms if options.per_layer else (term.sum() for term in terms)
+    by_cls, by_l1, by_giou = options.weights
+    return SetLoss(by_cls * cls + by_l1 * l1 + by_giou * giou, cls, l1, giou)
 
 
-def _by_kernels(chosen: str, logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, *rest: Any) -> SetLoss:
+def _by_kernels(
+    chosen: str,
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets | Tubelets,
+    matched: Tensor,
+    class_weights: Tensor | None,
+    options: LossOptions,
+) -> SetLoss:
     labels, target_boxes, counts, visible = flat(targets)
     goals = (labels, target_boxes.detach(), counts, visible)
-    return SetLoss(*DifferentiableSetLoss.apply(logits, boxes, *goals, *rest, chosen))
+    return SetLoss(*DifferentiableSetLoss.apply(logits, boxes, *goals, matched, class_weights, *options, chosen))
 
 
 class DifferentiableSetLoss(torch.autograd.Function):
@@ -180,19 +183,13 @@ def _set_loss(
     visible: Tensor | None,
     matched: Tensor,
     class_weights: Tensor | None,
-    weights: tuple[float, float, float],
-    no_object_weight: float,
-    class_loss: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-    per_layer: bool,
-    chosen: str,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
-    """total, cls, l1, giou, and the divisors that the gradient needs; by the kernels `chosen`, as what follows."""
+    """total, cls, l1, giou, and the divisors that the gradient needs; by the kernels chosen last, as what follows."""
+    *options, chosen = rest
     targets = targets_of(labels, target_boxes, counts, visible)
-    options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
-    return kernel_module(chosen, "loss").set_loss(logits, boxes, targets, matched, class_weights, *options)
+    compute = kernel_module(chosen, "loss").set_loss
+    return compute(logits, boxes, targets, matched, class_weights, LossOptions(*options))
 
 
 @torch.library.register_fake("actdet_kernels::set_loss", lib=LIBRARY)
@@ -221,21 +218,14 @@ def _set_loss_gradient(
     d_cls: Tensor | None,
     d_l1: Tensor | None,
     d_giou: Tensor | None,
-    weights: tuple[float, float, float],
-    no_object_weight: float,
-    class_loss: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-    per_layer: bool,
-    chosen: str,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of logits and boxes, from those of the four losses."""
+    *options, chosen = rest
     targets = targets_of(labels, target_boxes, counts, visible)
     cotangents = (d_total, d_cls, d_l1, d_giou)
-    options = (weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
     compute = kernel_module(chosen, "loss").set_loss_gradient
-    return compute(logits, boxes, targets, matched, class_weights, divisors, cotangents, *options)
+    return compute(logits, boxes, targets, matched, class_weights, divisors, cotangents, LossOptions(*options))
 
 
 @torch.library.register_fake("actdet_kernels::set_loss_gradient", lib=LIBRARY)

@@ -12,6 +12,7 @@ from actdet_kernels.assignment import check_status, too_large
 from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.cost import OPTIONS, BoxTerm, ClassCost, MatchWeights, check_cost_options
 from actdet_kernels.operators import LIBRARY, TARGETS, flat, operator, targets_of
+from actdet_kernels.options import CostOptions
 from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
 from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values
 
@@ -75,8 +76,9 @@ def solve_matching(
 ) -> Matching:
     """`match` with the status of each problem, for who wants to know without waiting for the device."""
     check_predictions(logits, boxes, targets)
-    check_cost_options(targets, class_cost, alpha, gamma, box_term)
-    return Matching(*_match(logits, boxes, *flat(targets), weights, class_cost, alpha, gamma, box_term, backend))
+    options = CostOptions(weights, class_cost, alpha, gamma, box_term)
+    check_cost_options(targets, options)
+    return Matching(*_match(logits, boxes, *flat(targets), *options, backend))
 
 
 @operator(f"match(Tensor logits, Tensor boxes, {TARGETS}, {OPTIONS}) -> (Tensor, Tensor)")
@@ -87,14 +89,10 @@ def _match(
     target_boxes: Tensor,
     counts: Tensor,
     visible: Tensor | None,
-    weights: tuple[float, float, float],
-    class_cost: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-    backend: Any,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor]:
     """The query of each target (..., B, M) and the status of each problem (..., B)."""
+    *options, backend = rest
     compute = implementation(
         backend,
         logits.device,
@@ -103,7 +101,7 @@ def _match(
         obstacle=too_large(logits.shape[-2], labels.shape[1]),
     )
     targets = targets_of(labels, target_boxes, counts, visible)
-    return compute(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term)
+    return compute(logits, boxes, targets, CostOptions(*options))
 
 
 def _by_kernels(chosen: str, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -111,16 +109,9 @@ def _by_kernels(chosen: str, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _by_reference(
-    logits: Tensor,
-    boxes: Tensor,
-    targets: Targets | Tubelets,
-    weights: tuple[float, float, float],
-    class_cost: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
+    logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: CostOptions
 ) -> tuple[Tensor, Tensor]:
-    cost = reference.pairwise_cost(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term)
+    cost = reference.pairwise_cost(logits, boxes, targets, options)
     problems = cost.shape[:-2]
     counts = targets.counts.expand(problems).reshape(-1)
     matched, *_, status = reference.solve_assignment(cost.flatten(0, -3), counts, maximize=False, duals=False)

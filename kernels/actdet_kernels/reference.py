@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from actdet_kernels.options import CostOptions, LossOptions
 from actdet_kernels.targets import Targets, Tubelets, valid_rows
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # RetinaNet (Lin et al. 2017), as in Deformable DETR
@@ -110,16 +111,8 @@ def giou_loss(a: Tensor, b: Tensor) -> Tensor:
     return 1 - box_giou(a, b)
 
 
-def pairwise_cost(
-    logits: Tensor,
-    boxes: Tensor,
-    targets: Targets | Tubelets,
-    weights: tuple[float, float, float],
-    class_cost: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-) -> Tensor:
+def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: CostOptions) -> Tensor:
+    weights, class_cost, alpha, gamma, box_term = options
     logits, boxes = _at_least_float32(logits, boxes)
     valid = valid_rows(targets)
 
@@ -274,13 +267,10 @@ def set_loss(
     targets: Targets | Tubelets,
     matched: Tensor,
     class_weights: Tensor | None,
-    no_object_weight: float,
-    class_loss: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
+    options: LossOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three unweighted terms (cls, l1, giou) of every layer."""
+    _, no_object_weight, class_loss, alpha, gamma, box_term, _ = options
     logits, boxes = _at_least_float32(logits, boxes)
     *leading, batch, queries, classes = logits.shape
     if queries == 0:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from actdet_kernels import MatchWeights, Targets, Tubelets, frame_levels, gather_clips, match, set_loss
+from actdet_kernels.options import CostOptions, LossOptions
 from device import DEVICE, NEEDS_KERNELS
 from oracles import loss_case, random_boxes, random_clips, random_tubelets
 from torch import Tensor
@@ -107,12 +108,12 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
         )
         logits, boxes, matched = (torch.empty_like(value, device="cuda") for value in (logits, boxes, matched))
         targets = type(targets)(*(torch.empty_like(value, device="cuda") for value in targets))
-        matching.match(logits, boxes, targets, WEIGHTS, "softmax", 0.25, 2.0, "giou")
+        matching.match(logits, boxes, targets, CostOptions(WEIGHTS, "softmax", 0.25, 2.0, "giou"))
         for per_layer in (False, True):
-            options = (WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, "giou", per_layer)
-            *losses, divisors = loss.set_loss(logits, boxes, targets, matched, None, *options)
+            options = LossOptions(WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, "giou", per_layer)
+            *losses, divisors = loss.set_loss(logits, boxes, targets, matched, None, options)
             cotangents = (*(torch.empty_like(value) for value in losses[:2]), None, None)
-            loss.set_loss_gradient(logits, boxes, targets, matched, None, divisors, cotangents, *options)
+            loss.set_loss_gradient(logits, boxes, targets, matched, None, divisors, cotangents, options)
     tensors = [value for arguments in launched for value in arguments.values() if isinstance(value, Tensor)]
     assert {value.device.type for value in tensors} == {"cuda"}
     assert len(launched) == 7 + isinstance(targets, Tubelets)
@@ -142,6 +143,23 @@ def test_a_batch_of_clips_is_one_launch(changed: bool, launched: list[tuple[Any,
         on_gpu = [torch.empty_like(mode.from_tensor(value), device="cuda") for value in values]
         clips.gather_clips(*on_gpu, *[None] * (5 - len(on_gpu)), torch.float16)  # pyright: ignore
     assert len(launched) == 2
+    assert watch.launching == []
+
+
+def test_batch_norm_is_three_launches_forward_and_three_backward() -> None:
+    """On a device that does not exist."""
+    from actdet_kernels.triton import launch, norm
+
+    launched: list[str] = []
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(), Watch() as watch:
+        patch.setattr(launch, "launch", lambda kernel, programs, **arguments: launched.append(kernel.__name__))
+        x = torch.empty(2, 24, 3, 5, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        weight, bias = (torch.empty(24, device="cuda") for _ in range(2))
+        watch.launching.clear()
+        y, statistics = norm.batch_norm(x, weight, bias, True, 1e-5)
+        assert launched == ["feature_sums_kernel", "statistics_kernel", "normalize_kernel"]
+        norm.batch_norm_gradient(y, x, weight, bias, statistics, True)
+    assert launched[3:] == ["gradient_sums_kernel", "weight_gradient_kernel", "feature_gradient_kernel"]
     assert watch.launching == []
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from actdet_kernels.operators import flat
+from actdet_kernels.options import CostOptions, LossOptions
 from actdet_kernels.targets import Targets, Tubelets
 
 CPU = torch.device("cpu")
@@ -50,6 +51,18 @@ def predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> P
     frames = 1 if visible is None else visible.shape[2]
     sizes = (layers, batch, queries, classes, size, frames, several[0] if several else 1)
     return Predictions(head(dtype), (*map(pointer, tensors), *sizes), tensors, dtype)
+
+
+def cost_numbers(options: CostOptions) -> tuple[float, ...]:
+    """The fields of `CostOptions` in src/operations.hpp."""
+    weights, class_cost, alpha, gamma, box_term = options
+    return (*weights, KINDS[class_cost], alpha, gamma, BOX_TERMS[box_term])
+
+
+def loss_numbers(options: LossOptions) -> tuple[float, ...]:
+    """The first fields of `LossOptions` there."""
+    _, no_object_weight, class_loss, alpha, gamma, box_term, _ = options
+    return no_object_weight, KINDS[class_loss], alpha, gamma, BOX_TERMS[box_term]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

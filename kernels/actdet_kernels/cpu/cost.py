@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from actdet_kernels.cpu import arguments, native
-from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, pointer, predictions
+from actdet_kernels.cpu.arguments import cost_numbers, pointer, predictions
+from actdet_kernels.options import CostOptions
 from actdet_kernels.targets import Targets, Tubelets
 
 
@@ -14,16 +15,11 @@ def pairwise_cost(
     logits: Tensor,
     boxes: Tensor,
     targets: Targets | Tubelets,
-    weights: tuple[float, float, float],
-    class_cost: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
+    options: CostOptions,
     dtype: torch.dtype,
 ) -> Tensor:
     """(..., B, M, N) of `dtype`, 0 past a sample's count."""
     given = predictions(logits, boxes, targets)
     cost = arguments.empty((*logits.shape[:-2], targets.labels.shape[1], logits.shape[-2]), given.dtype)
-    options = (*weights, KINDS[class_cost], alpha, gamma, BOX_TERMS[box_term])
-    native.pairwise_cost(*given.head, *given.numbers, *options, pointer(cost))
+    native.pairwise_cost(*given.head, *given.numbers, *cost_numbers(options), pointer(cost))
     return cost.to(logits.device, dtype)

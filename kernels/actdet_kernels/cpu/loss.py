@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from actdet_kernels.cpu import arguments, native
-from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, back_on, in_memory, pointer, predictions
+from actdet_kernels.cpu.arguments import back_on, in_memory, loss_numbers, pointer, predictions
+from actdet_kernels.options import LossOptions
 from actdet_kernels.targets import Targets, Tubelets
 
 
@@ -16,30 +17,23 @@ def set_loss(
     targets: Targets | Tubelets,
     matched: Tensor,
     class_weights: Tensor | None,
-    weights: tuple[float, float, float],
-    no_object_weight: float,
-    class_loss: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-    per_layer: bool,
+    options: LossOptions,
 ) -> tuple[Tensor, ...]:
     """total, cls, l1, giou, of each layer or of all together, and what they were divided by, (2, layers)."""
     given = predictions(logits, boxes, targets)
     matched = in_memory(matched, torch.int64)
     class_weights = None if class_weights is None else in_memory(class_weights, given.dtype)
     leading = logits.shape[:-3]
-    losses = [arguments.empty(tuple(leading) if per_layer else (), given.dtype) for _ in range(4)]
+    losses = [arguments.empty(tuple(leading) if options.per_layer else (), given.dtype) for _ in range(4)]
     divisors = arguments.empty((2, leading.numel()), given.dtype)
-    options = (no_object_weight, KINDS[class_loss], alpha, gamma, BOX_TERMS[box_term])
     native.set_loss(
         *given.head,
         *given.numbers,
-        *options,
+        *loss_numbers(options),
         pointer(matched),
         pointer(class_weights),
-        *weights,
-        per_layer,
+        *options.weights,
+        options.per_layer,
         *map(pointer, losses),
         pointer(divisors),
     )
@@ -54,13 +48,7 @@ def set_loss_gradient(
     class_weights: Tensor | None,
     divisors: Tensor,
     cotangents: tuple[Tensor | None, ...],
-    weights: tuple[float, float, float],
-    no_object_weight: float,
-    class_loss: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-    per_layer: bool,
+    options: LossOptions,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of logits and boxes, from those of the four losses, None for those not used."""
     given = predictions(logits, boxes, targets)
@@ -70,15 +58,14 @@ def set_loss_gradient(
     slopes = [None if slope is None else in_memory(slope, given.dtype) for slope in cotangents]
     d_logits = arguments.empty(tuple(logits.shape), given.dtype)
     d_boxes = arguments.empty(tuple(boxes.shape), given.dtype)
-    options = (no_object_weight, KINDS[class_loss], alpha, gamma, BOX_TERMS[box_term])
     native.set_loss_gradient(
         *given.head,
         *given.numbers,
-        *options,
+        *loss_numbers(options),
         pointer(matched),
         pointer(class_weights),
-        *weights,
-        per_layer,
+        *options.weights,
+        options.per_layer,
         pointer(divisors),
         *map(pointer, slopes),
         pointer(d_logits),

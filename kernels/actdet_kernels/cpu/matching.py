@@ -6,26 +6,17 @@ import torch
 from torch import Tensor
 
 from actdet_kernels.cpu import arguments, native
-from actdet_kernels.cpu.arguments import BOX_TERMS, KINDS, back_on, pointer, predictions
+from actdet_kernels.cpu.arguments import back_on, cost_numbers, pointer, predictions
+from actdet_kernels.options import CostOptions
 from actdet_kernels.targets import Targets, Tubelets
 
 
-def match(
-    logits: Tensor,
-    boxes: Tensor,
-    targets: Targets | Tubelets,
-    weights: tuple[float, float, float],
-    class_cost: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-) -> tuple[Tensor, Tensor]:
+def match(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: CostOptions) -> tuple[Tensor, Tensor]:
     """The query of each target (..., B, M) and the status of each problem (..., B)."""
     given = predictions(logits, boxes, targets)
     problems = logits.shape[:-2]
     matched = arguments.empty((*problems, targets.labels.shape[1]), torch.int64)
     status = arguments.empty(tuple(problems), torch.int32)
-    options = (*weights, KINDS[class_cost], alpha, gamma, BOX_TERMS[box_term])
-    native.match(*given.head, *given.numbers, *options, pointer(matched), pointer(status))
+    native.match(*given.head, *given.numbers, *cost_numbers(options), pointer(matched), pointer(status))
     matched, status = back_on(logits.device, (matched, status))
     return matched, status

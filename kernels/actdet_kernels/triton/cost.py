@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from actdet_kernels.options import CostOptions
 from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.boxes import tubelet_terms
@@ -96,11 +97,7 @@ def pairwise_cost(
     logits: Tensor,
     boxes: Tensor,
     targets: Targets | Tubelets,
-    weights: tuple[float, float, float],
-    class_cost: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
+    options: CostOptions,
     dtype: torch.dtype,
 ) -> Tensor:
     """(..., B, M, N) of `dtype`: the queries of one target lie together in memory, as the assignment reads them."""
@@ -118,6 +115,6 @@ def pairwise_cost(
         BLOCK_M=BLOCK_M,
         BLOCK_C=block_of_classes(classes, LARGEST_BLOCK_C),
         **compiler_options(),
-        **cost_options(compute_dtype(logits, boxes), targets, weights, class_cost, alpha, gamma, box_term),
+        **cost_options(compute_dtype(logits, boxes), targets, options),
     )
     return out

@@ -9,6 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from actdet_kernels.options import CostOptions
 from actdet_kernels.targets import Targets, Tubelets
 
 REDUX_CAPABILITY = (8, 0)
@@ -98,22 +99,14 @@ def focal_options(focal: bool, alpha: float, gamma: float) -> dict[str, float]:
     return {"ALPHA": float(alpha) if focal else 0.0, "GAMMA": float(gamma) if focal else 0.0}
 
 
-def cost_options(
-    compute: torch.dtype,
-    targets: Targets | Tubelets,
-    weights: tuple[float, float, float],
-    class_cost: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-) -> dict[str, Any]:
+def cost_options(compute: torch.dtype, targets: Targets | Tubelets, options: CostOptions) -> dict[str, Any]:
     return {
-        "CLASS_COST": class_cost,
-        "BOX_TERM": box_term,
+        "CLASS_COST": options.class_cost,
+        "BOX_TERM": options.box_term,
         "SEVERAL": labels_each(targets) > 1,
         "DTYPE": triton_dtype(compute),
-        **weight_options(weights),
-        **focal_options(class_cost != "softmax", alpha, gamma),
+        **weight_options(options.weights),
+        **focal_options(options.class_cost != "softmax", options.alpha, options.gamma),
     }
 
 

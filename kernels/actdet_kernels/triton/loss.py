@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from actdet_kernels.options import LossOptions
 from actdet_kernels.reference import SOFT_KINDS
 from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import launch
@@ -329,19 +330,13 @@ def set_loss(
     targets: Targets | Tubelets,
     matched: Tensor,
     class_weights: Tensor | None,
-    weights: tuple[float, float, float],
-    no_object_weight: float,
-    class_loss: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-    per_layer: bool,
+    options: LossOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """total, cls, l1, giou, (...) where `per_layer` and 0-d otherwise; and the divisors, which the gradient needs."""
     *leading, batch, queries, classes = logits.shape
     tiles, layers = tile_count(queries, BLOCK_N), torch.Size(leading).numel()
     compute = compute_dtype(logits, boxes)
-    shape = tuple(leading) if per_layer else ()
+    shape = tuple(leading) if options.per_layer else ()
     sums = launch.empty((4, layers * batch * tiles), compute, logits.device)
     total, cls, l1, giou = (launch.empty(shape, compute, logits.device) for _ in range(4))
     divisors = launch.empty((2, layers), compute, logits.device)
@@ -353,7 +348,7 @@ def set_loss(
         sums=sums,
         **inputs(logits, boxes, targets),
         **sizes(logits, targets),
-        **loss_options(compute, targets, no_object_weight, class_loss, alpha, gamma, box_term, classes),
+        **loss_options(compute, targets, options, classes),
     )
     launch.launch(
         total_kernel,
@@ -369,14 +364,14 @@ def set_loss(
         size=targets.labels.shape[1],
         layers=layers,
         tiles=tiles,
-        PER_LAYER=per_layer,
-        CROSS_ENTROPY=class_loss == "cross_entropy",
+        PER_LAYER=options.per_layer,
+        CROSS_ENTROPY=options.class_loss == "cross_entropy",
         DTYPE=triton_dtype(compute),
         # Eight layers in registers where there is one are four times as long to add up.
         BLOCK_L=1 if layers == 1 else BLOCK_L,
         BLOCK_I=BLOCK_I,
         **compiler_options(TOTAL_WARPS),
-        **weight_options(weights),
+        **weight_options(options.weights),
     )
     return total, cls, l1, giou, divisors
 
@@ -389,13 +384,7 @@ def set_loss_gradient(
     class_weights: Tensor | None,
     divisors: Tensor,
     cotangents: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-    weights: tuple[float, float, float],
-    no_object_weight: float,
-    class_loss: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-    per_layer: bool,
+    options: LossOptions,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of logits and boxes, from those of total, cls, l1 and giou."""
     *leading, batch, queries, classes = logits.shape
@@ -417,35 +406,29 @@ def set_loss_gradient(
         d_logits=d_logits,
         d_boxes=d_boxes,
         layers=layers,
-        PER_LAYER=per_layer,
+        PER_LAYER=options.per_layer,
         **inputs(logits, boxes, targets),
         **sizes(logits, targets),
-        **weight_options(weights),
-        **loss_options(compute, targets, no_object_weight, class_loss, alpha, gamma, box_term, classes),
+        **weight_options(options.weights),
+        **loss_options(compute, targets, options, classes),
     )
     return d_logits, d_boxes
 
 
 def loss_options(
-    compute: torch.dtype,
-    targets: Targets | Tubelets,
-    no_object_weight: float,
-    class_loss: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-    classes: int,
+    compute: torch.dtype, targets: Targets | Tubelets, options: LossOptions, classes: int
 ) -> dict[str, Any]:
+    class_loss = options.class_loss
     return {
-        "NO_OBJECT_WEIGHT": float(no_object_weight),
+        "NO_OBJECT_WEIGHT": float(options.no_object_weight),
         "CROSS_ENTROPY": class_loss == "cross_entropy",
-        "BOX_TERM": box_term,
+        "BOX_TERM": options.box_term,
         "SOFT": class_loss if class_loss in SOFT_KINDS else "none",
         "SEVERAL": launch.labels_each(targets) > 1,
         "DTYPE": triton_dtype(compute),
         "BLOCK_N": BLOCK_N,
         "BLOCK_M": BLOCK_M,
         "BLOCK_C": block_of_classes(classes, LARGEST_BLOCK_C),
-        **focal_options(class_loss != "cross_entropy", alpha, gamma),
+        **focal_options(class_loss != "cross_entropy", options.alpha, options.gamma),
         **compiler_options(),
     }

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from actdet_kernels.options import CostOptions
 from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.assignment import block_size, solve, solve_assignment, solver_options
@@ -117,16 +118,7 @@ def match_kernel(
         tl.store(status + i_p, of_targets[3])
 
 
-def match(
-    logits: Tensor,
-    boxes: Tensor,
-    targets: Targets | Tubelets,
-    weights: tuple[float, float, float],
-    class_cost: str,
-    alpha: float,
-    gamma: float,
-    box_term: str,
-) -> tuple[Tensor, Tensor]:
+def match(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: CostOptions) -> tuple[Tensor, Tensor]:
     """The query of each target (..., B, M) int64, -1 for none, and the status of each problem (..., B) int32."""
     *leading, batch, queries, classes = logits.shape
     size = targets.labels.shape[1]
@@ -134,11 +126,7 @@ def match(
     block = block_size(queries, size)
     compute = compute_dtype(logits, boxes)
     if isinstance(targets, Tubelets) or block > FUSED_BLOCK[compute] or queries == 0:
-        cost = (
-            pairwise_cost(logits, boxes, targets, weights, class_cost, alpha, gamma, box_term, compute)
-            .flatten(0, -3)
-            .mT
-        )
+        cost = pairwise_cost(logits, boxes, targets, options, compute).flatten(0, -3).mT
         matched, _, _, _, status = solve_assignment(cost, targets.counts, maximize=False, duals=False)
         return matched.view(*problems, size), status.view(problems)
     matched = launch.empty((*problems, size), torch.int64, logits.device)
@@ -171,7 +159,7 @@ def match(
         classes=classes,
         labels_each=launch.labels_each(targets),
         BLOCK_C=block_of_classes(classes, logits_each * 32 * solver["num_warps"] // block),
-        **cost_options(compute, targets, weights, class_cost, alpha, gamma, box_term),
+        **cost_options(compute, targets, options),
         **solver,
     )
     return matched, status
