@@ -485,6 +485,6 @@ def test_every_architecture_of_the_gates_is_emulated() -> None:
 )
 def test_every_barrier_is_missed(capability: int) -> None:
     noticed = emulated(capability, "barriers", 0)
-    # Clips have no barriers.
-    assert {name.split()[0] for name in noticed} == KERNELS - {"clips"}
+    # Clips have no barriers; of the norm's, Triton puts some where nothing needs them.
+    assert {name.split()[0] for name in noticed} == KERNELS - {"clips", "norm"}
     assert [name for name, found in noticed.items() if not found] == []
