@@ -198,7 +198,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 def test_the_most_worth_comes_first(named: dict[str, list[str]]) -> None:
     """And every name that the script gives is one of a test: pytest would not have ended well."""
-    assert len(named["correct"]) == 15
+    assert len(named["correct"]) == 16
     assert all("test_gpu.py" in name for name in named["correct"])
     assert "(3, 16, 12, 4, 3, None)" in named["correct"][0]
     assert all("float64" in name for name in named["correct"][:6])
