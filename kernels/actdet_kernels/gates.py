@@ -274,7 +274,7 @@ CASES = [
     Case("colour, fp16", lambda: gather_clips(FP16, colour=True), {"gather_clips_kernel": 56}),
     Case("no change, fp32", lambda: gather_clips(FP32), {"gather_clips_kernel": 40}),
     Case("norm, 144, bf16", lambda: batch_norm(144, BF16, relu=True), of_norm(128, 128, 168, 168, 128)),
-    Case("norm, 45, fp32", lambda: batch_norm(45, FP32, relu=True), of_norm(168, 255, 255, 255, 128)),
+    Case("norm, 45, fp32", lambda: batch_norm(45, FP32, relu=True), of_norm(255, 255, 255, 255, 128)),
     Case("norm, 64, fp64", lambda: batch_norm(64, FP64, relu=False), of_norm(168, 168, 168, 168, 128)),
 ]
 
