@@ -86,13 +86,13 @@ class RectifiedSequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         parts = list(self)
-        rectified = False
-        for part, following in zip(parts, [*parts[1:], None], strict=True):
-            if rectified:
-                rectified = False
-                continue
-            rectified = isinstance(part, PictureNorm) and isinstance(following, nn.ReLU)
-            input = part(input, relu=True) if rectified else part(input)
+        while parts:
+            part = parts.pop(0)
+            if isinstance(part, PictureNorm) and parts and isinstance(parts[0], nn.ReLU):
+                parts.pop(0)
+                input = part(input, relu=True)
+            else:
+                input = part(input)
         return input
 
 

@@ -133,7 +133,8 @@ def set_loss(
     class_weights: Tensor | None = None,
 ) -> object:
     """The losses, and the gradients from that of the total."""
-    matched, options = tensor(I64, 1, 8), LossOptions(WEIGHTS, 0.1, class_loss, 0.25, gamma, box_term, per_layer)
+    matched = tensor(I64, 1, 8)
+    options = LossOptions(WEIGHTS, 0.1, class_loss, 0.25, gamma, box_term, per_layer)
     *_, divisors = loss.set_loss(*predictions, matched, class_weights, options)
     cotangents = (tensor(divisors.dtype), None, None, None)
     return loss.set_loss_gradient(*predictions, matched, class_weights, divisors, cotangents, options)
@@ -157,7 +158,8 @@ def batch_norm(channels: int, dtype: torch.dtype, relu: bool) -> object:
     """Of 8 clips' features after the stem, and its gradient."""
     x = tensor(dtype, 8, channels, 16, 56, 56).to(memory_format=torch.channels_last_3d)
     compute = torch.promote_types(dtype, FP32)
-    weight, bias = tensor(compute, channels), tensor(compute, channels)
+    weight = tensor(compute, channels)
+    bias = tensor(compute, channels)
     y, statistics = norm.batch_norm(x, weight, bias, relu, 1e-5)
     return norm.batch_norm_gradient(y, x, weight, bias, statistics, relu)
 

@@ -10,9 +10,7 @@ import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
 README = (BENCH / "README.md").read_text()
-ROWS = [
-    row for file in sorted((BENCH / "results").glob("h100_*.json")) for row in json.loads(file.read_text())
-]  # fmt: skip
+ROWS = [row for file in (BENCH / "results").glob("h100_*.json") for row in json.loads(file.read_text())]
 
 
 def time(operation: str, size: str, regime: str, name: str = "actdet", figure: str = "graph_us") -> float:

@@ -122,7 +122,8 @@ def refuse_waiting() -> Iterator[Callable[[bool], None]]:
 def test_nothing_waits_for_the_device(size: tuple[Any, ...], refuse_waiting: Callable[[bool], None]) -> None:
     predictions = make(size, seed=3)
     costs = torch.rand(4, 30, 20, device="cuda")
-    criterion(*predictions)  # compiles
+    # Triton compiles.
+    criterion(*predictions)
     solve_assignment(costs, maximize=True)
     refuse_waiting(True)
     criterion(*predictions)
@@ -283,7 +284,8 @@ def test_clips_do_not_wait_and_replay_from_a_graph(
     size: tuple[int, ...], refuse_waiting: Callable[[bool], None]
 ) -> None:
     arguments = make_clips(size, seed=12)
-    both(arguments)  # compiles
+    # Triton compiles.
+    both(arguments)
     refuse_waiting(True)
     both(arguments)
     gather_clips(*arguments, backend="reference")
@@ -338,7 +340,8 @@ def test_batch_norm_does_not_wait_and_replays_from_a_graph(
     size: tuple[int, ...], refuse_waiting: Callable[[bool], None]
 ) -> None:
     arguments = make_features(size, seed=18)
-    normalized(*arguments)  # compiles
+    # Triton compiles.
+    normalized(*arguments)
     refuse_waiting(True)
     normalized(*arguments)
     refuse_waiting(False)

@@ -420,7 +420,8 @@ def test_match_is_as_cheap_as_scipys(
     options: Any = {"weights": WEIGHTS, "class_cost": class_cost, "backend": kernels}
     allocated.clear()
     got = match(logits.to(DEVICE), boxes.to(DEVICE), on_device(targets), check=True, **options)
-    if path == "fused":  # one launch; the costs that it keeps are those of the smaller side
+    # In one launch, which keeps the costs of the smaller side.
+    if path == "fused":
         problems = (*leading, len(counts))
         kept = [(*problems, min(queries, size), matching.block_size(queries, size))] if kernels == "triton" else []
         assert allocated == [(*problems, size), problems, *kept]

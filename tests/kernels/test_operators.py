@@ -205,7 +205,8 @@ def test_compiled_it_refuses_a_second_derivative_too() -> None:
         torch.autograd.grad(total, leaves, create_graph=True)[0].sum().backward()
 
 
-@NEEDS_COMPILER  # inductor does
+# Inductor writes C++.
+@NEEDS_COMPILER
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_by_inductor_it_gives_what_it_gives_eagerly(kind: str) -> None:
     torch.compiler.reset()
@@ -233,7 +234,8 @@ def test_compiled_clips_are_the_eager_ones(kind: str, compiler: str, dynamic: bo
     check_compiled_clips(torch.compile(gather_clips, fullgraph=True, backend=compiler, dynamic=dynamic), kind)
 
 
-@NEEDS_COMPILER  # inductor does
+# Inductor writes C++.
+@NEEDS_COMPILER
 @pytest.mark.parametrize("kind", KINDS)
 def test_clips_compiled_by_inductor_are_the_eager_ones(kind: str) -> None:
     torch.compiler.reset()

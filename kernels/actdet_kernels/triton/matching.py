@@ -136,8 +136,10 @@ def match(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: C
         return matched, status.zero_()
 
     # A pair is a hundred instructions, for which more warps pay; more pairs or logits a thread would spill.
-    most_warps, costs, logits_each = (16, 2, 8) if block > 512 else (8, 4 if compute == torch.float32 else 2, 16)
-    solver = solver_options(block, logits.device, costs, most_warps)
+    large = block > 512
+    costs = 2 if large or compute == torch.float64 else 4
+    logits_each = 8 if large else 16
+    solver = solver_options(block, logits.device, costs, most_warps=16 if large else 8)
 
     # What an augmentation looks at again and again, rather than computing it anew.
     kept = launch.empty((*problems, min(queries, size), block), compute, logits.device)

@@ -225,26 +225,19 @@ def feature_gradient_kernel(
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float) -> tuple[Tensor, Tensor]:
     """y like x (B, C, ...), channels-last; and what its gradient needs, (3, C), as `statistics_kernel` says."""
-    channels = x.shape[1]
-    rows = x.numel() // channels
     compute = torch.promote_types(x.dtype, torch.float32)
+    tiles = tile_arguments(x, compute)
+    rows = tiles["rows"]
+    channels = tiles["channels"]
     shares, rows_each = shares_of(rows, channels)
     sums = launch.empty((2, shares, channels), compute, x.device)
     statistics = launch.empty((3, channels), compute, x.device)
     y = launch.empty_like(x)
-    launch.launch(
-        feature_sums_kernel,
-        shares * tile_count(channels, BLOCK_C),
-        x=x,
-        sums=sums,
-        rows=rows,
-        channels=channels,
-        rows_each=rows_each,
-        **tile_options(compute, channels),
-    )
+    blocks = tile_count(channels, BLOCK_C)
+    launch.launch(feature_sums_kernel, shares * blocks, x=x, sums=sums, rows_each=rows_each, **tiles)
     launch.launch(
         statistics_kernel,
-        tile_count(channels, BLOCK_C),
+        blocks,
         x=x,
         sums=sums,
         statistics=statistics,
@@ -256,17 +249,15 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float) 
     )
     launch.launch(
         normalize_kernel,
-        tile_count(rows, ROWS_EACH) * tile_count(channels, BLOCK_C),
+        tile_count(rows, ROWS_EACH) * blocks,
         x=x,
         weight=weight,
         bias=bias,
         statistics=statistics,
         y=y,
-        rows=rows,
-        channels=channels,
         RELU=relu,
         ROWS_EACH=ROWS_EACH,
-        **tile_options(compute, channels),
+        **tiles,
     )
     return y, statistics
 
@@ -275,28 +266,19 @@ def batch_norm_gradient(
     d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias, from that of y, which lies in memory as x does."""
-    channels = x.shape[1]
-    rows = x.numel() // channels
     compute = statistics.dtype
-    shares, rows_each = shares_of(rows, channels)
+    tiles = tile_arguments(x, compute)
+    channels = tiles["channels"]
+    shares, rows_each = shares_of(tiles["rows"], channels)
     sums = launch.empty((2, shares, channels), compute, x.device)
     d_weight, d_bias = (launch.empty((channels,), compute, x.device) for _ in range(2))
     d_x = launch.empty_like(x)
-    given = {"d_y": d_y, "x": x, "weight": weight, "bias": bias, "statistics": statistics}
-    launch.launch(
-        gradient_sums_kernel,
-        shares * tile_count(channels, BLOCK_C),
-        sums=sums,
-        rows=rows,
-        channels=channels,
-        rows_each=rows_each,
-        RELU=relu,
-        **given,
-        **tile_options(compute, channels),
-    )
+    blocks = tile_count(channels, BLOCK_C)
+    given = {"d_y": d_y, "x": x, "weight": weight, "bias": bias, "statistics": statistics, "RELU": relu, **tiles}
+    launch.launch(gradient_sums_kernel, shares * blocks, sums=sums, rows_each=rows_each, **given)
     launch.launch(
         weight_gradient_kernel,
-        tile_count(channels, BLOCK_C),
+        blocks,
         sums=sums,
         d_weight=d_weight,
         d_bias=d_bias,
@@ -306,16 +288,12 @@ def batch_norm_gradient(
     )
     launch.launch(
         feature_gradient_kernel,
-        tile_count(rows, ROWS_EACH) * tile_count(channels, BLOCK_C),
+        tile_count(tiles["rows"], ROWS_EACH) * blocks,
         d_weight=d_weight,
         d_bias=d_bias,
         d_x=d_x,
-        rows=rows,
-        channels=channels,
-        RELU=relu,
         ROWS_EACH=ROWS_EACH,
         **given,
-        **tile_options(compute, channels),
     )
     return d_x, d_weight.to(weight.dtype), d_bias.to(bias.dtype)
 
@@ -327,8 +305,12 @@ def shares_of(rows: int, channels: int) -> tuple[int, int]:
     return tile_count(rows, rows_each), rows_each
 
 
-def tile_options(compute: torch.dtype, channels: int) -> dict[str, Any]:
+def tile_arguments(x: Tensor, compute: torch.dtype) -> dict[str, Any]:
+    """What every kernel that reads features is told of them, and how many it has in registers."""
+    channels = x.shape[1]
     return {
+        "rows": x.numel() // channels,
+        "channels": channels,
         "DTYPE": triton_dtype(compute),
         "ALIGNMENT": min(channels & -channels, 8),
         # As many would nearly spill.
