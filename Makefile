@@ -96,9 +96,9 @@ $(VENV)/opponents: $(VENV)/installed
 
 # torchcodec looks for FFmpeg's libraries where LD_LIBRARY_PATH says.
 bench: $(VENV)/opponents
-	LD_LIBRARY_PATH=$$($(BIN)/python bench/ffmpeg.py runs/bench/ffmpeg)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH} \
+	LD_LIBRARY_PATH=$$($(BIN)/python -m bench.ffmpeg runs/bench/ffmpeg)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH} \
 		$(BIN)/pytest -q -W default bench --results runs/bench/results.json --benchmark-columns=median,iqr,rounds
-	$(BIN)/python bench/report.py runs/bench/results.json
+	$(BIN)/python -m bench.report runs/bench/results.json
 
 clean:
 	rm -rf $(VENV) $(PASCAL) $(OTHER) runs

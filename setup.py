@@ -19,7 +19,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.build_meta import (
     build_editable,
     build_sdist,
@@ -43,7 +43,7 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent
 KERNELS = ROOT / "kernels"
 
-packages = ["actdet", "actdet.data", "actdet.models"]
+packages = find_packages(include=["actdet", "actdet.*"])
 package_dir = {"actdet": "actdet"}
 extensions = []
 requirements = [
@@ -82,6 +82,6 @@ if __name__ == "__main__":
         packages=packages,
         package_dir=package_dir,
         ext_modules=extensions,
-        package_data={"actdet": ["py.typed", "*.html.jinja"]},
+        package_data={"actdet": ["py.typed", "evaluation/*.html.jinja"]},
         install_requires=requirements,
     )

@@ -13,14 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from actdet.checkpoints import load_detector
-    from actdet.config import AugmentConfig, LossConfig, ModelConfig, TrainConfig
+    from actdet.data.config import AugmentConfig
     from actdet.data.index import load_index
     from actdet.errors import ActdetError, DataError
-    from actdet.metrics import Metrics, measure
-    from actdet.models import ActionDetector, Predictions
-    from actdet.models.decision import Action, Decision, actions, decide
-    from actdet.prediction import Predictor, Window
+    from actdet.evaluation.metrics import Metrics, measure
+    from actdet.models.checkpoints import load_detector
+    from actdet.models.detr.config import LossConfig, ModelConfig
+    from actdet.models.detr.decision import Action, Decision, actions, decide
+    from actdet.models.detr.detector import ActionDetector, Predictions
+    from actdet.prediction.predictor import Predictor, Window
+    from actdet.training.config import TrainConfig
 
 __all__ = [
     "ActdetError",
@@ -44,14 +46,16 @@ __all__ = [
 ]
 
 _MODULES = {
-    "checkpoints": ["load_detector"],
-    "config": ["AugmentConfig", "LossConfig", "ModelConfig", "TrainConfig"],
+    "models.checkpoints": ["load_detector"],
+    "data.config": ["AugmentConfig"],
     "data.index": ["load_index"],
     "errors": ["ActdetError", "DataError"],
-    "metrics": ["Metrics", "measure"],
-    "models": ["ActionDetector", "Predictions"],
-    "models.decision": ["Action", "Decision", "actions", "decide"],
-    "prediction": ["Predictor", "Window"],
+    "evaluation.metrics": ["Metrics", "measure"],
+    "models.detr.config": ["LossConfig", "ModelConfig"],
+    "models.detr.detector": ["ActionDetector", "Predictions"],
+    "training.config": ["TrainConfig"],
+    "models.detr.decision": ["Action", "Decision", "actions", "decide"],
+    "prediction.predictor": ["Predictor", "Window"],
 }
 
 

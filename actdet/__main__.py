@@ -13,7 +13,7 @@ from actdet.errors import shortage
 def main() -> None:
     spin_briefly(os.environ)
     try:
-        from actdet.cli import main as run
+        from actdet.cli.main import main as run
     except KeyboardInterrupt:
         sys.exit("actdet: interrupted")
     except (ImportError, MemoryError, OSError, RuntimeError) as error:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from actdet.data.ahead import ahead
-from actdet.data.encoding import QUICK, choose_encoder, read_comment, write_video
-from actdet.data.video import VideoInfo, stream_frames, stream_past_damage
+from actdet.video.decoding import VideoInfo, stream_frames, stream_past_damage
+from actdet.video.encoding import QUICK, choose_encoder, read_comment, write_video
+from actdet.video.prefetch import ahead
 
 COLOURS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")  # one a class, then again
 TRUTH = "#ffffff"

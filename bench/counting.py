@@ -12,12 +12,13 @@ from unittest import mock
 
 from actdet_kernels import backend
 from actdet_kernels.triton import launch
-from opponents import tensors_of
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from bench.opponents import tensors_of
 
 READS = {"cpu", "tolist", "numpy", "__array__"}  # methods that bring a tensor to the host
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"}  # operators that do

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from numbered import number_of
 
-from actdet.data.readers import Reader, choose_reader, open_reader
-from actdet.data.video import ClipRequest, VideoInfo, decode_frames
 from actdet.errors import DataError
+from actdet.video.decoding import ClipRequest, VideoInfo, decode_frames
+from actdet.video.readers import Reader, choose_reader, open_reader
+from bench.numbered import number_of
 
 Size = tuple[int, int]  # height and width
 Clip = Any  # uint8 (T, height, width, 3), an array or a tensor

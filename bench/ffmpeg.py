@@ -1,6 +1,6 @@
 """Gives torchcodec, which brings no FFmpeg, that of PyAV's wheel: links its libraries under their usual names.
 
-LD_LIBRARY_PATH=$(python bench/ffmpeg.py DIR) pytest bench/test_decode.py
+LD_LIBRARY_PATH=$(python -m bench.ffmpeg DIR) pytest bench/test_decode.py
 
 prints DIR, its full path. A process reads LD_LIBRARY_PATH when it starts, and never again.
 """

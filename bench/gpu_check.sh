@@ -47,7 +47,7 @@ main() {
     parts=$(chosen "$@") || exit 2
 
     cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-    export PYTHONPATH="$PWD:$PWD/kernels:$PWD/bench${PYTHONPATH:+:$PYTHONPATH}"
+    export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
     unset TRITON_INTERPRET
     python=${PYTHON:-python3}
     half=$($python -c "$HALF_PRECISION" 2> /dev/null) || {
@@ -99,11 +99,11 @@ limited() {
 }
 
 test_it() {
-    limited $python -m pytest -v -p no:cacheprovider -p junit_as_it_goes --junitxml="$out/$part.xml" --durations=5 "$@"
+    limited $python -m pytest -v -p no:cacheprovider -p bench.junit_as_it_goes --junitxml="$out/$part.xml" --durations=5 "$@"
 }
 
 bench_it() {
-    limited $python -m pytest -v -p no:cacheprovider -p junit_as_it_goes --junitxml="$out/$part.xml" \
+    limited $python -m pytest -v -p no:cacheprovider -p bench.junit_as_it_goes --junitxml="$out/$part.xml" \
         -W default --results "$out/$part.json" --benchmark-columns=median "$@"
 }
 
@@ -141,7 +141,8 @@ correct() {
 
 capture() {
     # The tests' conftest.py wants PyAV.
-    test_it --noconftest -m gpu tests/actdet/test_step.py tests/actdet/test_account.py
+    test_it --noconftest -m gpu tests/actdet/training/test_train_step.py \
+        tests/actdet/training/test_cost.py
 }
 
 # The rows of "step" by their names.

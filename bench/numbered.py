@@ -15,7 +15,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from actdet.data.rendered import RenderConfig, render_dataset
+from actdet.synthetic.rendered import RenderConfig, render_dataset
 
 WIDTH, HEIGHT, FRAMES, FPS = 640, 480, 300, 30
 BITS, STRIP = 10, 48  # cells of the strip, and its height in pixels

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from actdet_kernels import MatchWeights, assign, batch_norm, gather_clips, match, pairwise_cost, reference, set_loss
 from actdet_kernels.options import CostOptions
-from cases import Clips, Features, Problem
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from bench.cases import Clips, Features, Problem
 
 WEIGHTS = MatchWeights()
 NO_OBJECT_WEIGHT = 0.1

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchvision.models.video import r2plus1d_18
 from torchvision.ops import box_convert, generalized_box_iou
 
-from actdet.config import ModelConfig
 from actdet.data.augment import Batch
-from actdet.models import ActionDetector
+from actdet.models.detr.config import ModelConfig
+from actdet.models.detr.detector import ActionDetector
 
 CLS, L1, GIOU, NO_OBJECT = 2.0, 5.0, 2.0, 0.1
 CLIP_NORM = 0.5

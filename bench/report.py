@@ -1,7 +1,7 @@
 """Turns the rows that the benchmarks write into Markdown tables and plots.
 
-python bench/report.py FILE... [--out DIR]               writes DIR/report.md and its plots
-python bench/report.py bench/results/*.json --readme     writes the same into bench/README.md and bench/results
+python -m bench.report FILE... [--out DIR]               writes DIR/report.md and its plots
+python -m bench.report bench/results/*.json --readme     writes the same into bench/README.md and bench/results
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from rows import COMPILED, KEYS, STEP, ReportError, Row, grouped, read
+
+from bench.rows import COMPILED, KEYS, STEP, ReportError, Row, grouped, read
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
@@ -54,7 +55,7 @@ Lines = dict[tuple[str, str], dict[str, Row]]  # (size, regime) -> name -> row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python bench/report.py", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser("python -m bench.report", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSON: a list of rows")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/bench"), help="default: %(default)s")

@@ -1,6 +1,6 @@
 """How long training waits for its clips: runs the demo's in a process of its own; used by `test_decode.py`.
 
-python bench/stall.py DIR
+python -m bench.stall DIR
 
 renders clips into DIR, trains for three epochs, and prints what `epochs_of` makes of the log, with the reader's name
 and the shape of a batch. In the first epoch the reader's processes start and decode; they keep what they decoded.
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from actdet.data.index import load_index
-from actdet.data.rendered import render_dataset
-from actdet.demo import demo_for
 from actdet.device import choose_device
-from actdet.experiments import open_setup, train_run
+from actdet.synthetic.demo import demo_for
+from actdet.synthetic.rendered import render_dataset
+from actdet.training.experiments import open_setup, train_run
 
 CLIPS, EPOCHS = 240, 3
 

@@ -15,8 +15,9 @@ from unittest import mock
 import torch
 from actdet_kernels import Targets, Tubelets, assign, match
 from actdet_kernels.triton import assignment
-from cases import MATRICES, REGIMES, SIZES, Matrices, Problem, make_cost, make_problem
-from interpreter import quick_interpreter
+
+from bench.cases import MATRICES, REGIMES, SIZES, Matrices, Problem, make_cost, make_problem
+from bench.interpreter import quick_interpreter
 
 MOST_PROBLEMS = 2
 MOST_ENTRIES = 2**17  # of the matrices of one size: of large ones, one is solved

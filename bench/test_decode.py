@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 import pytest
-from decoders import NAMES, OURS, difference_of, fault_of, open_decoder, open_torchcodec, pyav
-from measure import quantiles
-from numbered import FRAMES as LENGTH
-from numbered import VIDEOS, Video, make_videos
 
-from actdet.data.video import ClipRequest, probe, sample_frames
+from actdet.video.decoding import ClipRequest, probe, sample_frames
+from bench.decoders import NAMES, OURS, difference_of, fault_of, open_decoder, open_torchcodec, pyav
+from bench.measure import quantiles
+from bench.numbered import FRAMES as LENGTH
+from bench.numbered import VIDEOS, Video, make_videos
 
 SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 3.0, 3, 15  # of each reader of a line
 CORES = len(os.sched_getaffinity(0))
@@ -172,7 +172,7 @@ def in_turns(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
 @pytest.mark.timeout(900)
 def test_stall(record: Record, tmp_path: Path) -> None:
     """Of the demo's training: in its first epoch clips are decoded, which are kept for the others."""
-    command = [sys.executable, str(Path(__file__).with_name("stall.py")), str(tmp_path)]
+    command = [sys.executable, "-m", "bench.stall", str(tmp_path)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     for epoch, figures in enumerate(found["epochs"], 1):

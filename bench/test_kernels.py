@@ -16,7 +16,11 @@ import numpy as np
 import pytest
 import torch
 from actdet_kernels import gather_clips, pairwise_cost, set_loss
-from cases import (
+from pytest_benchmark.fixture import BenchmarkFixture
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from bench.cases import (
     CHANGES,
     CLIPS,
     MATRICES,
@@ -34,11 +38,8 @@ from cases import (
     make_features,
     make_problem,
 )
-from measure import CaptureFailed, measure, quantiles
-from opponents import ASSIGN, COST, CRITERION, GATHER, MATCH, MATCHER_OF, NEVER_CAPTURED, NORM, Absent, tensors_of
-from pytest_benchmark.fixture import BenchmarkFixture
-from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from bench.measure import CaptureFailed, measure, quantiles
+from bench.opponents import ASSIGN, COST, CRITERION, GATHER, MATCH, MATCHER_OF, NEVER_CAPTURED, NORM, Absent, tensors_of
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

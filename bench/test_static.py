@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from cases import REGIMES, SIZES, Size, make_problem
-from counting import count
-from opponents import CRITERION, MATCH, Absent
-from sass import compiled_rows
+
+from bench.cases import REGIMES, SIZES, Size, make_problem
+from bench.counting import count
+from bench.opponents import CRITERION, MATCH, Absent
+from bench.sass import compiled_rows
 
 CAPABILITIES = (75, 80, 90, 100)  # the disassembler knows none before
 
@@ -36,7 +36,7 @@ def test_launches(record: Callable[..., None], size: Size, operation: str, name:
 @pytest.mark.timeout(3600)
 def test_steps(record: Callable[..., None]) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, Path(__file__).with_name("steps.py")]
+    command = [sys.executable, "-m", "bench.steps"]
     lines = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     for line in lines:
         row = json.loads(line)

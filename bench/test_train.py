@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from measure import quantiles
 
-from actdet.account import find_card, floor_seconds, largest_batch, stage_costs, step_flop
-from actdet.config import ModelConfig, TrainConfig
 from actdet.device import choose_precision
+from actdet.models.detr.config import ModelConfig
+from actdet.training.config import TrainConfig
+from actdet.training.cost import find_card, floor_seconds, largest_batch, stage_costs, step_flop
+from bench.measure import quantiles
 
 ON_GPU = torch.cuda.is_available()
 PLAIN, OURS = "plain", "actdet"
@@ -104,7 +105,7 @@ def test_step(record: Record, line: Line, name: str, folder: Path) -> None:
 def timed(line: Line, name: str) -> dict[str, Any]:
     """What `train_step.py` prints, or why it prints nothing."""
     case = {**line._asdict(), "names": None, "name": name, **CHANGES.get(name, {})}
-    command = [sys.executable, str(Path(__file__).with_name("train_step.py")), json.dumps(case)]
+    command = [sys.executable, "-m", "bench.train_step", json.dumps(case)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return {"why": f"fails: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}"}
@@ -116,7 +117,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered clips of 320 x 240, 48 frames of VP9."""
     if ON_GPU:
         return Path()
-    from actdet.data.rendered import RenderConfig, render_dataset
+    from actdet.synthetic.rendered import RenderConfig, render_dataset
 
     path = tmp_path_factory.mktemp("clips") / "data"
     render_dataset(path, RenderConfig(clips=24, width=320, height=240, frames=48))
@@ -128,7 +129,7 @@ def decode_us(line: Line, folder: Path) -> float:
     """Microseconds that one process takes to decode and augment a batch."""
     from actdet.data.index import load_index
     from actdet.data.loader import ClipLoader
-    from actdet.data.readers import PyAVReader
+    from actdet.video.readers import PyAVReader
 
     index, model = load_index(folder), ModelConfig(image_size=line.size, frames=line.frames)
     loader = ClipLoader(index, model, PyAVReader((line.size, line.size), 0), torch.device("cpu"))
@@ -164,7 +165,7 @@ def test_account(record: Record, size: int) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("size", [112, 224])
 def test_memory(record: Record, size: int, checkpointing: bool) -> None:
-    """The largest batch of each card, by the estimate that tests/actdet/test_account.py checks."""
+    """The largest batch of each card, by the estimate that tests/actdet/training/test_cost.py checks."""
     model = ModelConfig(image_size=size)
     for name in ("fp32", "fp16"):
         batches = {

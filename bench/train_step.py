@@ -1,6 +1,6 @@
 """Times training steps of one kind in a process of its own, which its settings cannot leave: used by `test_train.py`.
 
-python bench/train_step.py '{"name": "actdet", "size": 112, "frames": 16, "batch": 8, "precision": "bf16"}'
+python -m bench.train_step '{"name": "actdet", "size": 112, "frames": 16, "batch": 8, "precision": "bf16"}'
 
 prints {"losses": [...], "seconds": [...], "parts": {...}, "peak_bytes": ...}. Losses are those of the first two steps,
 on a GPU of the first six, of which the last are captured; from the same weights and clips for every kind: what shows
@@ -20,17 +20,18 @@ from unittest import mock
 
 import torch
 from actdet_kernels import Targets
-from plain import PlainStep
 from torch import Tensor
 
-from actdet import step as stepping
-from actdet.config import LossConfig, ModelConfig, TrainConfig
 from actdet.data.augment import Batch
 from actdet.device import prepare_device
-from actdet.models import ActionDetector
-from actdet.models.backbone import Backbone, choose_convolutions
-from actdet.models.convolution import set_flat
-from actdet.step import TrainStep
+from actdet.models.backbones.convolution import set_flat
+from actdet.models.backbones.r2plus1d import Backbone, choose_convolutions
+from actdet.models.detr.config import LossConfig, ModelConfig
+from actdet.models.detr.detector import ActionDetector
+from actdet.training import train_step as stepping
+from actdet.training.config import TrainConfig
+from actdet.training.train_step import TrainStep
+from bench.plain import PlainStep
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -89,7 +89,7 @@ def kernel_rows(heading: str) -> list[list[str]]:
 
 
 def test_the_benchmarks_tables_are_what_the_report_makes_of_the_rows() -> None:
-    import report
+    from bench import report
 
     rows = report.read(sorted((ROOT / "bench/results").glob("*.json")))
     text = report.within_readme(report.report(rows, images="results/"))
@@ -99,7 +99,7 @@ def test_the_benchmarks_tables_are_what_the_report_makes_of_the_rows() -> None:
 
 
 def test_every_command_in_the_readme_exists() -> None:
-    from actdet.cli import app
+    from actdet.cli.main import app
 
     named = set(re.findall(r"^actdet (\w+)", README, flags=re.MULTILINE))
     assert named <= set(app.functions)

@@ -1,1 +1,1 @@
-"""Videos and annotations in, batches on the device out; and the data set that the project renders for itself."""
+"""Data sets to batches on the device: annotations, clips, splits, caches, augmentation, re-encoding."""

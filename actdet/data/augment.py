@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from actdet_kernels import Targets, gather_clips
 from torch import Tensor
 
-from actdet.config import AugmentConfig
+from actdet.data.config import AugmentConfig
 
 MIN_VISIBLE = 1 / 64  # a box of which a crop leaves less than this share of the picture's side is dropped
 

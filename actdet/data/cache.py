@@ -10,11 +10,11 @@ import torch
 from actdet_kernels import frame_levels
 from torch import Tensor
 
-from actdet.config import ModelConfig
 from actdet.data.index import ClipIndex
-from actdet.data.video import ClipRequest, sample_frames
 from actdet.device import free_memory
 from actdet.errors import ActdetError
+from actdet.models.detr.config import ModelConfig
+from actdet.video.decoding import ClipRequest, sample_frames
 
 # Of the free memory, what "auto" takes at most: on a GPU the network comes later, a CPU's memory is not ours alone.
 _SHARE = {"cuda": 0.5, "cpu": 0.25}

@@ -27,9 +27,9 @@ import numpy as np
 
 from actdet.data.annotations import EVERY_FORM, OTHER_FORMS, Annotation, check_annotations, forms
 from actdet.data.classes import CLASS_FILE, CLASS_NAMES, class_names_of, read_class_names
-from actdet.data.video import VideoInfo, probe, stream_frames
 from actdet.errors import DataError
 from actdet.files import is_temporary, write_bytes
+from actdet.video.decoding import VideoInfo, probe, stream_frames
 
 BadFiles = Literal["stop", "skip"]
 

@@ -16,15 +16,16 @@ import torch
 from actdet_kernels import Targets, frame_levels, gather_clips
 from torch import Tensor
 
-from actdet.config import ModelConfig, TrainConfig
 from actdet.data.augment import Batch, augment, draw_changes, halve_pixels
 from actdet.data.cache import FrameCache
 from actdet.data.index import ClipIndex
-from actdet.data.readers import ClipRequest, Reader
 from actdet.data.sampler import balanced_batches
-from actdet.data.video import decode_frames, sample_frames
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError, DataError
+from actdet.models.detr.config import ModelConfig
+from actdet.training.config import TrainConfig
+from actdet.video.decoding import decode_frames, sample_frames
+from actdet.video.readers import ClipRequest, Reader
 
 
 class _Sample(NamedTuple):

@@ -19,14 +19,14 @@ from typing import Literal
 
 import numpy as np
 
-from actdet.config import BOUNDS, check_bounds
-from actdet.data._processes import run_all, while_wanted
+from actdet.bounds import BOUNDS, check_bounds
 from actdet.data.classes import class_names_of, write_class_names
-from actdet.data.encoding import choose_encoder, read_comment, write_video
 from actdet.data.index import SYSTEM_FILES, BadFiles, Clip, ClipIndex, Progress, load_index
-from actdet.data.video import VideoInfo, decode_frames, sample_frames, stream_frames
 from actdet.errors import ActdetError, DataError
 from actdet.files import any_within, check_own, remove_abandoned, sole_writer, write_bytes
+from actdet.video.decoding import VideoInfo, decode_frames, sample_frames, stream_frames
+from actdet.video.encoding import choose_encoder, read_comment, write_video
+from actdet.workers import run_all, while_wanted
 
 # What is lost is far below what training's colour jitter adds: on 30 real clips 39.8 dB of PSNR, 1.9 of 255 off on
 # average, of which 4:2:0 colour alone is 0.6 (VP9: 40.2 dB, 1.8). B-frames would make the files 15 % smaller, and the

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Actdet, Outcome
-from tiny import MODEL_OPTIONS, TRAIN_OPTIONS, TinyBackbone
 
-import actdet.models.detector
-from actdet import cli, pictures, report
+import actdet.models.detr.detector
+from actdet import pictures
+from actdet.cli import main as cli
+from actdet.evaluation import report
+from tests.actdet.command import Actdet, Outcome
+from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS, TinyBackbone
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(actdet.models.detector, "Backbone", TinyBackbone)
+    monkeypatch.setattr(actdet.models.detr.detector, "Backbone", TinyBackbone)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

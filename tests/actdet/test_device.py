@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from actdet import device as device_module
+from actdet.cli.environment import describe_environment
 from actdet.device import choose_device, choose_precision, choose_step
-from actdet.environment import describe_environment
 from actdet.errors import ActdetError
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -147,7 +147,7 @@ def test_the_environment_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    from actdet import commands
+    from actdet.cli import parsing as commands
 
     def version(package: str) -> str:
         raise commands.PackageNotFoundError(package)

@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 import torch
-from command import Actdet
 from safetensors.torch import load_file
-from tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 
-from actdet import distributed, experiments
+from actdet import distributed
 from actdet.distributed import Processes, join_processes
 from actdet.errors import ActdetError
-from actdet.training import LAST, MODEL, Trainer
+from actdet.training import experiments
+from actdet.training.trainer import LAST, MODEL, Trainer
+from tests.actdet.command import Actdet
+from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 
 TINY = Path(__file__).parent / "tiny.py"
 PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", TINY]

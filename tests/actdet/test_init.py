@@ -19,12 +19,12 @@ def test_every_public_name_is_there() -> None:
 
 # In the order in which one process imports them, with what none of those up to there may bring.
 IMPORTS: dict[str, set[str]] = {
-    "actdet.data.rendered": {"torch"},
+    "actdet.synthetic.rendered": {"torch"},
     "actdet.data.prepare": {"torch"},
-    "actdet.data.readers": {"torchvision", "torchmetrics", "matplotlib"},
+    "actdet.video.readers": {"torchvision", "torchmetrics", "matplotlib"},
     # What predict and train start with: what splits, measures and draws comes when it is used.
-    "actdet.prediction": {"torchmetrics", "transformers", "sklearn", "scipy", "matplotlib", "jinja2"},
-    "actdet.experiments": {"torchmetrics", "transformers", "sklearn", "scipy", "matplotlib", "jinja2"},
+    "actdet.prediction.predictor": {"torchmetrics", "transformers", "sklearn", "scipy", "matplotlib", "jinja2"},
+    "actdet.training.experiments": {"torchmetrics", "transformers", "sklearn", "scipy", "matplotlib", "jinja2"},
 }
 
 

@@ -15,10 +15,8 @@ import av
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
-from videos import shown_number, write_video
 
 from actdet import pictures as pictures_module
-from actdet.data.video import decode_frames, probe
 from actdet.pictures import (
     COLOURS,
     NOT_LOOKED_AT,
@@ -33,6 +31,8 @@ from actdet.pictures import (
     picture_size,
     timeline,
 )
+from actdet.video.decoding import decode_frames, probe
+from tests.actdet.video.videos import shown_number, write_video
 
 RED = "#ff0000"
 BOX = (0.0, 0.0, 1.0, 1.0)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import actdet.cli
-import actdet.models.detector
-import actdet.training
+import actdet.cli.main
+import actdet.models.detr.detector
+import actdet.training.trainer
 
 MODEL_OPTIONS = ["--image-size", "32", "--frames", "8", "--encoder-layers", "0", "--decoder-layers", "1"]
 TRAIN_OPTIONS = ["--backbone-weights", "none", "--workers", "0", "--precision", "fp32"]
@@ -45,6 +45,6 @@ class TinyBackbone(nn.Sequential):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    actdet.models.detector.Backbone = TinyBackbone  # pyright: ignore
-    actdet.training.SAVE_SECONDS = float(os.environ.get("TINY_SAVE_SECONDS", "300"))
-    actdet.cli.main()
+    actdet.models.detr.detector.Backbone = TinyBackbone  # pyright: ignore
+    actdet.training.trainer.SAVE_SECONDS = float(os.environ.get("TINY_SAVE_SECONDS", "300"))
+    actdet.cli.main.main()

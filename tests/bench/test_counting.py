@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from actdet_kernels import match, set_loss
-from cases import Problem, Size, make_problem
-from counting import count
-from device import NEEDS_KERNELS
 from torch import Tensor
+
+from bench.cases import Problem, Size, make_problem
+from bench.counting import count
+from tests.kernels.device import NEEDS_KERNELS
 
 pytestmark = NEEDS_KERNELS
 CPU = torch.device("cpu")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from decoders import OURS, READERS, fault_of, open_decoder, pyav
-from ffmpeg import link_libraries
-from numbered import FRAMES, HEIGHT, WIDTH, Video, encode, number_of, write_number
 
-from actdet.data.video import ClipRequest, probe
 from actdet.errors import ActdetError
+from actdet.video.decoding import ClipRequest, probe
+from bench.decoders import OURS, READERS, fault_of, open_decoder, pyav
+from bench.ffmpeg import link_libraries
+from bench.numbered import FRAMES, HEIGHT, WIDTH, Video, encode, number_of, write_number
 
 SIZE = (112, 112)
 Change = Callable[[np.ndarray], np.ndarray]

@@ -162,7 +162,7 @@ for arguments in calls:
 def collected(calls: list[list[str]], capability: tuple[int, int]) -> list[list[str]]:
     """The names of the tests for each call of `python -m pytest`."""
     lines = "\n".join(map(json.dumps, [capability, *(call[2:] for call in calls)]))
-    paths = [ROOT, ROOT / "kernels", ROOT / "bench", os.environ.get("PYTHONPATH", "")]
+    paths = [ROOT, ROOT / "kernels", os.environ.get("PYTHONPATH", "")]
     # The collecting pytest is none of the processes that run this test.
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = ours | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "TRITON_INTERPRET": "0"}
@@ -239,7 +239,10 @@ def test_the_other_tests_are_those_that_a_gpu_runs(check: Check) -> None:
 
 def test_no_card_is_asked_for_units_that_it_lacks(named: dict[str, list[str]]) -> None:
     """A T4 has none for bf16."""
-    calls = [["-m", "pytest", "bench/test_train.py"], ["-m", "pytest", "-m", "gpu", "tests/actdet/test_step.py"]]
+    calls = [
+        ["-m", "pytest", "bench/test_train.py"],
+        ["-m", "pytest", "-m", "gpu", "tests/actdet/training/test_train_step.py"],
+    ]
     rows, tests = collected(calls, (7, 5))
     assert "bench/test_train.py::test_step[8 of 16x224x224-fp16-actdet]" in rows
     assert "bench/test_train.py::test_step[8 of 16x224x224-bf16-actdet]" in named["step"]
@@ -264,8 +267,8 @@ def test_two():
 def test_a_test_that_must_be_killed_leaves_those_before_it(tmp_path: Path) -> None:
     (tmp_path / "test_hanging.py").write_text(HANGING)
     command = ["timeout", "--signal=INT", "--kill-after=1", "5", sys.executable, "-m", "pytest", "-q"]
-    command += ["-p", "junit_as_it_goes", "--junitxml=results.xml", "-c", os.devnull, "test_hanging.py"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "bench")}
+    command += ["-p", "bench.junit_as_it_goes", "--junitxml=results.xml", "-c", os.devnull, "test_hanging.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=60)
     cases = ElementTree.parse(tmp_path / "results.xml").iter("testcase")
     assert [case.get("name") for case in cases] == ["test_one"]

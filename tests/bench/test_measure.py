@@ -9,7 +9,8 @@ from typing import Any
 import measure as measuring
 import pytest
 import torch
-from measure import LEAST_ROUNDS, MOST_REPEATS, MOST_ROUNDS, CaptureFailed, measure
+
+from bench.measure import LEAST_ROUNDS, MOST_REPEATS, MOST_ROUNDS, CaptureFailed, measure
 
 
 class Machine:

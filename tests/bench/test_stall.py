@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from stall import epochs_of
+
+from bench.stall import epochs_of
 
 
 def line(epoch: float, clips_per_second: float, data_share: float) -> dict[str, Any]:

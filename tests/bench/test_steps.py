@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from actdet_kernels import assign
-from device import NEEDS_KERNELS
-from steps import searches_of
+
+from bench.steps import searches_of
+from tests.kernels.device import NEEDS_KERNELS
 
 pytestmark = NEEDS_KERNELS
 

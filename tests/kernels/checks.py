@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from actdet_kernels import MatchWeights, match, pairwise_cost, set_loss
-from device import DEVICE, KINDS
-from oracles import costs, loss_case, random_boxes, random_tubelets, sigmoid_class_costs, tubelet_costs
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from tests.kernels.device import DEVICE, KINDS
+from tests.kernels.oracles import costs, loss_case, random_boxes, random_tubelets, sigmoid_class_costs, tubelet_costs
 
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
 

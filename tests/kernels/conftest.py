@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from device import HAS_TRITON
 from torch import Tensor
+
+from tests.kernels.device import HAS_TRITON
 
 CPU = torch.device("cpu")
 GUARD = 64  # elements before and after what a kernel writes: keeps the alignment of what lies between them
@@ -48,8 +49,9 @@ def interpreter() -> Iterator[None]:
         yield
         return
     import numpy as np
-    from interpreter import quick_interpreter
     from triton.runtime import interpreter
+
+    from bench.interpreter import quick_interpreter
 
     load = interpreter.InterpreterBuilder.create_masked_load
 

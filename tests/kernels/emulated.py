@@ -2,7 +2,7 @@
 
 A process of its own, because kernels that were imported under TRITON_INTERPRET=1 cannot be compiled:
 
-    python tests/kernels/emulated.py CAPABILITY MODE SEED [WORD] [--large]
+    python -m tests.kernels.emulated CAPABILITY MODE SEED [WORD] [--large]
 
 Prints, for each case whose name begins with WORD, a line of JSON with what was wrong, which is empty if nothing was.
 MODE is one of the emulator's, "lockstep" or "warps", or "barriers": what was noticed when each of the barriers that a
@@ -34,7 +34,10 @@ from actdet_kernels import (
     set_loss,
     solve_assignment,
 )
-from oracles import (
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from tests.kernels.oracles import (
     changed_clips,
     clip_error,
     costs,
@@ -49,14 +52,12 @@ from oracles import (
     sigmoid_class_loss,
     tubelet_costs,
 )
-from ptxsim import launch
-from ptxsim.generator import Generator
-from ptxsim.launch import Emulator
-from ptxsim.machine import WARP
-from ptxsim.memory import Fault
-from ptxsim.parser import Instruction
-from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from tests.kernels.ptxsim import launch
+from tests.kernels.ptxsim.generator import Generator
+from tests.kernels.ptxsim.launch import Emulator
+from tests.kernels.ptxsim.machine import WARP
+from tests.kernels.ptxsim.memory import Fault
+from tests.kernels.ptxsim.parser import Instruction
 
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
 FEW = [5, 0, 3]

@@ -2,7 +2,7 @@
 frames and sides, without a GPU.
 
 A process of its own, because kernels that were imported under TRITON_INTERPRET=1 know nothing of it:
-python tests/kernels/specialisations.py
+python -m tests.kernels.specialisations
 """
 
 from __future__ import annotations

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from actdet_kernels import Assignment, match, solve_assignment, solve_matching
-from device import DEVICE, EACH_KERNEL, POISONED
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from oracles import best_assignment, random_boxes, random_logits, random_targets
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from tests.kernels.device import DEVICE, EACH_KERNEL, POISONED
+from tests.kernels.oracles import best_assignment, random_boxes, random_logits, random_targets
 
 pytestmark = POISONED
 # A seed cannot be shrunk, and every example takes the interpreter a third of a second.

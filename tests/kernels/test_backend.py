@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from actdet_kernels import assign, backend, explain_backend, gather_clips
-from device import HAS_CPP, NEEDS_COMPILER
+
+from tests.kernels.device import HAS_CPP, NEEDS_COMPILER
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 NEEDS_CPP = pytest.mark.skipif(not HAS_CPP, reason="the C++ kernels were not built")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import device
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as V
 from actdet_kernels import frame_levels, gather_clips
-from device import DEVICE, POISONED
-from oracles import changed_clips, clip_error, random_clips
 from torch import Tensor
+
+from tests.kernels import device
+from tests.kernels.device import DEVICE, POISONED
+from tests.kernels.oracles import changed_clips, clip_error, random_clips
 
 pytestmark = POISONED
 # Frames on a GPU are not copied for the C++ code.

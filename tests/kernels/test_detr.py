@@ -18,12 +18,13 @@ import pytest
 import torch
 from actdet_kernels import MatchWeights, Targets, backend
 from actdet_kernels.detr import HungarianMatcher, ImageLoss, SetCriterion
-from device import DEVICE, NEEDS_TRITON
-from oracles import costs, criterion, random_boxes, random_logits
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.kernels.device import DEVICE, NEEDS_TRITON
+from tests.kernels.oracles import costs, criterion, random_boxes, random_logits
 
 CLASSES, QUERIES = 4, 6
 EOS = 0.125  # a float32 number: the originals keep it as one

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device import NEEDS_TRITON
-from ptxsim import timing
-from ptxsim.generator import Generator
-from ptxsim.machine import Machine
-from ptxsim.memory import GLOBAL_BASE, Fault, Space
-from ptxsim.parser import parse
-from ptxsim.timing import Cost, Estimate, estimate
+
+from tests.kernels.device import NEEDS_TRITON
+from tests.kernels.ptxsim import timing
+from tests.kernels.ptxsim.generator import Generator
+from tests.kernels.ptxsim.machine import Machine
+from tests.kernels.ptxsim.memory import GLOBAL_BASE, Fault, Space
+from tests.kernels.ptxsim.parser import parse
+from tests.kernels.ptxsim.timing import Cost, Estimate, estimate
 
 # Its own instructions, on PTX written here
 

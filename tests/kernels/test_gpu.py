@@ -22,10 +22,11 @@ from actdet_kernels import (
     solve_assignment,
     solve_matching,
 )
-from device import HAS_CPP
-from oracles import changed_clips, clip_error, random_boxes, random_clips, random_logits, random_targets
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from tests.kernels.device import HAS_CPP
+from tests.kernels.oracles import changed_clips, clip_error, random_boxes, random_clips, random_logits, random_targets
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,8 +16,9 @@ import torch
 from actdet_kernels import hugging_face
 from actdet_kernels.detr import HungarianMatcher
 from actdet_kernels.hugging_face import Patch, patch_transformers
-from oracles import random_boxes, random_logits
 from torch import Tensor
+
+from tests.kernels.oracles import random_boxes, random_logits
 
 CLASSES, QUERIES, LAYERS = 5, 12, 3
 # The last has a sample with more targets than queries.
@@ -148,7 +149,7 @@ import json, sys
 from actdet_kernels.hugging_face import patch_transformers
 assert not any(name.startswith("transformers") for name in sys.modules)
 patch = patch_transformers()
-import test_hugging_face as tests
+from tests.kernels import test_hugging_face as tests
 from transformers.loss import loss_deformable_detr
 solver = loss_deformable_detr.linear_sum_assignment
 for family in ("ConditionalDetr", "DeformableDetr"):
@@ -164,7 +165,7 @@ print("same")
 
 
 def test_it_may_come_before_the_models_are_imported() -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", BEFORE_THE_IMPORT], env=environment, capture_output=True, text=True, timeout=250
     )

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from actdet_kernels import Targets, Tubelets, assign, match, pairwise_cost, set_loss, solve_matching
-from device import DEVICE, KINDS, POISONED
-from oracles import loss_case, random_boxes, random_tubelets
 from torch import Tensor
+
+from tests.kernels.device import DEVICE, KINDS, POISONED
+from tests.kernels.oracles import loss_case, random_boxes, random_tubelets
 
 pytestmark = POISONED
 LOSSES: Any = ("cross_entropy", "focal")

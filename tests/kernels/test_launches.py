@@ -9,11 +9,12 @@ import pytest
 import torch
 from actdet_kernels import MatchWeights, Targets, Tubelets, frame_levels, gather_clips, match, set_loss
 from actdet_kernels.options import CostOptions, LossOptions
-from device import DEVICE, NEEDS_KERNELS
-from oracles import loss_case, random_boxes, random_clips, random_tubelets
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.kernels.device import DEVICE, NEEDS_KERNELS
+from tests.kernels.oracles import loss_case, random_boxes, random_clips, random_tubelets
 
 pytestmark = NEEDS_KERNELS
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)

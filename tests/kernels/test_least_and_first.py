@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from actdet_kernels import match, solve_assignment
-from device import DEVICE, NEEDS_KERNELS
-from oracles import random_boxes, random_logits, random_targets
+
+from tests.kernels.device import DEVICE, NEEDS_KERNELS
+from tests.kernels.oracles import random_boxes, random_logits, random_targets
 
 triton = pytest.importorskip("triton", reason="there is no Triton for this platform")
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from actdet_kernels import MatchWeights, SetLoss, Targets, giou_loss, set_loss
-from device import DEVICE, EACH_KERNEL, KINDS, POISONED
-from oracles import criterion, loss_case, random_boxes, random_targets, random_tubelets
 from torch import Tensor
+
+from tests.kernels.device import DEVICE, EACH_KERNEL, KINDS, POISONED
+from tests.kernels.oracles import criterion, loss_case, random_boxes, random_targets, random_tubelets
 
 pytestmark = POISONED
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)

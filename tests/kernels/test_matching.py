@@ -19,12 +19,13 @@ from actdet_kernels import (
     pairwise_cost,
     solve_assignment,
 )
-from device import DEVICE, EACH_KERNEL, KINDS, POISONED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracles import best_assignment, costs, random_boxes, random_logits, random_targets
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from tests.kernels.device import DEVICE, EACH_KERNEL, KINDS, POISONED
+from tests.kernels.oracles import best_assignment, costs, random_boxes, random_logits, random_targets
 
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from actdet_kernels import batch_norm
-from device import DEVICE, NEEDS_KERNELS
 from torch import Tensor
+
+from tests.kernels.device import DEVICE, NEEDS_KERNELS
 
 pytestmark = NEEDS_KERNELS
 POISON = pytest.mark.usefixtures("allocated")

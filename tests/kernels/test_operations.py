@@ -24,13 +24,22 @@ from actdet_kernels import (
     pairwise_giou,
     set_loss,
 )
-from device import HAS_CPP
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import best_assignment, costs, criterion, loss_case, random_boxes, random_logits, random_targets
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
+
+from tests.kernels.device import HAS_CPP
+from tests.kernels.oracles import (
+    best_assignment,
+    costs,
+    criterion,
+    loss_case,
+    random_boxes,
+    random_logits,
+    random_targets,
+)
 
 WEIGHTS = MatchWeights(1.5, 4.0, 3.0)  # unlike each other and unlike the defaults
 

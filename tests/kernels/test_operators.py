@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from actdet_kernels import MatchWeights, Targets, Tubelets, assign, gather_clips, match, set_loss
-from device import DEVICE, KINDS, NEEDS_COMPILER, NEEDS_KERNELS
-from oracles import loss_case, random_boxes, random_clips, random_tubelets
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+from tests.kernels.device import DEVICE, KINDS, NEEDS_COMPILER, NEEDS_KERNELS
+from tests.kernels.oracles import loss_case, random_boxes, random_clips, random_tubelets
 
 pytestmark = [
     *NEEDS_KERNELS,

@@ -16,9 +16,12 @@ from actdet_kernels import (
     reference,
     set_loss,
 )
-from checks import CASES, WEIGHTS, check_cost, check_loss, on_device, same_in_all
-from device import DEVICE, EACH_KERNEL, HAS_TRITON, KINDS, POISONED
-from oracles import (
+from torch import Tensor
+from torchvision.ops import box_convert, complete_box_iou_loss
+
+from tests.kernels.checks import CASES, WEIGHTS, check_cost, check_loss, on_device, same_in_all
+from tests.kernels.device import DEVICE, EACH_KERNEL, HAS_TRITON, KINDS, POISONED
+from tests.kernels.oracles import (
     costs,
     criterion,
     loss_case,
@@ -29,8 +32,6 @@ from oracles import (
     tubelet_costs,
     tubelet_criterion,
 )
-from torch import Tensor
-from torchvision.ops import box_convert, complete_box_iou_loss
 
 pytestmark = POISONED
 

@@ -18,7 +18,8 @@ from typing import Any
 import actdet_kernels
 import pytest
 import torch
-from device import NEEDS_COMPILER
+
+from tests.kernels.device import NEEDS_COMPILER
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels"

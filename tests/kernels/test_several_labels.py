@@ -8,10 +8,11 @@ import pytest
 import torch
 from actdet_kernels import denoising_queries, match, pairwise_cost, repeat_targets, set_loss
 from actdet_kernels.detr import HungarianMatcher, SetCriterion
-from checks import check_cost, check_loss, on_device, several_labels, sigmoid_cost_case
-from device import DEVICE, KINDS, POISONED
-from oracles import criterion, labels_of, loss_case, sigmoid_class_loss
 from torch import Tensor
+
+from tests.kernels.checks import check_cost, check_loss, on_device, several_labels, sigmoid_cost_case
+from tests.kernels.device import DEVICE, KINDS, POISONED
+from tests.kernels.oracles import criterion, labels_of, loss_case, sigmoid_class_loss
 
 pytestmark = POISONED
 SIGMOID = ["focal", "varifocal", "quality_focal"]

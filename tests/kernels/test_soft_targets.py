@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from actdet_kernels import match, pairwise_cost, set_loss
-from checks import CASES, check_cost, check_loss, on_device, same_in_all, sigmoid_cost_case
-from device import DEVICE, KINDS, POISONED
-from oracles import (
+from torch import Tensor
+
+from tests.kernels.checks import CASES, check_cost, check_loss, on_device, same_in_all, sigmoid_cost_case
+from tests.kernels.device import DEVICE, KINDS, POISONED
+from tests.kernels.oracles import (
     criterion,
     loss_case,
     random_boxes,
@@ -18,7 +20,6 @@ from oracles import (
     sigmoid_class_loss,
     tubelet_criterion,
 )
-from torch import Tensor
 
 pytestmark = POISONED
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from actdet_kernels import MatchWeights, match, set_loss
-from device import DEVICE, EACH_KERNEL, POISONED
-from oracles import random_targets
 from torch import Tensor, nn
+
+from tests.kernels.device import DEVICE, EACH_KERNEL, POISONED
+from tests.kernels.oracles import random_targets
 
 pytestmark = POISONED
 LAYERS, SAMPLES, QUERIES, CLASSES, WIDTH, STEPS = 2, 2, 8, 4, 16, 32

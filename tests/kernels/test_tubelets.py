@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from actdet_kernels import MatchWeights, Targets, Tubelets, match, pairwise_cost, set_loss, solve_matching
-from device import DEVICE, EACH_KERNEL, KINDS, POISONED
-from oracles import (
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from tests.kernels.device import DEVICE, EACH_KERNEL, KINDS, POISONED
+from tests.kernels.oracles import (
     loss_case,
     random_boxes,
     random_logits,
@@ -18,8 +21,6 @@ from oracles import (
     tubelet_costs,
     tubelet_criterion,
 )
-from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
 pytestmark = POISONED
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from actdet.data.disk_cache import DiskCache
-from actdet.data.video import VideoInfo, decode_frames
+from actdet.video.decoding import VideoInfo, decode_frames
+from actdet.video.disk_cache import DiskCache
 
 SIZE = (32, 32)
 CLIP_BYTES = 40 * 32 * 32 * 3

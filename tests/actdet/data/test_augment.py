@@ -11,8 +11,8 @@ from actdet_kernels import Targets, frame_levels
 from PIL import Image
 from torch import Tensor
 
-from actdet.config import NO_AUGMENTATION, AugmentConfig
 from actdet.data.augment import MIN_VISIBLE, Batch, Changes, augment, draw_changes, halve_pixels, normalise
+from actdet.data.config import NO_AUGMENTATION, AugmentConfig
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 STILL = NO_AUGMENTATION

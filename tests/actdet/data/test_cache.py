@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filling import CLIP_BYTES, SIZE, fill
-from videos import corrupt, write_video
 
-from actdet.config import ModelConfig
 from actdet.data import cache as caching
-from actdet.data import disk_cache as disk
 from actdet.data.cache import FrameCache, cache_bytes, choose_cache
-from actdet.data.disk_cache import DiskCache, cache_folder
 from actdet.data.index import Clip, ClipIndex
-from actdet.data.readers import PyAVReader, choose_reader
-from actdet.data.video import ClipRequest, VideoInfo, decode_frames, probe, sample_frames
 from actdet.errors import ActdetError, DataError
+from actdet.models.detr.config import ModelConfig
+from actdet.video import disk_cache as disk
+from actdet.video.decoding import ClipRequest, VideoInfo, decode_frames, probe, sample_frames
+from actdet.video.disk_cache import DiskCache, cache_folder
+from actdet.video.readers import PyAVReader, choose_reader
+from tests.actdet.data.filling import CLIP_BYTES, SIZE, fill
+from tests.actdet.video.videos import corrupt, write_video
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(image_size=32, frames=8)

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from videos import corrupt, cut, set_matrix, write_video
 
 from actdet.data import index as index_module
 from actdet.data.index import find_problems, load_index, survey
-from actdet.data.video import VideoInfo
 from actdet.errors import DataError
+from actdet.video.decoding import VideoInfo
+from tests.actdet.video.videos import corrupt, cut, set_matrix, write_video
 
 CACHE = ".actdet-index.json"
 NAMES = ("fight", "collapse")

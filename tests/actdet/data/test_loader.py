@@ -15,17 +15,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actdet.config import NO_AUGMENTATION, AugmentConfig, ModelConfig, TrainConfig
 from actdet.data import loader as loading
 from actdet.data.annotations import Annotation
 from actdet.data.augment import Batch
 from actdet.data.cache import FrameCache
+from actdet.data.config import NO_AUGMENTATION, AugmentConfig
 from actdet.data.index import Clip, ClipIndex
 from actdet.data.loader import ClipLoader
 from actdet.data.sampler import balanced_batches
-from actdet.data.video import ClipRequest, VideoInfo
 from actdet.distributed import Processes
 from actdet.errors import ActdetError, DataError
+from actdet.models.detr.config import ModelConfig
+from actdet.training.config import TrainConfig
+from actdet.video.decoding import ClipRequest, VideoInfo
 
 MODEL = ModelConfig(image_size=32, frames=8)
 CPU = torch.device("cpu")

@@ -17,16 +17,16 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from command import small_disk
 from PIL import Image
-from videos import corrupt, join, set_matrix, shown_number, trim, write_video
 
 from actdet.data import prepare
 from actdet.data.annotations import read_annotations
 from actdet.data.index import ClipIndex, find_problems, load_index
 from actdet.data.prepare import PrepareConfig, prepare_dataset, prepared_size
-from actdet.data.video import VideoInfo, decode_frames, probe, sample_frames
 from actdet.errors import ActdetError, DataError
+from actdet.video.decoding import VideoInfo, decode_frames, probe, sample_frames
+from tests.actdet.command import small_disk
+from tests.actdet.video.videos import corrupt, join, set_matrix, shown_number, trim, write_video
 
 SMALL = PrepareConfig(short_side=32, gop=5, workers=1)
 UNEVEN = [500 + 40 * i + 37 * (i % 2) + (1500 if i > 25 else 0) for i in range(40)]

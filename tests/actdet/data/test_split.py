@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from actdet.data.annotations import Annotation
 from actdet.data.index import Clip, ClipIndex
 from actdet.data.split import folds, hold_out
-from actdet.data.video import VideoInfo
 from actdet.errors import ActdetError, DataError
+from actdet.video.decoding import VideoInfo
 
 FIGHT, COLLAPSE, NONE = 0, 1, 2
 ROOT = Path("set")

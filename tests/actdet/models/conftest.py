@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from actdet.models.backbone import Backbone
+from actdet.models.backbones.r2plus1d import Backbone
 
 
 @pytest.fixture(scope="module", autouse=True)

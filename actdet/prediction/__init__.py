@@ -1,0 +1,1 @@
+"""Finding actions in videos of any length."""

@@ -1,0 +1,400 @@
+"""The backbone is torchvision's R(2+1)D-18, whatever its widths are padded to and its blocks compute again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.video import r2plus1d_18
+
+from actdet.device import choose_precision
+from actdet.models.backbones import convolution
+from actdet.models.backbones import r2plus1d as backbone_module
+from actdet.models.backbones.convolution import FactorisedConv
+from actdet.models.backbones.r2plus1d import Backbone, choose_convolutions
+
+BF16_UNITS = choose_precision("auto", torch.device("cpu"))[0] == torch.bfloat16
+NO_UNITS = "a CPU without bf16 units rounds at other places for other widths"
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """Weights as training leaves them: no BatchNorm at one and zero, nothing that cancels."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in network.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            value.fill_(17)
+        elif value.ndim > 1:
+            value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
+        elif name.endswith(("running_var", "weight")):
+            value.uniform_(0.5, 1.5, generator=generator)
+        else:
+            value.normal_(0, 0.3, generator=generator)
+    return network
+
+
+def features(network: nn.Module, clips: Tensor) -> Tensor:
+    for stage in STAGES:
+        clips = getattr(network, stage)(clips)
+    return clips
+
+
+@pytest.fixture(scope="module")
+def theirs() -> nn.Module:
+    """torchvision's network; leave its weights as they are."""
+    return randomised(r2plus1d_18(weights=None)).eval()
+
+
+@pytest.fixture(scope="module")
+def state(theirs: nn.Module) -> dict[str, Tensor]:
+    return theirs.state_dict()
+
+
+def ours_like(state: dict[str, Tensor], fresh: Backbone) -> Backbone:
+    """A backbone that holds torchvision's `state`, tensor by tensor."""
+    backbone = deepcopy(fresh)
+    renamed = {
+        f"{STAGES.index(name.partition('.')[0])}.{name.partition('.')[2]}": value
+        for name, value in state.items()
+        if not name.startswith("fc.")
+    }
+    backbone.load_state_dict(renamed, strict=True)
+    return backbone.eval()
+
+
+@pytest.fixture(scope="module")
+def ours(state: dict[str, Tensor], fresh: Backbone) -> Backbone:
+    return ours_like(state, fresh)
+
+
+def outcome(run: Callable[[Tensor], Tensor], network: nn.Module, clips: Tensor) -> list[Tensor]:
+    """Features, and the gradients of clips and parameters under a random cotangent."""
+    clips = clips.clone().requires_grad_()
+    output = run(clips)
+    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    used = [value for name, value in network.named_parameters() if not name.startswith("fc.")]
+    gradients = torch.autograd.grad(output, [clips, *used], cotangent.to(output.dtype))
+    return [output.detach(), *gradients]
+
+
+def unpadded(value: Tensor, shape: torch.Size) -> Tensor:
+    """The part of `value` that torchvision has; the padding must be zero to the last bit."""
+    inside = tuple(map(slice, shape))
+    padding = value.detach().clone()
+    padding[inside] = 0
+    assert not padding.any()
+    return value[inside]
+
+
+def distance(one: list[Tensor], other: list[Tensor]) -> list[float]:
+    pairs = [(unpadded(a, b.shape).double(), b.double()) for a, b in zip(one, other, strict=True)]
+    return [((a - b).norm() / b.norm()).item() for a, b in pairs]
+
+
+@pytest.mark.parametrize(
+    ("shape", "training"),
+    [((1, 3, 9, 19, 33), False), ((1, 3, 1, 17, 19), False), ((2, 3, 5, 23, 31), True)],
+)
+def test_features_and_gradients_are_torchvisions(
+    shape: tuple[int, ...], training: bool, theirs: nn.Module, ours: Backbone
+) -> None:
+    clips = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    reference, backbone = deepcopy(theirs).double(), deepcopy(ours).double()
+    reference.train(training), backbone.train(training)
+    exact = outcome(lambda x: features(reference, x), reference, clips)
+    assert exact[0].shape == (
+        shape[0],
+        512,
+        *(-(-side // stride) for side, stride in zip(shape[2:], (8, 16, 16), strict=True)),
+    )
+    mine = outcome(backbone, backbone, clips)
+    assert max(distance(mine, exact)) < 1e-10
+    if training:
+        state = reference.state_dict()
+        for name, value in backbone.state_dict().items():
+            torch.testing.assert_close(value, state[f"{STAGES[int(name[0])]}{name[1:]}"], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_float32_is_as_near_to_float64_as_torchvision(
+    layout: torch.memory_format, theirs: nn.Module, ours: Backbone
+) -> None:
+    clips = torch.randn(1, 3, 7, 33, 41, generator=torch.Generator().manual_seed(3))
+    exact = deepcopy(theirs).double()
+    wanted = outcome(lambda x: features(exact, x), exact, clips.double())
+    clips = clips.to(memory_format=layout)
+    mine = distance(outcome(ours, ours, clips), wanted)
+    their = distance(outcome(lambda x: features(theirs, x), theirs, clips), wanted)
+    assert max(their) < 1e-4
+    for one, other in zip(mine, their, strict=True):
+        assert one <= 2 * other + 1e-6
+
+
+def test_weights_go_back_to_torchvision(theirs: nn.Module, fresh: Backbone) -> None:
+    backbone, network = randomised(deepcopy(fresh)).eval(), deepcopy(theirs)
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    renamed = {f"{STAGES[int(name[0])]}{name[1:]}": value for name, value in backbone.state_dict().items()}
+    missing, unexpected = network.load_state_dict(renamed, strict=False)
+    assert sorted(missing) == ["fc.bias", "fc.weight"]
+    assert unexpected == []
+    clips = torch.randn(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        assert distance([backbone(clips)], [features(network, clips)])[0] < 1e-5
+
+
+class LayoutCopies(TorchDispatchMode):
+    """Counts copies of video or of its gradient: what changes the dtype of a tensor and not its layout is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied: list[tuple[str, torch.Size]] = []
+        self.convolutions = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.convolutions += name in ("convolution", "convolution_backward")
+        if name in ("clone", "copy", "copy_", "contiguous", "_to_copy", "_reshape_copy"):
+            source, target = (args[1], args[0]) if name == "copy_" else (args[0], result)
+            if source.ndim >= 4 and (source.dtype == target.dtype or source.stride() != target.stride()):
+                self.copied.append((name, source.shape))
+        return result
+
+
+@pytest.mark.parametrize("size", [(8, 16, 32), (5, 17, 31)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_over_channels_last_clips_changes_no_layout(
+    dtype: torch.dtype, size: tuple[int, int, int], fresh: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the library computes the gradients, as on a GPU: the products of float32 on a CPU copy columns."""
+    monkeypatch.setattr(convolution, "_is_product_faster", lambda *_: False)
+    backbone = deepcopy(fresh).to(memory_format=torch.channels_last_3d).train()
+    clips = torch.randn(2, *size, 3).permute(0, 4, 1, 2, 3)
+    with LayoutCopies() as copies:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = backbone(clips)
+        output.float().square().mean().backward()
+    assert copies.convolutions == 2 * 37
+    assert copies.copied == []
+    assert output.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_the_copies_that_another_layout_costs_are_seen(fresh: Backbone) -> None:
+    clips = torch.randn(2, 3, 8, 32, 48)  # contiguous
+    with LayoutCopies() as copies, torch.no_grad():
+        fresh(clips)
+    assert copies.copied
+
+
+# Training
+
+
+def steps(backbone: nn.Module, clips: Tensor, dtype: torch.dtype, count: int) -> list[float]:
+    """The losses of `count` steps of AdamW; the loss is a fixed random function of the features."""
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-3, weight_decay=0.1)
+    losses = []
+    for _ in range(count):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = backbone(clips).double()
+        wanted = torch.randn(output.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        loss = (output - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def pair(fresh: Backbone) -> tuple[Backbone, Backbone]:
+    """The same weights, as training leaves them, with and without padding."""
+    aligned, plain = randomised(deepcopy(fresh)), Backbone(aligned=False)
+    plain.load_state_dict(aligned.state_dict(), strict=True)
+    assert not plain.padded
+    assert isinstance(aligned, Backbone)
+    return aligned.train(), plain.train()
+
+
+def assert_alike(aligned: Backbone, plain: Backbone, tolerance: float) -> None:
+    for (name, one), other in zip(aligned.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert (one.double() - other.double()).norm() <= tolerance * other.double().norm(), name
+    held = dict(aligned.named_parameters())
+    for name, shape in aligned.padded.items():
+        if name in held:
+            unpadded(held[name], shape)
+
+
+def test_the_padded_widths_are_multiples_of_eight(fresh: Backbone) -> None:
+    convolutions = [module for module in fresh.modules() if isinstance(module, nn.Conv3d)]
+    assert {module.out_channels % 8 for module in convolutions} == {0}
+    assert {module.in_channels % 8 for module in convolutions if module.in_channels != 3} == {0}
+    widths = {shape[0]: fresh.get_parameter(name).shape[0] for name, shape in fresh.padded.items() if "0.0.w" in name}
+    assert widths == {45: 48, 230: 232, 460: 464, 921: 928}
+    for name, shape in fresh.padded.items():
+        assert fresh.state_dict()[name].shape == shape
+
+
+def test_padding_changes_nothing_over_steps_in_float64(fresh: Backbone) -> None:
+    aligned, plain = pair(fresh)
+    clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    mine, theirs = (steps(network.double(), clips, torch.float64, 3) for network in (aligned, plain))
+    assert mine == pytest.approx(theirs, rel=1e-11)
+    assert theirs[-1] < 0.9 * theirs[0]
+    assert_alike(aligned, plain, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float32, 2e-3),
+        pytest.param(torch.bfloat16, 2e-2, marks=pytest.mark.skipif(not BF16_UNITS, reason=NO_UNITS)),
+    ],
+)
+def test_padding_changes_no_more_than_rounding_over_steps(
+    dtype: torch.dtype, tolerance: float, fresh: Backbone
+) -> None:
+    """Other widths are added up in another order, and AdamW's first steps take the sign of a gradient for its size."""
+    mine, theirs = losses_of_pair(fresh, dtype)
+    assert mine[0] == pytest.approx(theirs[0], rel=tolerance / 100)
+    assert mine == pytest.approx(theirs, rel=tolerance)
+
+
+@pytest.mark.slow
+def test_padding_errs_no_more_in_bf16_than_the_plain_network_does(fresh: Backbone) -> None:
+    """Also on a CPU without bf16 units, whose kernels round at other places for other widths."""
+    _, exact = losses_of_pair(fresh, torch.float32)
+    mine, theirs = losses_of_pair(fresh, torch.bfloat16)
+    errors = [max(abs(loss - wanted) for loss, wanted in zip(found, exact, strict=True)) for found in (mine, theirs)]
+    assert errors[0] <= 2 * errors[1]
+
+
+def losses_of_pair(fresh: Backbone, dtype: torch.dtype) -> tuple[list[float], list[float]]:
+    """The losses of four steps, with padding and without, between which the weights stay alike."""
+    clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(6))
+    clips = clips.to(memory_format=torch.channels_last_3d)
+    aligned, plain = (network.to(memory_format=torch.channels_last_3d) for network in pair(fresh))
+    mine, theirs = (steps(network, clips, dtype, 4) for network in (aligned, plain))
+    assert_alike(aligned, plain, 0.1)
+    return mine, theirs
+
+
+def test_from_scratch_a_shallow_backbone_says_what_the_whole_one_does(fresh: Backbone) -> None:
+    """The second blocks join without a change: neither of the features nor of the others' gradients."""
+    clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    outputs: list[Tensor] = []
+    gradients: list[dict[str, Tensor]] = []
+    for shallow in (True, False):
+        backbone = deepcopy(fresh).double().train()
+        backbone.shallow = shallow
+        output = backbone(clips)
+        (output * torch.arange(output.numel()).view_as(output).cos()).sum().backward()
+        outputs.append(output)
+        gradients.append({name: p.grad for name, p in backbone.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
+    of_shallow, of_whole = gradients
+    second = {name for name in of_whole if name.partition(".")[2].startswith("1.") and not name.startswith("0.")}
+    assert len(second) == 4 * 12
+    assert of_shallow.keys() == of_whole.keys() - second
+    for name, gradient in of_shallow.items():
+        torch.testing.assert_close(gradient, of_whole[name], rtol=1e-9, atol=1e-9)
+
+
+def test_a_trained_backbone_is_more_than_a_shallow_one(fresh: Backbone) -> None:
+    """And says all that it has learned where it is not trained."""
+    backbone = randomised(deepcopy(fresh))
+    clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(7))
+    for training in (True, False):
+        backbone.train(training)
+        with torch.no_grad():
+            backbone.shallow = False
+            whole = backbone(clips)
+            backbone.shallow = True
+            differs = (backbone(clips) - whole).abs().max() > 0.01 * whole.abs().max()
+        assert differs == training
+
+
+@pytest.mark.parametrize(("training", "synchronised"), [(True, False), (True, True), (False, False)])
+def test_checkpointing_computes_the_same_and_counts_no_batch_twice(
+    training: bool, synchronised: bool, fresh: Backbone
+) -> None:
+    """Also with the BatchNorm that several GPUs have, which without torch.distributed is the ordinary one."""
+    plain, saving = (randomised(deepcopy(fresh)).double().train(training) for _ in range(2))
+    if synchronised:
+        plain, saving = (nn.SyncBatchNorm.convert_sync_batchnorm(network) for network in (plain, saving))
+    saving.checkpointing = True
+    clips = torch.randn(2, 3, 8, 16, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    kept: list[int] = []
+    results = []
+    for network in (plain, saving):
+        held: dict[int, int] = {}
+
+        def pack(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = network(clips)
+        kept.append(sum(held.values()) - sum(p.numel() * 8 for p in network.parameters()))
+        cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+        results.append([output, *torch.autograd.grad(output, list(network.parameters()), cotangent)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    for one, other in zip(plain.buffers(), saving.buffers(), strict=True):
+        assert torch.equal(one, other)
+    assert {norm.momentum for norm in saving.modules() if isinstance(norm, _BatchNorm)} == {0.1}
+    assert kept[1] < 0.3 * kept[0]
+
+
+@pytest.mark.parametrize(
+    ("fits", "expected"),
+    [
+        (11, (True, "110.0 ms a step against 130.0")),
+        (10, (True, "75.0 ms a step of 5 clips against 80.0")),
+        # On two clips the other form is faster.
+        (3, (False, "50.0 ms a step of 2 clips against 54.0")),
+        (0, (True, "too little memory to measure")),
+    ],
+)
+def test_convolutions_are_chosen_on_the_batch_or_what_of_it_fits(
+    fits: int, expected: tuple[bool, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten clips on a GPU that is none, whose 3-D form takes longer for each clip but less to begin."""
+
+    def seconds(flat: bool, shape: tuple[int, ...], *_: Any) -> float:
+        assert shape[1:] == (3, 16, 112, 112)
+        # The 3-D form takes a little more memory.
+        if shape[0] > fits - (not flat):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 0.001 * (40 + 7 * shape[0] if flat else 30 + 10 * shape[0])
+
+    monkeypatch.setattr(backbone_module, "_seconds_of_passes", seconds)
+    monkeypatch.setattr(backbone_module, "prepare_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    choose_convolutions.cache_clear()
+    assert choose_convolutions((10, 3, 16, 112, 112), torch.device("cuda"), torch.bfloat16) == expected
+    choose_convolutions.cache_clear()
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_passes_are_timed_over_the_whole_batch(flat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Watched(Backbone):
+        def forward(self, input: Tensor) -> Tensor:
+            seen.append((input.shape, input.is_contiguous(memory_format=torch.channels_last_3d)))
+            assert all(part.flat == flat for part in self.modules() if isinstance(part, FactorisedConv))
+            return super().forward(input)
+
+    monkeypatch.setattr(backbone_module, "Backbone", Watched)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
+    seconds = backbone_module._seconds_of_passes(flat, (3, 3, 2, 16, 16), torch.device("cpu"), torch.float32)
+    assert seconds > 0
+    assert set(seen) == {((3, 3, 2, 16, 16), True)}
