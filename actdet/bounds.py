@@ -1,13 +1,13 @@
-"""The values that each number option of the command line may have, and the check of them, before any work."""
+"""The range of values that each number option of the command line may have, checked before any work begins."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actdet.errors import ActdetError
+from actdet.errors import SettingError
 
-# The values that each number may have, by the name of its option; "(" and ")" leave the end itself out. Upper ends are
-# far above what is of use, and low enough that nothing overflows and no list of that length fills the memory.
+# The range of each number, by the name of its option. "(" and ")" exclude the end itself. The upper ends are far above
+# any useful value, yet low enough that nothing overflows and no list of that length fills the memory.
 BOUNDS = {
     "image_size": "[32, 4096]",
     "frames": "[8, 1024]",
@@ -21,7 +21,7 @@ BOUNDS = {
     "no_object_weight": "[0.000001, 1000000]",
     "flip": "[0, 1]",
     "crop": "[0, 1)",
-    "colour": "[0, 1)",
+    "color": "[0, 1)",
     "mixup": "[0, 1000]",
     "epochs": "[1, 1000000]",
     "batch_size": "[1, 65536]",
@@ -45,10 +45,19 @@ BOUNDS = {
 
 
 def check_bounds(values: Mapping[str, object], bounds: Mapping[str, str] = BOUNDS) -> None:
-    """Raises ActdetError for the first number among `values` that is not within `bounds`, which are as in BOUNDS."""
+    """Check that every number among some settings is in its range.
+
+    Args:
+        values: Settings by name. One that is not a number, or whose name has no range, is not checked.
+        bounds: Ranges by name, written as in `BOUNDS`.
+
+    Raises:
+        SettingError: For the first number that is out of its range.
+    """
     for name, value in values.items():
         if name not in bounds or not isinstance(value, int | float):
             continue
+
         interval = bounds[name]
         least, most = map(float, interval[1:-1].split(","))
         above = value > least if interval[0] == "(" else value >= least
@@ -57,6 +66,6 @@ def check_bounds(values: Mapping[str, object], bounds: Mapping[str, str] = BOUND
 
 
 def check(holds: bool, problem: str) -> None:
-    """Raises ActdetError with `problem` unless something holds."""
+    """Raise SettingError with the text `problem` unless `holds`."""
     if not holds:
-        raise ActdetError(problem)
+        raise SettingError(problem)

@@ -1,4 +1,7 @@
-"""The errors that actdet raises for what a user typed, downloaded or recorded: one line that says what to do."""
+"""The errors that actdet raises for what a user typed, downloaded or recorded.
+
+Each carries a message of one line that says what is wrong and what to do about it.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,44 @@ import os
 
 
 class ActdetError(Exception):
-    """Something outside the program is wrong; its text is one line for the user."""
+    """Something outside the program is wrong. The message is one line for the user."""
 
 
 class ReadError(ActdetError):
-    """What decodes has failed, whatever it was to decode."""
+    """Decoding itself failed, whichever file it was working on."""
 
 
 class Stopped(ActdetError):
-    """The user asked a run to stop, and it has saved its state."""
+    """The user asked a run to stop, and the run has saved its state."""
+
+
+class SettingError(ActdetError, ValueError):
+    """A setting has a value that it cannot have. Python code that expects a ValueError gets one."""
 
 
 class DataError(ActdetError):
-    """A file cannot be used: `DataError(path, problem, line)` reads `path:line: problem`."""
+    """A file cannot be used. The message reads `path: problem`, or `path:line: problem` if there is a line.
+
+    Args:
+        path: The file or folder.
+        problem: What is wrong with it and what to do, as a sentence that goes on from the file's name.
+        line: Number of the line in the file that is wrong, from 1.
+    """
 
     def __init__(self, path: str | os.PathLike[str], problem: str, line: int | None = None) -> None:
-        self.path, self.problem, self.line = os.fspath(path), problem, line
-        where = self.path if line is None else f"{self.path}:{line}"
-        super().__init__(f"{where}: {problem}")
+        self.path = os.fspath(path)
+        self.problem = problem
+        self.line = line
+
+        place = self.path if line is None else f"{self.path}:{line}"
+        super().__init__(f"{place}: {problem}")
 
     def __reduce__(self) -> tuple[type[DataError], tuple[str, str, int | None]]:
-        """So that it can be sent from one process to another."""
+        """Let the error be sent from one process to another."""
         return type(self), (self.path, self.problem, self.line)
 
 
-# What the system, the C++ library and PyTorch say where memory or threads run out.
+# What the system, the C++ library and PyTorch say when memory or threads run out.
 _SHORT_OF_MEMORY = (
     "Cannot allocate memory",
     "DefaultCPUAllocator",
@@ -43,9 +59,16 @@ _SHORT_OF_MEMORY = (
 
 
 def shortage(error: BaseException) -> str | None:
-    """What the system has too little of, and what to do, where that is what `error` says."""
+    """Say what the system has too little of, and what to do, if that is what `error` is about.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        One line for the user; None if the error is about something else.
+    """
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return "too many files are open for the limit that is set: raise it (ulimit -n), or use fewer --workers"
+        return "too many files are open: raise the limit (ulimit -n), or use fewer --workers"
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SHORT_OF_MEMORY):
-        return "too little memory: end other programs, raise the limit that is set (ulimit -v), or ask for less"
+        return "too little memory: close other programs, raise the memory limit (ulimit -v), or ask for less"
     return None

@@ -1,4 +1,8 @@
-"""Writing files so that a crash, an interruption or a full disk never leaves half a file under its final name."""
+"""Writes files so that a crash, an interruption or a full disk never leaves half a file under its final name.
+
+A file is written under a temporary name beside its final one and then renamed, which the system does at once or not at
+all. A folder that a command fills has one writer at a time (`sole_writer`).
+"""
 
 from __future__ import annotations
 
@@ -15,56 +19,67 @@ from typing import Any
 
 from actdet.errors import ActdetError, DataError
 
-_LOCK = ".actdet-lock"
+# The longest name of a file, in bytes, that Linux's file systems take.
+NAME_BYTES = 255
 
-NAME_BYTES = 255  # in the name of a file: the most that Linux's file systems take
+_LOCK = ".actdet-lock"
 
 
 def any_within(paths: Iterable[Path], places: Iterable[Path]) -> bool:
-    """Whether one of `paths` is one of `places` or lies in one, symbolic links seen through."""
-    kept = {place.resolve() for place in places}
-    return any(not kept.isdisjoint((path, *path.parents)) for path in (path.resolve() for path in paths))
+    """Whether one of `paths` is one of `places` or lies in one of them, after following symbolic links."""
+    resolved_places = {place.resolve() for place in places}
+    for path in paths:
+        resolved = path.resolve()
+        if not resolved_places.isdisjoint((resolved, *resolved.parents)):
+            return True
+    return False
 
 
 def short_name(stem: str, end: str) -> str:
-    """`stem` + `end`, the stem cut to what a file system takes in a name.
+    """Join `stem` and `end` into a file name, and cut the stem if the name would be too long for a file system.
 
-    A cut stem ends in a digest of the whole one, so that names that differ stay different.
+    A stem that was cut ends in a digest of the whole stem, so different names stay different.
     """
     if len(os.fsencode(stem + end)) <= NAME_BYTES:
         return stem + end
     tail = "~" + hashlib.sha256(os.fsencode(stem)).hexdigest()[:12] + end
 
-    # A character that the cut would leave half is left out, as is what was no character.
-    head = os.fsencode(stem)[: max(NAME_BYTES - len(os.fsencode(tail)), 0)].decode(errors="ignore")
+    # The cut may fall in the middle of a character, and a stem may hold bytes that are no characters at all: both are
+    # left out.
+    room = max(NAME_BYTES - len(os.fsencode(tail)), 0)
+    head = os.fsencode(stem)[:room].decode(errors="ignore")
     return head + tail
 
 
 def temporary_name(path: Path) -> str:
-    """The name under which this process writes `path`, beside it, before it takes its place."""
+    """The name, in the folder of `path`, under which this process writes before it renames the file to `path`."""
     return short_name(f".{path.stem}", f".{os.getpid()}.partial{path.suffix}")
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether it has such a name, of any process."""
+    """Whether `path` has a temporary name, of any process."""
     return re.fullmatch(r"\..*\.\d+\.partial(\.\w+)?", path.name) is not None
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether it is a temporary file whose process has ended."""
+    """Whether `path` is a temporary file whose process has ended."""
     if not is_temporary(path):
         return False
+
+    process = int(path.stem.removesuffix(".partial").rpartition(".")[2])
     try:
-        os.kill(int(path.stem.removesuffix(".partial").rpartition(".")[2]), 0)
+        # Signal 0 is never delivered; sending it only tells whether the process exists.
+        os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return True
-    except OSError:  # somebody else's
+    except OSError:
+        # The process exists, but belongs to somebody else.
         pass
     return False
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what processes that were killed have left of files that they were writing into `folder`."""
+    """Remove the temporary files in `folder` whose processes were killed while they wrote."""
     with suppress(OSError):
         for path in folder.iterdir():
             if is_abandoned(path):
@@ -72,19 +87,31 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def check_own(paths: Iterable[Path], is_own: Callable[[Path], bool]) -> None:
-    """Raise ActdetError for the first of `paths` that is there and that, as `is_own` says, not this program wrote."""
+    """Refuse to replace files that this program did not write.
+
+    Args:
+        paths: Files that are about to be written. Those that do not exist yet are fine.
+        is_own: Whether this program wrote the file.
+
+    Raises:
+        ActdetError: For the first file that exists and that is not this program's own.
+    """
     for path in paths:
         if os.path.lexists(path) and not is_own(path):
-            raise ActdetError(f"{path} was not written by this command, and would be replaced: give another folder")
+            raise ActdetError(f"{path} was not written by this command and would be replaced: choose another folder")
 
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Within: no other process is the writer of `folder`, which is made where it is missing.
+    """Context manager: while active, no other process becomes the sole writer of `folder`.
 
-    Raises ActdetError where another one is. The lock ends with the process that holds it, even when that is killed.
+    The folder is made if it does not exist, and removed at the end if it is still empty. The lock ends with the process
+    that holds it, even if that process is killed.
+
+    Raises:
+        ActdetError: If another process is the writer now.
     """
-    made = not folder.exists()
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _LOCK
     descriptor = _lock(path)
@@ -93,19 +120,28 @@ def sole_writer(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             path.unlink()
-            if made:
-                # Which it is not where anything was written.
+            if is_new:
+                # The system refuses to remove a folder that something was written to, and so keeps it.
                 folder.rmdir()
         os.close(descriptor)
 
 
 def _lock(path: Path) -> int:
-    """The open file `path`, locked."""
+    """Open the file `path` and lock it.
+
+    Returns:
+        The descriptor of the open file. Closing it gives the lock back.
+
+    Raises:
+        ActdetError: If another process holds the lock.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have removed it meanwhile: then this is no longer the file that others see.
+
+            # The process that held the lock before may have removed the file since it was opened here. Then the lock is
+            # on a file that nobody else can see, and the next round opens the new one.
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except FileNotFoundError:
@@ -114,9 +150,11 @@ def _lock(path: Path) -> int:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 os.close(descriptor)
                 raise ActdetError(
-                    f"{path.parent}: another actdet process is writing there: wait for its end, or give another folder"
+                    f"{path.parent}: another actdet process is writing there: wait until it ends, or choose another "
+                    "folder"
                 ) from None
-            # A file system without locks.
+
+            # Some file systems, mostly of networks, have no locks. Then commands are not kept apart.
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 return descriptor
             os.close(descriptor)
@@ -126,14 +164,17 @@ def _lock(path: Path) -> int:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes `path`'s place when the block ends without an error.
+    """Context manager: yields a temporary path to write to, which takes the place of `path` if no error is raised.
 
-    Raises DataError, and leaves what `path` held, where the disk refuses.
+    Raises:
+        DataError: If the disk refuses. `path` is then as it was before.
     """
     temporary = path.with_name(temporary_name(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+
+        # The content has to be on the disk before the name is, or a power failure could leave an empty file.
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -151,12 +192,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path`, all of it or nothing. Raises DataError for a number that JSON lacks."""
-    write_bytes(path, (to_json(path, value, indent=2) + "\n").encode())
+    """Write `value` to `path` as indented JSON, all of it or nothing.
+
+    Raises:
+        DataError: If the disk refuses, or if a number is NaN or infinite.
+    """
+    text = to_json(path, value, indent=2)
+    write_bytes(path, (text + "\n").encode())
 
 
 def to_json(path: Path, value: Any, *, indent: int | None = None) -> str:
-    """`value` as JSON for the file `path`. Raises DataError for NaN and infinity, which JSON does not have."""
+    """Format `value` as JSON for the file `path`.
+
+    Raises:
+        DataError: If a number is NaN or infinite, which JSON cannot express.
+    """
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError as error:
@@ -164,7 +214,7 @@ def to_json(path: Path, value: Any, *, indent: int | None = None) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`; None where there is no file, or none that holds JSON."""
+    """Read the JSON in `path`; None if the file does not exist, cannot be read or holds no JSON."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

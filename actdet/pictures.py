@@ -1,4 +1,4 @@
-"""What a person looks at: boxes drawn on frames, annotated videos, pages with pictures."""
+"""Pictures for people: boxes drawn on frames, annotated videos, timelines, and images that stand in a web page."""
 
 from __future__ import annotations
 
@@ -15,47 +15,70 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from actdet.video.decoding import VideoInfo, stream_frames, stream_past_damage
+from actdet.video.damage import stream_past_damage
+from actdet.video.decoding import stream_frames
 from actdet.video.encoding import QUICK, choose_encoder, read_comment, write_video
-from actdet.video.prefetch import ahead
+from actdet.video.info import VideoInfo
+from actdet.video.prefetch import prefetch
 
-COLOURS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")  # one a class, then again
+# One color for each class; with more classes than colors, they are used again from the first.
+COLORS = ("#ff4136", "#ffb000", "#b14cff", "#00b8d4", "#7bd600", "#ff6fb5")
+
+# The color of annotated boxes.
 TRUTH = "#ffffff"
+
 _NO_ACTION = "#bbbbbb"
-_OUTLINE = "black"  # on both sides of a box's line, so that it stands out on walls as bright as itself
-_TIMELINE = "actdet: timeline"  # what a timeline says of itself
-_ANNOTATED = "actdet: annotated"  # what an annotated video says of itself
-_LEAST_WIDTH, _MOST_WIDTH = (
-    480,
-    1280,
-)  # of annotated pictures, so that a label can be read and a file stays small
-_MOST_HEIGHT = 2560  # which only what is more than twice as tall as wide reaches
-# Seconds between the times that a timeline names, from a tenth to a day.
+
+# Lies on both sides of a box's line, so that the box stands out on walls that are as bright as itself.
+_OUTLINE = "black"
+
+# Notes in the metadata of timelines and annotated videos, by which they are recognized later.
+_TIMELINE = "actdet: timeline"
+_ANNOTATED = "actdet: annotated"
+
+# Annotated pictures are wide enough for a label to be readable and narrow enough for a small file, in pixels.
+_LEAST_WIDTH = 480
+_MOST_WIDTH = 1280
+
+# Only pictures that are more than twice as tall as wide reach this height.
+_MOST_HEIGHT = 2560
+
+# Seconds between the labeled times of a timeline, from a tenth of a second to a day.
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
-_MOST_LETTERS = 40  # of a class name beside a timeline
-_LONGEST_STILL = 60  # seconds: for how long at most a frame shows in an annotated video
-_AHEAD = 8  # frames decoded while others are drawn on
+
+# Longer class names are cut off beside a timeline.
+_MOST_LETTERS = 40
+
+# A frame of an annotated video is shown for at most so many seconds.
+_LONGEST_STILL = 60
+
+# So many frames are decoded while earlier ones are drawn on.
+_PREFETCHED = 8
 
 
 class Mark(NamedTuple):
-    """A box (x1, y1, x2, y2 in shares of the picture, or None for the label alone) with its label and colour."""
+    """A label, and the box that it belongs to.
+
+    box: x1, y1, x2, y2 as shares of the picture's width and height; None for a label alone.
+    """
 
     box: tuple[float, float, float, float] | None
     label: str
-    colour: str
+    color: str
 
 
-NOT_LOOKED_AT = Mark(None, "not looked at", "#ffffff")  # where no answer is known, which is not "no action"
+# Marks frames for which there is no answer, which is not the same as "no action".
+NOT_LOOKED_AT = Mark(None, "not looked at", TRUTH)
 
 
 def no_action_mark(score: float) -> Mark:
-    """The mark of a picture in which no action was found; `score` is that of the likeliest one."""
-    return Mark(None, f"no action (surest: {score:.2f})", _NO_ACTION)
+    """The mark of a picture in which no action was found; `score` is the score of the most likely one."""
+    return Mark(None, f"no action (top score: {score:.2f})", _NO_ACTION)
 
 
-def class_colour(label: int) -> str:
-    """The colour in which class number `label` is drawn."""
-    return COLOURS[label % len(COLOURS)]
+def class_color(label: int) -> str:
+    """The color in which class number `label` is drawn."""
+    return COLORS[label % len(COLORS)]
 
 
 def clock(seconds: float) -> str:
@@ -68,59 +91,108 @@ def clock(seconds: float) -> str:
 
 
 def draw(picture: np.ndarray, marks: Iterable[Mark], *, seconds: float | None = None) -> np.ndarray:
-    """A copy of `picture` (H, W, 3) uint8 with marks on it and, in its lower left corner, the time, if it is given."""
+    """A copy of `picture`, (H, W, 3) uint8, with marks on it and the time in its lower left corner.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB; it is not changed.
+        marks: Boxes and labels. Later boxes are drawn over earlier ones, and labels over all boxes.
+        seconds: The time to show; None shows none.
+    """
     height, width = picture.shape[:2]
     drawn = picture.copy()
-    places, colours = _overlay(tuple(marks), height, width)
-    drawn.reshape(-1, 3)[places] = colours
+    places, colors = _overlay(tuple(marks), height, width)
+    drawn.reshape(-1, 3)[places] = colors
+
     if seconds is not None:
         label = _label(clock(seconds), _font_size(height, width), _OUTLINE, "white")
         drawn[-len(label) :, : label.shape[1]] = label[-height:, :width]
     return drawn
 
 
-# Marks stay the same for many frames, so what they look like is kept: drawing is then no more than copying pixels.
+# The same marks stay for many frames, so their pixels are kept: drawing a frame then only copies them.
 @lru_cache(maxsize=8)
 def _overlay(marks: tuple[Mark, ...], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels of a picture the marks cover, (P,) int64 in reading order, and with what, (P, 3) uint8."""
+    """The pixels that marks cover in a picture.
+
+    Returns:
+        The numbers of the P covered pixels in reading order, (P,) int64, and their colors, (P, 3) uint8.
+    """
     image = Image.new("RGBA", (width, height))
     canvas = ImageDraw.Draw(image)
+    for mark in marks:
+        if mark.box is not None:
+            _draw_box(canvas, mark.box, mark.color, height, width)
+
+    # Labels come after all boxes, so that no line crosses them, and none may hide another one.
+    taken: list[tuple[int, int, int, int]] = []
+    for box, text, color in marks:
+        if not text:
+            continue
+        label = _label(text, _font_size(height, width), color, "black")
+        label_height, label_width = label.shape[:2]
+        x, y = _free_place(box, label_height, label_width, height, width, taken)
+        taken.append((x, y, x + label_width, y + label_height))
+        image.paste(Image.fromarray(label), (x, y))
+
+    rgba = np.asarray(image).reshape(-1, 4)
+    covered = np.flatnonzero(rgba[:, 3])
+    return covered, rgba[covered, :3]
+
+
+def _draw_box(
+    canvas: ImageDraw.ImageDraw, box: tuple[float, float, float, float], color: str, height: int, width: int
+) -> None:
+    """Draw the outline of a box, given in shares of the picture, on a canvas of `height` x `width` pixels."""
     line = max(2, min(height, width) // 160)
     edge = max(1, line // 2)
-    for box, _, colour in marks:
-        if box is None:
-            continue
-        x1, y1, x2, y2 = (side * (width, height)[i % 2] for i, side in enumerate(box))
-        x2, y2 = max(x1, x2), max(y1, y2)
-        canvas.rectangle((x1 - edge, y1 - edge, x2 + edge, y2 + edge), outline=_OUTLINE, width=line + 2 * edge)
-        canvas.rectangle((x1, y1, x2, y2), outline=colour, width=line)
 
-    # Labels come last: no line crosses them, nor do they hide each other.
-    taken: list[tuple[int, int, int, int]] = []
-    for box, label, colour in marks:
-        if not label:
-            continue
-        pixels = _label(label, _font_size(height, width), colour, "black")
-        tall, wide = pixels.shape[:2]
-        x, y = (2.0, 2.0) if box is None else (box[0] * width, box[1] * height - tall)
-        x, y = int(max(0, min(x, width - wide))), int(max(0, y))
-        for left, top, right, bottom in sorted(taken, key=lambda other: other[1]):
-            if x < right and left < x + wide and y < bottom and top < y + tall:
-                y = bottom + 2
-        y = max(0, min(y, height - tall))
-        taken.append((x, y, x + wide, y + tall))
-        image.paste(Image.fromarray(pixels), (x, y))
+    x1 = box[0] * width
+    y1 = box[1] * height
+    x2 = max(x1, box[2] * width)
+    y2 = max(y1, box[3] * height)
 
-    covered = np.asarray(image).reshape(-1, 4)
-    places = np.flatnonzero(covered[:, 3])
-    return places, covered[places, :3]
+    canvas.rectangle((x1 - edge, y1 - edge, x2 + edge, y2 + edge), outline=_OUTLINE, width=line + 2 * edge)
+    canvas.rectangle((x1, y1, x2, y2), outline=color, width=line)
+
+
+def _free_place(
+    box: tuple[float, float, float, float] | None,
+    label_height: int,
+    label_width: int,
+    height: int,
+    width: int,
+    taken: Iterable[tuple[int, int, int, int]],
+) -> tuple[int, int]:
+    """The left and upper pixel of a label: on top of its box, within the picture, and beside other labels.
+
+    Args:
+        box: The label's box in shares of the picture; a label without one goes to the upper left corner.
+        label_height: Pixels of the label.
+        label_width: Pixels of the label.
+        height: Pixels of the picture.
+        width: Pixels of the picture.
+        taken: Left, top, right and bottom pixel of each label that has its place already.
+    """
+    x = 2.0 if box is None else box[0] * width
+    y = 2.0 if box is None else box[1] * height - label_height
+    x = int(max(0, min(x, width - label_width)))
+    y = int(max(0, y))
+
+    # From the topmost of the other labels to the lowest, move down past each one that would be covered.
+    for left, top, right, bottom in sorted(taken, key=lambda other: other[1]):
+        if x < right and left < x + label_width and y < bottom and top < y + label_height:
+            y = bottom + 2
+    return x, max(0, min(y, height - label_height))
 
 
 @lru_cache(maxsize=64)
 def _label(text: str, size: int, ground: str, ink: str) -> np.ndarray:
-    """A line of text on its ground, uint8 (H, W, 3)."""
+    """A line of text, (H, W, 3) uint8: letters of the color `ink` on a ground of the color `ground`."""
     font = _font(size)
-    text = text.encode(errors="replace").decode()  # names of files and classes need not be UTF-8
+
+    # Names of files and classes need not be UTF-8.
+    text = text.encode(errors="replace").decode()
+
     left, top, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox((0, 0), text, font=font)
     image = Image.new("RGB", (int(right - left) + 7, int(bottom - top) + 7), ground)
     ImageDraw.Draw(image).text((3 - left, 3 - top), text, fill=ink, font=font)
@@ -129,7 +201,8 @@ def _label(text: str, size: int, ground: str, ink: str) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # takes its time, which pictures without text need not
+    # This import takes a while, and pictures without text do not need it.
+    import matplotlib
 
     # Pillow's own font has no letters but English ones.
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
@@ -140,7 +213,7 @@ def _font_size(height: int, width: int) -> int:
 
 
 def picture_size(video: VideoInfo) -> tuple[int, int]:
-    """(height, width), even, at which a video is drawn on."""
+    """(height, width), both even, of the pictures in which a video is annotated."""
     width = min(max(video.width, _LEAST_WIDTH), _MOST_WIDTH)
     width = min(width, max(16, _MOST_HEIGHT * video.width // video.height))
     height = min(max(16, round(video.height * width / video.width)), _MOST_HEIGHT)
@@ -155,24 +228,35 @@ def annotate_video(
     past_damage: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[int]:
-    """Write `video` with its time and marks on every frame to `out` (.mp4): `marks_at` gives a frame's marks, in order.
+    """Write `video` to `out` with the time and marks on every frame.
 
-    Frames are decoded, drawn on and encoded one by one; `progress(done, total)` is called after each. With
-    `past_damage` the last sound picture, marked as damaged, stands for frames that are lost, which otherwise are a
-    DataError. Where a clock jumped, a frame shows for a minute at most: MP4 has no room for years.
+    Frames are decoded, drawn on and encoded one by one, in constant memory. Where the clock jumped, a frame is shown
+    for a minute at most, because the time stamps of an MP4 file have no room for years.
+
+    Args:
+        video: The video to annotate.
+        marks_at: The marks of each frame, in order.
+        out: Path of the MP4 file.
+        past_damage: Replace frames that cannot be decoded by the last good picture, labeled as damaged. Otherwise they
+            are an error.
+        progress: Called with (frames done, frames in all) after each frame.
 
     Returns:
-        The frames that are lost.
+        The numbers of the frames that could not be decoded.
+
+    Raises:
+        DataError: If a frame cannot be decoded and `past_damage` is false, or if `out` cannot be written.
     """
     lost: list[int] = []
     total = len(video.pts)
     times = ((video.pts - video.pts[0]) * float(video.time_base)).tolist()
     size = picture_size(video)
-    decoded = (stream_past_damage if past_damage else stream_frames)(video, range(total), size, threads=0)
+    stream = stream_past_damage if past_damage else stream_frames
+    decoded = stream(video, range(total), size, threads=0)
 
     def drawn() -> Generator[np.ndarray, None, None]:
         picture = np.zeros((*size, 3), np.uint8)
-        with closing(ahead(decoded, _AHEAD)) as frames:
+        with closing(prefetch(decoded, _PREFETCHED)) as frames:
             for (index, pixels), marks in zip(frames, marks_at, strict=True):
                 if pixels is None:
                     lost.append(index)
@@ -197,6 +281,8 @@ def is_annotated(path: Path) -> bool:
 
 
 class _Found(Protocol):
+    """An action that was found, as `actdet.prediction.predictor.FoundAction`."""
+
     @property
     def action(self) -> str: ...
     @property
@@ -204,6 +290,8 @@ class _Found(Protocol):
 
 
 class _Window(Protocol):
+    """A stretch of a video that was looked at, as `actdet.prediction.predictor.Window`."""
+
     @property
     def start(self) -> float: ...
     @property
@@ -213,32 +301,65 @@ class _Window(Protocol):
 
 
 def timeline(windows: Sequence[_Window], seconds: float, class_names: Sequence[str]) -> bytes:
-    """A long video in one picture: a row for each class, and in it when that action was found, as high as its score.
+    """A long video in one picture: a row for each class, with a bar wherever that action was found.
 
-    A light ground shows what was looked at, so that where nothing was found differs from where nobody looked.
+    The height of a bar is the score. A light ground shows the parts that were looked at, so that parts in which nothing
+    was found differ from parts at which nobody looked.
 
     Args:
         windows: Stretches of the video that were looked at, in any order: `start` and `end` in seconds from its first
             frame, and `actions`, each with the name of its `action` and its `score` in [0, 1], or a tuple that begins
             with a class, by number or by name, and a score.
-        seconds: How long the video is.
+        seconds: Length of the video.
         class_names: The classes, in the order of their numbers.
 
     Returns:
         The picture as PNG.
     """
-    # Takes its time, which who draws frames alone need not.
+    # This import takes a while, and drawing on frames does not need it.
     from matplotlib.figure import Figure
 
     seconds = max(seconds, 1e-3)
     rows = len(class_names)
     figure = Figure(figsize=(12, 0.9 + 0.6 * rows), layout="constrained")
     axes = figure.subplots()
+
     looked_at = _joined((window.start, window.end) for window in windows)
     for row in range(rows):
         axes.broken_barh(looked_at, (row, 0.9), facecolor="#eeeeee")
 
-    # One collection for each class and score: windows come by the ten thousand.
+    # Higher bars are drawn first, so that lower ones on top of them stay visible.
+    spans = _spans_by_score(windows, class_names)
+    for (row, score), stretches in sorted(spans.items(), key=lambda item: -item[0][1]):
+        bottom = row + 0.9 * (1 - score)
+        # The edge keeps a moment of a long day from being narrower than a pixel.
+        axes.broken_barh(_joined(stretches), (bottom, 0.9 * score), color=class_color(row), linewidth=0.8)
+
+    names = [_short_name(name) for name in class_names]
+    axes.set_yticks([row + 0.45 for row in range(rows)], names, parse_math=False)
+    axes.set(xlim=(0, seconds), ylim=(rows, -0.1))
+
+    distance = _tick_distance(seconds)
+    ticks = np.arange(0, seconds, distance).tolist()
+    axes.set_xticks(ticks, [clock(tick) if distance < 1 else clock(tick)[:-3] for tick in ticks])
+    meaning = "height: score, from 0 to 1; light: looked at, nothing found; white: not looked at"
+    axes.set_xlabel(meaning, fontsize="small", color="#555555")
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # The font may lack letters of a class name, which is nothing to warn of.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": _TIMELINE})
+    return buffer.getvalue()
+
+
+def _spans_by_score(
+    windows: Iterable[_Window], class_names: Sequence[str]
+) -> dict[tuple[int, float], list[tuple[float, float]]]:
+    """The (start, end) of all windows with an action, by its class and by its score in hundredths.
+
+    Windows come by the ten thousand, and bars of one class and score can be drawn together.
+    """
     spans: dict[tuple[int, float], list[tuple[float, float]]] = {}
     for window in windows:
         for found in window.actions:
@@ -246,30 +367,25 @@ def timeline(windows: Sequence[_Window], seconds: float, class_names: Sequence[s
             row = class_names.index(label) if isinstance(label, str) else label
             height = round(min(max(float(score), 0.0), 1.0), 2)
             spans.setdefault((row, height), []).append((window.start, window.end))
-    for (row, height), stretches in sorted(spans.items(), key=lambda item: -item[0][1]):
-        bottom = row + 0.9 * (1 - height)
-        # The edge keeps a moment of a day from being narrower than a pixel.
-        axes.broken_barh(_joined(stretches), (bottom, 0.9 * height), color=class_colour(row), linewidth=0.8)
+    return spans
 
-    names = [" ".join(name.encode(errors="replace").decode().split()) for name in class_names]
-    names = [name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 3]}..." for name in names]
-    axes.set_yticks([row + 0.45 for row in range(rows)], names, parse_math=False)
-    axes.set(xlim=(0, seconds), ylim=(rows, -0.1))
-    days = math.ceil(seconds / 12 / _TICKS[-1]) * _TICKS[-1]
-    step = next((step for step in _TICKS if step >= seconds / 12), days)
-    ticks = np.arange(0, seconds, step).tolist()
-    axes.set_xticks(ticks, [clock(tick) if step < 1 else clock(tick)[:-3] for tick in ticks])
-    meaning = "height: score, from 0 to 1; light: looked at, nothing found; white: not looked at"
-    axes.set_xlabel(meaning, fontsize="small", color="#555555")
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # names may have letters that the font lacks
-        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": _TIMELINE})
-    return buffer.getvalue()
+
+def _short_name(name: str) -> str:
+    """A class name on one line, of valid Unicode, and no longer than there is room for."""
+    name = " ".join(name.encode(errors="replace").decode().split())
+    return name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 3]}..."
+
+
+def _tick_distance(seconds: float) -> float:
+    """Seconds between the labeled times on the axis of a video of `seconds`: a round number, for about 12 of them."""
+    wanted = seconds / 12
+    if wanted > _TICKS[-1]:
+        return math.ceil(wanted / _TICKS[-1]) * _TICKS[-1]
+    return next(tick for tick in _TICKS if tick >= wanted)
 
 
 def is_timeline(path: Path) -> bool:
-    """Whether the file `path` is what `timeline` gave."""
+    """Whether `timeline` made the file `path`."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software") == _TIMELINE
@@ -278,20 +394,21 @@ def is_timeline(path: Path) -> bool:
 
 
 def _joined(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Stretches (start, end) as those (start, length) that they cover together, in order."""
+    """Stretches (start, end) as the fewest (start, length) that cover the same, in order."""
     joined: list[tuple[float, float]] = []
     until = -math.inf
     for start, end in sorted(spans):
         if start > until:
             joined.append((start, end - start))
         else:
-            joined[-1] = (joined[-1][0], max(until, end) - joined[-1][0])
+            first = joined[-1][0]
+            joined[-1] = (first, max(until, end) - first)
         until = max(until, end)
     return joined
 
 
 def data_url(picture: np.ndarray) -> str:
-    """A JPEG of `picture` that can stand in a page."""
+    """`picture`, (H, W, 3) uint8, as the address of a JPEG image that a page can hold in itself."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,8 @@
-"""What every spawned process needs, whatever it does, and work spread over such processes."""
+"""Spreads work over spawned processes, and gives every spawned process what it needs, whatever it does.
+
+A spawned process must not see the signals that the user sends to the whole group, must end when its parent ends, and
+must not be interrupted while it starts. `run_all` does all of that for a list of jobs.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +22,33 @@ from typing import Any, TypeVar
 from actdet.errors import ActdetError
 
 T = TypeVar("T")
+
+# The signals by which a user or a system asks a program to end.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# How often a spawned process looks whether its parent is still there, in seconds.
+_PARENT_CHECK = 2
 
 
 @contextmanager
 def signals_deferred(note: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Within: a SIGINT or SIGTERM is only noted, and handled at the end.
+    """Context manager: while active, a SIGINT or SIGTERM is only noted, and it is handled at the end.
 
-    What raises in the middle of starting or ending a process, or of handing work to a thread, leaves locks held.
+    An exception raised by a handler in the middle of starting or ending a process, or of handing work to a thread,
+    would leave locks held.
+
+    Args:
+        note: Called whenever a signal is noted.
     """
     noted: list[int] = []
+
+    # Python runs handlers in the main thread, whichever thread a signal reaches, and only there can they be replaced.
     handlers = {}
-    if current_thread() is main_thread():  # in which the handlers run, whatever thread a signal reaches
-        handlers = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+    if current_thread() is main_thread():
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handlers[number] = handler
 
     def defer(number: int, frame: object) -> None:
         noted.append(number)
@@ -49,12 +67,14 @@ def signals_deferred(note: Callable[[], None] = lambda: None) -> Iterator[None]:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Within: processes that are started never see SIGINT and SIGTERM, which reach the whole group.
+    """Context manager: processes that are started while it is active never see SIGINT and SIGTERM.
 
-    Ending them is for the parent to do, which sees the signals afterwards.
+    Such signals reach every process of a group. The parent, which sees them after the block, ends its children itself.
     """
     with signals_deferred():
-        resource_tracker.ensure_running()  # which unblocks them when it starts
+        # The resource tracker unblocks signals when it starts, so it has to be running before they are blocked.
+        resource_tracker.ensure_running()
+
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             yield
@@ -62,18 +82,20 @@ def signals_blocked() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def obey_parent() -> None:
-    """In a process that was started with `signals_blocked`: SIGTERM of its parent ends it, and the parent's end.
+def exit_with_parent() -> None:
+    """Make this process, which was started with `signals_blocked`, end when its parent ends or sends it SIGTERM.
 
-    Without, the parent could not end: Python terminates what is still running, then waits for it.
+    Without this the parent could not end: Python sends SIGTERM to the processes that are still running, and then waits
+    for them.
     """
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_wait_for_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _wait_for_parent() -> None:
+    """Wait until the parent is gone or sends SIGTERM, and end this process then."""
     parent = multiprocessing.parent_process()
     while parent and os.getppid() == parent.pid:
-        received = signal.sigtimedwait({signal.SIGTERM}, 2)
+        received = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK)
         if received and received.si_pid == parent.pid:
             break
     os._exit(1)
@@ -82,19 +104,33 @@ def _end_with_parent() -> None:
 def run_all(
     function: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: int, progress: Callable[[int], None]
 ) -> list[T]:
-    """`function(*job)` of all jobs, in that many spawned processes (0: one per CPU core); `progress(done)` after each.
+    """Run `function(*job)` for every job in spawned processes, of which none is left at the end.
 
-    Raises what the first that failed raised, or an ActdetError where a process died, and leaves none running. A signal
-    is handled when the work has ended, which it makes end soon where `function` uses `while_wanted`. A second one kills
-    the processes.
+    A signal is handled when the work has ended. The work ends soon after a signal if `function` iterates through
+    `while_wanted`; a second signal kills the processes.
+
+    Args:
+        function: What to run. It must be importable, and its results picklable.
+        jobs: The arguments of each call.
+        workers: Number of processes; 0 for one per CPU core.
+        progress: Called with the number of finished jobs after each of them.
+
+    Returns:
+        The results, in the order of the jobs.
+
+    Raises:
+        ActdetError: If a process died.
+        Exception: Whatever the first job that failed raised.
     """
     spawn = multiprocessing.get_context("spawn")
-    stopping = spawn.RawValue(ctypes.c_bool, False)  # without a lock, which a killed process would keep
 
+    # It has no lock, because a process that is killed would keep the lock forever.
+    stopping = spawn.RawValue(ctypes.c_bool, False)
     children: list[BaseProcess] = []
 
     def stop() -> None:
-        if stopping.value:  # asked for a second time
+        # The first signal only asks the jobs to stop. The second one kills those that do not.
+        if stopping.value:
             for child in children:
                 child.kill()
         stopping.value = True
@@ -106,8 +142,12 @@ def run_all(
                 others = set(multiprocessing.active_children())
                 with signals_blocked():
                     waiting = [pool.submit(function, *job) for job in jobs]
-                    pool.submit(int)  # wakes its thread, which may not know the last process yet and miss its death
+
+                    # The pool's thread waits for the processes that it knew when it was last woken. One more job wakes
+                    # it, so that it notices if the process that was started last dies.
+                    pool.submit(int)
                 children += set(multiprocessing.active_children()) - others
+
                 for done, job in enumerate(as_completed(waiting), 1):
                     job.result()
                     progress(done)
@@ -120,13 +160,15 @@ def run_all(
         raise ActdetError("a process died; use fewer --workers if memory ran out") from None
 
 
+# In a process that `run_all` started: the flag that all of them share. It says whether the work should stop.
 _stopping = ctypes.c_bool(False)
 
 
 def _start_worker(stopping: ctypes.c_bool) -> None:
+    """Prepare a process of `run_all`."""
     global _stopping
     _stopping = stopping
-    obey_parent()
+    exit_with_parent()
 
 
 class UnwantedError(ActdetError):
@@ -137,7 +179,11 @@ class UnwantedError(ActdetError):
 
 
 def while_wanted(items: Iterable[T]) -> Iterator[T]:
-    """The items, within the function that `run_all` runs; raises UnwantedError where that may stop."""
+    """Give the items one by one, inside a function that `run_all` runs, as long as its work is wanted.
+
+    Raises:
+        UnwantedError: If the work should stop.
+    """
     for item in items:
         if _stopping.value:
             raise UnwantedError

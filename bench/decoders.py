@@ -21,7 +21,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from actdet.errors import DataError
-from actdet.video.decoding import ClipRequest, VideoInfo, decode_frames
+from actdet.video.decoding import ClipRequest, decode_frames
+from actdet.video.info import VideoInfo
 from actdet.video.readers import Reader, choose_reader, open_reader
 from bench.numbered import number_of
 
@@ -61,7 +62,7 @@ def open_decoder(
 
 def read_all(reader: Reader, requests: Sequence[ClipRequest]) -> list[Clip]:
     clips = []
-    for clip in reader.read(requests, ahead=len(requests)):
+    for clip in reader.read(requests, prefetch=len(requests)):
         if isinstance(clip, DataError):
             raise clip
         clips.append(clip)

@@ -18,19 +18,23 @@ from actdet.data.index import load_index
 from actdet.device import choose_device
 from actdet.synthetic.demo import demo_for
 from actdet.synthetic.rendered import render_dataset
-from actdet.training.experiments import open_setup, train_run
+from actdet.training.plan import make_plan
+from actdet.training.run import train_run
+from actdet.training.session import open_session
 
 CLIPS, EPOCHS = 240, 3
 
 
 def main(folder: Path) -> dict[str, Any]:
-    demo = demo_for(choose_device().type, CLIPS, EPOCHS)
+    device = choose_device()
+    demo = demo_for(device.type, CLIPS, EPOCHS)
     render_dataset(folder / "data", demo.train_clips)
     index, model, config = load_index(folder / "data"), demo.model, demo.config
-    with open_setup(index, model, config) as setup:
-        for _ in train_run(setup, range(len(index.clips)), [], folder / "run", "stall"):
+    plan = make_plan(index, model, config, device)
+    with open_session(plan, index) as session:
+        for _ in train_run(session, range(len(index.clips)), [], folder / "run", "stall"):
             pass
-        reader = setup.loader.reader.name
+    reader = plan.reader.value
     log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     size = f"{config.batch_size} of {model.frames}x{model.image_size}x{model.image_size}"
     return {"reader": reader, "size": size, "epochs": epochs_of(log, CLIPS)}

@@ -20,7 +20,9 @@ import av
 import numpy as np
 import pytest
 
-from actdet.video.decoding import ClipRequest, probe, sample_frames
+from actdet.video.decoding import ClipRequest
+from actdet.video.info import probe
+from actdet.video.sampling import sample_frames
 from bench.decoders import NAMES, OURS, difference_of, fault_of, open_decoder, open_torchcodec, pyav
 from bench.measure import quantiles
 from bench.numbered import FRAMES as LENGTH

@@ -20,7 +20,6 @@ import torch
 
 from actdet.device import choose_precision
 from actdet.models.detr.config import ModelConfig
-from actdet.training.config import TrainConfig
 from actdet.training.cost import find_card, floor_seconds, largest_batch, stage_costs, step_flop
 from bench.measure import quantiles
 
@@ -127,15 +126,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @cache
 def decode_us(line: Line, folder: Path) -> float:
     """Microseconds that one process takes to decode and augment a batch."""
+    from actdet.data.config import AugmentConfig, ClipSize
     from actdet.data.index import load_index
     from actdet.data.loader import ClipLoader
-    from actdet.video.readers import PyAVReader
+    from actdet.video.pyav import PyAVReader
 
-    index, model = load_index(folder), ModelConfig(image_size=line.size, frames=line.frames)
-    loader = ClipLoader(index, model, PyAVReader((line.size, line.size), 0), torch.device("cpu"))
-    config = TrainConfig(batch_size=line.batch, backbone_weights="none")
+    index = load_index(folder)
+    size = ClipSize(line.frames, line.size)
+    loader = ClipLoader(index, size, PyAVReader((line.size, line.size), 0), torch.device("cpu"))
+    ids = range(len(index.clips))
     start = perf_counter()
-    batches = sum(1 for _ in loader.train_batches(range(len(index.clips)), config, 0))
+    batches = sum(1 for _ in loader.train_batches(ids, line.batch, AugmentConfig(), seed=0, epoch=0))
     return 1e6 * (perf_counter() - start) / batches
 
 

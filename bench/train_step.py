@@ -25,11 +25,13 @@ from torch import Tensor
 from actdet.data.augment import Batch
 from actdet.device import prepare_device
 from actdet.models.backbones.convolution import set_flat
-from actdet.models.backbones.r2plus1d import Backbone, choose_convolutions
+from actdet.models.backbones.r2plus1d import Backbone
+from actdet.models.detr import losses as detector_losses
 from actdet.models.detr.config import LossConfig, ModelConfig
 from actdet.models.detr.detector import ActionDetector
-from actdet.training import train_step as stepping
 from actdet.training.config import TrainConfig
+from actdet.training.convolution_form import choose_convolutions
+from actdet.training.graph import WARM_UP
 from actdet.training.train_step import TrainStep
 from bench.plain import PlainStep
 
@@ -63,7 +65,7 @@ def main(case: dict[str, Any]) -> dict[str, Any]:
 
         timers = own_timers(step) if step.mode == "eager" else []
     losses = []
-    for _ in range(2 if DEVICE.type == "cpu" else stepping.WARM_UP + 3):
+    for _ in range(2 if DEVICE.type == "cpu" else WARM_UP + 3):
         run()
         losses.append(loss())
     seconds, parts = measured(run, timers)
@@ -149,8 +151,8 @@ def matmul_rate(dtype: torch.dtype) -> float:
 def own_timers(step: TrainStep) -> Timers:
     return [
         ("forward", step, "_network"),
-        ("match and loss", stepping, "match"),
-        ("match and loss", stepping, "set_loss"),
+        ("match and loss", detector_losses, "match"),
+        ("match and loss", detector_losses, "set_loss"),
         ("backward", Tensor, "backward"),
         ("optimizer", torch.nn.utils, "clip_grad_norm_"),
         ("optimizer", step.scaler, "step"),

@@ -1,4 +1,4 @@
-"""The README's figures are those of the JSON files that the commands beside them wrote."""
+"""The figures in README and docs are those of the JSON files that the commands beside them wrote."""
 
 import json
 import re
@@ -8,18 +8,26 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+FIGURES = (ROOT / "docs/figures.md").read_text()
+DATA = (ROOT / "docs/data.md").read_text()
+TRAINING = (ROOT / "docs/training.md").read_text()
 COLUMNS = ("video_accuracy", "detection_accuracy", "mean_iou")
 
 
-def figures_of(row: str) -> list[float]:
-    line = next(line for line in README.splitlines() if line.startswith(f"| {row} |"))
+def figures_of(row: str, page: str = FIGURES) -> list[float]:
+    line = next(line for line in page.splitlines() if line.startswith(f"| {row} |"))
     return [float(number) for number in re.findall(r"\b\d\.\d+\b", line)]
 
 
+def test_a_newcomer_reads_it_in_minutes() -> None:
+    assert len(README.splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", [README, FIGURES], ids=["README", "figures"])
 @pytest.mark.parametrize(("row", "name"), [("`make demo`", "demo"), ("its detector on 300 more", "demo_300")])
-def test_demo_rows(row: str, name: str) -> None:
+def test_demo_rows(row: str, name: str, page: str) -> None:
     metrics = json.loads((ROOT / f"docs/{name}.json").read_text())
-    assert figures_of(row) == [pytest.approx(metrics[name], abs=5.1e-4) for name in COLUMNS]
+    assert figures_of(row, page) == [pytest.approx(metrics[name], abs=5.1e-4) for name in COLUMNS]
 
 
 @pytest.mark.parametrize("name", ["crossval_scratch", "crossval_rendered"])
@@ -39,7 +47,7 @@ def test_what_prepare_saves() -> None:
     saved = json.loads((ROOT / "docs/prepare.json").read_text())
     for name, unit, scale in (("bytes", "MB", 1e-6), ("seconds", "ms", 1e3)):
         before, after = (f"{saved[f'{name}_{when}'] * scale:.1f} {unit}" for when in ("before", "after"))
-        assert f"from {before} to {after}" in README
+        assert f"from {before} to {after}" in DATA
 
 
 GATES = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/gates").glob("*.json")}
@@ -101,12 +109,14 @@ def test_the_benchmarks_tables_are_what_the_report_makes_of_the_rows() -> None:
 def test_every_command_in_the_readme_exists() -> None:
     from actdet.cli.main import app
 
-    named = set(re.findall(r"^actdet (\w+)", README, flags=re.MULTILINE))
+    pages = [README, FIGURES, DATA, TRAINING]
+    blocks = [block for page in pages for block in re.findall(r"^```\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)]
+    named = {name for block in blocks for name in re.findall(r"^actdet (\w+)", block, flags=re.MULTILINE)}
     assert named <= set(app.functions)
     assert named >= {"check", "prepare", "train", "crossval", "ablate", "evaluate", "predict", "env"}
 
 
 def test_what_was_prepared_is_what_is_trained_on() -> None:
     (prepared,) = re.findall(r"^actdet prepare \S+ (\S+)", README, flags=re.MULTILINE)
-    trained = re.findall(r"\bactdet (?:train|crossval|ablate) (data/\S+)", README)
+    trained = re.findall(r"\bactdet (?:train|crossval|ablate) (data/\S+)", README + TRAINING)
     assert set(trained) == {prepared}

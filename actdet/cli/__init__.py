@@ -1,1 +1,1 @@
-"""The command line: parses, calls, prints."""
+"""The command line: a file for each command, which parses, calls and prints, and what they share."""

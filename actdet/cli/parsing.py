@@ -1,6 +1,6 @@
-"""The command line: which command is meant, what it is called with, and what to say where it is mistyped.
+"""The command line: which command is meant, what it is called with, and what to say if it is mistyped.
 
-Nothing here, and nothing that it needs, imports PyTorch: help and a mistyped option come at once.
+Nothing here, and nothing that it needs, imports PyTorch: help and complaints about a mistyped option come at once.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import inspect
 import io
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import partial, wraps
@@ -21,6 +22,8 @@ from typing import Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes
+
+from actdet.errors import SettingError
 
 Command = Callable[..., None]
 
@@ -32,63 +35,68 @@ class UsageError(Exception):
 
 
 class Commands:
-    """The commands of a program: functions whose positional-only parameters are arguments, all others options.
+    """The commands of a program.
 
-    An option whose default is a dataclass stands for one option for each of its fields.
+    Args:
+        program: The name of the program, as it is typed.
+        about: What the program is for, in one line.
+        functions: One for each command, with the name that is typed. Its positional-only parameters are arguments, all
+            others are options, and an option whose default is a dataclass stands for one option for each of its fields.
+            Its docstring is the help of the command.
     """
 
-    def __init__(self, program: str, about: str) -> None:
+    def __init__(self, program: str, about: str, functions: Sequence[Command]) -> None:
         self.program = program
         self.about = about
-        self.functions: dict[str, Command] = {}
-
-    def command(self, function: Command | None = None, *, name: str | None = None) -> Any:
-        """Decorator: `function` is the command `name`, by default that of the function."""
-        if function is None:
-            return partial(self.command, name=name)
-        self.functions[name or function.__name__] = function
-        return function
+        self.functions = {function.__name__: function for function in functions}
 
     def parse(self, words: Sequence[str]) -> Callable[[], None]:
         """What a command line asks for, ready to be called.
 
-        Raises UsageError where it is mistyped, and SystemExit when it has printed the help of a command.
+        Args:
+            words: What was typed after the name of the program.
+
+        Returns:
+            A function without arguments that does it.
+
+        Raises:
+            UsageError: The command line is mistyped.
+            SystemExit: The help of a command was asked for, and is printed.
         """
         first, *rest = words or [""]
         if first in ("-h", "--help"):
             return partial(print, self.help())
         if first == "--version":
             return partial(print, f"{self.program} {version_of(self.program)}")
-
         if first not in self.functions:
-            raise UsageError(f"{self._unknown(first)}; {self.program} --help lists all commands")
-        function, program = self.functions[first], f"{self.program} {first}"
-        options = list(options_of(function))
-        for word in _option_words(rest):
-            if word.replace("_", "-") not in options:
-                problem = f"{program} has no option {word}{_meant(word, options)}"
-                raise UsageError(f"{problem}; {program} --help lists all options")
+            raise UsageError(f"{self._describe_unknown(first)}; {self.program} --help lists all commands")
+
+        function = self.functions[first]
+        program = f"{self.program} {first}"
+        _check_options(function, program, rest)
         return _parse(function, program, rest)
 
     def help(self) -> str:
-        """The commands, each with the first line of its documentation."""
+        """The commands, each with the first line of its docstring."""
         width = min(shutil.get_terminal_size().columns, 120)
         indent = max(map(len, self.functions)) + 4
+
         lines = [f"usage: {self.program} COMMAND ...", "", self.about, ""]
         for name, function in self.functions.items():
-            summary = inspect.getdoc(function) or ""
-            paragraph = f"  {name:{indent - 2}}{summary.partition(chr(10))[0]}"
+            summary, _, _ = (inspect.getdoc(function) or "").partition("\n")
+            paragraph = f"  {name:{indent - 2}}{summary}"
             lines += textwrap.wrap(paragraph, width, subsequent_indent=" " * indent)
-        lines += ["", f"{self.program} COMMAND --help says more; {self.program} --version which this is."]
+
+        lines.append("")
+        lines.append(f"{self.program} COMMAND --help explains a command; {self.program} --version prints the version.")
         return "\n".join(lines)
 
-    def _unknown(self, word: str) -> str:
+    def _describe_unknown(self, word: str) -> str:
         if not word:
             return "no command given"
         if word.startswith("-"):
-            known = ["--help", "--version"]
-            return f"no option {word} before the command{_meant(word, known)}"
-        return f"there is no command {word}{_meant(word, list(self.functions))}"
+            return f"no option {word} before the command{_suggestion(word, ['--help', '--version'])}"
+        return f"there is no command {word}{_suggestion(word, list(self.functions))}"
 
 
 def version_of(package: str) -> str:
@@ -106,15 +114,28 @@ def options_of(function: Command) -> Iterator[str]:
     yield from _names({p.name: p.default for p in parameters if p.kind is not p.POSITIONAL_ONLY})
 
 
-def _names(values: Mapping[str, object]) -> Iterator[str]:
-    for name, value in values.items():
+def _names(defaults: Mapping[str, object]) -> Iterator[str]:
+    """The names as they are typed of options with these names and defaults."""
+    for name, default in defaults.items():
         typed = name.replace("_", "-")
-        if is_dataclass(value):
-            yield from _names(vars(value))
-        elif isinstance(value, bool):
+        if is_dataclass(default):
+            yield from _names(vars(default))
+        elif isinstance(default, bool):
             yield from (f"--{typed}", f"--no-{typed}")
         else:
             yield f"--{typed}"
+
+
+def _check_options(function: Command, program: str, words: Sequence[str]) -> None:
+    """Raises UsageError for the first of `words` that is meant as an option and is none of the command's.
+
+    tyro would list everything that resembles it, over many lines.
+    """
+    options = list(options_of(function))
+    for word in _option_words(words):
+        if word.replace("_", "-") not in options:
+            problem = f"{program} has no option {word}{_suggestion(word, options)}"
+            raise UsageError(f"{problem}; {program} --help lists all options")
 
 
 def _option_words(words: Sequence[str]) -> Iterator[str]:
@@ -122,7 +143,7 @@ def _option_words(words: Sequence[str]) -> Iterator[str]:
     for word in words:
         if word == "--":
             return
-        name = word.partition("=")[0]
+        name, _, _ = word.partition("=")
         if name.startswith("-") and name != "-" and not _is_number(name):
             yield name
 
@@ -135,20 +156,44 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _meant(word: str, known: Sequence[str]) -> str:
+def _suggestion(word: str, known: Sequence[str]) -> str:
+    """What was probably meant, in parentheses, if anything known resembles `word`."""
     close = get_close_matches(word.replace("_", "-"), known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+@contextmanager
+def setting_errors() -> Iterator[None]:
+    """Context manager: while active, tyro passes on the SettingError of a setting that its class refuses.
+
+    By itself tyro takes every ValueError for a mistyped word, prints a panel about it and exits.
+    """
+    panel = io.StringIO()
+    try:
+        with redirect_stderr(panel):
+            yield
+    except SystemExit as end:
+        error: BaseException | None = end
+        while error is not None and not isinstance(error, SettingError):
+            error = error.__context__
+        if error is not None:
+            raise error from None
+        print(panel.getvalue(), end="", file=sys.stderr)
+        raise
+
+
 def _parse(function: Command, program: str, words: Sequence[str]) -> Callable[[], None]:
+    """`function` with the arguments and options that `words` give it, not called yet."""
+
+    # tyro calls what it parses for, so it is given a function of the same signature that only binds the values.
     @wraps(function)
-    def deferred(*arguments: Any, **options: Any) -> Callable[[], None]:
+    def bind(*arguments: Any, **options: Any) -> Callable[[], None]:
         return partial(function, *arguments, **options)
 
     complaint = io.StringIO()
     try:
-        with redirect_stderr(complaint):
-            return tyro.cli(deferred, prog=program, args=words, config=(OmitArgPrefixes,))
+        with redirect_stderr(complaint), setting_errors():
+            return tyro.cli(bind, prog=program, args=words, config=(OmitArgPrefixes,))
     except SystemExit as end:
         if end.code in (0, None):
             raise
@@ -156,7 +201,7 @@ def _parse(function: Command, program: str, words: Sequence[str]) -> Callable[[]
         raise UsageError(f"{problem}; {program} --help says more") from None
 
 
-# What tyro and Python say of a wrong value, and what is said instead.
+# What tyro and Python say about a wrong value, and what is said instead.
 _PLAINER = (
     (r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 must be a whole number, got \2"),
     (r"^Error parsing (\S+): could not convert string to float: (.*)", r"\1 must be a number, got \2"),
@@ -166,15 +211,25 @@ _PLAINER = (
 
 
 def _message_in(panel: str) -> str:
-    """What tyro complains of, in one line: the paragraph that follows the title of its panel, up to the next rule."""
+    """What tyro complains about, in one line.
+
+    Args:
+        panel: What it printed: a frame with a title, and in it paragraphs between rules.
+
+    Returns:
+        The first paragraph below the title, in plainer words if those are known.
+    """
     lines = re.sub(r"\x1b\[[\d;]*m", "", panel).splitlines()
     texts = [re.sub(r"^[│|] | *[│|]$", "", line).strip() for line in lines]
+
     paragraph = dropwhile(_is_rule, texts[1:])
     message = " ".join(takewhile(lambda text: not _is_rule(text), paragraph)).rstrip(".")
+
     for pattern, words in _PLAINER:
         message = re.sub(pattern, words, message)
     return message
 
 
 def _is_rule(text: str) -> bool:
+    """Whether a line of a panel is a rule or empty."""
     return re.search(r"\w", text) is None

@@ -1,1 +1,1 @@
-"""Data sets to batches on the device: annotations, clips, splits, caches, augmentation, re-encoding."""
+"""From data sets to batches on the device: annotations, clips, splits, caches, augmentation, re-encoding."""

@@ -1,8 +1,8 @@
-"""From decoded frames to what the network takes, on the frames' own device: augmentation and normalisation.
+"""From decoded frames to what the network takes, on the frames' own device: augmentation and normalization.
 
-The pixels go through one operation, `actdet_kernels.gather_clips`, which on a GPU is one launch.
-Every draw is one per clip, the same for all its frames, and comes from a NumPy generator on the host, so a run is
-the same on every device and nothing waits for the device. Boxes move with the pixels.
+The pixels go through one operation, `actdet_kernels.gather_clips`, which is a single launch on a GPU. Every random
+change is drawn once per clip and applies to all its frames, and boxes move with the pixels. The draws come from a NumPy
+generator on the host, so a run sees the same changes on every device and never waits for the device.
 """
 
 from __future__ import annotations
@@ -18,96 +18,116 @@ from torch import Tensor
 
 from actdet.data.config import AugmentConfig
 
-MIN_VISIBLE = 1 / 64  # a box of which a crop leaves less than this share of the picture's side is dropped
+# A box is dropped if a crop leaves less of it than this share of the picture's side.
+MIN_VISIBLE = 1 / 64
 
 
 class Batch(NamedTuple):
     """What one training step takes.
 
-    clips: (B, 3, T, S, S) floating point, normalised, channels_last_3d.
-    targets: of the B clips, boxes in the coordinates of the augmented picture.
+    clips: (B, 3, T, S, S) floating point, normalized, channels_last_3d.
+    targets: The actions in the B clips, with boxes in the coordinates of the augmented pictures.
     """
 
     clips: Tensor
     targets: Targets
 
 
-def normalise(clips: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 (B, T, H, W, 3) RGB to (B, 3, T, H, W) with ImageNet's mean and standard deviation (section 4.3).
+def normalize(clips: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Map uint8 RGB (B, T, H, W, 3) to (B, 3, T, H, W), by ImageNet's mean and standard deviation (section 4.3).
 
-    The result is channels_last_3d: (B, T, H, W, C) in memory is exactly that layout.
+    The result is channels_last_3d, which in memory is exactly (B, T, H, W, C).
     """
     rows = torch.arange(clips.shape[0] * clips.shape[1], device=clips.device).view(clips.shape[:2])
     return gather_clips(clips.flatten(0, 1), rows, dtype=dtype)
 
 
 @dataclass(frozen=True)
-class Changes:
-    """What is drawn for each of B clips, float32; None where nothing of the kind is to change.
-
-    size, origin: (B, 2) width and height, left and top of what a crop leaves, in [0, 1] of the picture.
-    flip: (B,) bool. colour: (B, 3) factors of brightness, contrast and saturation.
-    share: (B,) of the clip itself when it is blended with its neighbour.
-    """
+class AugmentParams:
+    """The random changes of B clips; None for a kind of change that is turned off."""
 
     size: np.ndarray | None
+    """(B, 2) float32 width and height of the crop, in (0, 1] of the picture."""
     origin: np.ndarray | None
+    """(B, 2) float32 left and top of the crop, in [0, 1] of the picture."""
     flip: np.ndarray | None
-    colour: np.ndarray | None
+    """(B,) bool, whether the crop is mirrored."""
+    color: np.ndarray | None
+    """(B, 3) float32 factors of brightness, contrast and saturation."""
     share: np.ndarray | None
+    """(B,) float32 share of the clip itself when it is blended with its neighbor, in [0, 1]."""
 
-    def __getitem__(self, clips: slice) -> Changes:
+    def __getitem__(self, clips: slice) -> AugmentParams:
+        """Return the changes of some of the clips."""
         values = (getattr(self, field.name) for field in fields(self))
-        return Changes(*(None if value is None else value[clips] for value in values))
+        return AugmentParams(*(None if value is None else value[clips] for value in values))
 
 
-def draw_changes(clips: int, config: AugmentConfig, rng: np.random.Generator) -> Changes:
-    """The changes of a batch. The same state of `rng` gives the same."""
-    size = origin = flip = colour = share = None
+def draw_params(clips: int, config: AugmentConfig, rng: np.random.Generator) -> AugmentParams:
+    """Draw the changes of a batch of `clips` clips. The same state of `rng` gives the same changes."""
+    size = None
+    origin = None
+    flip = None
     if config.crop or config.flip:
         size = 1 - config.crop * rng.random((clips, 2), dtype=np.float32)
         origin = (1 - size) * rng.random((clips, 2), dtype=np.float32)
         flip = rng.random(clips) < config.flip
-    if config.colour:
-        colour = rng.uniform(1 - config.colour, 1 + config.colour, (3, clips)).astype(np.float32).T
+
+    color = None
+    if config.color:
+        color = rng.uniform(1 - config.color, 1 + config.color, (3, clips)).astype(np.float32).T
+
+    share = None
     if config.mixup and clips > 1:
         share = rng.beta(config.mixup, config.mixup, clips).astype(np.float32)
-    return Changes(size, origin, flip, colour, share)
+    return AugmentParams(size, origin, flip, color, share)
 
 
 def augment(
     frames: Tensor,
     rows: Tensor,
     targets: Targets,
-    changes: Changes,
+    params: AugmentParams,
     *,
-    levels: Tensor | None = None,
+    frame_means: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Clips of `frames`, changed and normalised, and what is to be found in them.
+    """Make a training batch: clips of `frames`, changed and normalized, and the actions in them.
 
-    frames: (F, S, S, 3) uint8 RGB, of which `rows` (B, T) int64 are the clips. levels: (F,) float32, mean of each frame
-    in [0, 1], needed where colours change.
+    Args:
+        frames: (F, S, S, 3) uint8 RGB.
+        rows: (B, T) int64, the number in `frames` of each frame of each clip.
+        targets: The actions in the B clips, with boxes in the coordinates of the unchanged pictures.
+        params: The changes of the B clips.
+        frame_means: (F,) float32, the mean of each frame in [0, 1]; needed if colors change.
+        dtype: Of the resulting clips.
+
+    Returns:
+        The batch. If clips are blended, each has room for the targets of two clips.
     """
     device = frames.device
-    windows = None
-    if changes.size is not None and changes.origin is not None and changes.flip is not None:
-        left, mirrored = changes.origin[:, 0] + changes.size[:, 0] * changes.flip, 1 - 2 * changes.flip
-        window = np.stack([left, changes.origin[:, 1], changes.size[:, 0] * mirrored, changes.size[:, 1]], axis=1)
-        windows = _to(window.astype(np.float32), device)
-        targets = _crop_and_flip(targets, *(_to(v, device) for v in (changes.size, changes.origin, changes.flip)))
-    colour = None if changes.colour is None else _to(changes.colour, device)
-    share = changes.share if len(rows) > 1 else None
-    clips = gather_clips(frames, rows, windows, colour, levels, dtype=dtype if share is None else torch.float32)
+
+    crops = None
+    if params.size is not None and params.origin is not None and params.flip is not None:
+        crops = _to_device(_signed_crops(params.size, params.origin, params.flip), device)
+        size, origin, flip = (_to_device(value, device) for value in (params.size, params.origin, params.flip))
+        targets = _crop_and_flip(targets, size, origin, flip)
+    color = None if params.color is None else _to_device(params.color, device)
+
+    # Of several processes one may have a single clip of the batch, and no neighbor to blend it with.
+    share = params.share if len(rows) > 1 else None
+
+    # Clips are blended in float32, so that they are rounded to `dtype` only once.
+    clips = gather_clips(frames, rows, crops, color, frame_means, dtype=dtype if share is None else torch.float32)
     if share is not None:
-        clips, targets = _mix(clips, targets, _to(share, device))
+        clips, targets = _mix(clips, targets, _to_device(share, device))
     return Batch(clips.to(dtype), targets)
 
 
 def halve_pixels(batch: Batch) -> Batch:
-    """The batch with pictures of half as many pixels: (B, 3, T, S, S) to a side of S / sqrt(2), rounded.
+    """Scale the pictures of a batch to half as many pixels: (B, 3, T, S, S) to a side of S / sqrt(2), rounded.
 
-    Boxes are shares of the picture, so they stay.
+    The targets stay the same, because boxes are in shares of the picture.
     """
     clips = batch.clips
     side = round(clips.shape[-1] / 2**0.5)
@@ -117,19 +137,42 @@ def halve_pixels(batch: Batch) -> Batch:
     return batch._replace(clips=small.unflatten(0, (len(clips), -1)).transpose(1, 2))
 
 
+def _signed_crops(size: np.ndarray, origin: np.ndarray, flip: np.ndarray) -> np.ndarray:
+    """Return the crops in the form of `gather_clips`: (B, 4) float32 left, top, width and height.
+
+    A mirrored crop starts at its right edge and has a negative width.
+    """
+    left = np.where(flip, origin[:, 0] + size[:, 0], origin[:, 0])
+    width = np.where(flip, -size[:, 0], size[:, 0])
+    return np.stack([left, origin[:, 1], width, size[:, 1]], axis=1)
+
+
 def _crop_and_flip(targets: Targets, size: Tensor, origin: Tensor, flip: Tensor) -> Targets:
-    """What is left of the boxes in one window a clip, mirrored where drawn."""
-    size, origin = size[:, None], origin[:, None]
-    centre, half = targets.boxes[..., :2], targets.boxes[..., 2:] / 2
-    low, high = ((centre - half - origin) / size).clamp(0, 1), ((centre + half - origin) / size).clamp(0, 1)
-    centre, extent = (low + high) / 2, high - low
-    centre = torch.stack([torch.where(flip[:, None], 1 - centre[..., 0], centre[..., 0]), centre[..., 1]], dim=-1)
-    boxes = torch.cat([centre, extent], dim=-1)
+    """Cut the boxes to the crop of their clip, mirror them if it is flipped, and drop those that became too small.
+
+    Args:
+        targets: Boxes (B, M, 4) in the coordinates of the whole picture.
+        size: (B, 2), see `AugmentParams`.
+        origin: (B, 2), see `AugmentParams`.
+        flip: (B,), see `AugmentParams`.
+    """
+    size = size[:, None]
+    origin = origin[:, None]
+    center = targets.boxes[..., :2]
+    half = targets.boxes[..., 2:] / 2
+    low = ((center - half - origin) / size).clamp(0, 1)
+    high = ((center + half - origin) / size).clamp(0, 1)
+
+    center = (low + high) / 2
+    extent = high - low
+    x = torch.where(flip[:, None], 1 - center[..., 0], center[..., 0])
+    center = torch.stack([x, center[..., 1]], dim=-1)
+    boxes = torch.cat([center, extent], dim=-1)
     return _keep(targets._replace(boxes=boxes), (extent > MIN_VISIBLE).all(-1))
 
 
 def _keep(targets: Targets, kept: Tensor) -> Targets:
-    """Only the valid rows where `kept` (B, M), moved to the front."""
+    """Keep only the valid targets for which `kept` (B, M) is true, moved to the front in their order."""
     kept = kept & targets.valid
     order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
     boxes = targets.boxes.gather(1, order[..., None].expand_as(targets.boxes))
@@ -137,17 +180,22 @@ def _keep(targets: Targets, kept: Tensor) -> Targets:
 
 
 def _mix(clips: Tensor, targets: Targets, share: Tensor) -> tuple[Tensor, Targets]:
-    """Blend every clip with its neighbour in the batch; the targets are those of both (M doubles)."""
-    share = share[:, None, None, None, None]
-    other = Targets(*(field.roll(1, dims=0) for field in targets))
+    """Blend every clip with its neighbor in the batch, and join the targets of both, which doubles M."""
+    neighbor = Targets(*(field.roll(1, dims=0) for field in targets))
     both = Targets(
-        torch.cat([targets.labels, other.labels], dim=1),
-        torch.cat([targets.boxes, other.boxes], dim=1),
+        torch.cat([targets.labels, neighbor.labels], dim=1),
+        torch.cat([targets.boxes, neighbor.boxes], dim=1),
         torch.full_like(targets.counts, 2 * targets.labels.shape[1]),
     )
-    return clips.roll(1, dims=0).lerp_(clips, share), _keep(both, torch.cat([targets.valid, other.valid], 1))
+    valid = torch.cat([targets.valid, neighbor.valid], dim=1)
+
+    blended = clips.roll(1, dims=0).lerp_(clips, share[:, None, None, None, None])
+    return blended, _keep(both, valid)
 
 
-def _to(array: np.ndarray, device: torch.device) -> Tensor:
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to the device. A GPU is not waited for: the copy goes through pinned memory."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

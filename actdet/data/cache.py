@@ -1,6 +1,6 @@
-"""Decoded clips in the training device's memory: read once, then only augmented.
+"""Decoded clips in the training device's memory, so that each is decoded only once.
 
-`FrameCache` is one pool of uint8 frames for a whole data set; `choose_cache` says whether it fits.
+`FrameCache` is one pool of uint8 frames for a whole data set; `choose_cache` decides whether to have one.
 """
 
 from __future__ import annotations
@@ -10,106 +10,131 @@ import torch
 from actdet_kernels import frame_levels
 from torch import Tensor
 
+from actdet.data.config import ClipSize
 from actdet.data.index import ClipIndex
 from actdet.device import free_memory
 from actdet.errors import ActdetError
-from actdet.models.detr.config import ModelConfig
-from actdet.video.decoding import ClipRequest, sample_frames
+from actdet.video.decoding import ClipRequest
+from actdet.video.sampling import sample_frames
 
-# Of the free memory, what "auto" takes at most: on a GPU the network comes later, a CPU's memory is not ours alone.
+# The largest share of the free memory that "auto" takes. On a GPU the network still needs its memory, and a CPU's
+# memory is not ours alone.
 _SHARE = {"cuda": 0.5, "cpu": 0.25}
 
-# Frames that are decoded, about, for one that is asked for in a long video.
+# In a long video about so many frames are decoded on the way to one that is asked for.
 _ON_THE_WAY = 30
 
 
 class FrameCache:
-    """The frames of all clips of `index` that may be asked for, (F, S, S, 3) uint8 in `pool`, as clips get filled in.
+    """The frames that may be asked for of all clips of a data set, filled in clip by clip.
 
-    jitter: whether any frame may be asked for, or only those in the middle of the segments.
-    levels: (F,) float32, mean of each frame. Raises ActdetError where there is no memory for it.
+    Attributes:
+        pool: (F, S, S, 3) uint8, the frames of all clips, one clip after the other.
+        frame_means: (F,) float32, the mean of each frame in [0, 1].
     """
 
-    def __init__(self, index: ClipIndex, model: ModelConfig, device: torch.device, *, jitter: bool) -> None:
+    def __init__(self, index: ClipIndex, size: ClipSize, device: torch.device, *, jitter: bool) -> None:
+        """Reserve the memory.
+
+        Args:
+            index: The data set.
+            size: Of the clips that will be asked for.
+            device: Where the frames are kept.
+            jitter: Whether any frame of a clip may be asked for, or only those at the middle of its segments.
+
+        Raises:
+            ActdetError: If there is not enough memory.
+        """
         videos = [clip.video for clip in index.clips]
         self._requests = [
-            ClipRequest(video, np.arange(len(video.pts)) if jitter else np.unique(sample_frames(video, model.frames)))
+            ClipRequest(video, np.arange(len(video.pts)) if jitter else np.unique(sample_frames(video, size.frames)))
             for video in videos
         ]
         self._first = np.cumsum([0, *(len(request.indices) for request in self._requests)])
         self._filled = np.zeros(len(videos), bool)
-        shape = int(self._first[-1]), model.image_size, model.image_size, 3
+
+        count = int(self._first[-1])
         try:
-            self.pool = torch.empty(shape, dtype=torch.uint8, device=device)
+            self.pool = torch.empty((count, size.image_size, size.image_size, 3), dtype=torch.uint8, device=device)
         except RuntimeError as error:
-            raise ActdetError(
-                f"no memory for {_size(cache_bytes(index, model, jitter=jitter))} of decoded clips: use --cache none"
-            ) from error
-        self.levels = torch.empty(shape[0], device=device)
+            needed = _readable(cache_bytes(index, size, jitter=jitter))
+            raise ActdetError(f"no memory for {needed} of decoded clips: use --cache none") from error
+        self.frame_means = torch.empty(count, device=device)
 
     def __contains__(self, clip: int) -> bool:
         return bool(self._filled[clip])
 
     def request(self, clip: int) -> ClipRequest:
-        """What to read of a clip, to `fill` it in."""
+        """Return what to read of a clip in order to `fill` it in."""
         return self._requests[clip]
 
     def fill(self, clip: int, frames: Tensor) -> None:
-        """Keep the `frames` that were requested of a clip."""
+        """Keep the frames (N, S, S, 3) uint8 that `request` asked for."""
         span = slice(self._first[clip], self._first[clip + 1])
         self.pool[span].copy_(frames, non_blocking=True)
-        self.levels[span] = frame_levels(self.pool[span])
+        self.frame_means[span] = frame_levels(self.pool[span])
         self._filled[clip] = True
 
     def rows(self, clip: int, indices: np.ndarray) -> np.ndarray:
-        """Where in the pool the frames `indices` of a clip lie."""
+        """Return where in the pool the frames of a clip with the numbers `indices` are."""
         return self._first[clip] + np.searchsorted(self._requests[clip].indices, indices)
 
 
-def cache_bytes(index: ClipIndex, model: ModelConfig, *, jitter: bool) -> int:
-    """What a `FrameCache` of these takes at most."""
-    frames = sum(len(clip.video.pts) if jitter else min(len(clip.video.pts), model.frames) for clip in index.clips)
-    return frames * (model.image_size**2 * 3 + 4)
+def cache_bytes(index: ClipIndex, size: ClipSize, *, jitter: bool) -> int:
+    """Return the most bytes that a `FrameCache` with these arguments takes."""
+    frames = sum(len(clip.video.pts) if jitter else min(len(clip.video.pts), size.frames) for clip in index.clips)
+    return frames * (size.image_size**2 * 3 + 4)
 
 
 def most_kept(device: torch.device) -> float:
-    """Bytes of decoded clips that "auto" keeps at most on `device`, as it is now."""
+    """Return how many bytes of decoded clips "auto" keeps at most on `device`, by the memory that is free now."""
     return _SHARE[device.type] * free_memory(device)
 
 
 def choose_cache(
     cache: str,
     index: ClipIndex,
-    model: ModelConfig,
+    size: ClipSize,
     device: torch.device,
     *,
     jitter: bool,
     epochs: int,
     processes: int = 1,
 ) -> tuple[bool, str]:
-    """Whether decoded clips are kept in memory for `cache` (auto, memory or none), and why in a few words.
+    """Decide whether decoded clips are kept in memory.
 
-    epochs: how often each is asked for. processes: how many keep them on one CPU.
+    Args:
+        cache: The setting: auto, memory or none.
+        index: The data set.
+        size: Of the clips that will be asked for.
+        device: Where the frames would be kept.
+        jitter: See `FrameCache`.
+        epochs: How often each clip will be asked for.
+        processes: How many processes train. On a CPU each keeps its own clips in the same memory.
+
+    Returns:
+        The decision, and the reason in a few words.
     """
     if cache == "none":
-        return False, "decoded anew each epoch, asked for"
-    size, most = (
-        cache_bytes(index, model, jitter=jitter),
-        most_kept(device) / (processes if device.type == "cpu" else 1),
-    )
-    what, share = f"{_size(size)} of decoded clips", _SHARE[device.type]
+        return False, "decoded again each epoch, asked for"
+
+    needed = cache_bytes(index, size, jitter=jitter)
+    what = f"{_readable(needed)} of decoded clips"
     if cache == "memory":
         return True, f"{what} kept in memory, asked for"
+
+    # To keep a clip, all frames that jitter may ask for are decoded. Of long videos that are more frames than a short
+    # training ever decodes without a cache.
     decoded = sum(len(clip.video.pts) for clip in index.clips)
-    if jitter and decoded > epochs * len(index.clips) * model.frames * _ON_THE_WAY:
-        return False, f"decoded anew each epoch: all {decoded} frames are more than will be asked for"
-    if size <= most:
+    if jitter and decoded > epochs * len(index.clips) * size.frames * _ON_THE_WAY:
+        return False, f"decoded again each epoch: all {decoded} frames are more than will be asked for"
+
+    most = most_kept(device) / (processes if device.type == "cpu" else 1)
+    if needed <= most:
         return True, f"{what} kept in memory"
-    return (
-        False,
-        f"decoded anew each epoch: {what} are more than {_size(most)}, {share:.0%} of what is free",
-    )
+    share = f"{_SHARE[device.type]:.0%}"
+    return False, f"decoded again each epoch: {what} are more than {_readable(most)}, {share} of the free memory"
 
 
-def _size(bytes_: float) -> str:
+def _readable(bytes_: float) -> str:
     return f"{bytes_ / 2**30:.1f} GiB" if bytes_ >= 2**30 else f"{bytes_ / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""The names of a data set's classes: `ROOT/classes.txt`, a name a line, in the order of their ids from 0 on."""
+"""The class names of a data set: `ROOT/classes.txt`, one name per line, in the order of the class ids from 0."""
 
 from __future__ import annotations
 
@@ -10,43 +10,62 @@ from actdet.data.annotations import read_lines
 from actdet.errors import ActdetError, DataError
 from actdet.files import write_bytes
 
-CLASS_NAMES = ("fight", "collapse")  # where nobody says otherwise
-NO_ACTION = "no action"  # what a clip is called that has no action of any class
+# The class names of a data set that does not name its classes, if the caller does not name them either.
+CLASS_NAMES = ("fight", "collapse")
+
+# What a clip is called that shows no action of any class.
+NO_ACTION = "no action"
+
 CLASS_FILE = "classes.txt"
 
 _MOST_CHARACTERS = 100
 
 
 def class_names_of(root: str | os.PathLike[str], asked: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The class names of the data set in `root`: those that its file says, or `asked`, or else `CLASS_NAMES`.
+    """Return the class names of the data set in `root`.
 
-    Raises DataError where the file says others than `asked`, or the same in another order: the ids in the annotation
-    files would mean something else. Raises ActdetError for names that cannot be such.
+    Args:
+        root: The data set's folder.
+        asked: The names that the caller expects, in the order of their ids; None accepts any.
+
+    Returns:
+        The names in the data set's own file. If it has no such file, `asked`, or else `CLASS_NAMES`.
+
+    Raises:
+        DataError: If the file lists other names than `asked`, or the same names in another order. The class ids in the
+            annotation files would then mean something else.
+        ActdetError: If `asked` are not valid names.
     """
     written = read_class_names(root)
     if asked is None:
         return written or CLASS_NAMES
+
     if problem := _problem(asked):
         raise ActdetError(problem)
     if written and written != tuple(asked):
         raise DataError(
             Path(root, CLASS_FILE),
             f"the classes of this data set are {_listed(written)}, but --class-names or the model says "
-            f"{_listed(asked)}: they must be the same, in the same order",
+            f"{_listed(asked)}; both must list the same names in the same order",
         )
     return tuple(asked)
 
 
 def read_class_names(root: str | os.PathLike[str]) -> tuple[str, ...] | None:
-    """What the data set's own file says; None where it has none. Raises DataError for anything but a list of names."""
+    """Return the names in the data set's own file, or None if it has no such file.
+
+    Raises:
+        DataError: If the file is not a list of valid names.
+    """
     path = Path(root, CLASS_FILE)
     if not os.path.exists(path):
         return None
+
     names = [line.strip() for line in read_lines(path)]
     while names and not names[-1]:
         names.pop()
     if problem := _problem(names):
-        raise DataError(path, f"{problem}; expected is a name a line, in the order of the ids")
+        raise DataError(path, f"{problem}; expected one name per line, in the order of the class ids")
     return tuple(names)
 
 
@@ -60,16 +79,16 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _problem(names: Sequence[str]) -> str | None:
-    """What is wrong with these names, or None."""
+    """Say what is wrong with these names; None if they are valid."""
     if not names:
         return "there is no class name"
     for number, name in enumerate(names):
         if not name.strip():
             return f"the name of class {number} is empty"
         if not name.isprintable() or len(name) > _MOST_CHARACTERS:
-            return f"the name of class {number} is no line of at most {_MOST_CHARACTERS} printable characters"
+            return f"the name of class {number} is not one line of at most {_MOST_CHARACTERS} printable characters"
         if name in names[:number]:
-            return f"the name {name!r} comes twice, as class {names.index(name)} and {number}"
+            return f"the name {name!r} is used twice, for class {names.index(name)} and {number}"
         if name == NO_ACTION:
-            return f"no class can be called {NO_ACTION!r}: that is a clip without one"
+            return f"no class can be called {NO_ACTION!r}, the name for a clip without any action"
     return None

@@ -1,6 +1,7 @@
-"""The settings of the augmentation: what the command line shows, and what a checkpoint records.
+"""The settings of the training data: the size of the clips, and their augmentation.
 
-A text under a field is its help.
+The command line shows the augmentation's settings, with the text under a field as its help, and a checkpoint records
+them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from actdet.bounds import check_bounds
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """How much of a clip the network sees."""
+
+    frames: int
+    """Frames that are sampled from the clip."""
+    image_size: int
+    """Side of the square picture to which each frame is scaled, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +31,14 @@ class AugmentConfig:
     """A crop takes away up to this share of the width and of the height; 0 turns it off."""
     jitter: bool = True
     """Take each frame at a random time within its segment of the clip, instead of at its middle."""
-    colour: float = 0.3
-    """Strength of the change of brightness, contrast and saturation, one draw a clip; 0 turns it off."""
+    color: float = 0.3
+    """Strength of the change of brightness, contrast and saturation, drawn once per clip; 0 turns it off."""
     mixup: float = 0.0
-    """Parameter of the Beta distribution that blends pairs of clips and keeps both's targets; 0 turns it off."""
+    """Parameter of the Beta distribution by which pairs of clips are blended, with the targets of both; 0 turns it
+    off."""
 
     def __post_init__(self) -> None:
         check_bounds(vars(self))
 
 
-NO_AUGMENTATION = AugmentConfig(flip=0.0, crop=0.0, jitter=False, colour=0.0)
+NO_AUGMENTATION = AugmentConfig(flip=0.0, crop=0.0, jitter=False, color=0.0)

@@ -3,7 +3,7 @@
     which clips (`sampler`) -> which of their frames (`video.sample_frames`) -> decoded by a reader, or kept from before
     (`cache`) -> augmented on the device (`augment`)
 
-Targets come from tables that lie on the device from the start: behind the loader there is no list of boxes.
+The targets of all clips are tables on the device from the start, so no batch has to copy a list of boxes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from actdet_kernels import Targets, frame_levels, gather_clips
 from torch import Tensor
 
-from actdet.data.augment import Batch, augment, draw_changes, halve_pixels
+from actdet.data.augment import Batch, augment, draw_params, halve_pixels
 from actdet.data.cache import FrameCache
+from actdet.data.config import AugmentConfig, ClipSize
 from actdet.data.index import ClipIndex
 from actdet.data.sampler import balanced_batches
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError, DataError
-from actdet.models.detr.config import ModelConfig
-from actdet.training.config import TrainConfig
-from actdet.video.decoding import decode_frames, sample_frames
-from actdet.video.readers import ClipRequest, Reader
+from actdet.video.decoding import ClipRequest, decode_frames
+from actdet.video.readers import Reader
+from actdet.video.sampling import sample_frames
 
 
 class _Sample(NamedTuple):
@@ -36,23 +36,30 @@ class _Sample(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What was read of a batch: sample i is `rows[i]` of `frames`, -1 where it could not be read."""
+    """What was read of a batch.
+
+    frames: (F, S, S, 3) uint8.
+    rows: (B, T) int64, the number in `frames` of each frame of each sample; -1 for a sample that could not be read.
+    """
 
     frames: Tensor
     rows: np.ndarray
 
 
 class ClipLoader:
-    """Batches of the clips of `index`, decoded by `reader`, on `device`; a clip is named by its number in the index.
+    """Batches of the clips of a data set, which are named by their numbers in the index.
 
-    dtype: of the clips. cache: where decoded clips are kept. bad_files: `stop` raises the DataError of a clip that
-    cannot be read, `skip` notes it in `left_out` and does without.
+    Attributes:
+        index: The data set.
+        reader: What decodes the clips.
+        cache: Where decoded clips are kept, if they are.
+        left_out: What is wrong with each clip that could not be read and was left out.
     """
 
     def __init__(
         self,
         index: ClipIndex,
-        model: ModelConfig,
+        size: ClipSize,
         reader: Reader,
         device: torch.device,
         *,
@@ -60,108 +67,152 @@ class ClipLoader:
         cache: FrameCache | None = None,
         bad_files: str = "stop",
     ) -> None:
-        self.index, self.model, self.reader, self.device = index, model, reader, device
+        """Copy the targets of all clips to the device.
+
+        Args:
+            index: The data set.
+            size: Of the clips in a batch.
+            reader: What decodes the clips, in pictures of this size.
+            device: Where the batches are made.
+            dtype: Of the clips in a batch.
+            cache: Where decoded clips are kept.
+            bad_files: "stop" raises the DataError of a clip that cannot be read; "skip" notes it in `left_out` and
+                goes on without the clip.
+        """
+        self.index = index
+        self.reader = reader
         self.cache = cache
         self.left_out: dict[int, DataError] = {}
-        self._dtype, self._skip = dtype, bad_files == "skip"
+        self._size = size
+        self._device = device
+        self._dtype = dtype
+        self._skip = bad_files == "skip"
+
         targets = Targets(*map(torch.from_numpy, index.targets()))
         self._positive = targets.counts.numpy() > 0
         self._targets = targets.to(device)
 
     @property
     def all_left_out(self) -> list[DataError]:
-        """What is wrong with all files that were left out, by the index or here."""
+        """What is wrong with all files that were left out, by the index or by the loader."""
         return [*self.index.left_out, *self.left_out.values()]
 
     def train_batches(
-        self, ids: Sequence[int], config: TrainConfig, epoch: int, skip: int = 0, processes: Processes = ALONE
+        self,
+        ids: Sequence[int],
+        batch_size: int,
+        augmentation: AugmentConfig,
+        *,
+        seed: int,
+        epoch: int,
+        skip: int = 0,
+        half_pixels: bool = False,
+        processes: Processes = ALONE,
     ) -> Iterator[Batch]:
-        """The augmented batches of one epoch over `ids`, from number `skip` on; of each, this process's share.
+        """Yield the augmented batches of one epoch.
 
-        The same (config, epoch) gives the same batches, whatever was skipped, and however many processes share them;
-        but mixup blends clips of one process. A clip that cannot be read, and is left out, has its place taken by
-        another one of its batch (of all, where it has none), so that batches keep their sizes.
+        The same arguments give the same batches, regardless of `skip` and of how many processes share a batch; except
+        that mixup blends only clips of one process. If a clip cannot be read and is left out, another clip of its batch
+        takes its place, so that batches keep their sizes; if none of its batch can be read, any other clip does.
+
+        Args:
+            ids: The clips.
+            batch_size: Clips in a batch, of all processes together.
+            augmentation: How the clips are changed.
+            seed: With the number of the epoch and of the batch, determines everything random.
+            epoch: Number of the epoch.
+            skip: How many batches to leave out at the beginning, because they were trained on before.
+            half_pixels: Whether to show pictures of half as many pixels.
+            processes: The processes that share each batch; the share of this one is yielded.
         """
         clips = np.asarray(ids)
-        batches = balanced_batches(self._positive[clips], config.batch_size, seed=config.seed, epoch=epoch)
-        samples, changes = [], []
+        batches = balanced_batches(self._positive[clips], batch_size, seed=seed, epoch=epoch)
+
+        # All that is random is drawn for the whole batch, in a fixed order, before the processes share it.
+        samples = []
+        params = []
         for number, batch in enumerate(batches[skip:], start=skip):
-            rng = np.random.default_rng([config.seed, epoch, number])
-            drawn = [self._sample(clip, rng if config.augment.jitter else None) for clip in clips[batch].tolist()]
-            samples.append(processes.share(drawn))
-            changes.append(processes.share(draw_changes(len(batch), config.augment, rng)))
-        for batch, drawn, found in zip(samples, changes, self._read(samples), strict=True):
-            (frames, rows), shown = found, np.array([sample.clip for sample in batch])
-            bad = rows[:, 0] < 0
-            if bad.all():
-                frames, clip = self._any_clip(clips.tolist())
-                rows, shown = np.tile(np.arange(len(frames)), (len(batch), 1)), np.full_like(shown, clip)
-            elif bad.any():
-                others = np.resize(np.flatnonzero(~bad), bad.sum())
-                rows[bad], shown[bad] = rows[others], shown[others]
+            rng = np.random.default_rng([seed, epoch, number])
+            whole = [self._sample(clip, rng if augmentation.jitter else None) for clip in clips[batch].tolist()]
+            samples.append(processes.share(whole))
+            params.append(processes.share(draw_params(len(batch), augmentation, rng)))
+
+        for batch, drawn, found in zip(samples, params, self._read(samples), strict=True):
+            frames, rows, shown = self._fill_gaps(batch, found, clips.tolist())
             augmented = augment(
                 frames,
                 self._to_device(rows),
                 self._targets_of(shown),
                 drawn,
-                levels=self._levels(frames) if drawn.colour is not None else None,
+                frame_means=self._frame_means(frames) if drawn.color is not None else None,
                 dtype=self._dtype,
             )
-            yield halve_pixels(augmented) if epoch < config.small_epochs else augmented
+            yield halve_pixels(augmented) if half_pixels else augmented
 
     def eval_batches(self, ids: Sequence[int], batch_size: int) -> Iterator[Batch]:
-        """All `ids` once, in their order, as they are; without those that are in `left_out` when the last has come."""
+        """Yield the clips `ids` once, unchanged and in their order, `batch_size` at a time.
+
+        Clips that cannot be read are missing. After the last batch they are all in `left_out`.
+        """
         starts = range(0, len(ids), batch_size)
         samples = [[self._sample(clip, None) for clip in ids[start : start + batch_size]] for start in starts]
         for batch, (frames, rows) in zip(samples, self._read(samples), strict=True):
             good = rows[:, 0] >= 0
             if good.any():
-                chosen = np.array([sample.clip for sample in batch])[good]
+                shown = np.array([sample.clip for sample in batch])[good]
                 clips = gather_clips(frames, self._to_device(rows[good]), dtype=self._dtype)
-                yield Batch(clips, self._targets_of(chosen))
+                yield Batch(clips, self._targets_of(shown))
 
     def _sample(self, clip: int, rng: np.random.Generator | None) -> _Sample:
-        return _Sample(clip, sample_frames(self.index.clips[clip].video, self.model.frames, rng=rng))
+        """Choose the frames of a clip: at random times if there is an `rng`."""
+        return _Sample(clip, sample_frames(self.index.clips[clip].video, self._size.frames, rng=rng))
 
     def _request(self, sample: _Sample) -> ClipRequest:
         return ClipRequest(self.index.clips[sample.clip].video, sample.indices)
 
     def _read(self, batches: Sequence[Sequence[_Sample]]) -> Iterator[_Found]:
-        """Decode what is neither kept nor left out, ahead of time."""
-        cache, requests = self.cache, []
+        """Yield what is found of each batch, decoding ahead of time what is neither kept nor left out."""
+        cache = self.cache
+        requests = []
+
+        # For each sample of each batch, whether one of the requests is for it.
+        requested: list[list[bool]] = []
         done = set(self.left_out)
-        asked: list[list[bool]] = []  # of each sample, whether one of the requests is for it
         for batch in batches:
-            asked.append([])
+            requested.append([])
             for sample in batch:
-                new = sample.clip not in done and (cache is None or sample.clip not in cache)
-                asked[-1].append(new)
-                if new and cache is not None:
+                is_new = sample.clip not in done and (cache is None or sample.clip not in cache)
+                requested[-1].append(is_new)
+                if is_new and cache is not None:
+                    # The cache keeps all that will ever be asked for, so the clip is requested only once.
                     requests.append(cache.request(sample.clip))
                     done.add(sample.clip)
-                elif new:
+                elif is_new:
                     requests.append(self._request(sample))
-        answers = self.reader.read(requests, ahead=2 * max(map(len, batches), default=1))
-        for batch, new in zip(batches, asked, strict=True):
-            clips = [sample.clip for sample, is_new in zip(batch, new, strict=True) if is_new]
-            decoded = [self._take(clip, next(answers)) for clip in clips]
-            frames = [clip for clip in decoded if clip is not None]
-            if cache is not None:
-                kept = [cache.rows(*sample) if sample.clip in cache else None for sample in batch]
-                yield _Found(cache.pool, self._rows(kept))
-            elif frames:
-                places = iter(np.arange(len(frames) * self.model.frames).reshape(len(frames), -1))
-                kept = [None if sample.clip in self.left_out else next(places) for sample in batch]
-                yield _Found(self._to_device(torch.cat(frames)), self._rows(kept))
-            else:
-                yield _Found(torch.empty(0), self._rows([None] * len(batch)))
+        answers = self.reader.read(requests, prefetch=2 * max(map(len, batches), default=1))
 
-    def _rows(self, kept: Sequence[np.ndarray | None]) -> np.ndarray:
-        missing = np.full(self.model.frames, -1)
-        return np.stack([missing if rows is None else rows for rows in kept])
+        for batch, flags in zip(batches, requested, strict=True):
+            new = [sample.clip for sample, is_new in zip(batch, flags, strict=True) if is_new]
+            taken = [self._take(clip, next(answers)) for clip in new]
+            decoded = [frames for frames in taken if frames is not None]
+
+            if cache is not None:
+                rows = [cache.rows(*sample) if sample.clip in cache else None for sample in batch]
+                yield _Found(cache.pool, self._stack(rows))
+            elif decoded:
+                places = iter(np.arange(len(decoded) * self._size.frames).reshape(len(decoded), -1))
+                rows = [None if sample.clip in self.left_out else next(places) for sample in batch]
+                yield _Found(self._to_device(torch.cat(decoded)), self._stack(rows))
+            else:
+                yield _Found(torch.empty(0), self._stack([None] * len(batch)))
+
+    def _stack(self, rows: Sequence[np.ndarray | None]) -> np.ndarray:
+        """Return the rows of `_Found`; None stands for a sample that could not be read."""
+        missing = np.full(self._size.frames, -1)
+        return np.stack([missing if row is None else row for row in rows])
 
     def _take(self, clip: int, answer: Tensor | DataError) -> Tensor | None:
-        """The frames that were read of a clip, which the cache keeps; None where it is left out."""
+        """Return the frames that were read of a clip, and keep them in the cache; None if the clip is left out."""
         if clip in self.left_out:
             return None
         if isinstance(answer, DataError):
@@ -173,9 +224,33 @@ class ClipLoader:
             self.cache.fill(clip, self._to_device(answer))
         return answer
 
+    def _fill_gaps(
+        self, batch: Sequence[_Sample], found: _Found, ids: Sequence[int]
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """Give the places of clips that could not be read to others: of the batch, or else to one of `ids`.
+
+        Returns:
+            The frames and rows of `_Found`, and the clip that is shown in each place, (B,) int64.
+        """
+        frames, rows = found
+        shown = np.array([sample.clip for sample in batch])
+        bad = rows[:, 0] < 0
+        if bad.all():
+            frames, clip = self._any_clip(ids)
+            rows = np.tile(np.arange(len(frames)), (len(batch), 1))
+            shown = np.full_like(shown, clip)
+        elif bad.any():
+            others = np.resize(np.flatnonzero(~bad), bad.sum())
+            rows[bad] = rows[others]
+            shown[bad] = shown[others]
+        return frames, rows, shown
+
     def _any_clip(self, ids: Sequence[int]) -> tuple[Tensor, int]:
-        """The frames of the first of these clips that can be read, and its number; decoded here, since that is rare."""
-        side = self.model.image_size
+        """Return the frames and the number of the first of these clips that can be read.
+
+        It is rarely needed, so it is decoded here and not by the reader.
+        """
+        side = self._size.image_size
         for clip in ids:
             if clip not in self.left_out:
                 try:
@@ -185,17 +260,17 @@ class ClipLoader:
                     self.left_out[clip] = error
         raise ActdetError(f"none of the {len(ids)} clips can be read: {self.left_out[ids[0]]}")
 
-    def _levels(self, frames: Tensor) -> Tensor:
+    def _frame_means(self, frames: Tensor) -> Tensor:
         if self.cache is not None and frames is self.cache.pool:
-            return self.cache.levels
+            return self.cache.frame_means
         return frame_levels(frames)
 
     def _to_device(self, array: Tensor | np.ndarray) -> Tensor:
-        """Without waiting for the device: what is copied to a GPU goes through pinned memory."""
+        """Copy to the device. A GPU is not waited for: the copy goes through pinned memory."""
         tensor = array if isinstance(array, Tensor) else torch.from_numpy(array)
-        if self.device.type == "cuda" and tensor.device.type == "cpu":
+        if self._device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return tensor.to(self._device, non_blocking=True)
 
     def _targets_of(self, clips: np.ndarray) -> Targets:
         rows = self._to_device(clips)

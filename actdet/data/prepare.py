@@ -1,10 +1,12 @@
-"""Re-encodes a data set so that single frames are cheap to read: small pictures, a keyframe every few frames.
+"""Re-encode a data set so that single frames are cheap to read: small pictures, a keyframe every few frames.
 
-A frame is reached from the keyframe before it. In a video as cameras and platforms write it that is seconds and
-hundreds of large pictures away, here at most `gop` small ones. Frames, their times and the actions stay the same.
+A frame is reached from the keyframe before it. In a video as cameras and platforms write it, that keyframe is seconds
+and hundreds of large pictures away; in a prepared one it is at most `gop` small pictures away. The frames, their times
+and the actions stay the same.
 
-Each video is written whole or not at all, and says in its metadata what it was made of: a run that was stopped goes
-on where it was. The annotations are written first, so that a data set with videos missing is not taken for a whole one.
+Each video is written completely or not at all, and its metadata say what it was made of, so a run that was stopped can
+go on where it was. The annotations are written first, so that a data set whose videos are not all there yet is not
+mistaken for a complete one.
 """
 
 from __future__ import annotations
@@ -21,26 +23,32 @@ import numpy as np
 
 from actdet.bounds import BOUNDS, check_bounds
 from actdet.data.classes import class_names_of, write_class_names
-from actdet.data.index import SYSTEM_FILES, BadFiles, Clip, ClipIndex, Progress, load_index
+from actdet.data.index import BadFiles, Clip, ClipIndex, Progress, load_index
+from actdet.data.layout import SYSTEM_FILES
 from actdet.errors import ActdetError, DataError
 from actdet.files import any_within, check_own, remove_abandoned, sole_writer, write_bytes
-from actdet.video.decoding import VideoInfo, decode_frames, sample_frames, stream_frames
+from actdet.video.decoding import decode_frames, stream_frames
 from actdet.video.encoding import choose_encoder, read_comment, write_video
+from actdet.video.info import VideoInfo
+from actdet.video.sampling import sample_frames
 from actdet.workers import run_all, while_wanted
 
-# What is lost is far below what training's colour jitter adds: on 30 real clips 39.8 dB of PSNR, 1.9 of 255 off on
-# average, of which 4:2:0 colour alone is 0.6 (VP9: 40.2 dB, 1.8). B-frames would make the files 15 % smaller, and the
-# time at which the last frame ends inexact. Without CABAC and deblocking (fastdecode) a frame decodes in half the
-# time, for 12 % more bytes.
+# The loss of quality is far below the changes of color in training: on 30 real clips the PSNR is 39.8 dB and the mean
+# difference 1.9 of 255, of which 4:2:0 color alone accounts for 0.6 (VP9: 40.2 dB, 1.8). B-frames would make the files
+# 15 % smaller, but the end of the last frame inexact. Without CABAC and deblocking (fastdecode) a frame decodes in half
+# the time, for 12 % more bytes.
 _OPTIONS = {
     "libx264": {"preset": "veryfast", "tune": "fastdecode", "crf": "16", "bf": "0", "sc_threshold": "0"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "6", "crf": "20", "b:v": "0", "lag-in-frames": "0"},
 }
 
-# The number of these options: files that were made with those of another number are refused.
+# The version of these options; files that were made with another version are refused.
 _VERSION = 2
 
-_MEASURED_CLIPS, _MEASURED_FRAMES, _MEASURED_SIZE = 8, 16, (224, 224)
+# On how many clips reading is timed, and what is read of each.
+_MEASURED_CLIPS = 8
+_MEASURED_FRAMES = 16
+_MEASURED_SIZE = (224, 224)
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,9 @@ class PrepareConfig:
     gop: int = 16
     """Frames from one keyframe to the next: fewer are quicker to read and take more space."""
     codec: Literal["h264", "vp9"] = "h264"
-    """h264 is decoded fastest; vp9 is what DALI decodes on a CPU, too."""
+    """h264 decodes fastest; vp9 can also be decoded by DALI on a CPU."""
     workers: int = 0
-    """Processes to encode with; 0 takes one per CPU core. The result does not depend on it."""
+    """Processes to encode with; 0 starts one per CPU core. The result does not depend on it."""
 
     def __post_init__(self) -> None:
         check_bounds(vars(self), BOUNDS | {"short_side": "[16, 4096]", "gop": "[1, 10000]"})
@@ -71,13 +79,15 @@ class Prepared:
     encoded: int
     """Clips that were encoded now; the others were there already."""
     bytes_before: int
+    """Size of all videos as they were."""
     bytes_after: int
-    """Size of all videos."""
+    """Size of all prepared videos."""
     seconds_before: float
+    """Median time to read 16 frames of a clip as it was, evenly spread and scaled to 224 x 224, on one thread."""
     seconds_after: float
-    """Median time to read 16 frames of a clip, spread evenly and scaled to 224 x 224, on one thread."""
+    """The same of the prepared clips."""
     measured: int
-    """How many clips that median is of."""
+    """Number of clips that were read to find the median."""
     left_out: tuple[DataError, ...] = ()
     """What is wrong with the files that were left out."""
 
@@ -90,16 +100,23 @@ def prepare_dataset(
     bad_files: BadFiles = "stop",
     progress: Progress | None = None,
 ) -> Prepared:
-    """Write the clips of `source` to `out` anew, upright, small and with a keyframe every `config.gop` frames.
+    """Write a data set anew: its videos upright, small, and with a keyframe every `config.gop` frames.
 
-    Clips that an earlier run with the same settings has made of the same files are kept; annotations and class names
-    are always written. With `bad_files` "skip" a clip that does not decode is left out. `progress(done, total)` is
-    called after each clip. The processes are spawned: a script that calls this keeps its own start under
+    Clips that an earlier run made of the same files with the same settings are kept; annotations and class names are
+    always written. The worker processes are spawned, so a script that calls this must keep its own start under
     `if __name__ == "__main__":`.
 
-    Raises DataError for a video that does not decode or a file that cannot be written, ActdetError where `out` is
-    within the data set, or holds anything but clips of `source` prepared with the same settings, or another process
-    writes to it.
+    Args:
+        source: The data set.
+        out: Folder of the prepared data set.
+        config: How to encode.
+        bad_files: "skip" leaves out the clips that do not decode; "stop" raises what is wrong with the first of them.
+        progress: Called with (clips done, clips in all) after each clip.
+
+    Raises:
+        DataError: If a video does not decode, or a file cannot be written.
+        ActdetError: If `out` is within the data set, if it contains anything other than clips of `source` prepared with
+            the same settings, or if another process is writing to it.
     """
     out = Path(out)
     _check_apart(source.root, out)
@@ -120,106 +137,128 @@ def _prepare(
             if bad_files == "stop":
                 raise
             left_out.append(problem)
+
+    # Everything is checked before the first file is written.
     clips = [clip for clip in source.clips if clip.name in texts]
     stamps = {clip.name: _stamp(clip, config) for clip in clips}
     done = _find_prepared(out, source, config, stamps)
     _check_annotations(out, texts)
+
     for folder in ("videos", "annotations"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     write_class_names(out, source.class_names)
     for name, text in texts.items():
-        path = out / "annotations" / f"{name}.txt"
+        path = _annotation_file(out, name)
         if text is None:
             path.unlink(missing_ok=True)
         else:
             write_bytes(path, text.encode())
-    jobs = [(clip.video, _target(out, clip.name), config, stamps[clip.name]) for clip in clips]
-    bad = _encode_all(
-        [job for job in jobs if job[1].stem not in done], out, config.workers, len(jobs), bad_files, progress
-    )
+
+    jobs = [(clip.video, _target(out, clip.name), config, stamps[clip.name]) for clip in clips if clip.name not in done]
+    bad = _encode_all(jobs, out, config.workers, len(clips), bad_files, progress)
+    left_out += bad
+
+    # A clip that does not decode must not stay as an annotation without its video.
     unreadable = {problem.path for problem in bad}
     for clip in clips:
         if clip.video.path in unreadable:
-            (out / "annotations" / f"{clip.name}.txt").unlink(missing_ok=True)
+            _annotation_file(out, clip.name).unlink(missing_ok=True)
             _target(out, clip.name).unlink(missing_ok=True)
     clips = [clip for clip in clips if clip.video.path not in unreadable]
-    left_out += bad
     if not clips:
         raise ActdetError(f"none of the clips of {source.root} can be prepared: {left_out[0]}")
 
     index = load_index(out, source.class_names)
-    sample = np.unique(np.linspace(0, len(clips) - 1, _MEASURED_CLIPS).round().astype(int)).tolist()
+    measured = np.unique(np.linspace(0, len(clips) - 1, _MEASURED_CLIPS).round().astype(int)).tolist()
     return Prepared(
         index=index,
         encoded=len(clips) - len(done),
         bytes_before=_bytes(clips),
         bytes_after=_bytes(index.clips),
-        seconds_before=_reading_seconds([clips[i].video for i in sample]),
-        seconds_after=_reading_seconds([index.clips[i].video for i in sample]),
-        measured=len(sample),
+        seconds_before=_reading_seconds([clips[i].video for i in measured]),
+        seconds_after=_reading_seconds([index.clips[i].video for i in measured]),
+        measured=len(measured),
         left_out=tuple(left_out),
     )
 
 
 def prepared_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """(width, height), both even, that a video of `width` x `height` is scaled down to; never larger than it is."""
-    share = min(Fraction(1), Fraction(short_side, min(width, height)))
-    width, height = (max(2, min(round(side * share / 2), side // 2) * 2) for side in (width, height))
+    """Return the width and height, both even, to which a video is scaled down; it is never enlarged."""
+    scale = min(Fraction(1), Fraction(short_side, min(width, height)))
+    width, height = (max(2, min(round(side * scale / 2), side // 2) * 2) for side in (width, height))
     return width, height
 
 
 def _check_annotations(out: Path, texts: dict[str, str | None]) -> None:
-    """ActdetError for an annotation file in `out` that is neither this command's nor says what it would write."""
+    """Raise ActdetError for an annotation file that would be replaced though this command did not write it."""
 
     def is_own(path: Path) -> bool:
+        # A video that is there has been found to be this command's, and so is the file that belongs to it.
         text = texts[path.stem]
-        # A video that is there was made by this command, and so was what lies beside it.
         return _target(out, path.stem).exists() or (text is not None and path.read_bytes() == text.encode())
 
-    check_own((out / "annotations" / f"{name}.txt" for name in texts), is_own)
+    check_own((_annotation_file(out, name) for name in texts), is_own)
 
 
 def _target(out: Path, name: str) -> Path:
     return out / "videos" / f"{name}.mp4"
 
 
+def _annotation_file(root: Path, name: str) -> Path:
+    return root / "annotations" / f"{name}.txt"
+
+
 def _check_apart(source: Path, out: Path) -> None:
-    """Raises if writing to `out` would write into `source`, symbolic links seen through."""
+    """Raise ActdetError if writing to `out` would write into `source`, even through symbolic links."""
     folders = ((root, root / "videos", root / "annotations") for root in (out, source))
     if any_within(*folders):
-        raise ActdetError(f"{out} is within the data set {source}: give another folder")
+        raise ActdetError(f"{out} is within the data set {source}; choose a folder outside of it")
 
 
 def _scaled_annotations(clip: Clip, root: Path, short_side: int) -> str | None:
-    """What the clip's annotation file will hold; None where there is none."""
-    path = root / "annotations" / f"{clip.name}.txt"
+    """Return what the clip's annotation file will contain; None if it has none.
+
+    Raises:
+        DataError: If a box would be smaller than a pixel.
+    """
+    path = _annotation_file(root, clip.name)
     if not path.exists():
         return None
+
     width, height = prepared_size(clip.video.width, clip.video.height, short_side)
-    across, down = width / clip.video.width, height / clip.video.height
+    across = width / clip.video.width
+    down = height / clip.video.height
     lines = []
     for label, (x1, y1, x2, y2) in clip.annotations:
-        box = left, top, right, bottom = (x1 * across, y1 * down, min(x2 * across, width), min(y2 * down, height))
+        left = x1 * across
+        top = y1 * down
+        right = min(x2 * across, width)
+        bottom = min(y2 * down, height)
         if not (left < right and top < bottom) or max(right, bottom) <= 1:
-            what = f"the box {x1:g} {y1:g} {x2:g} {y2:g} is less than a pixel of {width}x{height}"
-            raise DataError(path, f"{what}: correct it, or take a larger --short-side")
-        lines.append(" ".join(map(str, (label, *box))) + "\n")
+            problem = f"the box {x1:g} {y1:g} {x2:g} {y2:g} would be smaller than a pixel at {width}x{height}"
+            raise DataError(path, f"{problem}: correct it, or use a larger --short-side")
+        lines.append(" ".join(map(str, (label, left, top, right, bottom))) + "\n")
     return "".join(lines)
 
 
 def _settings(config: PrepareConfig) -> str:
+    """Return the settings as they stand in the metadata of a prepared video."""
     encoder = choose_encoder(config.codec)
     return f"short side {config.short_side}, GOP {config.gop}, {encoder}, version {_VERSION}"
 
 
 def _stamp(clip: Clip, config: PrepareConfig) -> str:
-    """What a prepared video says of itself: with which settings it was made, and of which file."""
+    """Return what the metadata of a prepared video say: its settings, and from which file it was made."""
     facts = os.stat(clip.video.path)
     return f"actdet prepare: {_settings(config)}; of {facts.st_size} bytes changed at {facts.st_mtime_ns} ns"
 
 
 def _find_prepared(out: Path, source: ClipIndex, config: PrepareConfig, stamps: dict[str, str]) -> set[str]:
-    """The clips that are in `out` already; an ActdetError for anything that does not belong there."""
+    """Return the names of the clips that are in `out` already.
+
+    Raises:
+        ActdetError: For a file that does not belong there.
+    """
     done = set()
     for folder, suffix in ((out / "videos", ".mp4"), (out / "annotations", ".txt")):
         if not folder.exists():
@@ -228,28 +267,52 @@ def _find_prepared(out: Path, source: ClipIndex, config: PrepareConfig, stamps: 
             if path.name.startswith(".") or path.name.lower() in SYSTEM_FILES:
                 continue
             if path.suffix != suffix or path.stem not in stamps:
-                raise ActdetError(f"{path}: {source.root} has no such clip; remove it, or give a new folder")
-            if suffix == ".txt":
-                continue
-            stamp = read_comment(path)
-            settings, _, _ = stamp.removeprefix("actdet prepare: ").partition(";")
-            if settings != _settings(config):
-                found = settings if settings != stamp else "not by this command"
-                raise ActdetError(f"{path} was made otherwise ({found}; asked for: {_settings(config)}): new folder")
-            if stamp == stamps[path.stem]:
+                raise ActdetError(
+                    f"{path}: {source.root} has no such clip; remove the file, or choose a new output folder"
+                )
+            if suffix == ".mp4" and _is_current(path, config, stamps[path.stem]):
                 done.add(path.stem)
     return done
 
 
+def _is_current(path: Path, config: PrepareConfig, stamp: str) -> bool:
+    """Return whether a prepared video was made of its source as that is now.
+
+    Raises:
+        ActdetError: If it was made with other settings, or not by this command.
+    """
+    found = read_comment(path)
+    if not found.startswith("actdet prepare: "):
+        raise ActdetError(f"{path} was not prepared by this command; choose a new output folder")
+
+    settings, _, _ = found.removeprefix("actdet prepare: ").partition(";")
+    if settings != _settings(config):
+        raise ActdetError(
+            f"{path} was prepared with other settings (found {settings}, requested {_settings(config)}); "
+            "choose a new output folder"
+        )
+    return found == stamp
+
+
+# The arguments of `_write`: the video, the file to write, how to encode it, and its stamp.
 _Job = tuple[VideoInfo, Path, PrepareConfig, str]
 
 
 def _encode_all(
     jobs: Sequence[_Job], out: Path, workers: int, total: int, bad_files: BadFiles, progress: Progress | None
 ) -> list[DataError]:
-    """Do the jobs in processes, the longest first, and leave nothing half-made, however it ends.
+    """Encode videos in worker processes, the longest first, and leave no half-written file, however it ends.
 
-    Returns what is wrong with the videos that do not decode, where those are left out.
+    Args:
+        jobs: What to encode.
+        out: Folder of the prepared data set.
+        workers: Number of processes; 0 starts one per CPU core.
+        total: Number of clips in all, with those that are done already.
+        bad_files: See `prepare_dataset`.
+        progress: See `prepare_dataset`.
+
+    Returns:
+        What is wrong with the videos that do not decode, if they are left out.
     """
 
     def show(done: int) -> None:
@@ -259,6 +322,7 @@ def _encode_all(
     show(0)
     if not jobs:
         return []
+
     videos = out / "videos"
     remove_abandoned(videos)
     try:
@@ -266,15 +330,16 @@ def _encode_all(
         problems = run_all(_encode, [(*job, bad_files) for job in longest_first], workers, show)
         return [problem for problem in problems if problem is not None]
     finally:
-        # Of a process that was killed.
+        # A worker that was killed has left the file that it was writing.
         remove_abandoned(videos)
 
 
 def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str, bad_files: BadFiles) -> DataError | None:
-    """Runs in a worker: writes one clip, or returns what is wrong with its video, where such are left out."""
+    """Write one video, in a worker process; return what is wrong with it if it does not decode and is left out."""
     try:
         _write(video, target, config, stamp)
     except DataError as problem:
+        # A full disk, for instance, is an error about another file, and not a reason to leave out the clip.
         if bad_files == "stop" or problem.path != video.path:
             raise
         return problem
@@ -283,15 +348,17 @@ def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str, b
 
 def _write(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str) -> None:
     width, height = prepared_size(video.width, video.height, config.short_side)
+    frames = while_wanted(stream_frames(video, range(len(video.pts)), (height, width)))
     encoder = choose_encoder(config.codec)
+    gop = str(config.gop)
     write_video(
         target,
-        (picture for _, picture in while_wanted(stream_frames(video, range(len(video.pts)), (height, width)))),
+        (picture for _, picture in frames),
         video.pts - video.pts[0],
         video.time_base,
         end=video.end - int(video.pts[0]),
         encoder=encoder,
-        options=_OPTIONS[encoder] | {"g": str(config.gop), "keyint_min": str(config.gop)},
+        options=_OPTIONS[encoder] | {"g": gop, "keyint_min": gop},
         threads=1,
         comment=stamp,
     )
@@ -302,6 +369,7 @@ def _bytes(clips: Iterable[Clip]) -> int:
 
 
 def _reading_seconds(videos: Iterable[VideoInfo]) -> float:
+    """Return the median time to read a few frames of a video."""
     times = []
     for video in videos:
         start = time.perf_counter()

@@ -1,1 +1,1 @@
-"""How far a detector can be trusted: figures over annotated clips, and the report that shows them."""
+"""Measures how far a detector can be trusted: figures over annotated clips, and the report that shows them."""

@@ -1,4 +1,4 @@
-"""The evaluation of a detector on clips with annotations: metrics, and what it said of every clip."""
+"""Evaluates a detector on annotated clips: metrics over all of them, and the answer to every single one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from actdet_kernels import Targets
+from torch import Tensor
 
 from actdet.data.loader import ClipLoader
 from actdet.distributed import ALONE, Processes
@@ -16,24 +17,26 @@ from actdet.models.detr.config import LossConfig
 from actdet.models.detr.decision import Decision, decide
 from actdet.models.detr.detector import ActionDetector, Predictions
 
+# So many clips go through the network together.
 BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics over n clips, and clip by clip, in the order in which they were asked for."""
+    """Metrics over n clips, and what was found clip by clip, in the order in which the clips were given."""
 
     clips: list[int]
-    """The clips, by their numbers in the index; without those that the loader left out."""
+    """The clips, by their numbers in the index, without those that the loader left out."""
     metrics: Metrics
     decision: Decision
     """(n,) label, score and box of each clip."""
-    truth: torch.Tensor
-    """(n,) true class, the number of action classes for no action; of several the decided one, if it is among them,
-    else the lowest."""
-    iou: torch.Tensor
-    """(n,) overlap of the decided box with the annotated one of that class, 0 where there is none."""
+    truth: Tensor
+    """(n,) int64, the true class of each clip; the number of action classes means no action. Of several annotated
+    classes it is the decided one if that is among them, else the lowest."""
+    iou: Tensor
+    """(n,) overlap of the decided box with the annotated box of that class; 0 if there is none."""
     targets: Targets
+    """The annotations of the n clips."""
 
 
 def evaluate(
@@ -46,43 +49,65 @@ def evaluate(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Run `detector` on the clips `ids` in `dtype` arithmetic and measure what it says.
+    """Run a detector on clips and measure its answers.
 
-    Of several processes each takes its share of the clips, none twice, and all return what was found of all.
-    progress: called with (clips done, clips in all) after each batch.
+    Args:
+        detector: The detector; it is switched to evaluation mode.
+        loader: Reads the clips.
+        ids: The clips, by their numbers in the loader's index.
+        loss: The weights that the detector was trained with. The loss and the rule that decides need them.
+        dtype: Arithmetic of the network.
+        processes: The processes that share the work. Each takes some of the clips, none is taken twice, and all
+            processes return the same.
+        progress: Called with (clips done, clips in all) after each batch.
+
+    Raises:
+        ActdetError: If no clip can be read, or the detector's output is not finite.
     """
-    own, found = processes.share(ids), []
+    own = processes.share(ids)
+    rows: list[tuple[Tensor, ...]] = []
     for batch in loader.eval_batches(own, BATCH_SIZE):
         predictions = predict_batch(detector, batch.clips, dtype).final()
-        found += zip(*(field.cpu() for field in (*predictions, *batch.targets)), strict=True)
+        tensors = [tensor.cpu() for tensor in (*predictions, *batch.targets)]
+        rows += zip(*tensors, strict=True)
         if progress is not None:
-            progress(len(found), len(ids))
+            progress(len(rows), len(ids))
+
+    # The loader skips clips that cannot be read, so they have no row.
     readable = [clip for clip in own if clip not in loader.left_out]
-    by_clip = {
-        clip: fields for part in processes.gather(list(zip(readable, found, strict=True))) for clip, fields in part
-    }
-    clips = [clip for clip in ids if clip in by_clip]
+    parts = processes.gather(list(zip(readable, rows, strict=True)))
+    row_of = {clip: row for part in parts for clip, row in part}
+    clips = [clip for clip in ids if clip in row_of]
     if not clips:
-        raise ActdetError(f"none of the {len(ids)} clips to evaluate on can be read")
-    logits, boxes, *fields = map(torch.stack, zip(*(by_clip[clip] for clip in clips), strict=True))
+        raise ActdetError(f"none of the {len(ids)} clips to evaluate can be read")
+
+    columns = zip(*(row_of[clip] for clip in clips), strict=True)
+    logits, boxes, *fields = (torch.stack(column) for column in columns)
+    targets = Targets(*fields)
     if not (logits.isfinite().all() and boxes.isfinite().all()):
-        raise ActdetError("what the detector says is not finite: its weights are damaged, or its training failed")
-    final, wanted = Predictions(logits, boxes), Targets(*fields)
-    decision = decide(*final, no_object_weight=loss.no_object_weight)
-    names = detector.config.class_names
+        raise ActdetError("the detector's output is not finite: its weights are damaged, or its training failed")
+
+    class_names = detector.config.class_names
+    decision = decide(logits, boxes, no_object_weight=loss.no_object_weight)
     return Evaluation(
         clips=clips,
-        metrics=measure(Predictions(final.logits[None], final.boxes[None]), wanted, names, loss),
+        metrics=measure(Predictions(logits[None], boxes[None]), targets, class_names, loss),
         decision=decision,
-        truth=true_labels(wanted, len(names), decision.label),
-        iou=decided_iou(decision, wanted),
-        targets=wanted,
+        truth=true_labels(targets, len(class_names), decision.label),
+        iou=decided_iou(decision, targets),
+        targets=targets,
     )
 
 
 @torch.inference_mode()
-def predict_batch(detector: ActionDetector, clips: torch.Tensor, dtype: torch.dtype) -> Predictions:
-    """`detector` in evaluation mode on normalised clips (B, 3, T, S, S), with `dtype` arithmetic in the network."""
+def predict_batch(detector: ActionDetector, clips: Tensor, dtype: torch.dtype) -> Predictions:
+    """The predictions of `detector`, in evaluation mode, for normalized clips (B, 3, T, S, S).
+
+    Args:
+        detector: The detector; it is switched to evaluation mode.
+        clips: (B, 3, T, S, S), normalized as in training.
+        dtype: Arithmetic of the network.
+    """
     detector.eval()
     with torch.autocast(clips.device.type, dtype, enabled=dtype != torch.float32):
         return detector(clips)

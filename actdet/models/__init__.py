@@ -1,1 +1,1 @@
-"""Networks, and the checkpoints that hold them. Tensors in, tensors out."""
+"""Networks, and the checkpoints that hold them. Tensors go in, tensors come out; files are only checkpoints."""

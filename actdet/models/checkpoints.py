@@ -1,7 +1,10 @@
-"""Checkpoints: one safetensors file of named tensors, with what they belong to as JSON in its header.
+"""Checkpoints: one safetensors file of named tensors, whose header describes them as JSON.
 
-Nothing in such a file can be executed. Two kinds are written: "weights", the trained detector and all that
-prediction needs to know of it, and "training", the same with the optimizer's state, from which training goes on.
+Nothing in such a file can be executed. There are two kinds: "weights" holds a trained network and everything that
+prediction needs to know about it, and "training" also holds the state from which its training goes on.
+
+The header has the number of its format. Format 2 names the model's family. Format 1 knew only one family, and is still
+read.
 """
 
 from __future__ import annotations
@@ -23,47 +26,64 @@ from actdet.files import to_json, write_bytes
 from actdet.models.detr.config import LossConfig, ModelConfig
 from actdet.models.detr.detector import ActionDetector
 
-FORMAT = 1
+FORMAT = 2
+FamilyName = Literal["detr"]
+
 _KEY = "actdet"
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class About:
-    """What a checkpoint says of itself."""
+class CheckpointInfo:
+    """What a checkpoint says about itself."""
 
     model: ModelConfig
+    """The configuration of the network, which names the classes."""
     reader: str
     """The reader that decoded the training clips: pyav, dali-cpu or dali-gpu."""
     clip_seconds: float
-    """Median duration of the training clips: the window that prediction slides over a longer video."""
+    """Median duration of the training clips, which is the length of the window that prediction slides over a video."""
     loss: LossConfig = LossConfig()
-    """The weights of the loss that it was trained with: the rule that decides needs no_object's."""
+    """The weights of the loss in training. The rule that decides needs the weight of no_object."""
     held_out: tuple[str, ...] = ()
-    """Names of the clips that the training run kept aside for evaluation."""
+    """Names of the clips that the training run held out for evaluation."""
     training: dict[str, Any] | None = None
-    """The state of the training run (settings, data, step); None of a detector whose run is not to go on from it."""
+    """The state of the training run (settings, data, step); None if the run cannot go on from this checkpoint."""
+    family: FamilyName = "detr"
+    """The family of the network: the folder in `actdet.models` that implements it."""
 
 
-def save_checkpoint(path: Path, tensors: dict[str, Tensor], about: About) -> None:
-    """Write a checkpoint, all of it or nothing. Raises DataError where the disk refuses."""
-    header = to_json(path, {"format": FORMAT, **asdict(about)})
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], info: CheckpointInfo) -> None:
+    """Write a checkpoint, all of it or nothing.
+
+    Raises:
+        DataError: If the disk refuses, or if a number in `info` is not finite.
+    """
+    header = to_json(path, {"format": FORMAT, **asdict(info)})
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, safetensors.torch.save(contiguous, metadata={_KEY: header}))
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], About]:
-    """The tensors (on the CPU) and the description. Raises DataError for anything but a whole actdet checkpoint."""
-    about = read_about(path)
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], CheckpointInfo]:
+    """Read the tensors, onto the CPU, and the description.
+
+    Raises:
+        DataError: If the file is not a whole actdet checkpoint.
+    """
+    info = read_info(path)
     try:
-        return safetensors.torch.load_file(path), about
+        return safetensors.torch.load_file(path), info
     except (SafetensorError, OSError) as error:
         raise DataError(path, f"the checkpoint cannot be read: {error}") from error
 
 
-def read_about(path: Path) -> About:
-    """The description alone, without reading the tensors. Raises DataError as `read_checkpoint`."""
+def read_info(path: Path) -> CheckpointInfo:
+    """Read the description alone, without the tensors.
+
+    Raises:
+        DataError: If the file is not a whole actdet checkpoint.
+    """
     if not path.is_file():
         raise DataError(path, "no such checkpoint")
     try:
@@ -73,24 +93,49 @@ def read_about(path: Path) -> About:
         raise DataError(path, f"not a whole safetensors file, so no actdet checkpoint ({error})") from error
     if _KEY not in metadata:
         raise DataError(path, "a safetensors file, but not an actdet checkpoint: its header has no actdet entry")
+
     try:
-        header = json.loads(metadata[_KEY])
-        if header.pop("format") != FORMAT:
-            raise DataError(path, f"written by another version of actdet: this one reads checkpoint format {FORMAT}")
-        about = from_json(About, header)
-        if not 0 < about.clip_seconds < math.inf:
-            raise ActdetError(f"clip_seconds must be above 0, got {about.clip_seconds}")
+        return _info_from(path, json.loads(metadata[_KEY]))
+    except DataError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ActdetError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(path, f"its description cannot be read: {error}") from error
-    return about
+
+
+def _info_from(path: Path, header: Any) -> CheckpointInfo:
+    """The description in the header of `path`.
+
+    Raises:
+        DataError: If the format or the family is unknown.
+        Exception: Of one of the kinds that `read_info` catches, if anything else is wrong.
+    """
+    version = header.pop("format")
+    if version == 1:
+        if "family" in header:
+            raise ValueError("a checkpoint of format 1 has no family")
+        header["family"] = "detr"
+    elif version != FORMAT:
+        raise DataError(path, f"written by another version of actdet: this one reads checkpoint formats 1 to {FORMAT}")
+
+    family = header["family"]
+    known = get_args(FamilyName)
+    if family not in known:
+        raise DataError(
+            path, f"holds a model of the family {str(family)[:80]!r}; this version of actdet has {', '.join(known)}"
+        )
+
+    info = from_json(CheckpointInfo, header)
+    if not 0 < info.clip_seconds < math.inf:
+        raise ActdetError(f"clip_seconds must be above 0, got {info.clip_seconds}")
+    return info
 
 
 def from_json(cls: type[T], value: Any) -> T:
-    """The dataclass `cls` out of what its `asdict` gave to JSON.
+    """Build the dataclass `cls` from what JSON made of its `asdict`.
 
-    Raises TypeError for a field that is missing, unknown or of another type, and what `cls` itself raises for a value.
+    Raises:
+        TypeError: If a field is missing, unknown or of another type.
+        Exception: Whatever `cls` raises for a value.
     """
     if not isinstance(value, dict):
         raise TypeError(f"{cls.__name__} is not described")
@@ -103,7 +148,7 @@ def from_json(cls: type[T], value: Any) -> T:
 
 
 def _field(name: str, kind: Any, value: Any) -> Any:
-    """`value`, as it came from JSON, as the type `kind`."""
+    """Turn `value`, as JSON gave it, into the type `kind` of the field `name`."""
     if is_dataclass(kind):
         return from_json(kind, value)  # pyright: ignore[reportArgumentType]
     if kind is float and type(value) in (int, float) and math.isfinite(value):
@@ -121,24 +166,29 @@ def _field(name: str, kind: Any, value: Any) -> Any:
     raise TypeError(f"{name} cannot be {json.dumps(value)[:80]}")
 
 
-def load_detector(path: Path, device: torch.device | str = "cpu") -> tuple[ActionDetector, About]:
-    """The detector of a checkpoint of either kind, in evaluation mode on `device`.
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[ActionDetector, CheckpointInfo]:
+    """Load the network of a checkpoint of either kind, in evaluation mode.
 
-    Raises DataError for anything but a whole actdet checkpoint whose tensors fit its own description.
+    Args:
+        path: The checkpoint.
+        device: Where the network is to be.
+
+    Raises:
+        DataError: If the file is not a whole actdet checkpoint, or its tensors do not fit its own description.
     """
-    about = read_about(path)
-    _check_shapes(path, about.model)
-    tensors, about = read_checkpoint(path)
-    detector = ActionDetector(about.model)
+    info = read_info(path)
+    _check_shapes(path, info.model)
+    tensors, info = read_checkpoint(path)
+    detector = ActionDetector(info.model)
     load_weights(detector, tensors, path)
-    return detector.eval().to(device), about
+    return detector.eval().to(device), info
 
 
 def _check_shapes(path: Path, model: ModelConfig) -> None:
-    """Raise DataError where the tensors in `path` are not those of a detector of this shape, before one is built."""
+    """Raise DataError if `path` lacks a tensor of a detector of this shape; nothing of that size is built."""
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
-        # Every layer has tensors of its own: more layers than tensors are a wrong number, which could be any.
+        # Every layer has tensors of its own. More layers than tensors are a wrong number, and it could be any number.
         for setting in ("encoder_layers", "decoder_layers"):
             if getattr(model, setting) > len(names):
                 raise DataError(
@@ -146,14 +196,18 @@ def _check_shapes(path: Path, model: ModelConfig) -> None:
                     f"a checkpoint of another configuration: it has no {getattr(model, setting)} layers "
                     f"({setting}) in its {len(names)} tensors",
                 )
+
+        # Tensors of the device "meta" have a shape and take no memory.
         with torch.device("meta"):
             wanted = ActionDetector(model).state_dict()
         for name, value in wanted.items():
             stored = f"model.{name}"
-            _check_shape(path, name, file.get_slice(stored).get_shape() if stored in names else None, value)
+            shape = file.get_slice(stored).get_shape() if stored in names else None
+            _check_shape(path, name, shape, value)
 
 
 def _check_shape(path: Path, name: str, stored: Iterable[int] | None, wanted: Tensor) -> None:
+    """Raise DataError unless the stored shape of the tensor `name` is that of `wanted`; None means it is missing."""
     if stored is None:
         raise DataError(path, f"a checkpoint of another configuration: it has no {name}")
     if tuple(stored) != tuple(wanted.shape):
@@ -164,9 +218,17 @@ def _check_shape(path: Path, name: str, stored: Iterable[int] | None, wanted: Te
 
 
 def take_tensor(tensors: dict[str, Tensor], stored: str, name: str, wanted: Tensor, path: Path) -> Tensor:
-    """The tensor `stored` of a checkpoint, for what `wanted` holds now and a message calls `name`.
+    """Take a tensor out of those of a checkpoint.
 
-    Raises DataError where it is missing, or has another shape or kind of numbers, or some that are not finite.
+    Args:
+        tensors: The tensors of the checkpoint.
+        stored: The name of the tensor among them.
+        name: What error messages call it.
+        wanted: The tensor whose place it is to take.
+        path: The file of the checkpoint.
+
+    Raises:
+        DataError: If it is missing, has another shape or kind of numbers, or numbers that are not finite.
     """
     found = tensors.get(stored)
     _check_shape(path, name, None if found is None else found.shape, wanted)
@@ -179,7 +241,11 @@ def take_tensor(tensors: dict[str, Tensor], stored: str, name: str, wanted: Tens
 
 
 def load_weights(detector: ActionDetector, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy the tensors named `model.*` into `detector`; DataError naming the first that does not fit."""
+    """Copy the tensors named `model.*` of the checkpoint `path` into `detector`.
+
+    Raises:
+        DataError: If one of them does not fit; the detector is then as it was.
+    """
     own = detector.state_dict()
     detector.load_state_dict(
         {name: take_tensor(tensors, f"model.{name}", name, value, path) for name, value in own.items()}

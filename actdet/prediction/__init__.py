@@ -1,1 +1,1 @@
-"""Finding actions in videos of any length."""
+"""Finds actions in videos of any length, and writes what it finds to files."""

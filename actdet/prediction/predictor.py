@@ -1,18 +1,18 @@
-"""Actions in one's own videos: a trained detector slid over a file, window by window, in constant memory.
+"""Actions in one's own videos: a trained detector slides over a file, window by window, in constant memory.
 
     for window in Predictor("runs/demo/model.safetensors").windows("video.mp4"):
         print(window.start, window.end, window.action, window.score, window.box)
 
-A clip of the training data was shown to the detector whole, so a window is as long as the median training clip.
-A video of up to one and a half windows is one window; a longer one is cut into windows that overlap by half.
-Where no frame begins for longer than a window there is none, nor where frames are lost by damage: these are gaps.
+In training the detector saw whole clips, so a window is as long as the median training clip. A video of up to one and a
+half windows is one window; a longer one is cut into windows that overlap by half. Some stretches have no window: those
+in which no frame begins for longer than a window lasts, and those whose frames are lost by damage. They are gaps.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
@@ -21,18 +21,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actdet.data.augment import normalise
+from actdet.bounds import check_bounds
+from actdet.data.augment import normalize
 from actdet.device import choose_device, choose_precision, memory_for
-from actdet.errors import ActdetError, DataError
+from actdet.errors import DataError
 from actdet.evaluation.clips import predict_batch
-from actdet.models.checkpoints import load_detector
+from actdet.models.checkpoints import load_model
 from actdet.models.detr.decision import THRESHOLD, actions, decide
-from actdet.pictures import TRUTH, Mark, annotate_video, class_colour, no_action_mark
+from actdet.pictures import NOT_LOOKED_AT, Mark, annotate_video, class_color, no_action_mark
 from actdet.prediction.cuts import has_cut
-from actdet.video.decoding import VideoInfo, probe, sample_frames, stream_past_damage
-from actdet.video.prefetch import ahead
+from actdet.video.damage import stream_past_damage
+from actdet.video.info import VideoInfo, probe
+from actdet.video.prefetch import prefetch
+from actdet.video.sampling import sample_frames
 
-BATCH_SIZE = 4  # windows that go through the network together
+# So many windows go through the network together.
+BATCH_SIZE = 4
 
 
 @dataclass(frozen=True)
@@ -53,34 +57,43 @@ class Window:
     start: float
     """Seconds from the video's first frame."""
     end: float
+    """Seconds from the video's first frame."""
     action: str | None
-    """The window's surest action by the rule in `actdet.models.detr.decision`, None for no action."""
+    """The window's surest action by the rule in `actdet.models.detr.decision`; None for no action."""
     score: float
-    """How sure the detector is of the likeliest action, whether it passed the threshold or not."""
+    """How sure the detector is of the most likely action, whether it passed the threshold or not."""
     box: tuple[float, float, float, float] | None
-    """x1, y1, x2, y2 in pixels of the video as displayed; None where there is no action."""
+    """x1, y1, x2, y2 in pixels of the video as displayed; None if there is no action."""
     actions: tuple[FoundAction, ...] = ()
-    """All that was found, the surest first."""
+    """All actions that were found, the surest first."""
     cut: bool = False
-    """Whether the picture changes to another scene within: no training clip does, so the score is not to be trusted."""
+    """Whether the picture changes to another scene in the window. No training clip does, so do not trust the score."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A stretch of a video in which there is nothing to look at."""
+    """A stretch of a video that no window covers."""
 
     start: float
     """Seconds from the video's first frame."""
     end: float
+    """Seconds from the video's first frame."""
     damaged: bool
-    """Whether frames are lost; otherwise none begins there, as when a clock was set or a camera paused."""
+    """Whether frames are lost. Otherwise no frame begins there, because a clock was set or a camera paused."""
 
 
 class Predictor:
     """A detector from a checkpoint, ready to look at video files.
 
-    threshold: the least probability at which an action counts.
-    Raises DataError where the checkpoint is not one, ActdetError for a threshold that is no probability.
+    Args:
+        checkpoint: The model.safetensors (or last.safetensors) of a training run.
+        threshold: An action counts if its probability is at least this.
+        device: Where the network runs: auto (the first GPU if there is one), cpu, cuda, cuda:N, or a torch.device.
+        precision: Arithmetic of the network: auto, fp32, bf16 or fp16.
+
+    Raises:
+        DataError: If the file is not a checkpoint.
+        ActdetError: If the threshold is not a probability, or the device or the precision is not available.
     """
 
     def __init__(
@@ -88,19 +101,23 @@ class Predictor:
         checkpoint: str | os.PathLike[str],
         *,
         threshold: float = THRESHOLD,
-        device: torch.device | str | None = None,
+        device: torch.device | str = "auto",
         precision: str = "auto",
     ) -> None:
-        if not 0 <= threshold <= 1:
-            raise ActdetError(f"threshold is a probability, got {threshold}")
-        self.device = choose_device() if device is None else torch.device(device)
+        check_bounds({"threshold": threshold})
+        self.device = choose_device(device) if isinstance(device, str) else device
         self.dtype, _ = choose_precision(precision, self.device)
-        self.detector, self.about = load_detector(Path(checkpoint), self.device)
+        self.detector, self.info = load_model(Path(checkpoint), self.device)
         self.detector.to(memory_format=torch.channels_last_3d)
         self.threshold = threshold
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the action classes, in the order of their numbers."""
+        return self.detector.config.class_names
+
     def spans(self, video: VideoInfo) -> list[tuple[int, int]]:
-        """The windows of a video, as (start, end) in ticks of its time base."""
+        """The windows of a video, as (start, end) in ticks of its time base, in order."""
         length = self._length(video)
         spans: list[tuple[int, int]] = []
         for start, end in _stretches(video, length):
@@ -108,23 +125,30 @@ class Predictor:
                 spans.append((start, end))
                 continue
             starts = range(start, end - length, max(length // 2, 1))
-            spans += [*((s, s + length) for s in starts), (end - length, end)]
+            spans += [(begin, begin + length) for begin in starts]
+            # The last window ends with the stretch, so it may overlap the one before it by more than half.
+            spans.append((end - length, end))
         return spans
 
     def _length(self, video: VideoInfo) -> int:
-        """Of a window, in ticks."""
-        return max(round(self.about.clip_seconds / video.time_base), 1)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.detector.config.class_names
+        """The length of a window in ticks of the video's time base."""
+        return max(round(self.info.clip_seconds / video.time_base), 1)
 
     def windows(self, video: str | os.PathLike[str] | VideoInfo) -> Generator[Window, None, None]:
-        """What the detector says of a video, by its path or probed, window by window, in order of time.
+        """What the detector says of a video, window by window, in order of time.
 
-        A thread decodes ahead of the network; it ends with the last window, an error, or when the result is closed.
-        Raises DataError where the file cannot be read; of a damaged one after all windows of sound frames have come
-        out. Raises ActdetError where there is too little memory.
+        A thread decodes ahead of the network; it ends with the last window, with an error, or when the generator is
+        closed.
+
+        Args:
+            video: The path of a video, or what `actdet.video.info.probe` returned for it.
+
+        Yields:
+            The windows. Of a damaged video all windows whose frames are good come first, then the error.
+
+        Raises:
+            DataError: If the file cannot be read, or is damaged.
+            ActdetError: If there is too little memory.
         """
         video = video if isinstance(video, VideoInfo) else probe(video)
         damage = []
@@ -138,8 +162,11 @@ class Predictor:
             raise damage_error(video, damage)
 
     def findings(self, video: VideoInfo) -> Generator[Window | Gap, None, None]:
-        """As `windows`, and the gaps between them; damage is no error here, but a gap."""
-        covered = skipped = int(video.pts[0])  # where the last window ends, and the last one that was left out
+        """The windows of a video and the gaps between them, in order of time; damage is a gap here, not an error."""
+        # Where the last window ends, and where the last one ends that was left out because of lost frames.
+        covered = int(video.pts[0])
+        skipped = int(video.pts[0])
+
         lost: list[int] = []
         with closing(self._looked_at(video, self.spans(video), lost)) as looked_at:
             for (start, end), window in looked_at:
@@ -152,29 +179,29 @@ class Predictor:
         yield from self._gaps(video, covered, skipped, lost, video.end)
 
     def _gaps(self, video: VideoInfo, covered: int, skipped: int, lost: list[int], until: int) -> Iterator[Gap]:
-        """What lies between the last window, which ends at `covered`, and `until`: the next one, or the video's end.
+        """The gaps between the last window and the next one, or the video's end. All times are in ticks.
 
-        skipped: where the last window ends that was left out. lost: frames that are lost; those told of are removed.
+        Args:
+            video: The video.
+            covered: Where the last window ends.
+            skipped: Where the last window ends that was left out because of lost frames.
+            lost: Numbers of the frames known to be lost, ascending; those of the gaps found here are removed.
+            until: Where the next window begins, or the video ends.
         """
+        runs = [(first, last) for first, last in _runs(lost) if video.pts[first] < until]
+        del lost[: sum(last - first + 1 for first, last in runs)]
         longest = self._length(video)
-        damaged: list[tuple[int, int]] = []
-        while lost and video.pts[lost[0]] < until:
-            count = next((n for n, (a, b) in enumerate(pairwise(lost), 1) if b > a + 1), len(lost))
-            first, last = lost[0], lost[count - 1]
-            del lost[:count]
-            ends = int(video.pts[last + 1]) if last + 1 < len(video.pts) else video.end
-            damaged.append((int(video.pts[first]), min(ends, int(video.pts[last]) + longest)))
+        damaged = [
+            (int(video.pts[first]), min(_frame_end(video, last), int(video.pts[last]) + longest))
+            for first, last in runs
+        ]
 
-        # Sound frames of windows that were left out are not looked at, either, unless another window has them.
+        # A window that was left out has good frames, too. If no other window covers them, they belong to the gap.
         unseen = min(skipped, until)
         if unseen > covered:
             damaged.append((covered, unseen))
 
-        damaged.sort()
-        while damaged:
-            start, end = damaged.pop(0)
-            while damaged and damaged[0][0] <= end:
-                end = max(end, damaged.pop(0)[1])
+        for start, end in _merged(damaged):
             yield Gap(_seconds(video, start), _seconds(video, end), damaged=True)
             covered = max(covered, end)
         if until > covered:
@@ -183,18 +210,20 @@ class Predictor:
     def _looked_at(
         self, video: VideoInfo, spans: list[tuple[int, int]], lost: list[int]
     ) -> Generator[tuple[tuple[int, int], Window | None], None, None]:
-        """Each span with its window, None where a frame of it is lost; lost frames are added to `lost`."""
+        """Each span with its window, or with None if a frame of it is lost; lost frames are appended to `lost`."""
         before: np.ndarray | None = None
         window: Window | None = None
         with closing(self._clips(video, spans, lost)) as clips:
             for first in range(0, len(spans), BATCH_SIZE):
                 batch = dict(zip(spans[first : first + BATCH_SIZE], islice(clips, BATCH_SIZE), strict=True))
 
-                # A camera that froze, or one slower than the windows, shows several windows the same pictures.
+                # A frozen camera, or one slower than the windows, shows several windows the same pictures: they get
+                # the answer of the first one without another run of the network.
                 fresh: dict[tuple[int, int], np.ndarray] = {}
                 for span, clip in batch.items():
                     if clip is not None and (before is None or not np.array_equal(before, clip)):
-                        fresh[span] = before = clip
+                        fresh[span] = clip
+                        before = clip
                 found = self._windows_of(video, fresh)
 
                 for span, clip in batch.items():
@@ -207,18 +236,19 @@ class Predictor:
     def _clips(
         self, video: VideoInfo, spans: list[tuple[int, int]], lost: list[int]
     ) -> Generator[np.ndarray | None, None, None]:
-        """uint8 (T, S, S, 3) of each window: the file is decoded once, in a thread that runs one batch ahead.
+        """The clip of each window, (T, S, S, 3) uint8, or None if one of its frames is lost.
 
-        In memory are the frames of open windows and those decoded ahead. A window with a lost frame has no clip; lost
-        frames are added to `lost`.
+        The file is decoded once, in a thread that is one batch ahead. Only the frames of the current window and those
+        decoded ahead are in memory. Lost frames are appended to `lost`.
         """
         config = self.detector.config
         size = (config.image_size, config.image_size)
         wanted = np.stack([sample_frames(video, config.frames, start=start, end=end) for start, end in spans])
         decoded = stream_past_damage(video, np.unique(wanted), size, threads=0)
+
         kept: dict[int, np.ndarray] = {}
         reached = -1
-        with closing(ahead(decoded, BATCH_SIZE * config.frames)) as frames:
+        with closing(prefetch(decoded, BATCH_SIZE * config.frames)) as frames:
             for row in wanted:
                 indices = row.tolist()
                 kept = {index: pixels for index, pixels in kept.items() if index >= indices[0]}
@@ -228,64 +258,101 @@ class Predictor:
                         lost.append(reached)
                     else:
                         kept[reached] = pixels
-                whole = kept.keys() >= set(indices)
-                yield np.stack([kept[index] for index in indices]) if whole else None
+
+                is_whole = kept.keys() >= set(indices)
+                yield np.stack([kept[index] for index in indices]) if is_whole else None
 
     def _windows_of(self, video: VideoInfo, clips: dict[tuple[int, int], np.ndarray]) -> dict[tuple[int, int], Window]:
-        """What the network says of clips (T, S, S, 3), by their spans."""
+        """What the network says of clips, (T, S, S, 3) uint8 each, by their spans."""
         if not clips:
             return {}
         shape = next(iter(clips.values())).shape[:3]
         with memory_for(f"windows of {' x '.join(map(str, shape))}"):
-            return dict(zip(clips, self._decide(video, list(clips), np.stack(list(clips.values()))), strict=True))
+            windows = self._decide(video, list(clips), np.stack(list(clips.values())))
+            return dict(zip(clips, windows, strict=True))
 
     def _decide(self, video: VideoInfo, spans: list[tuple[int, int]], clips: np.ndarray) -> Iterator[Window]:
+        """What the network says of clips (B, T, S, S, 3) uint8 that show the B spans."""
         pixels = torch.from_numpy(clips).to(self.device)
-        logits, boxes = predict_batch(self.detector, normalise(pixels), self.dtype).final()
-        rule = {"no_object_weight": self.about.loss.no_object_weight, "threshold": self.threshold}
-        likeliest = decide(logits, boxes, **rule).score.tolist()
-        answers = zip(spans, likeliest, actions(logits, boxes, **rule), clips, strict=True)
-        for (start, end), score, found, clip in answers:
-            said = tuple(
+        logits, boxes = predict_batch(self.detector, normalize(pixels), self.dtype).final()
+
+        weight = self.info.loss.no_object_weight
+        top_scores = decide(logits, boxes, no_object_weight=weight, threshold=self.threshold).score.tolist()
+        found = actions(logits, boxes, no_object_weight=weight, threshold=self.threshold)
+
+        for (start, end), score, found_here, clip in zip(spans, top_scores, found, clips, strict=True):
+            answers = tuple(
                 FoundAction(self.class_names[action.label], action.score, _in_pixels(action.box, video))
-                for action in found
+                for action in found_here
             )
             yield Window(
                 start=_seconds(video, start),
                 end=_seconds(video, end),
-                action=said[0].action if said else None,
-                score=said[0].score if said else score,
-                box=said[0].box if said else None,
-                actions=said,
+                action=answers[0].action if answers else None,
+                score=answers[0].score if answers else score,
+                box=answers[0].box if answers else None,
+                actions=answers,
                 cut=has_cut(clip),
             )
 
 
 def _seconds(video: VideoInfo, ticks: int) -> float:
+    """Seconds from the video's first frame to a time in ticks."""
     return float((ticks - int(video.pts[0])) * video.time_base)
 
 
-def _stretches(video: VideoInfo, longest: int) -> Iterator[tuple[int, int]]:
-    """The parts of a video, as (start, end) in ticks, in which no frame shows for more than `longest` ticks.
+def _frame_end(video: VideoInfo, frame: int) -> int:
+    """When frame number `frame` gives way to the next one, in ticks."""
+    return int(video.pts[frame + 1]) if frame + 1 < len(video.pts) else video.end
 
-    A frame that shows for longer ends its part, as if it showed as long as frames of this video usually do.
+
+def _stretches(video: VideoInfo, longest: int) -> Iterator[tuple[int, int]]:
+    """The parts of a video, as (start, end) in ticks, in which no frame is shown for more than `longest` ticks.
+
+    A frame that is shown for longer ends its part, as if it were shown for the usual time of this video's frames.
     """
     steps = np.diff(video.pts)
     usual = min(int(np.median(steps)), longest) if len(steps) else longest
     first = 0
     for last in (*np.flatnonzero(steps > longest).tolist(), len(video.pts) - 1):
         begins = int(video.pts[last])
-        ends = int(video.pts[last + 1]) if last + 1 < len(video.pts) else video.end
+        ends = _frame_end(video, last)
         yield int(video.pts[first]), ends if ends - begins <= longest else begins + usual
         first = last + 1
 
 
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The (first, last) of each run of consecutive integers among ascending `numbers`: 2, 3, 7 gives (2, 3), (7, 7)."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The fewest (start, end) that cover the same as `spans`, in order."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
+
+
 def damage_error(video: VideoInfo, damage: Sequence[Gap]) -> DataError:
-    """Says what of a damaged video was not looked at."""
-    first, others = damage[0], len(damage) - 1
-    more = f" and {others} more stretch{'es' * (others > 1)}" if others else ""
-    what = f"is damaged: {first.start:.2f} to {first.end:.2f} s{more} could not be looked at"
-    return DataError(video.path, f"{what}; copy or convert it again")
+    """The error that says which parts of a damaged video could not be looked at; `damage` has at least one."""
+    others = len(damage) - 1
+    more = ""
+    if others == 1:
+        more = " and one more stretch"
+    elif others > 1:
+        more = f" and {others} more stretches"
+    where = f"{damage[0].start:.2f} to {damage[0].end:.2f} s{more}"
+    return DataError(video.path, f"is damaged: {where} could not be looked at; copy or convert the file again")
 
 
 def annotate_prediction(
@@ -297,13 +364,18 @@ def annotate_prediction(
     gaps: Sequence[Gap] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Gap]:
-    """Write `video` to `out` (.mp4) with, on every frame, what the window whose middle is nearest said.
+    """Write `video` to `out` with the answer of the nearest window on every frame.
 
-    `windows`, of which there is at least one, and `gaps` are in order of time. `progress(done, total)` is called after
-    each frame.
+    Args:
+        video: The video.
+        windows: One or more windows, in order of time. A frame shows the answer of the window whose middle is nearest.
+        class_names: The classes, in the order of their numbers, which give the colors.
+        out: Path of the MP4 file.
+        gaps: Stretches whose frames are marked as not looked at, in order of time.
+        progress: Called with (frames done, frames in all) after each frame.
 
     Returns:
-        What is lost by damage, for which still pictures stand.
+        The stretches that are lost by damage and shown as still pictures.
     """
     marks = [_marks(window, video, class_names) for window in windows]
     middles = [(window.start + window.end) / 2 for window in windows]
@@ -313,31 +385,31 @@ def annotate_prediction(
     def marks_at(time: float) -> list[Mark]:
         place = bisect_right(starts, time) - 1
         if place >= 0 and time < gaps[place].end:
-            return [Mark(None, "not looked at", TRUTH)]
+            return [NOT_LOOKED_AT]
         return marks[bisect_left(borders, time)]
 
-    times = [*(_seconds(video, int(t)) for t in video.pts), _seconds(video, video.end)]
-    lost = annotate_video(video, map(marks_at, times[:-1]), out, past_damage=True, progress=progress)
-    firsts = [frame for before, frame in pairwise([-2, *lost]) if frame > before + 1]
-    lasts = [frame for frame, after in pairwise([*lost, len(times) + 1]) if after > frame + 1]
-    return [Gap(times[first], times[last + 1], damaged=True) for first, last in zip(firsts, lasts, strict=True)]
+    times = [_seconds(video, int(ticks)) for ticks in video.pts]
+    lost = annotate_video(video, map(marks_at, times), out, past_damage=True, progress=progress)
+    return [Gap(times[first], _seconds(video, _frame_end(video, last)), damaged=True) for first, last in _runs(lost)]
 
 
 def _marks(window: Window, video: VideoInfo, class_names: Sequence[str]) -> list[Mark]:
+    """The marks on the frames of a window: a box for each of its actions, or a note that there is none."""
     if not window.actions:
         return [no_action_mark(window.score)]
 
-    sides = (video.width, video.height, video.width, video.height)
     marks = []
     for found in window.actions:
-        x1, y1, x2, y2 = (pixel / side for pixel, side in zip(found.box, sides, strict=True))
-        colour = class_colour(class_names.index(found.action))
-        marks.append(Mark((x1, y1, x2, y2), f"{found.action} {found.score:.2f}", colour))
+        x1, y1, x2, y2 = found.box
+        box = (x1 / video.width, y1 / video.height, x2 / video.width, y2 / video.height)
+        color = class_color(class_names.index(found.action))
+        marks.append(Mark(box, f"{found.action} {found.score:.2f}", color))
     return marks
 
 
 def _in_pixels(box: tuple[float, float, float, float], video: VideoInfo) -> tuple[float, float, float, float]:
-    """Shares of the picture in pixels of the video as displayed."""
+    """A box in shares of the picture as one in pixels of the video as displayed, to a tenth of a pixel."""
     x1, y1, x2, y2 = box
-    width, height = video.width, video.height
+    width = video.width
+    height = video.height
     return round(x1 * width, 1), round(y1 * height, 1), round(x2 * width, 1), round(y2 * height, 1)

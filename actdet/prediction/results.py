@@ -1,4 +1,4 @@
-"""The files that `actdet predict` leaves: of which videos, under which names, and that they replace nobody else's."""
+"""The files that `actdet predict` writes: for which videos, under which names, and without replacing anybody else's."""
 
 from __future__ import annotations
 
@@ -14,57 +14,70 @@ from actdet.errors import ActdetError, DataError
 from actdet.files import any_within, short_name, write_json
 from actdet.pictures import is_annotated, is_timeline
 from actdet.prediction.predictor import Gap, Window, damage_error
-from actdet.video.decoding import VideoInfo
+from actdet.video.info import VideoInfo
 
-# What a file in a folder is a video by; files that are given themselves are tried whatever their names.
+# Files with these suffixes are the videos of a folder. A file that is given itself is tried whatever its name is.
 _SUFFIXES = """
     .3g2 .3gp .asf .avi .dav .divx .dv .f4v .flv .h264 .h265 .hevc .m1v .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpe
     .mpeg .mpg .mts .mxf .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv
 """
 VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 
-_WRITTEN_BY = {"written_by": "actdet predict"}
-_MOST_WRITING = 20  # a result is written anew when this many times as long has passed as that takes
+# The first entry of each result, by which it is recognized later.
+_AUTHOR_KEY = "written_by"
+_AUTHOR = "actdet predict"
+
+# A result is written again once so many times as long has passed as writing it took.
+_MOST_WRITING = 20
 
 
 @dataclass(frozen=True)
 class Job:
-    """A video and its results."""
+    """A video and the paths of its results."""
 
     video: Path
-    name: str  # what lines about it begin with
+    name: str
+    """What lines of output about it begin with."""
     json: Path
     timeline: Path
     annotated: Path
 
 
 def plan_jobs(given: Sequence[Path], out: Path, *, annotate: bool) -> list[Job]:
-    """A job for each video file among `given` and in the folders among them.
+    """Plan the results of videos, and check that they can be written.
 
-    Raises DataError where a folder holds no video or cannot be read, where `out` cannot be written to, and where a
-    result would replace what this program has not written there.
+    Args:
+        given: Video files, and folders of them.
+        out: Folder for the results. It is made here.
+        annotate: Whether annotated videos will be written.
+
+    Returns:
+        A job for each video file; a file that is given twice has one.
+
+    Raises:
+        DataError: If a folder contains no videos or cannot be read, if `out` cannot be written to, or if a result would
+            replace a file that this program did not write.
     """
+    # From the absolute path of each video to the path that was given and to a name for its results.
     found: dict[str, tuple[Path, Path]] = {}
     for path in given:
-        inside = _videos_in(path) if path.is_dir() else None
-        if inside == []:
-            raise DataError(path, "holds no video; expected is at least one")
-        for video in [path] if inside is None else inside:
-            found.setdefault(os.path.abspath(video), (video, video.relative_to(path) if inside else Path(video.name)))
+        if not path.is_dir():
+            found.setdefault(os.path.abspath(path), (path, Path(path.name)))
+            continue
+        videos_inside = _videos_in(path)
+        if not videos_inside:
+            raise DataError(path, "contains no videos")
+        for video in videos_inside:
+            found.setdefault(os.path.abspath(video), (video, video.relative_to(path)))
 
     videos = [video for video, _ in found.values()]
-    jobs = []
-    for video, name in zip(videos, _names(list(found), [name for _, name in found.values()]), strict=True):
-        folder, result = out / name.parent, name.name
-        label = video.name if len(name.parts) == 1 else str(name.with_name(video.name))
-        targets = [folder / short_name(result, suffix) for suffix in (".json", ".png", ".mp4")]
-        jobs.append(Job(video, label, *targets))
+    names = _distinct_names(list(found), [name for _, name in found.values()])
+    jobs = [_job(video, name, out) for video, name in zip(videos, names, strict=True)]
 
     for job in jobs:
-        for target in (job.json, job.timeline, job.annotated)[: 2 + annotate]:
+        for target in _targets(job, annotate=annotate):
             if any_within([target], videos):
-                what = "is one of the videos, the annotated one would replace it"
-                raise DataError(target, f"{what}: give another --out")
+                raise DataError(target, "is one of the videos and would be replaced by a result; choose another --out")
         check_ours(job, annotate=annotate)
     for folder in dict.fromkeys(job.json.parent for job in jobs):
         _check_writable(folder)
@@ -72,77 +85,111 @@ def plan_jobs(given: Sequence[Path], out: Path, *, annotate: bool) -> list[Job]:
 
 
 def _videos_in(folder: Path) -> list[Path]:
-    """The videos in a folder and the folders in it, but for hidden ones and those that were annotated here."""
+    """The videos in a folder and its subfolders, except hidden ones and those that this program annotated."""
 
     def refuse(error: OSError) -> None:
         raise DataError(error.filename, f"cannot be read: {error.strerror}")
 
     videos = []
     for place, folders, files in os.walk(folder, onerror=refuse):
+        # What remains in this list are the subfolders that os.walk goes on to.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(place, name) for name in sorted(files) if not name.startswith(".")):
+        for name in sorted(files):
+            path = Path(place, name)
             suffix = path.suffix.lower()
-            if suffix in VIDEO_SUFFIXES and path.is_file() and not (suffix == ".mp4" and is_annotated(path)):
-                videos.append(path)
+            if name.startswith(".") or suffix not in VIDEO_SUFFIXES or not path.is_file():
+                continue
+            if suffix == ".mp4" and is_annotated(path):
+                continue
+            videos.append(path)
     return videos
 
 
-def _names(paths: Sequence[str], names: Sequence[Path]) -> list[Path]:
-    """Different names, without a suffix, for the results of different absolute `paths`.
+def _distinct_names(paths: Sequence[str], names: Sequence[Path]) -> list[Path]:
+    """Different names for the results of different videos, relative to the folder of the results.
 
-    They are `names` where these differ; otherwise they begin at the folder that all have in common, and keep the
-    suffix where that is needed.
+    Args:
+        paths: The absolute path of each video.
+        names: The name that each would have by itself, with its suffix.
+
+    Returns:
+        `names` without suffixes if these differ. Otherwise, the paths from the folder that all videos have in common,
+        without suffixes if these differ, else with them.
     """
+    bare = [name.with_name(name.stem) for name in names]
+    if len(set(bare)) == len(bare):
+        return bare
+
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
     whole = [Path(os.path.relpath(path, common)) for path in paths]
     bare = [name.with_name(name.stem) for name in whole]
-    for candidates in ([name.with_name(name.stem) for name in names], bare):
-        if len(set(candidates)) == len(candidates):
-            return candidates
+    if len(set(bare)) == len(bare):
+        return bare
     return whole
 
 
-def check_ours(job: Job, *, annotate: bool) -> None:
-    """Raises DataError where a result would replace what this program has not written there."""
-    ours = [(job.json, _is_result), (job.timeline, is_timeline)]
+def _job(video: Path, name: Path, out: Path) -> Job:
+    """The job of a video whose results are called `name` in the folder `out`."""
+    folder = out / name.parent
+    return Job(
+        video=video,
+        name=video.name if len(name.parts) == 1 else str(name.with_name(video.name)),
+        json=folder / short_name(name.name, ".json"),
+        timeline=folder / short_name(name.name, ".png"),
+        annotated=folder / short_name(name.name, ".mp4"),
+    )
+
+
+def _targets(job: Job, *, annotate: bool) -> list[Path]:
+    """The files that a job writes."""
+    targets = [job.json, job.timeline]
     if annotate:
-        ours.append((job.annotated, is_annotated))
-    for path, is_ours in ours:
-        if os.path.lexists(path) and not (path.is_file() and is_ours(path)):
-            raise DataError(
-                path, "is no result of actdet predict, and would be replaced: give another --out, or move it"
-            )
+        targets.append(job.annotated)
+    return targets
+
+
+def check_ours(job: Job, *, annotate: bool) -> None:
+    """Check that this program wrote each file that the results of `job` would replace.
+
+    Raises:
+        DataError: For the first file that it did not write.
+    """
+    is_ours = {job.json: _is_result, job.timeline: is_timeline, job.annotated: is_annotated}
+    for path in _targets(job, annotate=annotate):
+        if os.path.lexists(path) and not (path.is_file() and is_ours[path](path)):
+            problem = "was not written by actdet predict and would be replaced; move it or choose another --out"
+            raise DataError(path, problem)
 
 
 def _is_result(path: Path) -> bool:
-    """Whether `Result` has written this file."""
-    ((key, value),) = _WRITTEN_BY.items()
-    begin = f'{{\n  "{key}": "{value}",\n'.encode()
+    """Whether `Result` wrote this file."""
+    beginning = f'{{\n  "{_AUTHOR_KEY}": "{_AUTHOR}",\n'.encode()
     try:
         with open(path, "rb") as file:
-            return file.read(len(begin)) == begin
+            return file.read(len(beginning)) == beginning
     except OSError:
         return False
 
 
 def _check_writable(folder: Path) -> None:
-    """Makes the folder; raises DataError where that, or a file in it, is refused."""
+    """Make the folder, and check that a file can be written to it; raises DataError if not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=folder, prefix=".") as file:
             file.write(b"1")
             file.flush()
     except (FileExistsError, NotADirectoryError):
-        raise DataError(folder, "is or lies in a file, not a folder: give another --out") from None
+        raise DataError(folder, "is not a folder but a file, or lies in one; choose another --out") from None
     except OSError as error:
-        raise DataError(folder, f"cannot be written to: {error.strerror or error}; give another --out") from None
+        raise DataError(folder, f"cannot be written to: {error.strerror or error}; choose another --out") from None
 
 
 @dataclass
 class Result:
-    """The JSON of a video, which is on the disk while windows are found, and says whether that is all of them.
+    """The JSON file of a video, which is on the disk while windows are found and says whether it is complete.
 
-    Within `with` it is not; an error or an interruption that leaves the block is told in it, and raised.
+    Context manager: while active, the file is marked as incomplete. At the end it is complete if no frames were lost
+    and no error is raised; otherwise it says what the problem was, and the error is raised on.
     """
 
     job: Job
@@ -150,13 +197,16 @@ class Result:
     windows: list[Window] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     timeline: str | None = None
+    """File name of the timeline, once it is written."""
     annotated: str | None = None
+    """File name of the annotated video, once it is written."""
     _complete: bool = False
     _problem: str | None = "not all of it has been looked at"
     _due: float = 0.0
 
     @property
     def damage(self) -> list[Gap]:
+        """The gaps in which frames are lost."""
         return [gap for gap in self.gaps if gap.damaged]
 
     def __enter__(self) -> Result:
@@ -164,6 +214,7 @@ class Result:
         return self
 
     def add(self, finding: Window | Gap) -> None:
+        """Add a window or a gap, and write the file if the last time was long enough ago."""
         if isinstance(finding, Window):
             self.windows.append(finding)
         else:
@@ -174,20 +225,24 @@ class Result:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._complete = error is None and not self.damage
+        damage = self.damage
+        self._complete = error is None and not damage
         if isinstance(error, ActdetError):
             self._problem = str(error)
         elif error is not None:
             self._problem = "it was stopped"
+        elif damage:
+            self._problem = str(damage_error(self.video, damage))
         else:
-            self._problem = str(damage_error(self.video, self.damage)) if self.damage else None
+            self._problem = None
         self.write()
 
     def write(self) -> None:
-        """Write all that was found so far; raises DataError where the disk refuses."""
+        """Write all that was found so far; raises DataError if the disk refuses."""
         began = time.monotonic()
         until = max((finding.end for finding in (*self.windows, *self.gaps)), default=0.0)
         facts = {
+            _AUTHOR_KEY: _AUTHOR,
             "video": str(self.job.video),
             "seconds": self.video.seconds,
             "complete": self._complete,
@@ -198,17 +253,22 @@ class Result:
             "windows": [asdict(window) for window in self.windows],
             "gaps": [asdict(gap) for gap in self.gaps],
         }
-        write_json(self.job.json, _WRITTEN_BY | facts)
+        write_json(self.job.json, facts)
+
         ended = time.monotonic()
         self._due = ended + _MOST_WRITING * (ended - began)
 
 
 def describe(job: Job, finding: Window | Gap) -> str:
-    """What the terminal says of it."""
-    start = f"{job.name}  {finding.start:7.2f} to {finding.end:7.2f} s  "
+    """The line of output about a window or a gap."""
+    line = f"{job.name}  {finding.start:7.2f} to {finding.end:7.2f} s  "
     if isinstance(finding, Gap):
-        return start + ("not looked at: damaged" if finding.damaged else "not looked at: no frames")
-    cut = "  (a cut to another scene: not to be trusted)" if finding.cut else ""
-    if not finding.actions:
-        return f"{start}{'no action':12} {finding.score:.2f}{cut}"
-    return start + "; ".join(f"{found.action:12} {found.score:.2f}  box {found.box}" for found in finding.actions) + cut
+        return line + ("not looked at: damaged" if finding.damaged else "not looked at: no frames")
+
+    if finding.actions:
+        line += "; ".join(f"{found.action:12} {found.score:.2f}  box {found.box}" for found in finding.actions)
+    else:
+        line += f"{'no action':12} {finding.score:.2f}"
+    if finding.cut:
+        line += "  (not reliable: the window has a cut to another scene)"
+    return line

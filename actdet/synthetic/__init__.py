@@ -1,1 +1,1 @@
-"""The data set that the project renders for itself, and the demonstration on it."""
+"""The data set that the project renders for itself, and the demonstration that trains on it."""

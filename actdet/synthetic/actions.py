@@ -1,4 +1,4 @@
-"""The two actions that the detector looks for, fight and collapse, as motions (see `_motions`)."""
+"""The two actions that the detector looks for, fight and collapse, as motions (see `motions`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from actdet.synthetic.motions import (
 
 
 def collapse(t: Array, rng: Rng, room: float) -> Act:
-    """Walks or stands, staggers, and falls fast, to stay down for at least the last 35 % of the clip."""
+    """Walk or stand, stagger, and fall fast, to stay down for at least the last 35 % of the clip."""
     drop = rng.uniform(0.5, 0.8)
     landed = rng.uniform(0.42, 0.63) * t[-1]
     fall = landed - drop
@@ -34,36 +34,44 @@ def collapse(t: Array, rng: Rng, room: float) -> Act:
     yaw = fall_heading(way, rng)
 
     angles = still(t, rng)
+
+    # How far the person walks before the fall, at most 0.6 of the room.
     slowing = 1 - ramp(t, stagger, fall - stagger + 0.15)
     pace = slowing * (rng.uniform(0.7, 1.3) if rng.random() < 0.6 else 0)
-    travelled = np.cumsum(pace) * (t[1] - t[0])
-    travelled *= min(1, 0.6 * room / max(travelled[-1], 1e-6))
-    stride(angles, travelled + rng.uniform(0, STRIDE), slowing * (pace[0] > 0))
+    traveled = np.cumsum(pace) * (t[1] - t[0])
+    traveled *= min(1, 0.6 * room / max(traveled[-1], 1e-6))
+    stride(angles, traveled + rng.uniform(0, STRIDE), slowing if pace[0] > 0 else 0.0)
+
     _stagger(angles, t, rng, stagger, fall)
     _fall(angles, t, rng, way, fall, drop)
-    return Act([Track(angles, travelled[:, None] * along(yaw), np.full(len(t), yaw), rooted=True)])
+    return Act([Track(angles, traveled[:, None] * along(yaw), np.full(len(t), yaw), rooted=True)])
 
 
 def _stagger(angles: Array, t: Array, rng: Rng, start: float, end: float) -> None:
+    """Sway, with bent knees."""
     weight = ramp(t, start, 0.25)
     overlay(angles, weight, tilt=rng.uniform(5, 12) * wobble(t, rng, 1.3), lean=8 * wobble(t, rng, 1.1))
     overlay(angles, weight, bend=rng.uniform(5, 28), nod=rng.uniform(-10, 30), knee=rng.uniform(12, 30), hip=12)
-    if rng.random() < 0.6:  # a hand goes to the head or the chest
+
+    # A hand may go to the head or the chest.
+    if rng.random() < 0.6:
         raised = ramp(t, start, end - start)
         overlay(angles, raised, rng.choice(SIDES), shoulder=rng.uniform(45, 85), elbow=130, roll=50)
 
 
 def _fall(angles: Array, t: Array, rng: Rng, way: str, start: float, length: float) -> None:
-    """Topples with arms thrown out, perhaps giving way in the knees first; hits the ground at full speed."""
+    """Topple with arms thrown out, perhaps with the knees giving way first, and hit the ground at full speed."""
     if rng.random() < 0.3 and way != "supine":
         overlay(angles, ramp(t, start, length * 0.6), hip=20, knee=105, lean=8, bend=25, nod=30)
         tipping = np.clip((t - start - 0.35 * length) / (0.65 * length), 0, 1) ** 2
     else:
         tipping = np.clip((t - start) / length, 0, 1) ** 2.2
+
     flail = pulse(t, start, length * 0.5, length * 0.2, length * 0.4)
     for s in SIDES:
         overlay(angles, flail, s, shoulder=rng.uniform(60, 130), elbow=rng.uniform(10, 60))
         overlay(angles, flail, s, spread=rng.uniform(10, 60))
+
     after = np.maximum(t - start - length, 0)
     rebound = 0.06 * np.exp(-after / 0.12) * np.sin(np.pi * after / 0.16)
     lie(angles, tipping - rebound, ramp(t, start + 0.2 * length, length), way, rng)
@@ -72,36 +80,40 @@ def _fall(angles: Array, t: Array, rng: Rng, way: str, start: float, length: flo
 def fight(t: Array, rng: Rng, room: float) -> Act:
     """Two people close in, then strike and wrestle in turns until the end."""
     contact = rng.uniform(0, 0.22) * t[-1]
-    apart, reach = min(rng.uniform(0.8, 1.1) + 2.6 * contact, room), rng.uniform(0.58, 0.75)
+    apart = min(rng.uniform(0.8, 1.1) + 2.6 * contact, room)
+    reach = rng.uniform(0.58, 0.75)
     grip = _grips(t, rng, contact)
     gap = apart + (reach - apart) * ramp(t, -0.3 * contact, 1.3 * contact + 0.1)
     gap = gap + grip * (rng.uniform(0.34, 0.46) - gap)
-    vigour = ramp(t, contact - 0.2, 0.4)
+    vigor = ramp(t, contact - 0.2, 0.4)
 
     both = [still(t, rng) for _ in range(2)]
     for angles in both:
         approach(angles, t, gap, rng)
-        _guard(angles, t, rng, vigour)
+        _guard(angles, t, rng, vigor)
         _wrestle(angles, t, rng, grip)
-    shift = np.zeros(len(t))  # of both, along the axis: who is hit gives way
+
+    # A blow pushes back the one who is hit, which moves both along their axis.
+    shift = np.zeros(len(t))
     start = contact
     while start < t[-1]:
         who = int(rng.integers(2))
-        force = 1 - 0.6 * np.interp(start, t, grip)  # arms that hold have little left to strike with
+        # Arms that hold on have little strength left to strike.
+        force = 1 - 0.6 * np.interp(start, t, grip)
         hit = _strike(both[who], t, rng, start, force)
         pushed = _recoil(both[1 - who], t, rng, hit, force)
         gap = gap + 0.6 * pushed
         shift += (1 if who == 0 else -1) * 0.3 * pushed
         start += rng.uniform(0.22, 0.5) / force
 
-    angle = sideways_heading(rng, 0.5) + vigour * (0.18 + 0.4 * grip) * wobble(t, rng, 0.8)
+    angle = sideways_heading(rng, 0.5) + vigor * (0.18 + 0.4 * grip) * wobble(t, rng, 0.8)
     roam = np.stack([wobble(t, rng, 0.8), 0.6 * wobble(t, rng, 0.7)], 1)
-    centre = (vigour * (0.14 + 0.14 * grip))[:, None] * roam + shift[:, None] * along(angle)
-    return Act(face_each_other(centre, gap, angle, both))
+    center = (vigor * (0.14 + 0.14 * grip))[:, None] * roam + shift[:, None] * along(angle)
+    return Act(face_each_other(center, gap, angle, both))
 
 
 def _grips(t: Array, rng: Rng, contact: float) -> Array:
-    """When the fighters hold each other: spells that alternate with free blows."""
+    """Return weights (T,) of holding each other, which alternates with free blows."""
     grip = np.zeros(len(t))
     start = contact + rng.uniform(0.2, 1.6)
     while start < t[-1]:
@@ -112,8 +124,9 @@ def _grips(t: Array, rng: Rng, contact: float) -> Array:
 
 
 def _guard(angles: Array, t: Array, rng: Rng, weight: Array) -> None:
-    """Fists up, knees bent, always on the move."""
-    lead, step = rng.choice([-1, 1]), 14 * wobble(t, rng, rng.uniform(1.5, 2.2))
+    """Stand with fists up and knees bent, always on the move."""
+    lead = rng.choice([-1, 1])
+    step = 14 * wobble(t, rng, rng.uniform(1.5, 2.2))
     overlay(angles, weight, bend=rng.uniform(8, 20) + 6 * wobble(t, rng, 1.3), turn=0)
     overlay(angles, weight, sway=8 * wobble(t, rng, 1.2), twist=10 * wobble(t, rng, 1.4))
     overlay(angles, weight, split=rng.uniform(6, 12), spread=rng.uniform(10, 25), roll=rng.uniform(10, 30))
@@ -124,7 +137,7 @@ def _guard(angles: Array, t: Array, rng: Rng, weight: Array) -> None:
 
 
 def _wrestle(angles: Array, t: Array, rng: Rng, weight: Array) -> None:
-    """Arms locked on the other, bodies heaving, feet stumbling for a hold."""
+    """Lock the arms on the other person, heave with the body, and stumble for a foothold."""
     stumble = 26 * wobble(t, rng, rng.uniform(1.3, 2.0))
     overlay(angles, weight, lean=rng.uniform(6, 16), bend=rng.uniform(12, 30) + 12 * wobble(t, rng, 1.3))
     overlay(
@@ -142,8 +155,9 @@ def _wrestle(angles: Array, t: Array, rng: Rng, weight: Array) -> None:
 
 
 def _strike(angles: Array, t: Array, rng: Rng, start: float, force: float) -> float:
-    """One blow: wind up, then hit; returns when it lands."""
-    back, out = rng.uniform(0.10, 0.17), rng.uniform(0.08, 0.12)
+    """Wind up for a blow and hit; return when it lands, in seconds."""
+    back = rng.uniform(0.10, 0.17)
+    out = rng.uniform(0.08, 0.12)
     wind = force * pulse(t, start, back, 0, out)
     blow = force * pulse(t, start + back, out, rng.uniform(0.04, 0.09), 0.2)
     s = str(rng.choice(SIDES))
@@ -168,7 +182,7 @@ def _strike(angles: Array, t: Array, rng: Rng, start: float, force: float) -> fl
 
 
 def _recoil(angles: Array, t: Array, rng: Rng, hit: float, force: float) -> Array:
-    """Give way to a blow; returns how far (metres) over time."""
+    """Give way to a blow; return how far over time, (T,) in meters."""
     jolt = force * pulse(t, hit - 0.04, 0.1, 0.05, 0.3)
     overlay(
         angles,

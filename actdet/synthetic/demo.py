@@ -1,4 +1,4 @@
-"""The demonstration that `make demo` runs: render clips, train on them, evaluate on others, report."""
+"""The settings of the demonstration that `make demo` runs: render clips, train on them, evaluate on others, report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from actdet.models.detr.config import ModelConfig
 from actdet.synthetic.rendered import RenderConfig
 from actdet.training.config import TrainConfig
 
-TRAIN_SEED, TEST_SEED = 0, 1_000_000  # two worlds: no person, place or camera of one is in the other
+# No person, place or camera of one seed is in clips of the other.
+TRAIN_SEED = 0
+TEST_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -23,30 +25,42 @@ class Demo:
 
 
 def demo_for(device_type: str, clips: int | None = None, epochs: int | None = None) -> Demo:
-    """On a GPU the report's 16 frames of 224 x 224; on a CPU what two cores train from scratch within minutes.
+    """Return the demonstration for a kind of device.
 
-    clips, epochs: other numbers of training clips and of passes over them than the device's own.
+    On a GPU it has the report's 16 frames of 224 x 224, on a CPU what two cores train from scratch within minutes.
+
+    Args:
+        device_type: cuda or cpu.
+        clips: Number of training clips; by default the device's own.
+        epochs: Passes over them; by default the device's own.
     """
     if device_type == "cuda":
-        video = RenderConfig(clips=clips or 600, seed=TRAIN_SEED, width=320, height=240)
-        test = RenderConfig(clips=60, seed=TEST_SEED, width=320, height=240)
-        model = ModelConfig(deep_supervision=True, dropout=0.0)
-        config = TrainConfig(
-            epochs=epochs or 20,
-            batch_size=16,
-            lr=3e-4,
-            warmup=0.5,
-            workers=4,
-            auxiliary_weight=2.0,
-            eval_every=1000,
-            backbone_weights="none",
-        )
-        return Demo(video, test, model, config)
-    small = {"width": 128, "height": 96, "frames": 24, "fps": 8}
-    video = RenderConfig(clips=clips or 600, seed=TRAIN_SEED, **small)
-    test = RenderConfig(clips=60, seed=TEST_SEED, **small)
-    model = ModelConfig(image_size=48, frames=8, deep_supervision=True, dropout=0.0)
-    epochs = epochs or 6
+        return _gpu_demo(clips or 600, epochs or 20)
+    return _cpu_demo(clips or 600, epochs or 6)
+
+
+def _gpu_demo(clips: int, epochs: int) -> Demo:
+    size = {"width": 320, "height": 240}
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=16,
+        lr=3e-4,
+        warmup=0.5,
+        workers=4,
+        auxiliary_weight=2.0,
+        eval_every=1000,
+        backbone_weights="none",
+    )
+    return Demo(
+        train_clips=RenderConfig(clips=clips, seed=TRAIN_SEED, **size),
+        test_clips=RenderConfig(clips=60, seed=TEST_SEED, **size),
+        model=ModelConfig(deep_supervision=True, dropout=0.0),
+        config=config,
+    )
+
+
+def _cpu_demo(clips: int, epochs: int) -> Demo:
+    size = {"width": 128, "height": 96, "frames": 24, "fps": 8}
     config = TrainConfig(
         epochs=epochs,
         shallow_epochs=2 * epochs // 3,
@@ -57,6 +71,12 @@ def demo_for(device_type: str, clips: int | None = None, epochs: int | None = No
         workers=1,
         eval_every=1000,
         backbone_weights="none",
-        augment=AugmentConfig(crop=0.15, colour=0.2, jitter=False),  # 8 frames: jitter would hide how fast one falls
+        # With only 8 frames, jitter would hide how fast somebody falls.
+        augment=AugmentConfig(crop=0.15, color=0.2, jitter=False),
     )
-    return Demo(video, test, model, config)
+    return Demo(
+        train_clips=RenderConfig(clips=clips, seed=TRAIN_SEED, **size),
+        test_clips=RenderConfig(clips=60, seed=TEST_SEED, **size),
+        model=ModelConfig(image_size=48, frames=8, deep_supervision=True, dropout=0.0),
+        config=config,
+    )

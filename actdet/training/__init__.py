@@ -1,1 +1,1 @@
-"""Training a detector: the step, the run, and the experiments made of runs."""
+"""Training a detector: the plan of its choices, the step, the run made of steps, and the experiments made of runs."""

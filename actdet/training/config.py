@@ -1,6 +1,6 @@
-"""The settings of a training: what the command line shows, and what a checkpoint records.
+"""The settings of a training, which the command line shows and a checkpoint records.
 
-A text under a field is its help. Defaults are the technical report's where it prints a value.
+The text under a field is its help. Defaults are those of the technical report if it prints a value.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ class TrainConfig:
     weight_decay: float = 1e-4
     """Weight decay of AdamW (the report's section 6.4 advises 1e-3 for little data)."""
     clip_norm: float = 0.5
-    """Gradients are scaled down to this norm."""
+    """Gradients with a larger norm are scaled down to this one."""
     backbone_weights: str = "kinetics"
-    """Where the backbone starts: kinetics, none, or a file of R(2+1)D-18 weights, such as another run's model."""
+    """The weights that the backbone starts from: kinetics, none, or a file of R(2+1)D-18 weights, such as another
+    run's model."""
     init: str | None = None
-    """A finished detector, another run's model.safetensors, to train on, whole; its shape holds, and nothing is read of
-    backbone_weights."""
+    """A trained detector, another run's model.safetensors, to train further. Its shape is kept, and backbone_weights is
+    ignored."""
     auxiliary_weight: float = 0.0
-    """Weight of an auxiliary loss that reads a clip's action off the backbone's averaged features, without the
-    Transformer: it teaches a backbone that starts from scratch. 2 where there are no Kinetics weights."""
+    """Weight of an auxiliary loss, which predicts a clip's action from the backbone's averaged features without the
+    Transformer. It helps a backbone that starts from scratch: use 2 if there are no Kinetics weights."""
     small_epochs: int = 0
-    """So many epochs, the first ones, show pictures of half as many pixels, 0.7 of image_size each way. Such an epoch
+    """How many of the first epochs show pictures of half as many pixels, 0.7 of image_size each way. Such an epoch
     takes half the time."""
     shallow_epochs: int = 0
-    """So many epochs, the first ones, train a backbone whose stages have only the first of their two blocks; the second
-    joins as the identity as which it begins. Such an epoch takes half the time. For backbones from scratch."""
+    """How many of the first epochs train only the first of the two blocks in each stage of the backbone. The second
+    block starts as the identity and joins after them. Such an epoch takes half the time. For backbones from scratch."""
     freeze_backbone: bool = False
     """Train only the Transformer and the heads (the report's section 6.4)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; auto takes bf16 where the device has it, else fp16 on a GPU, else fp32."""
+    """Arithmetic of the network; auto takes bf16 if the device has it, else fp16 on a GPU, else fp32."""
     step: Literal["auto", "graph", "eager", "compile"] = "auto"
     """How a step is launched: as one CUDA graph, operator by operator, or through torch.compile; auto takes graph on a
     single GPU, else eager."""
@@ -58,20 +59,22 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Evaluate and keep a running average of the weights, over about 1 / (1 - ema_decay) steps; 0 turns it off."""
     seed: int = 0
-    """Everything random follows from it."""
+    """Seed of everything random."""
     eval_every: int = 5
-    """Evaluate on the held-out clips every so many epochs, and at the end."""
+    """Epochs from one evaluation on the held-out clips to the next; the last one is at the end."""
     reader: Literal["auto", "pyav", "dali"] = "auto"
     """What decodes the videos; auto takes DALI on a GPU, else PyAV."""
     workers: int = 1
-    """Processes that decode while the network trains; 0 decodes in between."""
+    """Processes that decode while the network trains; with 0, decoding and training take turns in one process."""
     cache: Literal["auto", "memory", "none"] = "auto"
-    """Whether decoded clips are kept in the device's memory, so that each is decoded once; auto where they fit."""
+    """Whether decoded clips are kept in the device's memory, so that each is decoded once; auto keeps them if they
+    fit."""
     disk_cache: float = 0.0
-    """Keep decoded clips on the disk, too, for later runs: at most so many GiB, in $ACTDET_CACHE or ~/.cache/actdet."""
+    """Keep decoded clips on the disk, too, for later runs: at most this many GiB, in $ACTDET_CACHE or
+    ~/.cache/actdet."""
     bad_files: Literal["stop", "skip"] = "stop"
-    """What a bad file (a video that is empty, cut off or cannot be decoded, a wrong annotation) does to the run: it
-    stops it, or its clip is left out and listed at the end."""
+    """What to do about a bad file (a video that is empty, cut off or cannot be decoded, or a wrong annotation): stop
+    the run, or skip its clip and list it at the end."""
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
 
@@ -86,7 +89,7 @@ class TrainConfig:
             check(count < self.epochs, f"{name} must be fewer than the {self.epochs} epochs, got {count}")
         check(
             not self.shallow_epochs or (self.backbone_weights == "none" and self.init is None),
-            "shallow_epochs is for a backbone that starts from scratch: give backbone_weights none, and no init",
+            "shallow_epochs is for a backbone that starts from scratch: set backbone_weights to none, and no init",
         )
         check(
             not (self.shallow_epochs and self.freeze_backbone),

@@ -1,61 +1,55 @@
-"""How long a training will take on this CPU, found by trying one step of it."""
+"""How long a training will take on this CPU, found by trying three steps of it."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 
 import torch
 from actdet_kernels import Targets
 
 from actdet.data.augment import Batch
 from actdet.device import prepare_device
-from actdet.models.backbones.convolution import set_flat
-from actdet.models.backbones.r2plus1d import choose_convolutions
 from actdet.models.detr.config import ModelConfig
 from actdet.models.detr.detector import ActionDetector
 from actdet.training.config import TrainConfig
 from actdet.training.train_step import TrainStep
 
-# FLOP of the step that is tried: seconds on a slow core, and enough that a batch of small clips is tried whole.
+# FLOP of a step that is tried. It takes seconds on a slow core, and is enough to try a batch of small clips whole.
 _TRIAL_FLOP = 2e11
 
 # FLOP of a step for each pixel of a frame: a clip of 16 x 112 x 112 takes 243 * 10^9, forward and backward.
 _FLOP_PER_PIXEL = 1.21e6
 
-# The parts of a step's FLOP that are left while pictures are small, and while the backbone is shallow.
+# The share of a step's FLOP that is left while pictures are small, and while the backbone is shallow.
 _SMALL_SHARE = 0.54
 _SHALLOW_SHARE = 0.49
 
-# What any core does in a second. A training that takes less than a minute at this rate need not be tried.
+# Any core does so many FLOP in a second. If an epoch takes less than a minute at this rate, it need not be tried.
 _LEAST_FLOP_PER_SECOND = 5e9
 
 
 def seconds_per_clip(model: ModelConfig, config: TrainConfig, dtype: torch.dtype) -> float:
-    """Seconds that a training step takes on this CPU for each clip of its batch, without decoding.
+    """Time the training step on this CPU, without decoding.
 
-    Of three steps on noise the last counts: before it, libraries prepare themselves and memory is fetched. Where the
-    clips are large, a smaller batch is tried. The random state is left as it was.
+    Three steps are done on noise, and the last one counts: in those before it, libraries set themselves up and memory
+    is fetched. If the clips are large, a smaller batch is tried. The random state is left as it was.
 
     Args:
-        model: The detector's shape.
-        config: Its training.
+        model: The detector's settings.
+        config: The training's settings.
         dtype: The network's arithmetic.
 
     Returns:
-        The time of a step, in seconds, over the clips in it.
+        Seconds of a step for each clip of its batch.
     """
     device = torch.device("cpu")
     prepare_device(device)
     clips = max(1, min(config.batch_size, int(_TRIAL_FLOP / step_flop(model))))
     shape = (clips, model.frames, model.image_size, model.image_size, 3)
     with torch.random.fork_rng(devices=[]):
-        detector = ActionDetector(model)
-        flat, _ = choose_convolutions((clips, 3, *shape[1:4]), device, dtype)
-        set_flat(detector.backbone, flat)
-        step = TrainStep(detector, replace(config, step="eager"), device, dtype, "eager")
-
+        # The convolutions of a new detector are flat, as the plan has them on every CPU.
+        step = TrainStep(ActionDetector(model), config, device, dtype, "eager")
         targets = Targets(torch.zeros(clips, 1).long(), torch.full((clips, 1, 4), 0.5), torch.ones(clips).int())
         batch = Batch(torch.randn(shape).permute(0, 4, 1, 2, 3), targets)
         seconds = 0.0
@@ -67,27 +61,38 @@ def seconds_per_clip(model: ModelConfig, config: TrainConfig, dtype: torch.dtype
 
 
 def step_flop(model: ModelConfig) -> float:
-    """FLOP of a step for each clip, nearly; `actdet.training.cost` counts them exactly, in a second."""
+    """Estimate the FLOP of a step for each clip; `actdet.training.cost` counts them exactly, in a second."""
     return _FLOP_PER_PIXEL * model.frames * model.image_size**2
 
 
 def is_short(model: ModelConfig, clips: int) -> bool:
-    """Whether an epoch over so many clips certainly takes less than a minute."""
+    """Return whether an epoch over so many clips certainly takes less than a minute."""
     return clips * step_flop(model) < 60 * _LEAST_FLOP_PER_SECOND
 
 
 def training_seconds(config: TrainConfig, epoch_seconds: float) -> float:
-    """How long a training takes of which an epoch that is neither small nor shallow takes `epoch_seconds`."""
+    """Return how long a training takes.
+
+    Args:
+        config: Its settings.
+        epoch_seconds: How long an epoch takes that is neither small nor shallow.
+    """
     small = config.small_epochs
     shallow = config.shallow_epochs
     both = min(small, shallow)
     whole = config.epochs - max(small, shallow)
-    partly = (small - both) * _SMALL_SHARE + (shallow - both) * _SHALLOW_SHARE + both * _SMALL_SHARE * _SHALLOW_SHARE
-    return epoch_seconds * (whole + partly)
+    partial = (small - both) * _SMALL_SHARE + (shallow - both) * _SHALLOW_SHARE + both * _SMALL_SHARE * _SHALLOW_SHARE
+    return epoch_seconds * (whole + partial)
 
 
 def describe_duration(model: ModelConfig, config: TrainConfig, epoch_seconds: float) -> str | None:
-    """How long a training takes, and by which option less, where an epoch takes more than a minute; else None."""
+    """Say how long a training takes, and which option makes it shorter; None if an epoch takes at most a minute.
+
+    Args:
+        model: The detector's settings.
+        config: The training's settings.
+        epoch_seconds: How long an epoch takes.
+    """
     if epoch_seconds <= 60:
         return None
     return (
@@ -96,19 +101,8 @@ def describe_duration(model: ModelConfig, config: TrainConfig, epoch_seconds: fl
     )
 
 
-def _advice(model: ModelConfig, epoch_seconds: float) -> str:
-    smaller = model.image_size // 32 * 16
-    if smaller >= 48:
-        share = (smaller / model.image_size) ** 2
-        return f"with --image-size {smaller} about {in_words(epoch_seconds * share)} each"
-    if model.frames > 8:
-        fewer = model.frames // 16 * 8
-        return f"with --frames {fewer} about {in_words(epoch_seconds * fewer / model.frames)} each"
-    return "fewer --epochs take less"
-
-
 def in_words(seconds: float) -> str:
-    """For instance 40 s, 3 min 20 s, 5 h 10 min, 2 days: two figures are as much as an estimate knows."""
+    """Return for instance 40 s, 3 min 20 s, 5 h 10 min or 2 days: an estimate knows no more than two figures."""
     if seconds < 60:
         return f"{math.ceil(seconds)} s"
     if seconds < 600:
@@ -121,3 +115,15 @@ def in_words(seconds: float) -> str:
         hours, rest = divmod(minutes, 60)
         return f"{hours} h {rest} min" if rest else f"{hours} h"
     return f"{round(minutes / 1440)} days"
+
+
+def _advice(model: ModelConfig, epoch_seconds: float) -> str:
+    """Name an option that makes an epoch shorter, and say by how much."""
+    smaller = model.image_size // 32 * 16
+    if smaller >= 48:
+        share = (smaller / model.image_size) ** 2
+        return f"with --image-size {smaller} about {in_words(epoch_seconds * share)} each"
+    if model.frames > 8:
+        fewer = model.frames // 16 * 8
+        return f"with --frames {fewer} about {in_words(epoch_seconds * fewer / model.frames)} each"
+    return "fewer --epochs take less"

@@ -1,42 +1,37 @@
-"""One training step, all of it on the device: where there is one process, nothing in it is read back by the host.
+"""One training step, all of it on the device: with a single process, the host reads nothing of it back.
 
     clips, targets -> detector -> match -> set loss -> gradients -> clip -> AdamW -> running average
                                                                          (sections 3.3 and 3.4 of the report)
 
-With `auxiliary_weight` the averaged features of the backbone must also say, by one linear layer, what happens in the
-clip and where. A backbone without pretrained weights learns by that in half the time.
+With `auxiliary_weight`, one linear layer must also tell from the backbone's averaged features what happens in the clip
+and where. This teaches a backbone without pretrained weights in half the time.
 
-There are three ways to launch it. eager: operator by operator. compile: the network and its losses by torch.compile.
-graph: the whole step is captured as one CUDA graph, for each shape of batch after WARM_UP steps, and replayed. All
-three draw the same dropout. An eager step and a graph never hold the activations of a batch at the same time: while a
-shape, such as that of an epoch's last batch, warms up, there are no graphs, and the others are captured again.
+There are three ways to launch a step. eager: operator by operator. compile: the network and its losses by
+torch.compile. graph: for each shape of batch, the whole step is captured as one CUDA graph after a few eager steps, and
+replayed. All three draw the same dropout. An eager step and a graph never hold the activations of a batch at the same
+time: while a shape, such as that of an epoch's last batch, warms up, there are no graphs, and the others are captured
+again afterwards.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any, cast
 
 import torch
-from actdet_kernels import MatchWeights, SetLoss, Targets, match, set_loss
+from actdet_kernels import Targets
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from actdet.data.augment import Batch
-from actdet.distributed import ALONE, Processes, synchronise_batch_norm
-from actdet.errors import ActdetError
+from actdet.distributed import ALONE, Processes, synchronize_batch_norm
 from actdet.models.backbones.convolution import fuse_norms
-from actdet.models.backbones.r2plus1d import FEATURES
-from actdet.models.detr.detector import ActionDetector
+from actdet.models.detr.detector import ActionDetector, Predictions
+from actdet.models.detr.losses import LOSSES, AuxiliaryHead
 from actdet.training.config import TrainConfig
-
-LOSSES = (*SetLoss._fields, "auxiliary")
-AUXILIARY_WEIGHTS = MatchWeights(8.0, 5.0, 2.0)  # classes are slower to learn than boxes: docs/LOG.md
-WARM_UP = 3  # steps of a shape before its capture: what libraries set up when they are first called must be done
-
+from actdet.training.graph import StepGraph
 
 # The option of DistributedDataParallel that sends the buffers before every step. Newer PyTorch deprecates the old name.
 _SYNC_BUFFERS = (
@@ -49,11 +44,20 @@ _SYNC_BUFFERS = (
 class TrainStep:
     """What a step reads and writes, and the step: `step.run(batch, lr=..., seed=..., number=...)`.
 
-    detector: trained in place, on `device`, its video convolutions channels-last.
-    dtype: of the network's arithmetic; parameters, losses and averages are float32.
-    mode: "eager", "compile" or "graph", as `choose_step` gives it.
-    losses: (5,) sums of the values of LOSSES over the steps since they were last set to zero, on the device; of this
-        process's share, so that their mean over the processes is that of the whole batch.
+    Args:
+        detector: Trained in place. It is moved to `device`, and its video convolutions become channels-last.
+        config: The training's settings.
+        device: Where the step runs.
+        dtype: The network's arithmetic; parameters, losses and averages are float32.
+        mode: How the step is launched: "eager", "compile" or "graph".
+        processes: The processes that share each batch.
+
+    Attributes:
+        losses: (5,) float32 on the device, the values of `LOSSES` summed over the steps since it was last set to zero.
+            They are of this process's share of each batch; their mean over the processes is that of the whole batch.
+        average: The running average of `live()`, by name; empty if the settings ask for none.
+        auxiliary_head: The layer of the auxiliary loss, which is not part of the detector.
+        parameters: What is trained, in the order of the optimizer.
     """
 
     def __init__(
@@ -65,29 +69,24 @@ class TrainStep:
         mode: str,
         processes: Processes = ALONE,
     ) -> None:
-        self.config, self.device, self.dtype, self.mode, self.processes = config, device, dtype, mode, processes
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self.mode = mode
+        self.processes = processes
+
         detector = detector.to(device).to(memory_format=torch.channels_last_3d)
         detector.backbone.requires_grad_(not config.freeze_backbone)
         detector.backbone.checkpointing = config.checkpointing
-        self.clip_head = nn.Linear(FEATURES, len(detector.config.class_names) + 1 + 4).to(device)
-        self.clip_head.requires_grad_(config.auxiliary_weight > 0)
+        self.auxiliary_head = AuxiliaryHead(detector.config).to(device)
+        self.auxiliary_head.requires_grad_(config.auxiliary_weight > 0)
         if processes.count > 1:
-            detector = cast(ActionDetector, synchronise_batch_norm(detector, device))
+            detector = cast(ActionDetector, synchronize_batch_norm(detector, device))
         self.detector = detector
-        network = _Network(detector, self.clip_head, dtype)
+
+        network = _Network(detector, self.auxiliary_head, dtype)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self._network = network
-        if processes.count > 1:
-            # Strides of sides of one element differ, which costs a copy of a small gradient.
-            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-            # The buffers are statistics over the clips of all processes, so every process has the same already.
-            sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
-            self._network = DistributedDataParallel(
-                network,
-                gradient_as_bucket_view=True,
-                find_unused_parameters=config.shallow_epochs > 0,
-                **sync_buffers,
-            )
+        self._network = network if processes.count == 1 else _distributed(network, config)
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=torch.tensor(config.lr, device=device),
@@ -100,31 +99,44 @@ class TrainStep:
         self.losses = torch.zeros(len(LOSSES), device=device)
         self.average = {k: v.clone() for k, v in self.live().items()} if config.ema_decay else {}
         self._average_weight = torch.ones((), device=device)
+
         self._compiled = None
         if mode == "compile":
             self._compiled = torch.compile(self._losses_of, options={"fallback_random": True})
-        self._graphs: dict[tuple[bool | torch.Size, ...], _Graph] = {}
+        self._graphs: dict[tuple[bool | torch.Size, ...], StepGraph] = {}
         if mode == "graph":
             fuse_norms(detector.backbone)
-            # Memory for all shapes: nothing in it outlives a step but gradients, which the next step computes again.
-            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+            # All shapes share this memory: nothing in it outlives a step except gradients, which the next step computes
+            # again.
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream()
 
     def run(self, batch: Batch, *, lr: float, seed: int, number: int) -> None:
-        """One step on this process's share of a batch; `number` counts the steps before it."""
+        """Do one step.
+
+        Args:
+            batch: This process's share of the batch.
+            lr: The learning rate.
+            seed: Decides what dropout draws.
+            number: How many steps came before this one.
+        """
         self.detector.train()
         if self.config.freeze_backbone:
             self.detector.backbone.eval()
-        torch.manual_seed(seed)  # dropout
+        # Only dropout draws from this generator.
+        torch.manual_seed(seed)
         self.optimizer.param_groups[0]["lr"].fill_(lr)
+        # At first the average is that of all steps so far, so that it forgets the start.
         self._average_weight.fill_(1 - min(self.config.ema_decay, (1 + number) / (10 + number)))
+
         if self.mode != "graph":
             self._step(batch)
             return
-        kind = (self.detector.backbone.shallow, *(tensor.shape for tensor in (batch.clips, *batch.targets)))
-        if kind not in self._graphs:
+        shape = (self.detector.backbone.shallow, *(tensor.shape for tensor in (batch.clips, *batch.targets)))
+        if shape not in self._graphs:
             own = batch._replace(clips=batch.clips.to(self.dtype))
-            self._graphs[kind] = _Graph(self._step, own, self._stream)
-        graph = self._graphs[kind]
+            self._graphs[shape] = StepGraph(self._step, own, self._stream)
+        graph = self._graphs[shape]
         if graph.warms_up:
             self._release_graphs()
         graph.run(batch, self._pool)
@@ -144,11 +156,13 @@ class TrainStep:
     def _step(self, batch: Batch) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         losses = (self._compiled or self._losses_of)(batch.clips, batch.targets)
+
         self.scaler.scale(losses[0]).backward()
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
         self.losses += losses.detach()
         if self.average:
             live = self.live()
@@ -156,41 +170,26 @@ class TrainStep:
             move(list(self.average.values()), [live[name] for name in self.average], self._average_weight)
 
     def _losses_of(self, clips: Tensor, targets: Targets) -> Tensor:
-        """(5,) the values of LOSSES for a batch; the first is what is minimised."""
-        logits, boxes, said = self._network(clips)
-        loss = self.config.loss
-        total, cls, l1, giou = self._set_loss(logits, boxes, targets, loss.match_weights, loss.no_object_weight)
-        auxiliary = torch.zeros_like(total)
-        if self.config.auxiliary_weight:  # the set loss of a set of one, class and box
-            one = said[..., :-4], said[..., -4:].sigmoid()
-            auxiliary, *_ = self._set_loss(*one, targets, AUXILIARY_WEIGHTS, no_object_weight=1.0)
-        return torch.stack([total + self.config.auxiliary_weight * auxiliary, cls, l1, giou, auxiliary])
-
-    def _set_loss(
-        self, logits: Tensor, boxes: Tensor, targets: Targets, weights: MatchWeights, no_object_weight: float
-    ) -> SetLoss:
-        matched = match(logits, boxes, targets, weights=weights)
-        losses = set_loss(logits, boxes, targets, matched, weights=weights, no_object_weight=no_object_weight)
-        if self.processes.count == 1:
-            return losses
-        # Each process divides by its own sums; what counts are those of all, and that gradients are averaged.
-        queries = logits.shape[-2]
-        pairs = targets.counts.clamp(max=queries).sum()
-        weight = pairs + no_object_weight * (len(targets.counts) * queries - pairs)
-        own = torch.stack([weight, targets.counts.sum().clamp(min=1).to(weight.dtype)])
-        every = self.processes.sum(torch.stack([weight, targets.counts.sum().to(weight.dtype)]))
-        cls, box = (own / every.clamp(min=1e-9) * self.processes.count).unbind()
-        cls, l1, giou = losses.cls * cls, losses.l1 * box, losses.giou * box
-        return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
+        """(5,) the values of LOSSES for this process's share of a batch."""
+        logits, boxes, auxiliary_output = self._network(clips)
+        losses = self.detector.losses(
+            Predictions(logits, boxes),
+            targets,
+            self.config.loss,
+            auxiliary_output=auxiliary_output,
+            auxiliary_weight=self.config.auxiliary_weight,
+            processes=self.processes,
+        )
+        return torch.stack([losses[name] for name in LOSSES])
 
     def live(self) -> dict[str, Tensor]:
-        """The detector's parameters and statistics, by name; without the counters, which are no average."""
+        """Return the detector's parameters and statistics by name, without the counters, which have no average."""
         named = (*self.detector.named_parameters(), *self.detector.named_buffers())
         return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within: the detector holds the running average, where there is one."""
+        """While active, the detector holds the running average, if there is one."""
         self._swap()
         try:
             yield
@@ -206,18 +205,32 @@ class TrainStep:
 
 
 class _Network(nn.Module):
-    """All that has gradients, as one module: clips to logits, boxes, and what the averaged features say."""
+    """Everything that has gradients, as one module."""
 
-    def __init__(self, detector: ActionDetector, clip_head: nn.Linear, dtype: torch.dtype) -> None:
+    def __init__(self, detector: ActionDetector, auxiliary_head: AuxiliaryHead, dtype: torch.dtype) -> None:
         super().__init__()
-        self.detector, self.clip_head, self.dtype = detector, clip_head, dtype
+        self.detector = detector
+        self.auxiliary_head = auxiliary_head
+        self.dtype = dtype
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Clips to the detector's logits and boxes, and the output of the auxiliary head."""
         with torch.autocast(clips.device.type, self.dtype, enabled=self.dtype != torch.float32):
             features = self.detector.backbone(clips)
             logits, boxes = self.detector.detect(features)
-        said = self.clip_head(features.float().mean((2, 3, 4)))[:, None]  # (B, 1, C + 4)
-        return logits, boxes, said
+        return logits, boxes, self.auxiliary_head(features)
+
+
+def _distributed(network: _Network, config: TrainConfig) -> DistributedDataParallel:
+    """Wrap the network so that the processes average their gradients."""
+    # The buffers are statistics over the clips of all processes, so every process has the same already.
+    sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
+    return DistributedDataParallel(
+        network,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=config.shallow_epochs > 0,
+        **sync_buffers,
+    )
 
 
 def _move_by_lerp(averages: list[Tensor], targets: list[Tensor], weight: Tensor) -> None:
@@ -227,59 +240,7 @@ def _move_by_lerp(averages: list[Tensor], targets: list[Tensor], weight: Tensor)
 
 
 def _move_by_foreach(averages: list[Tensor], targets: list[Tensor], weight: Tensor) -> None:
-    """The same in a few launches for all tensors. A lerp of lists would want a weight of each tensor's own shape."""
+    """Do the same in a few launches for all tensors. A lerp of lists would need a weight of each tensor's own shape."""
     ways = torch._foreach_sub(targets, averages)  # pyright: ignore[reportPrivateImportUsage]
     torch._foreach_mul_(ways, weight)  # pyright: ignore[reportPrivateImportUsage]
     torch._foreach_add_(averages, ways)  # pyright: ignore[reportPrivateImportUsage]
-
-
-class _Graph:
-    """The step for batches of one shape: eager at first, then captured, then replayed on copies of the batch."""
-
-    def __init__(self, step: Callable[[Batch], None], batch: Batch, stream: torch.cuda.Stream) -> None:
-        self._step, self._stream = step, stream
-        self._batch = Batch(batch.clips.clone(), Targets(*(field.clone() for field in batch.targets)))
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._runs = 0
-
-    @property
-    def is_captured(self) -> bool:
-        return self._graph is not None
-
-    @property
-    def warms_up(self) -> bool:
-        """Whether the next run launches operator by operator."""
-        return self._runs < WARM_UP
-
-    def release(self) -> None:
-        """Give back the memory of what was captured; the next run captures it again."""
-        if self._graph is not None:
-            self._graph.reset()
-            self._graph = None
-
-    def run(self, batch: Batch, pool: Any) -> None:
-        """One step. pool: the handle of the memory for a capture."""
-        for own, given in zip((self._batch.clips, *self._batch.targets), (batch.clips, *batch.targets), strict=True):
-            own.copy_(given)
-        if self.warms_up:
-            self._runs += 1
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                self._step(self._batch)
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return
-        if self._graph is None:
-            graph = torch.cuda.CUDAGraph()
-            try:
-                # Only this thread must not wait for the device meanwhile: those of a reader may.
-                with torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
-                    self._step(self._batch)
-            except RuntimeError as error:
-                # The end of a capture that failed raises a second error.
-                first = error.__context__ or error
-                if isinstance(first, torch.OutOfMemoryError) or "out of memory" in str(first):
-                    raise torch.OutOfMemoryError(str(first)) from error
-                reason = str(first).partition("\n")[0]
-                raise ActdetError(f"the step cannot be captured ({reason}): use --step eager") from error
-            self._graph = graph
-        self._graph.replay()

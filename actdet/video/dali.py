@@ -1,6 +1,7 @@
 """Reads clips with NVIDIA DALI, on a CPU or with the GPU's video decoder. Nothing else needs DALI.
 
-DALI decodes and resizes, uint8, on its device; augmentation and normalisation are the same for all readers (`augment`).
+DALI decodes and resizes, in uint8, on its device. Augmentation and normalization are the same for all readers
+(`data/augment.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 
 from actdet.errors import ActdetError, DataError
-from actdet.video.decoding import ClipRequest, VideoInfo, decode_frames
+from actdet.video.decoding import ClipRequest, decode_frames
+from actdet.video.info import VideoInfo
 
 try:
     from nvidia.dali import fn
@@ -23,23 +25,31 @@ try:
 except ImportError as error:
     raise ActdetError(f"DALI cannot be used ({error}): pip install 'actdet[cuda13]', or use reader pyav") from None
 
-# Batches that DALI decodes ahead.
-_AHEAD = 2
+# How many batches DALI decodes before they are asked for.
+_PREFETCHED = 2
 
-# What one of its batches holds at most: pieces of clips, and bytes at the videos' own size.
-_MOST_PIECES, _MOST_BYTES = 16, 2**29
+# What a batch holds at most: so many pieces of clips, and so many bytes of frames at the videos' own size.
+_MOST_PIECES = 16
+_MOST_BYTES = 2**29
 
 
 class _Piece(NamedTuple):
-    """Frames of a clip that are decoded at once; those of a long clip take several."""
+    """Frames of a clip that are decoded together. A long clip takes several pieces."""
 
     clip: int
+    """The number of the clip among the requests."""
     video: VideoInfo
     indices: np.ndarray
 
 
 class DALIReader:
-    """Decodes with DALI, as `dali-cpu` or `dali-gpu`; the tensors it gives lie on that device."""
+    """Decodes with DALI. The tensors that it gives lie on its device.
+
+    Args:
+        name: `dali-cpu` or `dali-gpu`.
+        size: Height and width of the clips.
+        threads: Number of DALI's threads.
+    """
 
     def __init__(self, name: str, size: tuple[int, int], threads: int) -> None:
         self.name = name
@@ -47,54 +57,64 @@ class DALIReader:
         self._threads = threads
         self._gpu = name == "dali-gpu"
 
-    def read(self, requests: Iterable[ClipRequest], ahead: int = 8) -> Iterator[torch.Tensor | DataError]:
+    def read(self, requests: Iterable[ClipRequest], prefetch: int = 8) -> Iterator[torch.Tensor | DataError]:
+        """Decode clips in the order of their requests; see `Reader.read`."""
         todo: list[ClipRequest | DataError] = list(requests)
         while todo:
             if isinstance(first := todo[0], DataError):
                 yield first
                 del todo[0]
                 continue
+
             part = list(_leading_requests(todo))
             done = 0
             try:
-                for clip in self._clips(part, ahead):
+                for clip in self._clips(part, prefetch):
                     yield clip
                     done += 1
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, DataError) as error:
-                # DALI does not say which file it failed on, only that it is one of those that it had begun.
-                begun = part[done : done + 1 + (1 + _AHEAD) * _MOST_PIECES]
-                problems = (_problem(request, self._size) for request in begun)
-                place, problem = next(((i, p) for i, p in enumerate(problems) if p), (0, None))
+                # DALI does not say which file it failed on, only that it is one of those that it had begun. PyAV finds
+                # it, its request is replaced by the problem, and the pass goes on from the clip that comes next.
+                begun = part[done : done + 1 + (1 + _PREFETCHED) * _MOST_PIECES]
+                place, problem = _first_problem(begun, self._size)
                 if problem is None:
                     raise _unexplained(begun, error) from None
                 todo[done + place] = problem
             del todo[:done]
 
-    def _clips(self, requests: Sequence[ClipRequest], ahead: int) -> Iterator[torch.Tensor]:
-        pieces = [
-            _Piece(number, video, indices[first : first + most])
-            for number, (video, indices) in enumerate(requests)
-            for most in [max(1, _MOST_BYTES // (video.width * video.height * 3))]
-            for first in range(0, len(indices), most)
-        ]
-        for _, parts in groupby(self._decode(pieces, min(ahead, _MOST_PIECES)), key=lambda part: part[0]):
+    def _clips(self, requests: Sequence[ClipRequest], prefetch: int) -> Iterator[torch.Tensor]:
+        """Decode clips that are all expected to be good."""
+        pieces = []
+        for number, (video, indices) in enumerate(requests):
+            most = max(1, _MOST_BYTES // (video.width * video.height * 3))
+            for first in range(0, len(indices), most):
+                pieces.append(_Piece(number, video, indices[first : first + most]))
+
+        decoded = self._decode(pieces, min(prefetch, _MOST_PIECES))
+        for _, parts in groupby(decoded, key=lambda part: part[0]):
             yield torch.cat([frames for _, frames in parts])
 
     def _decode(self, pieces: list[_Piece], most: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """The frames of each piece, with the number of its clip."""
+        """Give the frames of each piece, with the number of its clip.
+
+        Args:
+            pieces: What to decode.
+            most: How many pieces to decode at once.
+        """
         if not pieces:
             return
         batches = _batches(pieces, most)
-        # A pipeline is built in milliseconds; a new one for each pass has nothing left over from the last.
+
+        # A pipeline is built in milliseconds, and a new one for each pass has nothing left over from the last.
         pipeline: Any = _pipeline(
             self._inputs(batches),
             "mixed" if self._gpu else "cpu",
             batch_size=max(map(len, batches)),
             num_threads=self._threads,
             device_id=torch.cuda.current_device() if self._gpu else None,
-            prefetch_queue_depth=_AHEAD,
+            prefetch_queue_depth=_PREFETCHED,
         )
         for batch in batches:
             (clips,) = pipeline.run()
@@ -102,7 +122,7 @@ class DALIReader:
                 yield piece.clip, self._upright(clip, piece.video.rotation)
 
     def _inputs(self, batches: list[list[_Piece]]) -> Iterator[tuple[list[np.ndarray], ...]]:
-        """What the pipeline takes for each batch: files, frame indices, and sizes before rotation."""
+        """Give what the pipeline takes for each batch: files, frame indices, and sizes before rotation."""
         for batch in batches:
             sizes = [self._size[::-1] if piece.video.rotation % 180 else self._size for piece in batch]
             yield (
@@ -112,14 +132,14 @@ class DALIReader:
             )
 
     def _upright(self, clip: Any, rotation: int) -> torch.Tensor:
-        """A copy of DALI's (T, H, W, 3) that outlives its buffer, turned as the video's metadata say."""
+        """Copy DALI's (T, H, W, 3) clip, whose buffer will be used again, and turn it as the video's metadata say."""
         stream = torch.cuda.current_stream() if self._gpu else None
         copy = torch.empty(clip.shape(), dtype=torch.uint8, device="cuda" if self._gpu else "cpu")
         feed_ndarray(clip, copy, cuda_stream=stream)
         return torch.rot90(copy, rotation // 90, (1, 2))
 
     def close(self) -> None:
-        """Nothing outlives a pass."""
+        """Do nothing: a pipeline ends with its pass."""
 
     def __enter__(self) -> Self:
         return self
@@ -130,16 +150,20 @@ class DALIReader:
 
 @pipeline_def
 def _pipeline(inputs: Iterator[tuple[list[np.ndarray], ...]], decoder: str) -> Any:
+    """Build the pipeline that decodes and resizes: uint8 (T, H, W, 3) for each piece of a batch."""
     encoded, frames, size = fn.external_source(
         inputs, num_outputs=3, dtype=[DALIDataType.UINT8, DALIDataType.INT32, DALIDataType.FLOAT], ndim=1
     )
-    # Unless it is told otherwise, it ties its threads to cores, the same ones in every process of a job.
+
+    # Without `affine=False` DALI ties its threads to cores, to the same ones in every process of a job.
     clips = fn.decoders.video(encoded, frames=frames, device=decoder, affine=False)
-    # Of DALI's filters this is the triangle that also PyAV's bilinear shrinks with.
+
+    # Of DALI's filters, this is the triangle with which PyAV's bilinear shrinks as well.
     return fn.resize(clips, size=size, interp_type=DALIInterpType.INTERP_LINEAR, antialias=True)
 
 
 def _leading_requests(todo: Iterable[ClipRequest | DataError]) -> Iterator[ClipRequest]:
+    """Give the requests up to the first one that is already known to fail."""
     for request in todo:
         if not isinstance(request, ClipRequest):
             return
@@ -147,31 +171,48 @@ def _leading_requests(todo: Iterable[ClipRequest | DataError]) -> Iterator[ClipR
 
 
 def _batches(pieces: list[_Piece], most: int) -> list[list[_Piece]]:
-    """The pieces in their order, as many at once as the limits allow."""
+    """Divide the pieces, in their order, into batches as large as the limits allow."""
     batches: list[list[_Piece]] = []
     room = 0
     for piece in pieces:
-        bytes_ = len(piece.indices) * piece.video.width * piece.video.height * 3
-        if not batches or len(batches[-1]) == most or bytes_ > room:
+        size = len(piece.indices) * piece.video.width * piece.video.height * 3
+        if not batches or len(batches[-1]) == most or size > room:
             batches.append([])
             room = _MOST_BYTES
         batches[-1].append(piece)
-        room -= bytes_
+        room -= size
     return batches
 
 
 def _bytes(video: VideoInfo) -> np.ndarray:
+    """Read a video file, (bytes,) uint8.
+
+    Raises:
+        DataError: If it cannot be read, or if its size has changed since it was indexed.
+    """
     try:
         content = np.fromfile(video.path, np.uint8)
     except OSError as error:
         raise DataError(video.path, f"cannot be read: {error.strerror}") from None
-    if len(content) != video.bytes:  # DALI gives black pictures for frames that are not there
-        raise DataError(video.path, f"had {video.bytes} bytes when it was indexed, now {len(content)}: start again")
+
+    # DALI gives black pictures for frames that are not there.
+    if len(content) != video.bytes:
+        problem = f"had {video.bytes} bytes when it was indexed and has {len(content)} now: run the command again"
+        raise DataError(video.path, problem)
     return content
 
 
+def _first_problem(requests: Sequence[ClipRequest], size: tuple[int, int]) -> tuple[int, DataError | None]:
+    """Find the first request whose file is at fault: its place and the problem, or None if no file is."""
+    for place, request in enumerate(requests):
+        problem = _problem(request, size)
+        if problem is not None:
+            return place, problem
+    return 0, None
+
+
 def _problem(request: ClipRequest, size: tuple[int, int]) -> DataError | None:
-    """What is wrong with a file, if anything is."""
+    """Say what is wrong with a file, if anything is; PyAV tells."""
     try:
         _bytes(request.video)
         decode_frames(request.video, np.arange(len(request.video.pts)), size)
@@ -181,44 +222,58 @@ def _problem(request: ClipRequest, size: tuple[int, int]) -> DataError | None:
 
 
 def _unexplained(requests: list[ClipRequest], error: Exception) -> ActdetError:
+    """Make the error for files that PyAV can decode and DALI cannot."""
     files = ", ".join(dict.fromkeys(request.video.path for request in requests))
     return ActdetError(f"DALI cannot decode one of {files} ({_reason(error)}); use reader pyav")
 
 
 def _reason(error: Exception) -> str:
-    """The line of DALI's error that says what went wrong in the operator."""
+    """Find the line of DALI's error that says what went wrong in the operator."""
     lines = str(error).partition("encountered:")[2].splitlines()
     return next((line.strip() for line in lines if line.strip()), "no reason given")
 
 
-def refused(name: str, videos: Iterable[VideoInfo]) -> str:
-    """Which of `videos` the reader `name` does not decode on this machine, and why; empty where there is none.
+def find_refusal(name: str, videos: Iterable[VideoInfo]) -> str:
+    """Find a video that DALI does not decode on this machine.
 
-    What a GPU decodes depends on codec, pixel format and sides, each within limits: of each codec and format the
-    videos with the longest and the shortest sides and with most pixels are tried, each kind once in a process.
+    What a GPU decodes depends on codec, pixel format and sides, each within limits. Of each codec and format, the
+    videos with the longest and the shortest sides and the one with most pixels are tried, each kind once in a process.
+
+    Args:
+        name: `dali-cpu` or `dali-gpu`.
+        videos: What is to be decoded.
+
+    Returns:
+        Which video it is and why; empty if DALI decodes all of them.
     """
     for video in _extremes(videos):
-        kind = (name, video.codec, video.pixel_format, *_coded_size(video))
-        if kind not in _tried:
-            _tried[kind] = _refusal(name, video)
-        if _tried[kind]:
-            size = "{} x {}".format(*_coded_size(video))
-            return f"{video.path} ({video.codec}, {video.pixel_format}, {size}) is not decoded here: {_tried[kind]}"
+        width, height = _coded_size(video)
+        kind = (name, video.codec, video.pixel_format, width, height)
+        if kind not in _refusals:
+            _refusals[kind] = _refusal(name, video)
+        if _refusals[kind]:
+            what = f"{video.path} ({video.codec}, {video.pixel_format}, {width} x {height})"
+            return f"{what} cannot be decoded here: {_refusals[kind]}"
     return ""
 
 
-_tried: dict[tuple[str | int, ...], str] = {}
+# The kinds of videos that were tried in this process, and why DALI refused them; empty if it did not.
+_refusals: dict[tuple[str | int, ...], str] = {}
 
 
 def _coded_size(video: VideoInfo) -> tuple[int, int]:
     """Width and height before rotation."""
-    return (video.height, video.width) if video.rotation % 180 else (video.width, video.height)
+    if video.rotation % 180:
+        return video.height, video.width
+    return video.width, video.height
 
 
 def _extremes(videos: Iterable[VideoInfo]) -> list[VideoInfo]:
+    """Choose the videos of extreme size of each codec and pixel format."""
     kinds: dict[tuple[str, str], list[VideoInfo]] = {}
     for video in videos:
         kinds.setdefault((video.codec, video.pixel_format), []).append(video)
+
     found: dict[str, VideoInfo] = {}
     for kind in kinds.values():
         for side in (0, 1):
@@ -231,7 +286,7 @@ def _extremes(videos: Iterable[VideoInfo]) -> list[VideoInfo]:
 
 
 def _refusal(name: str, video: VideoInfo) -> str:
-    """Why DALI does not decode the first frame of a video; empty where it does, or where the file is at fault."""
+    """Say why DALI does not decode the first frame of a video; empty if it does, or if the file is at fault."""
     request = ClipRequest(video, np.zeros(1, np.int64))
     size = (16, 16)
     try:
@@ -240,6 +295,6 @@ def _refusal(name: str, video: VideoInfo) -> str:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, DataError) as error:
-        # A damaged file is told of when it is read.
+        # Damage is reported when the file is read.
         return "" if _problem(request, size) else _reason(error)
     return ""

@@ -1,4 +1,4 @@
-"""Writes frames as a video file in which each is shown exactly when it is said to be."""
+"""Writes frames as a video file in which each of them is shown exactly when it should be."""
 
 from __future__ import annotations
 
@@ -16,22 +16,27 @@ from av.video.stream import VideoStream
 
 from actdet.errors import DataError
 from actdet.files import replacing
-from actdet.video.container import opened
-from actdet.video.decoding import probe
+from actdet.video.container import open_video
+from actdet.video.info import probe
 
 Encoder = Literal["libx264", "libvpx-vp9"]
 
-# Options for what is looked at once: a quarter to an eighth of the work of the encoders' own settings. H.264 gets no
-# larger by it, VP9 by half.
+# Options for videos that are watched once. They take a quarter to an eighth of the work of the encoders' own settings;
+# H.264 files get no larger by them, VP9 files larger by half.
 QUICK: Mapping[Encoder, Mapping[str, str]] = {
     "libx264": {"preset": "veryfast"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "row-mt": "1"},
 }
 
+# The average rate in the header of a file is a fraction whose terms are at most this.
+_MOST_RATE = 60000
+
 
 def choose_encoder(codec: Literal["h264", "vp9"] = "h264") -> Encoder:
-    """FFmpeg's encoder for h264 or vp9; VP9 stands in for H.264 where FFmpeg was built without libx264."""
-    return "libx264" if codec == "h264" and "libx264" in av.codecs_available else "libvpx-vp9"
+    """Choose FFmpeg's encoder for h264 or vp9. VP9 replaces H.264 if FFmpeg was built without libx264."""
+    if codec == "h264" and "libx264" in av.codecs_available:
+        return "libx264"
+    return "libvpx-vp9"
 
 
 def write_video(
@@ -46,12 +51,22 @@ def write_video(
     threads: int = 0,
     comment: str = "",
 ) -> None:
-    """Write frames (H, W, 3) uint8 RGB, H and W even, as MP4: shown at `pts` (n,) ticks of `time_base` s, ascending.
+    """Write frames as an MP4 file.
 
-    `end` is when the last frame ceases to show: exact in H.264 without reordered frames; of VP9 FFmpeg reads it as if
-    that frame were as long as the others on average. By default the encoder is `choose_encoder()`, with its own options
-    and as many threads as it likes (0). `comment` goes into the file's metadata. Raises DataError, and leaves what
-    `out` held, where the encoder or the disk refuses.
+    Args:
+        out: The file to write.
+        frames: (H, W, 3) uint8 RGB each, as many as there are `pts`; H and W are even.
+        pts: (n,) int64, ascending: when each frame begins to show, in ticks.
+        time_base: Seconds per tick.
+        end: When the last frame ceases to show, in ticks. It is exact in H.264 without reordered frames. In VP9, FFmpeg
+            reads the last frame as if it were as long as the others on average.
+        encoder: The encoder; by default `choose_encoder()`.
+        options: Options of the encoder; by default its own settings.
+        threads: Number of the encoder's threads; 0 for as many as it likes.
+        comment: A text for the file's metadata, which `read_comment` reads.
+
+    Raises:
+        DataError: If the encoder or the disk refuses, or if MP4 cannot hold the times. `out` is then as it was before.
     """
     frames = iter(frames)
     first = next(frames)
@@ -65,11 +80,13 @@ def write_video(
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = time_base
                 stream.codec_context.thread_count = threads
+
                 for packet in _packets(stream, chain([first], frames), pts, time_base):
                     if end is not None and packet.pts == pts[-1]:
                         packet.duration = end - int(pts[-1])
                     container.mux(packet)
         except FFmpegError as error:
+            # `replacing` reports what the disk refuses.
             if isinstance(error, OSError):
                 raise
             raise DataError(out, f"cannot be encoded: {error.strerror or error}") from None
@@ -77,37 +94,54 @@ def write_video(
 
 
 def read_comment(path: Path) -> str:
-    """The `comment` that `write_video` left in `path`; nothing where there is none, or no video."""
+    """Read the comment that `write_video` left in `path`; empty if there is none, or no video."""
     try:
-        with opened(str(path)) as (container, _):
+        with open_video(str(path)) as (container, _):
             return container.metadata.get("comment", "")
     except DataError:
         return ""
 
 
 def _average_rate(pts: np.ndarray, time_base: Fraction) -> Fraction:
+    """Compute the average number of frames per second, as a fraction of small terms."""
     seconds = int(pts[-1] - pts[0]) * time_base
     rate = (len(pts) - 1) / seconds if seconds else Fraction(1)
-    return min(max(rate, Fraction(1, 60000)), Fraction(60000)).limit_denominator(60000)
+    bounded = min(max(rate, Fraction(1, _MOST_RATE)), Fraction(_MOST_RATE))
+    return bounded.limit_denominator(_MOST_RATE)
 
 
 def _packets(
     stream: VideoStream, frames: Iterable[np.ndarray], pts: np.ndarray, time_base: Fraction
 ) -> Iterator[Packet]:
+    """Encode frames (H, W, 3) uint8 with their times."""
     for time, pixels in zip(pts.tolist(), frames, strict=True):
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        frame.pts, frame.time_base = time, time_base
+        frame.pts = time
+        frame.time_base = time_base
         yield from stream.encode(frame)
     yield from stream.encode(None)
 
 
 def _check_times(out: Path, written: Path, pts: np.ndarray, time_base: Fraction) -> None:
-    """A DataError about `out` if the file `written` does not show its frames when it should."""
+    """Check that a file shows its frames when it should.
+
+    Args:
+        out: The file that the message is about.
+        written: The file to check.
+        pts: (n,) int64, when its frames should begin to show.
+        time_base: Seconds per tick.
+
+    Raises:
+        DataError: If it shows them at other times.
+    """
     try:
         video = probe(written)
     except DataError as error:
         raise DataError(out, f"cannot be written: what was encoded {error.problem}") from None
+
+    # Times since the first frame are compared, in ticks that divide both clocks' ticks.
     scale = time_base / video.time_base
-    found, wanted = (video.pts - video.pts[0]) * scale.denominator, (pts - pts[0]) * scale.numerator
-    if not np.array_equal(found, wanted):
+    found = (video.pts - video.pts[0]) * scale.denominator
+    expected = (pts - pts[0]) * scale.numerator
+    if not np.array_equal(found, expected):
         raise DataError(out, f"cannot be written: MP4 cannot hold its timestamps in ticks of {time_base} s")

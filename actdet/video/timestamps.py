@@ -1,4 +1,7 @@
-"""Gives times that ascend to frames whose timestamps repeat or go back."""
+"""Gives ascending times to frames whose timestamps repeat or go back, as in recordings that were joined.
+
+Pure functions on arrays of integers, in ticks of a clock.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,26 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Continued(NamedTuple):
-    """Times made of timestamps, and at which frames they differ in kind."""
+class ContinuedTimes(NamedTuple):
+    """Times made of timestamps, and the frames whose timestamps were not usable."""
 
-    times: np.ndarray  # (frames,) int64, strictly ascending
-    back: np.ndarray  # (n,) int64: frames whose timestamp lies before the one of the frame that they follow
-    repeated: np.ndarray  # (n,) int64: frames whose timestamp is that of the frame that they follow
+    times: np.ndarray
+    """(frames,) int64, strictly ascending."""
+    back: np.ndarray
+    """(n,) int64: indices of frames whose timestamp lies before that of the preceding frame."""
+    repeated: np.ndarray
+    """(n,) int64: indices of frames whose timestamp equals that of the preceding frame."""
 
 
 def is_orderly(pts: np.ndarray, dts: Sequence[int | None], wrap: int) -> bool:
-    """Whether the timestamps of packets, in the order of the file, tell the order in which their frames are shown.
+    """Whether the timestamps of packets tell the order in which their frames are shown.
 
-    They do not where some repeat, nor where a decoder's clock goes back: what follows is another recording.
+    They do not if some of them repeat, nor if the decoder's clock goes back: what follows is another recording.
+
+    Args:
+        pts: (frames,) int64, presentation timestamps in the order of the file.
+        dts: Decoding timestamps of the same packets, None if a packet has none.
+        wrap: After how many ticks the clock starts again from zero, a power of two; 0 if it never does.
     """
     decoding = np.array([time for time in dts if time is not None], np.int64)
     if len(np.unique(pts)) < len(pts) or (np.diff(decoding) < 0).any():
@@ -27,56 +38,66 @@ def is_orderly(pts: np.ndarray, dts: Sequence[int | None], wrap: int) -> bool:
     return not (_steps(decoding, wrap) < 0).any()
 
 
-def continued(timestamps: np.ndarray, durations: np.ndarray, usual: int, wrap: int) -> Continued:
-    """Times that ascend, of frames in the order in which they are shown.
+def continue_times(timestamps: np.ndarray, durations: np.ndarray, usual: int, wrap: int) -> ContinuedTimes:
+    """Make ascending times of the timestamps of frames, which are in the order in which they are shown.
 
-    A frame whose timestamp goes back begins where the one before it ends, and what follows keeps its distance to it.
-    Frames of one timestamp share the time up to the next one.
+    A frame whose timestamp goes back begins when the preceding frame ends, and later frames keep their distances to it.
+    Frames with the same timestamp share the time up to the next timestamp.
 
     Args:
-        timestamps: (frames,) int64, when each frame begins to show, in ticks.
-        durations: (frames,) int64, for how many ticks each is shown; 0 where that is not known.
-        usual: Ticks for which a frame is shown where nothing else tells.
-        wrap: Ticks after which the clock begins anew, a power of two; 0 if it never does.
+        timestamps: (frames,) int64, when each frame begins to show.
+        durations: (frames,) int64, for how long each frame is shown; 0 if that is not known.
+        usual: For how long a frame is shown if nothing else tells.
+        wrap: After how many ticks the clock starts again from zero, a power of two; 0 if it never does.
     """
     steps = _steps(timestamps, wrap)
-    ahead = steps[steps > 0]
-    usual = int(np.median(ahead)) if len(ahead) else usual
-    lasting = np.where(durations > 0, durations, usual)
+    forward = steps[steps > 0]
+    if len(forward):
+        usual = int(np.median(forward))
+    known_durations = np.where(durations > 0, durations, usual)
 
-    back, repeated = steps < 0, steps == 0
-    steps[back] = lasting[:-1][back]
+    goes_back = steps < 0
+    repeats = steps == 0
+    steps[goes_back] = known_durations[:-1][goes_back]
     _share(steps, usual)
 
     times = timestamps[0] + np.concatenate([[0], np.cumsum(steps)])
-    return Continued(times, np.flatnonzero(back) + 1, np.flatnonzero(repeated) + 1)
+    return ContinuedTimes(times, np.flatnonzero(goes_back) + 1, np.flatnonzero(repeats) + 1)
 
 
 def _steps(times: np.ndarray, wrap: int) -> np.ndarray:
-    """From each time to the next, on a clock that begins anew after `wrap` ticks (0: never)."""
+    """Compute the step from each time to the next, on a clock that starts again after `wrap` ticks (0: never)."""
     if not wrap:
         return np.diff(times)
-    # FFmpeg may have added `wrap` where it took a step back for the end of the clock. That is where little is missing
-    # to a whole turn; from a whole turn ahead it is a step back.
-    steps, turn = np.diff(times % wrap), wrap - wrap // 16
-    return steps + wrap * (steps < -turn) - wrap * (steps > turn)
+
+    # FFmpeg may have added `wrap` because it took a step back for the end of the clock, so the times are first put back
+    # on the clock. There a step back of nearly a whole turn is the clock starting again, and a step forward of nearly a
+    # whole turn is a step back across zero.
+    steps = np.diff(times % wrap)
+    nearly_a_turn = wrap - wrap // 16
+    starts_again = steps < -nearly_a_turn
+    goes_back_across_zero = steps > nearly_a_turn
+    return steps + wrap * starts_again - wrap * goes_back_across_zero
 
 
 def _share(steps: np.ndarray, usual: int) -> None:
-    """Makes each step that is 0 a part of the next one that is not, in place."""
+    """Make each step that is 0 a part of the next step that is not, in place."""
     place = 0
     zeros = np.flatnonzero(steps == 0).tolist()
     for first in zeros:
+        # This zero belongs to a run that was already shared.
         if first < place:
             continue
         place = first
         while place < len(steps) and steps[place] == 0:
             place += 1
 
-        # Each frame takes a tick at least, and no more than is usual.
+        # Each frame takes at least a tick, and no more than is usual.
         count = place - first + 1
         gap = int(steps[place]) if place < len(steps) else count * usual
         shared = max(count, min(gap, count * usual))
+
+        # The parts are rounded so that they add up to what is shared.
         for k in range(first, place):
             steps[k] = shared * (k - first + 1) // count - shared * (k - first) // count
         if place < len(steps):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ import torch
 
 import actdet.models.detr.detector
 from actdet import pictures
-from actdet.cli import main as cli
-from actdet.evaluation import report
+from actdet.cli.main import main
+from actdet.evaluation import plots
 from tests.actdet.command import Actdet, Outcome
 from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS, TinyBackbone
 
@@ -30,49 +31,28 @@ def actdet_command(
     In its reports plots are built and not drawn, and pictures are as small as their videos: how they look is seen in
     the tests of reports and pictures. The run of `trained` has all of them.
     """
-    monkeypatch.setattr(report, "_svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr(plots, "_svg", lambda figure: "<svg></svg>")
     monkeypatch.setattr(pictures, "_LEAST_WIDTH", 64)
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["actdet", *map(str, arguments)])
-        monkeypatch.setattr(cli, "_stop_signal", 0)
         code = 0
         try:
-            cli.main()
+            main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         return Outcome(code, *capsys.readouterr())
 
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with _kept_handlers():
+        yield run
 
 
 @pytest.fixture
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two convolutions instead of R(2+1)D-18, on one thread: others may be using the machine."""
-    yield from _small(monkeypatch)
-
-
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(actdet.models.detr.detector, "Backbone", TinyBackbone)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def _main(*arguments: object) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        small = _small(patch)
-        next(small)
-        patch.setattr(sys, "argv", ["actdet", *map(str, arguments)])
-        handler = signal.getsignal(signal.SIGTERM)
-        cli.main()
-        signal.signal(signal.SIGTERM, handler)
-        next(small, None)
+    with _tiny_backbone(monkeypatch):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -83,10 +63,11 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "PYTEST_XDIST_WORKER" in os.environ:
         once = once.parent
     root = tmp_path_factory.mktemp("rendered") / "set"
+
+    # Every process that comes here after the first one finds all clips there. Each takes a copy to itself.
     with open(once / "rendering.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # The second of them finds all clips there, and nobody changes a file of the set from which each has a copy.
-        _main("render", once / "set", "--clips", 12, "--width", 64, "--height", 64, "--frames", 16, "--fps", 8)
+        _run_command("render", once / "set", "--clips", 12, "--width", 64, "--height", 64, "--frames", 16, "--fps", 8)
         return Path(shutil.copytree(once / "set", root))
 
 
@@ -94,7 +75,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of the command `train`, on `rendered`, of one epoch."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    _main("train", rendered, "--out", out, "--epochs", 1, *MODEL_OPTIONS, *TRAIN_OPTIONS)
+    _run_command("train", rendered, "--out", out, "--epochs", 1, *MODEL_OPTIONS, *TRAIN_OPTIONS)
     return out
 
 
@@ -106,4 +87,35 @@ def data(rendered: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(trained: Path) -> Path:
+    """The file of the detector that `trained` has made."""
     return trained / "model.safetensors"
+
+
+def _run_command(*arguments: object) -> None:
+    """Run the command in this process, with the small network."""
+    with pytest.MonkeyPatch.context() as patch, _tiny_backbone(patch), _kept_handlers():
+        patch.setattr(sys, "argv", ["actdet", *map(str, arguments)])
+        main()
+
+
+@contextmanager
+def _tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Context manager: detectors are made with the small backbone, and PyTorch uses one thread."""
+    monkeypatch.setattr(actdet.models.detr.detector, "Backbone", TinyBackbone)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _kept_handlers() -> Iterator[None]:
+    """Context manager: handlers of signals that are set within are replaced by those from before at its end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

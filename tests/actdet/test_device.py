@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actdet import device as device_module
-from actdet.cli.environment import describe_environment
+from actdet.cli.env import describe_environment
 from actdet.device import choose_device, choose_precision, choose_step
 from actdet.errors import ActdetError
 
@@ -115,10 +115,10 @@ def test_a_device_that_is_there_is_taken(
 @pytest.mark.parametrize(
     ("name", "found", "problem"),
     [
-        ("cuda", 0, "device cuda is not there: PyTorch finds no GPU"),
-        ("cuda:0", 0, "device cuda:0 is not there: PyTorch finds no GPU"),
-        ("cuda:1", 1, "device cuda:1 is not there: PyTorch finds one GPU, cuda:0"),
-        ("cuda:9999", 8, "device cuda:9999 is not there: PyTorch finds 8 GPUs, cuda:0 to cuda:7"),
+        ("cuda", 0, "device cuda not found: PyTorch sees no GPU"),
+        ("cuda:0", 0, "device cuda:0 not found: PyTorch sees no GPU"),
+        ("cuda:1", 1, "device cuda:1 not found: PyTorch sees one GPU, cuda:0"),
+        ("cuda:9999", 8, "device cuda:9999 not found: PyTorch sees 8 GPUs, cuda:0 to cuda:7"),
         *(
             (name, 2, f"device must be auto, cpu, cuda or cuda:N, got {name}")
             for name in ("gpu", "cuda:", "cuda:-1", "cuda:1e3", "CPU", "", "cpu:0", "meta", "cuda:" + "1" * 30)
@@ -168,10 +168,10 @@ def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch
         ("eager", "cuda", 1, False, "eager"),
         ("graph", "cuda", 1, True, "graph"),
         ("compile", "cuda", 1, False, "compile"),
-        ("compile", "cuda", 2, False, "step compile is for one process: use auto or eager"),
+        ("compile", "cuda", 2, False, "step compile supports one process only: use auto or eager"),
         ("graph", "cpu", 1, False, "step graph needs a GPU: use auto, eager or compile"),
-        ("graph", "cuda", 2, False, "step graph is for one process: use auto or eager"),
-        ("compile", "cuda", 1, True, "step compile decides itself"),
+        ("graph", "cuda", 2, False, "step graph supports one process only: use auto or eager"),
+        ("compile", "cuda", 1, True, "--step compile does its own recomputation"),
     ],
 )
 def test_how_a_step_is_launched(
@@ -179,7 +179,7 @@ def test_how_a_step_is_launched(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 0))
     given = {"processes": processes, "checkpointing": checkpointing}
-    if expected.startswith("step"):
+    if expected not in ("graph", "eager", "compile"):
         with pytest.raises(ActdetError) as caught:
             choose_step(asked, torch.device(device), **given)
         assert str(caught.value).startswith(expected)
@@ -191,7 +191,7 @@ def test_how_a_step_is_launched(
 
 @pytest.mark.parametrize("step", ["auto", "eager", "graph", "compile"])
 def test_a_pascal_gpu_does_everything_but_compile(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's compiler refuses those with a traceback."""
+    """PyTorch's compiler refuses such a GPU with a traceback."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (6, 1))
     if step != "compile":
         assert choose_step(step, torch.device("cuda"))[0] in ("eager", "graph")
@@ -210,6 +210,7 @@ def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) ->
     assert str(caught.value).startswith("step compile needs a C++ compiler on a CPU")
 
 
+# Counts the page faults of ten large tensors before and after `prepare_device`.
 MAPS = """
 import torch
 from actdet.device import prepare_device
@@ -230,7 +231,7 @@ print(plain, count())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for page faults")
 def test_a_prepared_cpu_keeps_freed_memory() -> None:
-    """Blocks of 64 MiB, ten times: given back each time, they are mapped again page by page, of 2 MiB at most."""
+    """Ten blocks of 64 MiB. If each is given back to the system, the next is mapped page by page, of at most 2 MiB."""
     done = subprocess.run([sys.executable, "-c", MAPS], capture_output=True, text=True, check=True)
     plain, prepared = map(int, done.stdout.split())
     assert plain > 250

@@ -1,4 +1,4 @@
-"""Two processes of torchrun train as one does, and when one is killed the other says so and the run can be resumed."""
+"""Two processes of torchrun train as one does. If one is killed, the other says so, and the run can be resumed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from actdet import distributed
-from actdet.distributed import Processes, join_processes
+from actdet.distributed import Processes, join_processes, synchronize_batch_norm
 from actdet.errors import ActdetError
-from actdet.training import experiments
-from actdet.training.trainer import LAST, MODEL, Trainer
+from actdet.training import session as sessions
+from actdet.training.run_state import LAST, MODEL
+from actdet.training.trainer import Trainer
 from tests.actdet.command import Actdet
 from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS
 
@@ -34,7 +36,8 @@ OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS, "--dropout", "0", "--auxiliary-weight
 def start(data: Path, out: Path, *options: object) -> subprocess.Popen[str]:
     """Two processes of torchrun."""
     arguments = [*PAIR, "train", data, "--out", out, *OPTIONS, *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TINY_SAVE_SECONDS": "-1"}  # saves after every epoch
+    # The state is saved after every epoch.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TINY_SAVE_SECONDS": "-1"}
     return subprocess.Popen(
         list(map(str, arguments)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -64,7 +67,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert len(log(one)) == len(log(other))
     for first, second in zip(log(one), log(other), strict=True):
         assert flat(second) == pytest.approx(flat(first), rel=1e-4, abs=1e-5)
-    first, second = load_file(one / MODEL), load_file(other / MODEL)
+    first = load_file(one / MODEL)
+    second = load_file(other / MODEL)
     assert any(name.endswith("running_var") for name in first)
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
@@ -103,7 +107,7 @@ def test_a_killed_process_ends_the_job_with_a_state_to_go_on_from(
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     last = tmp_path / "killed" / LAST
-    line = f"actdet: another process of this job has ended; the state is in {last}: run the same command with --resume"
+    line = f"actdet: another process of this job has failed; the state is in {last}: run the same command with --resume"
     assert line in output
     assert not (tmp_path / "killed" / MODEL).exists()
     code, output = run(rendered, tmp_path / "killed", *options, "--resume")
@@ -118,13 +122,13 @@ def test_torchrun_ending_the_others_does_not_hide_what_they_say(
     actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It sends SIGTERM as soon as it sees the dead one, which is when they have found out themselves."""
-    opened = experiments.open_setup
+    opened = sessions.open_session
 
     @contextmanager
-    def open_setup(*arguments: Any, **options: Any) -> Iterator[Any]:
+    def open_session(*arguments: Any, **options: Any) -> Iterator[Any]:
         try:
-            with opened(*arguments, **options) as setup:
-                yield setup
+            with opened(*arguments, **options) as session:
+                yield session
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -134,10 +138,10 @@ def test_torchrun_ending_the_others_does_not_hide_what_they_say(
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setattr(experiments, "open_setup", open_setup)
+    monkeypatch.setattr(sessions, "open_session", open_session)
     monkeypatch.setattr(Trainer, "steps", steps)
     outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *OPTIONS)
-    assert outcome.complaint() == "another process of this job has ended"
+    assert outcome.complaint() == "another process of this job has failed"
 
 
 def second_of(launcher: subprocess.Popen[str]) -> int:
@@ -177,7 +181,7 @@ def test_another_command_than_train_is_refused(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
     complaint = actdet_command("demo", "--out", tmp_path / "demo").complaint()
-    assert complaint == "of actdet's commands only train runs in several processes of torchrun"
+    assert complaint == "only `actdet train` supports torchrun with several processes"
     assert not (tmp_path / "demo").exists()
 
 
@@ -196,7 +200,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ActdetError) as caught, join_processes():
         pass
-    assert str(caught.value) == "there are 2 GPUs for more processes: use torchrun --nproc-per-node 2"
+    assert str(caught.value) == "only 2 GPUs for 4 processes: use torchrun --nproc-per-node 2"
 
 
 def test_processes_that_do_not_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,15 +212,35 @@ def test_processes_that_do_not_meet_say_where(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
         with pytest.raises(ActdetError) as caught, join_processes():
             pass
-    assert str(caught.value).startswith(f"the processes of this job do not meet at localhost:{port} (")
-    assert "--master-port" in str(caught.value)
+    assert str(caught.value).startswith(f"processes could not connect at localhost:{port} (")
+    assert "--master-addr" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")  # of a cluster's scheduler
+    # Schedulers of clusters set this, too.
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with join_processes() as processes:
         assert processes == distributed.ALONE
         assert processes.gather(3) == [3]
         assert not processes.any(False)
+
+
+def test_norms_of_several_processes_are_new_ones_with_the_same_parameters_and_statistics() -> None:
+    network = nn.Sequential(nn.Conv3d(3, 4, 1), nn.Sequential(nn.BatchNorm3d(4, eps=1e-3, momentum=0.2), nn.ReLU()))
+    network.eval()
+    norm = network.get_submodule("1.0")
+    state = {name: tensor.data_ptr() for name, tensor in network.state_dict().items()}
+    random_state = torch.get_rng_state()
+    shared = synchronize_batch_norm(network, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+    made = shared.get_submodule("1.0")
+    assert isinstance(made, nn.BatchNorm3d)
+    assert (type(norm), type(made).__mro__[1]) == (nn.BatchNorm3d, nn.BatchNorm3d)
+    assert (made.eps, made.momentum, made.training) == (1e-3, 0.2, False)
+    assert {name: tensor.data_ptr() for name, tensor in shared.state_dict().items()} == state
+    assert list(map(id, shared.parameters())) == [
+        id(tensor) for part in (network.get_submodule("0"), norm) for tensor in part.parameters()
+    ]

@@ -1,4 +1,4 @@
-"""Files are replaced whole and only where they are the program's own, and a folder has one writer."""
+"""Files are replaced as a whole and only if they are the program's own, and a folder has one writer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
         ):
             pass
         assert "\n" not in str(caught.value)
-        # A folder within is another one.
+
+        # A folder inside it is another one.
         with sole_writer(folder / "part"):
             pass
     with sole_writer(folder):
@@ -68,7 +69,8 @@ def test_a_folder_that_was_made_in_vain_goes(tmp_path: Path, error: type[BaseExc
 
 
 def test_only_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
-    dead = 2**22 + 1  # above the largest process id
+    # Above the largest process id that Linux gives.
+    dead = 2**22 + 1
     left = [f".a.{dead}.partial.mp4", f".last.{dead}.partial.safetensors", f".b c.{dead}.partial"]
     kept = [temporary_name(Path("a.mp4")), "a.mp4", ".a.partial.mp4", f"a.{dead}.partial.mp4", f".a.{dead}.mp4"]
     for name in (*left, *kept):
@@ -79,7 +81,9 @@ def test_only_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
 
 
 def test_what_others_wrote_is_not_replaced(tmp_path: Path) -> None:
-    own, other, link = tmp_path / "own", tmp_path / "other", tmp_path / "link"
+    own = tmp_path / "own"
+    other = tmp_path / "other"
+    link = tmp_path / "link"
     own.write_text("mine")
     other.write_text("yours")
     link.symlink_to("nowhere")

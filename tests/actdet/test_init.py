@@ -1,35 +1,69 @@
-"""The package's surface, and what importing parts of it must not drag in."""
+"""The public names of the package, and what importing parts of it must not import as well."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.metadata import version
 
 import pytest
 
 import actdet
 from actdet.__main__ import spin_briefly
+from actdet.errors import ActdetError
 
 
 def test_every_public_name_is_there() -> None:
-    assert all(getattr(actdet, name).__module__.startswith("actdet.") for name in actdet.__all__)
+    homes = {name for names in actdet._HOMES.values() for name in names}
+    assert homes | {"__version__"} == set(actdet.__all__)
+    assert all(getattr(actdet, name).__module__.startswith("actdet.") for name in homes)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = actdet.nonsense  # pyright: ignore[reportAttributeAccessIssue]
 
 
-# In the order in which one process imports them, with what none of those up to there may bring.
+def test_dir_lists_the_public_names_alone() -> None:
+    """Importing more of the package, as this process has, adds none."""
+    assert dir(actdet) == sorted(actdet.__all__)
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert actdet.__version__ == version("actdet")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: actdet.ModelConfig(image_size=40),
+        lambda: actdet.ModelConfig(queries=0),
+        lambda: actdet.TrainConfig(lr=float("nan")),
+        lambda: actdet.TrainConfig(small_epochs=60),
+        lambda: actdet.LossConfig(giou_weight=-1.0),
+        lambda: actdet.AugmentConfig(flip=2.0),
+    ],
+)
+def test_a_wrong_setting_is_an_error_of_both_kinds(wrong: Callable[[], object]) -> None:
+    """Commands catch the one kind, and Python code that knows nothing of actdet the other."""
+    with pytest.raises(ActdetError):
+        wrong()
+    with pytest.raises(ValueError, match="must be"):
+        wrong()
+
+
+# Modules in the order in which one process imports them. Up to each of them, none of its libraries may be there.
 IMPORTS: dict[str, set[str]] = {
+    "actdet": {"torch", "numpy", "tyro"},
     "actdet.synthetic.rendered": {"torch"},
     "actdet.data.prepare": {"torch"},
     "actdet.video.readers": {"torchvision", "torchmetrics", "matplotlib"},
-    # What predict and train start with: what splits, measures and draws comes when it is used.
+    # What predict and train start with. The libraries that split, measure and draw are imported when they are used.
     "actdet.prediction.predictor": {"torchmetrics", "transformers", "sklearn", "scipy", "matplotlib", "jinja2"},
-    "actdet.training.experiments": {"torchmetrics", "transformers", "sklearn", "scipy", "matplotlib", "jinja2"},
+    "actdet.training.run": {"torchmetrics", "transformers", "sklearn", "scipy", "matplotlib", "jinja2"},
 }
 
 
 def test_modules_import_only_what_they_use() -> None:
-    """Spawned processes import the script's module and that of their work; with all of it each takes seconds."""
+    """Spawned processes import the module of the script and that of their work; with everything each takes seconds."""
     code = f"""
 import importlib, sys
 import actdet.__main__
@@ -56,7 +90,7 @@ NO_WORK = [
 
 
 def test_commands_without_work_for_the_network_import_none_of_it() -> None:
-    """One process runs them one after the other, and says after each what it has imported so far."""
+    """One process runs them one after another, and says after each what it has imported so far."""
     heavy = {"torch", "torchvision", "torchmetrics", "transformers", "sklearn", "scipy", "matplotlib", "jinja2"}
     code = f"""
 import contextlib, io, sys

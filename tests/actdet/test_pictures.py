@@ -1,4 +1,4 @@
-"""Boxes are drawn where they belong, in the colour of their class, on every frame, and the file plays."""
+"""Boxes are drawn where they belong, in the color of their class, on every frame, and the file plays."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from PIL import Image, ImageColor
 
 from actdet import pictures as pictures_module
 from actdet.pictures import (
-    COLOURS,
+    COLORS,
     NOT_LOOKED_AT,
     TRUTH,
     Mark,
     annotate_video,
-    class_colour,
+    class_color,
     clock,
     data_url,
     draw,
@@ -31,15 +31,16 @@ from actdet.pictures import (
     picture_size,
     timeline,
 )
-from actdet.video.decoding import decode_frames, probe
+from actdet.video.decoding import decode_frames
+from actdet.video.info import probe
 from tests.actdet.video.videos import shown_number, write_video
 
 RED = "#ff0000"
 BOX = (0.0, 0.0, 1.0, 1.0)
 
 
-def _is(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    return (picture == colour).all(-1)
+def _is(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    return (picture == color).all(-1)
 
 
 def test_a_box_is_drawn_on_its_edges_alone() -> None:
@@ -53,19 +54,23 @@ def test_a_box_is_drawn_on_its_edges_alone() -> None:
     assert red[40:81, 80].all()
     assert red[40:81, 240].all()
     assert not red[44:77, 84:237].any()
-    black = _is(drawn, (0, 0, 0))  # the line's outline
+
+    # Black is the line's outline.
+    black = _is(drawn, (0, 0, 0))
     assert not black[44:77, 84:237].any()
     assert (drawn[~red & ~black] == 50).all()
-    assert (picture == 50).all()  # a copy was drawn on
+
+    # A copy was drawn on.
+    assert (picture == 50).all()
 
 
 @pytest.mark.parametrize("wall", [0, 128, 240, 255])
-@pytest.mark.parametrize("colour", [*COLOURS, TRUTH])
-def test_a_box_stands_out_on_any_wall(wall: int, colour: str) -> None:
-    """Across each of its sides brightness changes by half of what there is, be the wall as bright as the box."""
-    drawn = draw(np.full((360, 480, 3), wall, np.uint8), [Mark((0.25, 0.25, 0.75, 0.75), "", colour)])
-    grey = np.asarray(Image.fromarray(drawn).convert("L")).astype(int)
-    for across in (grey[180, 105:135], grey[180, 345:375], grey[75:105, 240], grey[255:285, 240]):
+@pytest.mark.parametrize("color", [*COLORS, TRUTH])
+def test_a_box_stands_out_on_any_wall(wall: int, color: str) -> None:
+    """Across each of its sides, brightness changes by at least a third of its range, even if the wall is as bright."""
+    drawn = draw(np.full((360, 480, 3), wall, np.uint8), [Mark((0.25, 0.25, 0.75, 0.75), "", color)])
+    gray = np.asarray(Image.fromarray(drawn).convert("L")).astype(int)
+    for across in (gray[180, 105:135], gray[180, 345:375], gray[75:105, 240], gray[255:285, 240]):
         assert np.ptp(across) >= 85
         assert across[0] == across[-1] == wall
 
@@ -80,7 +85,9 @@ def test_the_time_stands_in_the_lower_left_corner(size: tuple[int, int], seconds
     assert columns.min() == 0
     assert columns.max() < size[1] * 0.5
     assert np.ptp(rows) <= max(25, size[0] / 12)
-    assert (_is(drawn, (255, 255, 255)) & (np.indices(size)[0] >= rows.min())).any()  # it can be read
+
+    # It has white letters, and other ones a second later.
+    assert (_is(drawn, (255, 255, 255)) & (np.indices(size)[0] >= rows.min())).any()
     assert (draw(picture, [], seconds=seconds + 1) != drawn).any()
 
 
@@ -113,12 +120,12 @@ def test_labels_of_several_actions_do_not_hide_each_other(
     boxes: list[tuple[float, float, float, float] | None],
 ) -> None:
     picture = np.zeros((360, 480, 3), np.uint8)
-    marks = [Mark(box, f"action {i} 0.9", class_colour(i)) for i, box in enumerate(boxes)]
+    marks = [Mark(box, f"action {i} 0.9", class_color(i)) for i, box in enumerate(boxes)]
     together = draw(picture, marks)
     for mark in marks:
-        colour = ImageColor.getrgb(mark.colour)[:3]
-        label = _is(draw(picture, [Mark(None, *mark[1:])]), colour).sum()
-        assert _is(together, colour).sum() >= label
+        color = ImageColor.getrgb(mark.color)[:3]
+        label = _is(draw(picture, [Mark(None, *mark[1:])]), color).sum()
+        assert _is(together, color).sum() >= label
 
 
 @pytest.mark.parametrize("text", ["Sturz für é", "падение", "drop \udcff", "two\nlines", "a" * 300])
@@ -148,30 +155,31 @@ def test_marks_are_drawn_in_their_order_and_none_is_none() -> None:
     [(0.4, 0.4, 0.6, 0.6), (0.0, 0.0, 1.0, 1.0), (0.95, 0.0, 1.0, 0.1), (-0.2, -0.3, 1.3, 1.2), (0.5, 0.5, 0.5, 0.5)],
 )
 def test_a_label_is_whole_within_the_picture(box: tuple[float, float, float, float]) -> None:
-    """Its ground has the colour of the box and lies on the picture, wherever the box is."""
+    """Its ground has the color of the box and lies on the picture, wherever the box is."""
     picture = np.zeros((240, 320, 3), np.uint8)
-    unlabelled = draw(picture, [Mark(box, "", RED)])
+    unlabeled = draw(picture, [Mark(box, "", RED)])
     drawn = draw(picture, [Mark(box, "fight 0.99", RED)])
-    ys, xs = np.nonzero((drawn != unlabelled).any(-1))
-    widths = []
-    for other in (draw(picture, [Mark(None, "fight 0.99", RED)]),):
-        red = other.any(-1)
-        widths.append((np.ptp(np.nonzero(red)[1]) + 1, np.ptp(np.nonzero(red)[0]) + 1))
+    ys, xs = np.nonzero((drawn != unlabeled).any(-1))
+
+    # The size of the same label without a box.
+    alone = np.nonzero(draw(picture, [Mark(None, "fight 0.99", RED)]).any(-1))
+    height = np.ptp(alone[0]) + 1
+    width = np.ptp(alone[1]) + 1
     if box == (0.4, 0.4, 0.6, 0.6):
-        assert (np.ptp(xs) + 1, np.ptp(ys) + 1) == pytest.approx(widths[0], abs=3)
-    assert len(xs) > 0.5 * widths[0][0] * widths[0][1]
+        assert (np.ptp(xs) + 1, np.ptp(ys) + 1) == pytest.approx((width, height), abs=3)
+    assert len(xs) > 0.5 * width * height
 
 
 def test_labels_without_a_box_do_not_hide_each_other() -> None:
     picture = np.zeros((240, 320, 3), np.uint8)
     drawn = draw(picture, [Mark(None, "one", "#00ff00"), Mark(None, "two", RED)])
-    green, red = (np.nonzero(_is(drawn, colour))[0] for colour in ((0, 255, 0), (255, 0, 0)))
+    green, red = (np.nonzero(_is(drawn, color))[0] for color in ((0, 255, 0), (255, 0, 0)))
     assert green.max() < red.min()
 
 
-def test_classes_have_colours_that_differ() -> None:
-    assert len({class_colour(i) for i in range(len(COLOURS))}) == len(COLOURS) >= 2
-    assert class_colour(len(COLOURS)) == class_colour(0)
+def test_classes_have_colors_that_differ() -> None:
+    assert len({class_color(i) for i in range(len(COLORS))}) == len(COLORS) >= 2
+    assert class_color(len(COLORS)) == class_color(0)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +214,8 @@ def test_a_picture_is_large_enough_to_read_and_small_enough_to_send(
 def test_every_frame_of_an_annotated_video_is_there_and_marked(
     tmp_path: Path, size: tuple[int, int], frames: int, rotation: int
 ) -> None:
-    codec, name = ("libx264", "v.mp4") if rotation else ("mjpeg", "v.mkv")
+    codec = "libx264" if rotation else "mjpeg"
+    name = "v.mp4" if rotation else "v.mkv"
     source = probe(write_video(tmp_path / name, codec, frames=frames, size=size, rotation=rotation))
     marks = [[Mark((0.5, 0.6, 0.9, 0.9), "", "#00ff00")] if i % 2 == 0 else [] for i in range(frames)]
     annotate_video(source, marks, tmp_path / "out" / "o.mp4")
@@ -221,7 +230,8 @@ def test_every_frame_of_an_annotated_video_is_there_and_marked(
     for number, picture in enumerate(pictures):
         if not rotation:
             assert shown_number(picture.astype(np.uint8)) == number
-        y, x = round(0.75 * height), round(0.5 * width)
+        y = round(0.75 * height)
+        x = round(0.5 * width)
         edge = picture[y, max(x - 2, 0) : x + 5]
         greenish = (edge[:, 1] - edge[:, (0, 2)].max(1)).max() > 25
         assert greenish == (number % 2 == 0), number
@@ -247,7 +257,7 @@ def test_marks_must_be_one_list_a_frame(tmp_path: Path) -> None:
 
 
 def test_an_annotated_video_shows_its_own_time(tmp_path: Path) -> None:
-    """That of its source from its first frame on, which need not be at 0."""
+    """It counts from the first frame of the source, whose time stamp need not be 0."""
     source = probe(write_video(tmp_path / "v.mkv", "mjpeg", frames=4, pts=[5000, 5040, 5080, 9000]))
     annotate_video(source, [[]] * 4, tmp_path / "o.mp4")
     video = probe(tmp_path / "o.mp4")
@@ -259,7 +269,7 @@ def test_an_annotated_video_shows_its_own_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoder", ["libx264", "libvpx-vp9"])
 def test_the_file_plays_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str) -> None:
-    """H.264 or VP9 in MP4 with 4:2:0 colour: what browsers play."""
+    """H.264 or VP9 in MP4 with 4:2:0 color, which browsers play."""
     monkeypatch.setattr(pictures_module, "choose_encoder", lambda: encoder)
     source = probe(write_video(tmp_path / "v.mkv", "mjpeg", frames=4))
     annotate_video(source, [[]] * 4, tmp_path / "o.mp4")
@@ -289,7 +299,7 @@ class Said:
 
 
 def _rows(png: bytes) -> np.ndarray:
-    """The plot within the axes, its frame left out."""
+    """The pixels of the plot within the axes, without the frame around it."""
     picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     dark = (picture < 40).all(-1)
     lines = np.flatnonzero(dark.mean(1) > 0.5)
@@ -297,14 +307,14 @@ def _rows(png: bytes) -> np.ndarray:
     return picture[lines[0] + 3 : lines[-1] - 2, columns[0] + 3 : columns[-1] - 2]
 
 
-def _share(row: np.ndarray, colour: str) -> float:
-    """The share of a row of pixels that has about this colour."""
-    return float((np.abs(row.astype(int) - ImageColor.getrgb(colour)[:3]).max(-1) < 12).mean())
+def _share(row: np.ndarray, color: str) -> float:
+    """The share of pixels in a row that have about this color."""
+    return float((np.abs(row.astype(int) - ImageColor.getrgb(color)[:3]).max(-1) < 12).mean())
 
 
 @pytest.mark.parametrize("kind", [Said, lambda name, score: (name, score), lambda name, score: Found(name, score, BOX)])
 def test_a_timeline_shows_when_what_was_found(kind: Callable[[str, float], Any]) -> None:
-    """Of 100 s: fights for 10 s in all, a collapse for 5 s, and 20 s at which nobody looked."""
+    """100 s of video: fights for 10 s in all, a collapse for 5 s, and 20 s at which nobody looked."""
     windows = [
         Stretch(40.0, 60.0, []),
         Stretch(0.0, 10.0, [kind("fight", 0.9)]),
@@ -313,9 +323,10 @@ def test_a_timeline_shows_when_what_was_found(kind: Callable[[str, float], Any])
         Stretch(80.0, 100.0, []),
     ]
     plot = _rows(timeline(windows, 100.0, ("fight", "collapse")))
-    fight, collapse = plot[len(plot) // 4], plot[len(plot) * 3 // 4]
-    assert _share(fight, class_colour(0)) == pytest.approx(0.10, abs=0.012)
-    assert _share(collapse, class_colour(1)) == pytest.approx(0.05, abs=0.012)
+    fight = plot[len(plot) // 4]
+    collapse = plot[len(plot) * 3 // 4]
+    assert _share(fight, class_color(0)) == pytest.approx(0.10, abs=0.012)
+    assert _share(collapse, class_color(1)) == pytest.approx(0.05, abs=0.012)
     assert _share(fight, "#eeeeee") == pytest.approx(0.70, abs=0.02)
     assert _share(collapse, "#eeeeee") == pytest.approx(0.75, abs=0.02)
     assert _share(fight, "#ffffff") == _share(collapse, "#ffffff") == pytest.approx(0.20, abs=0.02)
@@ -324,14 +335,15 @@ def test_a_timeline_shows_when_what_was_found(kind: Callable[[str, float], Any])
 @pytest.mark.parametrize("score", [0.25, 0.5, 1.0])
 def test_a_bar_is_as_high_as_its_score(score: float) -> None:
     plot = _rows(timeline([Stretch(0, 10, [(0, score)]), Stretch(10, 20, [])], 20.0, ("fight",)))
-    bar, ground = plot[:, plot.shape[1] // 4], plot[:, plot.shape[1] * 3 // 4]
-    assert _share(bar, class_colour(0)) / _share(ground, "#eeeeee") == pytest.approx(score, abs=0.05)
+    bar = plot[:, plot.shape[1] // 4]
+    ground = plot[:, plot.shape[1] * 3 // 4]
+    assert _share(bar, class_color(0)) / _share(ground, "#eeeeee") == pytest.approx(score, abs=0.05)
 
 
 def test_a_moment_of_a_day_is_seen() -> None:
     windows = [Stretch(i * 5.0, i * 5.0 + 10, [(1, 0.9)] if i == 9000 else []) for i in range(17280)]
     plot = _rows(timeline(windows, 86400.0, ("fight", "collapse")))
-    assert _share(plot[len(plot) * 3 // 4], class_colour(1)) > 0
+    assert _share(plot[len(plot) * 3 // 4], class_color(1)) > 0
 
 
 @pytest.mark.parametrize("windows", [[], [Stretch(0.0, 0.0, [])], [Stretch(0.0, 1e7, [(0, math.nan)])]])

@@ -1,4 +1,4 @@
-"""Work in spawned processes: all of it is done, or none of them is left, whatever happens to one."""
+"""All work in spawned processes is done, or no process is left, whatever happens to one of them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from actdet.errors import ActdetError
 from actdet.workers import run_all, signals_blocked
 from tests.actdet.command import group_ends
 
+# What processes run: the one never ends, the other ends when it is no longer wanted.
 FOR_EVER = "import threading; threading.Event().wait()"
 AS_LONG_AS_WANTED = (
     "import itertools\nfrom actdet.workers import while_wanted\nfor _ in while_wanted(itertools.count()): pass"
@@ -34,7 +35,7 @@ def test_every_job_is_done_and_counted(jobs: int, workers: int) -> None:
 
 
 @pytest.mark.parametrize("others", [[], [FOR_EVER], [AS_LONG_AS_WANTED, FOR_EVER]])
-def test_a_process_that_dies_is_told_and_takes_the_others_with_it(others: list[str]) -> None:
+def test_a_process_that_dies_is_reported_and_takes_the_others_with_it(others: list[str]) -> None:
     died = "import os, time; time.sleep(1); os.kill(os.getpid(), 9)"
     began = time.monotonic()
     with pytest.raises(ActdetError, match=r"^a process died; use fewer --workers if memory ran out$"):
@@ -69,8 +70,9 @@ def test_an_interrupted_parent_leaves_none() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_until_processes_have_started(number: signal.Signals) -> None:
-    """Which no mask of this thread does where another thread, such as that of a progress bar, takes it."""
-    over, reached = threading.Event(), []
+    """A mask of this thread would not make it wait if another thread, such as that of a progress bar, takes it."""
+    over = threading.Event()
+    reached = []
     other = threading.Thread(target=over.wait)
     other.start()
     before = signal.signal(number, signal.default_int_handler)
@@ -94,7 +96,7 @@ def test_a_signal_waits_until_processes_have_started(number: signal.Signals) -> 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that runs two jobs without an end, when both have begun."""
+    """A process that runs two jobs that never end, once both have begun."""
     text = f"""
 import signal
 from actdet.workers import run_all

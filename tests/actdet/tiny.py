@@ -1,4 +1,4 @@
-"""actdet with a backbone of two convolutions, so that a test of the machinery around it takes a second.
+"""actdet with a backbone of two convolutions, so that a test of all that is around it takes a second.
 
 Run as a program it is the command `actdet`, so that a test can send it signals.
 """
@@ -20,7 +20,7 @@ TRAIN_OPTIONS = ["--backbone-weights", "none", "--workers", "0", "--precision", 
 
 
 class TinyBackbone(nn.Sequential):
-    """What R(2+1)D-18 is to the detector: clips (B, 3, T, H, W) to 512 features at an eighth and a sixteenth.
+    """Maps clips (B, 3, T, H, W) to features (B, 512, T / 8, H / 16, W / 16), as R(2+1)D-18 does for the detector.
 
     While it is shallow it trains no BatchNorm.
     """

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from actdet.errors import ActdetError
-from actdet.video.decoding import ClipRequest, probe
+from actdet.video.decoding import ClipRequest
+from actdet.video.info import probe
 from bench.decoders import OURS, READERS, fault_of, open_decoder, pyav
 from bench.ffmpeg import link_libraries
 from bench.numbered import FRAMES, HEIGHT, WIDTH, Video, encode, number_of, write_number

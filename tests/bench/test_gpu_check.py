@@ -105,7 +105,9 @@ def test_what_comes_first_takes_ten_minutes_at_most(check: Check) -> None:
 @pytest.mark.parametrize("obeys", [True, False])
 def test_a_part_at_its_limit_is_stopped_and_the_next_one_begins(obeys: bool, check: Check) -> None:
     ignore = "" if obeys else "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    done = check.run("capture", "step", action=f"{ignore}time.sleep(30 if 'test_step.py' in str(sys.argv) else 0)")
+    done = check.run(
+        "capture", "step", action=f"{ignore}time.sleep(30 if 'test_train_step.py' in str(sys.argv) else 0)"
+    )
     assert done.returncode == 1
     assert begun(done) == ["capture", "step"]
     assert "capture STOPPED at its limit of 90 s" in done.stdout

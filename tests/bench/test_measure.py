@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import measure as measuring
 import pytest
 import torch
 
+from bench import measure as measuring
 from bench.measure import LEAST_ROUNDS, MOST_REPEATS, MOST_ROUNDS, CaptureFailed, measure
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rows as rows_module
 
 from bench import report
+from bench import rows as rows_module
 
 CPU, GPU = "Some CPU", "Card | 9000"
 SMALL, LARGE = "B16xL6xN100xM20", "1 of 1024x1024"

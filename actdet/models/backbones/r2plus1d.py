@@ -1,27 +1,25 @@
-"""R(2+1)D-18 (Tran et al. 2018) as a feature extractor, and where its weights come from.
+"""R(2+1)D-18 (Tran et al. 2018) as a feature extractor, and the places that its weights come from.
 
-The network is torchvision's, without its pooling and classifier, so its published Kinetics-400 weights fit. It differs
-in how it is computed, not in what:
+The network is torchvision's without pooling and classifier, so its published Kinetics-400 weights fit. It computes the
+same function in another way:
 
-- Its middle widths of 45, 230, 460 and 921 channels are padded to 48, 232, 464 and 928, which tensor cores need in half
-  precision. The padding is zero and stays zero: its features are zero, so are its gradients, and so is what AdamW makes
-  of them. A state dict holds torchvision's shapes, and is loaded from them.
-- Its factorised convolutions run as 2-D ones over views of channels-last video, without a copy, unless a measurement
-  says that the 3-D ones are faster on this GPU. On a CPU that is more than taste: oneDNN's 3-D bf16 weight gradient
-  (torch 2.15, AVX-512) reads memory that nobody wrote when a (3, 1, 1) kernel meets two frames, and now and then gives
-  NaN or a gradient that is merely wrong.
-- While it is `shallow`, each stage trains only the first of its two blocks. From scratch the second one begins as the
-  identity, so it may join later without a change of what the network says, and until then half of the work is saved.
-- With `checkpointing` it keeps one tensor a residual block for the backward pass and computes the rest again.
+- Its middle widths of 45, 230, 460 and 921 channels are padded to 48, 232, 464 and 928, as tensor cores need it in half
+  precision. The padding stays zero in training: its features are zero, so are its gradients, and so is the step that
+  AdamW derives from them. A state dict has torchvision's shapes, and is loaded from them.
+- Its factorized convolutions run as 2-D convolutions over views of channels-last video, without a copy, unless the plan
+  of a training measured that 3-D ones are faster on its GPU. On a CPU the 2-D form is needed: oneDNN's weight gradient
+  of 3-D convolutions in bf16 (torch 2.15, AVX-512) reads memory that nobody wrote when a (3, 1, 1) kernel meets two
+  frames, and now and then gives NaN or a gradient that is merely wrong.
+- While it is `shallow`, training uses only the first of the two blocks in each stage, which saves half of the work.
+  From scratch the second block starts as the identity, so it can join later without changing what the network computes.
+- With `checkpointing` it keeps one tensor per residual block for the backward pass and computes the rest again.
 """
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.error import URLError
@@ -32,42 +30,44 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
-from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dStem
+from torchvision.models.video.resnet import BasicBlock
 
-from actdet.device import prepare_device
 from actdet.errors import ActdetError, DataError
-from actdet.models.backbones.convolution import FactorisedConv, PictureNorm, RectifiedSequential, set_flat
+from actdet.models.backbones.convolution import FactorizedConv, PictureNorm, RectifiedSequential
 
 FEATURES = 512
-TEMPORAL_STRIDE, SPATIAL_STRIDE = 8, 16
-ALIGNMENT = 8  # channels that a tensor core takes at once in half precision
+TEMPORAL_STRIDE = 8
+SPATIAL_STRIDE = 16
+
+# So many channels fit a tensor core at once in half precision.
+ALIGNMENT = 8
+
+_STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
 class Backbone(nn.Sequential):
-    """R(2+1)D-18 up to its last block: clips (B, 3, T, H, W) to features (B, 512, T/8, H/16, W/16).
+    """R(2+1)D-18 up to its last block: clips (B, 3, T, H, W) to features (B, 512, T/8, H/16, W/16), rounded up.
 
-    aligned: pad the middle widths, as above; without, they are torchvision's.
+    Args:
+        aligned: Whether to pad the middle widths to multiples of `ALIGNMENT`. Without, they are torchvision's.
     """
 
     checkpointing = False
+    """Whether the backward pass computes the inside of the residual blocks again instead of keeping it."""
     shallow = False
+    """Whether training uses only the first block of each stage."""
 
     def __init__(self, *, aligned: bool = True) -> None:
+        # torchvision draws the weights, and each of its modules is replaced by one of ours that holds them.
         network = r2plus1d_18(weights=None)
-        super().__init__(*(getattr(network, name) for name in _STAGES))
-        self._initialise()
-        shapes = {name: value.shape for name, value in self.state_dict().items()}
-        for module in self.modules():
-            if type(module) is nn.Conv3d and module.kernel_size != (1, 1, 1):
-                module.__class__ = FactorisedConv
-            if type(module) is nn.BatchNorm3d:
-                module.__class__ = PictureNorm
-            if aligned and isinstance(module, Conv2Plus1D | R2Plus1dStem):
-                _align(module)
-        for module in self.modules():
-            if any(isinstance(child, PictureNorm) for child in module.children()):
-                module.__class__ = RectifiedSequential
-        self.padded = {name: shapes[name] for name, value in self.state_dict().items() if value.shape != shapes[name]}
+        _start_from_scratch(network)
+        stem, *layers = (network.get_submodule(stage) for stage in _STAGES)
+        stages = [nn.Sequential(*(_rebuild_block(block, aligned) for block in layer.children())) for layer in layers]
+        super().__init__(_rebuild_stem(stem, aligned), *stages)
+
+        shapes = {_own_name(name): value.shape for name, value in network.state_dict().items()}
+        own = self.state_dict()
+        self.padded = {name: shapes[name] for name, value in own.items() if value.shape != shapes[name]}
         self.register_state_dict_post_hook(_cut_state)
         self.register_load_state_dict_pre_hook(_pad_state)
 
@@ -80,130 +80,179 @@ class Backbone(nn.Sequential):
         return input
 
     def _recomputed(self, part: nn.Module, input: Tensor) -> Tensor:
-        contexts = nullcontext(), _without_statistics(part)
-        output = checkpoint(part, input, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
+        """Compute `part` so that the backward pass computes it again."""
+        output = checkpoint(
+            part,
+            input,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), _without_statistics(part)),
+        )
         return cast(Tensor, output)
 
-    def _initialise(self) -> None:
-        """A start from which few clips teach motion, where there are no pretrained weights.
 
-        The stem's temporal filters sum to zero: they begin as differences of neighbouring frames, which a still
-        background leaves at zero. The last BatchNorm of each residual block begins at zero, so the blocks begin as
-        identities (Goyal et al. 2017). Both are only a start: training changes them freely.
-        """
-        with torch.no_grad():
-            temporal = self.get_parameter("0.3.weight")
-            temporal -= temporal.mean(dim=2, keepdim=True)
-        for name, module in self.named_modules():
-            if isinstance(module, BasicBlock):
-                nn.init.zeros_(self.get_parameter(f"{name}.conv2.1.weight"))
+class ResidualBlock(nn.Module):
+    """Two factorized convolutions beside a shortcut: x to relu(conv2(conv1(x)) + downsample(x)), as torchvision's.
 
-
-@cache
-def choose_convolutions(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-    """Whether the factorised convolutions are to be flat for clips of `shape`, and why in a few words.
-
-    On a GPU that is measured: forward and backward passes of each form over such a batch, or over the largest half,
-    quarter and so on of it that fits into the free memory. It takes seconds.
+    Args:
+        conv1: A pair of convolutions, with BatchNorm and ReLU after each.
+        conv2: The same without the last ReLU.
+        downsample: What brings the input to the shape of the output, or None if it has that shape.
     """
-    if device.type != "cuda":
-        return True, "on a CPU 3-D ones err in bf16"
-    prepare_device(device)
-    batch, *rest = shape
-    while batch:
-        try:
-            seconds = {flat: _seconds_of_passes(flat, (batch, *rest), device, dtype) for flat in (True, False)}
-        except torch.OutOfMemoryError:
-            batch //= 2
-            continue
-        finally:
-            # A training, which runs on a stream of its own, cannot use what PyTorch keeps of this one's memory.
-            torch.cuda.empty_cache()
-        flat = seconds[True] <= seconds[False]
-        clips = "" if batch == shape[0] else f" of {batch} clips"
-        return flat, f"{1e3 * seconds[flat]:.1f} ms a step{clips} against {1e3 * seconds[not flat]:.1f}"
-    return True, "too little memory to measure"
+
+    def __init__(self, conv1: nn.Module, conv2: nn.Module, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = conv1
+        self.conv2 = conv2
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = self.conv2(self.conv1(input))
+        shortcut = input if self.downsample is None else self.downsample(input)
+        output += shortcut
+        return self.relu(output)
 
 
-def _seconds_of_passes(flat: bool, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> float:
-    """Seconds of a forward and a backward pass of a new backbone over clips of `shape`, (B, C, T, H, W)."""
-    batch, channels, *sides = shape
-    with torch.random.fork_rng([device]):
-        backbone = Backbone().to(device).to(memory_format=torch.channels_last_3d).train()
-        clips = torch.randn(batch, *sides, channels, device=device).permute(0, 4, 1, 2, 3)
-    set_flat(backbone, flat)
-    times = []
-    # In the first ones algorithms are chosen.
-    for _ in range(5):
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            features = backbone(clips)
-        features.float().mean().backward()
-        torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
+def _start_from_scratch(network: nn.Module) -> None:
+    """Change torchvision's initial weights so that few clips teach motion if there are no pretrained weights.
+
+    The stem's temporal filters are made to sum to zero, so they begin as differences of neighboring frames, and a still
+    background begins as zero. The last BatchNorm of each residual block begins at zero, so the blocks begin as
+    identities (Goyal et al. 2017). Training changes both freely.
+    """
+    with torch.no_grad():
+        temporal = network.get_parameter("stem.3.weight")
+        temporal -= temporal.mean(dim=2, keepdim=True)
+    for module in network.modules():
+        if isinstance(module, BasicBlock):
+            nn.init.zeros_(module.get_parameter("conv2.1.weight"))
 
 
-def _align(module: nn.Sequential) -> None:
-    """Pad what lies between the spatial and the temporal convolution of `module` to a multiple of ALIGNMENT."""
-    spatial, norm, temporal = cast(nn.Conv3d, module[0]), cast(nn.BatchNorm3d, module[1]), cast(nn.Conv3d, module[3])
-    width = -(-spatial.out_channels // ALIGNMENT) * ALIGNMENT
-    spatial.out_channels = norm.num_features = temporal.in_channels = width
-    spatial.weight = nn.Parameter(_pad(spatial.weight, (width, *spatial.weight.shape[1:])))
-    temporal.weight = nn.Parameter(_pad(temporal.weight, (len(temporal.weight), width, *temporal.weight.shape[2:])))
-    norm.weight, norm.bias = nn.Parameter(_pad(norm.weight, (width,))), nn.Parameter(_pad(norm.bias, (width,)))
-    norm.running_mean, norm.running_var = (
-        torch.zeros(width),
-        _pad(torch.ones_like(cast(Tensor, norm.running_var)), (width,)),
+def _rebuild_stem(stem: nn.Module, aligned: bool) -> RectifiedSequential:
+    """Build the stem, which has two convolutions, around the weights of torchvision's `stem`."""
+    *pair, norm, _ = stem.children()
+    return RectifiedSequential(*_rebuild_pair(pair, aligned), _rebuild_norm(norm), nn.ReLU(inplace=True))
+
+
+def _rebuild_block(block: nn.Module, aligned: bool) -> ResidualBlock:
+    """Build a residual block around the weights of torchvision's `block`."""
+    assert isinstance(block, BasicBlock)
+    pair, norm, _ = block.conv1.children()
+    conv1 = RectifiedSequential(
+        RectifiedSequential(*_rebuild_pair(pair.children(), aligned)), _rebuild_norm(norm), nn.ReLU(inplace=True)
     )
+
+    pair, norm = block.conv2.children()
+    conv2 = RectifiedSequential(RectifiedSequential(*_rebuild_pair(pair.children(), aligned)), _rebuild_norm(norm))
+
+    downsample = None
+    if block.downsample is not None:
+        # A 1 x 1 x 1 convolution has nothing to factorize.
+        conv, norm = block.downsample.children()
+        downsample = RectifiedSequential(conv, _rebuild_norm(norm))
+    return ResidualBlock(conv1, conv2, downsample)
+
+
+def _rebuild_pair(parts: Iterable[nn.Module], aligned: bool) -> list[nn.Module]:
+    """Build a spatial convolution, BatchNorm, ReLU and a temporal convolution around the weights of torchvision's.
+
+    Args:
+        parts: torchvision's four modules.
+        aligned: Whether to pad the channels between the two convolutions to a multiple of `ALIGNMENT`.
+    """
+    spatial, norm, _, temporal = parts
+    assert isinstance(spatial, nn.Conv3d)
+    assert isinstance(temporal, nn.Conv3d)
+    width = spatial.out_channels
+    if aligned:
+        width = -(-width // ALIGNMENT) * ALIGNMENT
+    return [
+        _rebuild_conv(spatial, spatial.in_channels, width),
+        _rebuild_norm(norm, width),
+        nn.ReLU(inplace=True),
+        _rebuild_conv(temporal, width, temporal.out_channels),
+    ]
+
+
+def _rebuild_conv(conv: nn.Conv3d, inputs: int, outputs: int) -> FactorizedConv:
+    """Build a factorized convolution around the weight of `conv`, padded to so many channels."""
+    # PyTorch declares these as tuples of any length.
+    kernel_size, stride, padding = cast(Any, (conv.kernel_size, conv.stride, conv.padding))
+
+    # A module of the device "meta" draws no random numbers for the weight that is replaced at once.
+    built = FactorizedConv(inputs, outputs, kernel_size, stride, padding, bias=False, device="meta")
+    built.weight = nn.Parameter(_pad(conv.weight, built.weight.shape))
+    return built
+
+
+def _rebuild_norm(norm: nn.Module, width: int | None = None) -> PictureNorm:
+    """Build a BatchNorm around the weights and the statistics of `norm`, padded to `width` channels."""
+    assert isinstance(norm, nn.BatchNorm3d)
+    width = width or norm.num_features
+    built = PictureNorm(width, norm.eps, norm.momentum)
+    built.weight = nn.Parameter(_pad(norm.weight, (width,)))
+    built.bias = nn.Parameter(_pad(norm.bias, (width,)))
+    built.running_mean = _pad(cast(Tensor, norm.running_mean), (width,))
+    built.running_var = _pad(cast(Tensor, norm.running_var), (width,))
+    return built
 
 
 def _pad(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`tensor` in the corner of zeros of `shape`."""
+    """A copy of `tensor` in the first corner of zeros of `shape`."""
     padded = tensor.new_zeros(shape)
     padded[tuple(map(slice, tensor.shape))] = tensor.detach()
     return padded
 
 
 def _cut_state(backbone: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    """Hook of `state_dict`: cut the padding off the tensors of `state`."""
     for name, shape in cast(Backbone, backbone).padded.items():
         state[prefix + name] = state[prefix + name][tuple(map(slice, shape))]
 
 
 def _pad_state(backbone: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Hook of `load_state_dict`: pad the tensors of `state` that have torchvision's shapes."""
     own = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     for name, shape in cast(Backbone, backbone).padded.items():
-        if (value := state.get(prefix + name)) is not None and value.shape == shape:
+        value = state.get(prefix + name)
+        if value is not None and value.shape == shape:
             state[prefix + name] = _pad(value, own[name].shape)
 
 
 @contextmanager
 def _without_statistics(part: nn.Module) -> Iterator[None]:
-    """Within: BatchNorm normalises as it did, and counts the batch no second time."""
+    """Context manager: while active, BatchNorm normalizes as ever, but does not count the batch a second time."""
     norms = [module for module in part.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, (_, batches) in zip(norms, before, strict=True):
-        norm.momentum, norm.num_batches_tracked = 0.0, None if batches is None else batches.clone()
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if batches is None else batches.clone()
     try:
         yield
     finally:
         for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, batches
-
-
-_STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+            norm.momentum = momentum
+            norm.num_batches_tracked = batches
 
 
 def load_backbone_weights(backbone: Backbone, source: str) -> None:
-    """Fill `backbone` from `source`: "kinetics" (torchvision's, fetched or cached), "none" (leave as is) or a file.
+    """Fill `backbone` with weights; it is left as it was if they cannot be used.
 
-    A file is an actdet checkpoint, whose backbone is taken, or a state dict of torchvision's r2plus1d_18, as
-    .safetensors or as .pth/.pt that holds tensors only (read with `weights_only=True`: nothing in it is executed).
-    Raises ActdetError where the weights cannot be had.
+    Args:
+        backbone: The backbone to fill.
+        source: "kinetics" for torchvision's Kinetics-400 weights, which are downloaded once, "none" to leave the
+            weights as they are, or a file. A file is an actdet checkpoint, whose backbone is taken, or a state dict of
+            torchvision's r2plus1d_18, as .safetensors or as .pth or .pt with nothing but tensors: it is read with
+            `weights_only=True`, so nothing in it is executed.
+
+    Raises:
+        ActdetError: If the Kinetics weights cannot be downloaded.
+        DataError: If the file cannot be read, holds other weights, or holds numbers that are not finite.
     """
     if source == "none":
         return
+
     state = _fetch_kinetics() if source == "kinetics" else _read_state(Path(source))
     found = {_own_name(key): tensor for key, tensor in state.items()}
     for key, value in backbone.state_dict().items():
@@ -211,25 +260,35 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
         name = f"{_STAGES[int(stage)]}.{rest}"
         if key not in found:
             raise DataError(source, f"not weights of R(2+1)D-18: {name} is missing")
-        if found[key].shape != value.shape:
-            shapes = f"{tuple(found[key].shape)}, should be {tuple(value.shape)}"
-            raise DataError(source, f"not weights of R(2+1)D-18: {name} is {shapes}")
-        if found[key].layout != torch.strided or found[key].is_floating_point() != value.is_floating_point():
-            kinds = f"{found[key].dtype} and {found[key].layout}, should be {value.dtype} and {value.layout}"
-            raise DataError(source, f"not weights of R(2+1)D-18: {name} is {kinds.replace('torch.', '')}")
-        # In the type in which they are used: one of float64 may be beyond it.
-        if not found[key].to(value.dtype).isfinite().all():
-            raise DataError(source, f"{name} is not finite: the file is damaged, or its training failed")
+        _check_weight(source, name, found[key], value)
     backbone.load_state_dict({key: found[key] for key in backbone.state_dict()})
 
 
+def _check_weight(source: str, name: str, found: Tensor, wanted: Tensor) -> None:
+    """Raise DataError unless `found` can take the place of `wanted`, which torchvision calls `name`."""
+    if found.shape != wanted.shape:
+        shapes = f"{tuple(found.shape)}, should be {tuple(wanted.shape)}"
+        raise DataError(source, f"not weights of R(2+1)D-18: {name} is {shapes}")
+    if found.layout != torch.strided or found.is_floating_point() != wanted.is_floating_point():
+        kinds = f"{found.dtype} and {found.layout}, should be {wanted.dtype} and {wanted.layout}"
+        raise DataError(source, f"not weights of R(2+1)D-18: {name} is {kinds.replace('torch.', '')}")
+
+    # A finite float64 may be too large for the type in which the weight is used.
+    if not found.to(wanted.dtype).isfinite().all():
+        raise DataError(source, f"{name} is not finite: the file is damaged, or its training failed")
+
+
 def _own_name(key: str) -> str:
-    """The name in `Backbone` of a tensor named as in torchvision or in an actdet checkpoint; else something unused."""
+    """The name in `Backbone` of a tensor that torchvision or an actdet checkpoint calls `key`.
+
+    Tensors of other parts of either get a name that no tensor in `Backbone` has.
+    """
     stage, _, rest = key.partition(".")
     return f"{_STAGES.index(stage)}.{rest}" if stage in _STAGES else key.removeprefix("model.backbone.")
 
 
 def _fetch_kinetics() -> dict[str, Tensor]:
+    """Download torchvision's Kinetics-400 weights, or read them from its cache."""
     weights = R2Plus1D_18_Weights.KINETICS400_V1
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
@@ -241,17 +300,26 @@ def _fetch_kinetics() -> dict[str, Tensor]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    """Read the named tensors in a .safetensors, .pth or .pt file; nothing in it is executed."""
     if not path.is_file():
         raise DataError(
             path, "no such file: --backbone-weights takes kinetics, none, or a .safetensors, .pth or .pt file"
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle that it then refuses
-            safe = path.suffix == ".safetensors"
-            state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch.load raises on arbitrary bytes is not to be listed
+            # torch.load warns about pickles that it then refuses.
+            warnings.simplefilter("ignore")
+            if path.suffix == ".safetensors":
+                state = load_file(path)
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # On arbitrary bytes torch.load raises errors of more kinds than can be listed.
         raise DataError(path, f"not a file of weights ({type(error).__name__})") from error
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+
+    is_state = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    )
+    if not is_state:
         raise DataError(path, "not a state dict: it should hold the named tensors of torchvision's r2plus1d_18")
     return state

@@ -1,7 +1,7 @@
 """The settings of the detector, and of the loss that trains it.
 
-Each class is what the command line shows, what a checkpoint records, and what code reads; a text under a field is its
-help. Defaults are the technical report's where it prints a value.
+The command line shows them, with the text under a field as its help, and a checkpoint records them. Defaults are those
+of the technical report if it prints a value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from actdet.data.classes import CLASS_NAMES, NO_ACTION
 if TYPE_CHECKING:
     from actdet_kernels import MatchWeights
 
-# So many actions of a class must be expected in a clip that it counts as found.
+# An action counts as found if at least so many actions of its class are expected in the clip.
 THRESHOLD = 0.5
 
 
@@ -24,8 +24,8 @@ class ModelConfig:
     """The shape of the detector."""
 
     class_names: tuple[str, ...] = CLASS_NAMES
-    """Names of the action classes, in the order of their ids in the annotation files. A data set that has a
-    classes.txt, a name a line, says them itself."""
+    """Names of the action classes, in the order of their ids in the annotation files. A data set with a classes.txt,
+    which has one name per line, brings its own."""
     image_size: int = 224
     """Side of the square picture that the network sees, in pixels; a multiple of 16."""
     frames: int = 16
@@ -33,13 +33,13 @@ class ModelConfig:
     queries: int = 12
     """How many predictions a clip gets: more than the most actions in any clip."""
     encoder_layers: int = 2
-    """Transformer encoder layers; 0 is the report's text, 2 its parameter count."""
+    """Transformer encoder layers; 0 is what the report's text says, 2 what its parameter count says."""
     decoder_layers: int = 4
     """Transformer decoder layers."""
     dropout: float = 0.1
     """Dropout in the Transformer (the report's section 6.4 advises 0.2 for little data)."""
     deep_supervision: bool = False
-    """Train every decoder layer with the loss, as DETR does, instead of the last alone."""
+    """Train every decoder layer with the loss, as DETR does, instead of only the last one."""
 
     def __post_init__(self) -> None:
         check_bounds(vars(self))
@@ -49,7 +49,10 @@ class ModelConfig:
             len(self.class_names) >= 1 and len(set(self.class_names)) == len(self.class_names),
             f"class_names must be one or more different names, got {self.class_names}",
         )
-        check(NO_ACTION not in self.class_names, f"class_names must not hold {NO_ACTION!r}: that is a clip without one")
+        check(
+            NO_ACTION not in self.class_names,
+            f"class_names must not contain {NO_ACTION!r}, which stands for a clip without any action",
+        )
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class LossConfig:
     @property
     def match_weights(self) -> MatchWeights:
         """The three weights that cost and loss share."""
-        # The kernels bring in PyTorch, and the command line reads this module before it knows what is to be done.
+        # The kernels import PyTorch. The command line reads this module before it knows whether that is needed.
         from actdet_kernels import MatchWeights
 
         return MatchWeights(self.cls_weight, self.l1_weight, self.giou_weight)

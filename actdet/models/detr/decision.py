@@ -1,20 +1,21 @@
-"""The rule that turns the N predictions of a clip into its actions, or into one class and one box.
+"""The rule that turns the N predictions of a clip into a set of actions, or into one class and one box.
 
-Training gives no_object a weight w (0.1), so a query's softmax says an action 1/w times too loudly:
+Training gives no_object a small weight w (0.1), so the softmax of a query overstates an action by a factor of 1/w. The
+rule takes this back:
 
     p_q(c) = exp(l_qc) / (sum over actions a of exp(l_qa) + exp(l_q,no_object) / w)
 
-is the probability that query q stands for an action of class c. Summed over the queries it is the number of such
-actions to be expected in the clip, however many queries share the answer. The report leaves the rule open: its eq. 16
-takes the arg max of one prediction a clip, and there are twelve.
+is the probability that query q stands for an action of class c. Summed over the queries it is the expected number of
+such actions in the clip, however many queries share the answer. The report leaves the rule open: its eq. 16 takes the
+arg max of one prediction per clip, and there are twelve.
 
 **The score** of an answer is that number, at most 1: the probability that the clip holds such an action, as long as it
-holds no more than one of a class. Of several actions of one class, the k-th has what is expected beyond k - 1: the
-probability that there are k.
+holds no more than one of a class. If there are several actions of one class, the k-th has the expected number beyond
+k - 1 as its score: the probability that there are k.
 
-**The box** of an answer is the mean of the boxes that mean it: of those that overlap the surest query's by an IoU of
-0.5 or more, each weighted by its p_q(c) (weighted boxes fusion, Solovyev et al. 2021). Queries that share an answer err
-apart from each other, so their mean lies closer than the surest of them (docs/LOG.md has the figures).
+**The box** of an answer is the mean of the boxes that stand for it: those that overlap the box of the most confident
+query by an IoU of 0.5 or more, each weighted by its p_q(c) (weighted boxes fusion, Solovyev et al. 2021). Queries that
+share an answer err independently, so their mean is closer than the best of them (docs/LOG.md has the figures).
 """
 
 from __future__ import annotations
@@ -27,58 +28,75 @@ from torch import Tensor
 
 from actdet.models.detr.config import THRESHOLD
 
-Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
+Corners = tuple[float, float, float, float]
+"""x1, y1, x2, y2."""
 
-SAME_PLACE = 0.5  # the IoU from which two boxes of one class are the same action
+# Two boxes of one class that overlap by at least this IoU are the same action.
+SAME_PLACE = 0.5
 
 
 class Decision(NamedTuple):
-    """One answer a clip.
-
-    label: (B,) int64, class of the action; the number of action classes where there is none.
-    score: (B,) expected number of actions of the likeliest class, at most 1, whether it passed the threshold or not.
-    box: (B, 4) cxcywh in [0, 1], where the queries surest of that class say it is.
-    """
+    """One answer for each of B clips."""
 
     label: Tensor
+    """(B,) int64, class of the action; the number of action classes if there is none."""
     score: Tensor
+    """(B,) expected number of actions of the most likely class, at most 1, whether it passed the threshold or not."""
     box: Tensor
+    """(B, 4) cxcywh in [0, 1], where the most confident queries of that class say it is."""
 
 
 class Action(NamedTuple):
-    """One action that a clip is said to hold.
-
-    label: its class, counted from 0.
-    score: in [0, 1], the probability that the clip holds it.
-    box: x1, y1, x2, y2 in shares of the picture, within [0, 1].
-    """
+    """One action that was found in a clip."""
 
     label: int
+    """Its class, counted from 0."""
     score: float
+    """The probability that the clip holds it, in [0, 1]."""
     box: Corners
+    """x1, y1, x2, y2 as shares of the picture, in [0, 1]."""
 
 
 def action_scores(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Confidence and class of each query's likeliest action: logits (..., N, C) to (..., N) twice.
+    """Confidence and class of each query's most likely action: logits (..., N, C) to (..., N) twice.
 
-    The confidence is the plain softmax of DETR, by which average precision ranks all queries, so that AP is comparable
-    with that of other detectors. It is not the score of an action (see above): it is of one query, and louder.
+    The confidence is the plain softmax of DETR. Average precision ranks all queries by it, so that it is comparable
+    with that of other detectors. It is not the score of an action (see above): it is that of one query, and too large.
     """
     score, label = logits.softmax(-1)[..., :-1].max(-1)
     return score, label
 
 
-def decide(logits: Tensor, boxes: Tensor, *, no_object_weight: float, threshold: float = THRESHOLD) -> Decision:
-    """The class of which most actions are expected, if `threshold` or more, and the box where its surest queries say.
+def action_probabilities(logits: Tensor, no_object_weight: float) -> Tensor:
+    """The probability that each query stands for an action of each class: logits (B, N, C) to (B, N, C - 1) float32.
 
-    logits: (B, N, C), the last class being no_object. boxes: (B, N, 4). no_object_weight: the one in training.
+    Args:
+        logits: (B, N, C), the last class being no_object.
+        no_object_weight: The weight of no_object in training, w in the formula above.
     """
-    probabilities = _action_probabilities(logits, no_object_weight)
+    logits = logits.float()
+    no_object = logits[..., -1:] - math.log(no_object_weight)
+    return torch.cat([logits[..., :-1], no_object], dim=-1).softmax(-1)[..., :-1]
+
+
+def decide(logits: Tensor, boxes: Tensor, *, no_object_weight: float, threshold: float = THRESHOLD) -> Decision:
+    """Choose the class with the largest expected number of actions, and the box where its queries say it is.
+
+    Args:
+        logits: (B, N, C), the last class being no_object.
+        boxes: (B, N, 4), cxcywh in [0, 1].
+        no_object_weight: The weight of no_object in training.
+        threshold: The expected number from which on there is an action.
+    """
+    queries = logits.shape[1]
+    probabilities = action_probabilities(logits, no_object_weight)
     expected, chosen = probabilities.sum(1).max(-1)
 
-    clips = torch.arange(len(chosen), device=chosen.device)
-    probability = probabilities[clips, :, chosen]
-    here = _same_place(boxes)[clips, probability.argmax(-1)]
+    # Gathering along one dimension, instead of indexing with several tensors, is what every exporter understands.
+    of_chosen = chosen[:, None, None].expand(-1, queries, 1)
+    probability = probabilities.gather(2, of_chosen).squeeze(2)
+    surest = probability.argmax(-1)[:, None, None].expand(-1, 1, queries)
+    here = _same_place(boxes).gather(1, surest).squeeze(1)
     box = _mean_box(probability, boxes, here)
 
     no_action = logits.shape[-1] - 1
@@ -92,63 +110,60 @@ def actions(
     no_object_weight: float,
     threshold: float = THRESHOLD,
 ) -> list[tuple[Action, ...]]:
-    """The set of actions of each clip, the surest first; the first is what `decide` says, where there is any.
+    """Find the set of actions of each clip, the surest first; the first one is what `decide` says, if there is any.
 
-    A class is in the set if `threshold` or more actions of it are expected, and has the box where its surest queries
-    say. It is in it a k-th time if `threshold` or more are expected beyond k - 1, and only at another place: boxes that
-    overlap a surer one by an IoU of 0.5 or more are the same action, and what is left there must add up to `threshold`.
+    A class is in the set if its expected number of actions is at least `threshold`, and its box is the mean box of its
+    surest place. It is in the set a k-th time if at least `threshold` actions are expected beyond k - 1, but only at
+    another place: boxes that overlap a surer one by an IoU of 0.5 or more are the same action, and what is
+    left at the other place must add up to `threshold`.
 
     Args:
         logits: (B, N, C), the last class being no_object.
         boxes: (B, N, 4), cxcywh in [0, 1].
-        no_object_weight: The one in training.
-        threshold: The expected number from which an action is in the set.
+        no_object_weight: The weight of no_object in training.
+        threshold: The expected number from which on an action is in the set.
 
     Returns:
-        For each of the B clips its actions, none where it has none.
+        For each of the B clips its actions, none if it has none.
     """
     boxes = boxes.detach().float()
-    probabilities = _action_probabilities(logits.detach(), no_object_weight)
+    probabilities = action_probabilities(logits.detach(), no_object_weight)
     expected = probabilities.sum(1)
     # (B, C - 1): how many actions of each class there are.
     ranks = torch.arange(logits.shape[1], device=logits.device)
     counts = (expected[..., None] - ranks >= threshold).sum(-1)
     same_place = _same_place(boxes)
 
-    # On the host from here on: a handful of queries, whose number differs from clip to clip.
+    # The rest runs on the host: it handles a few queries, whose number differs from clip to clip.
     probabilities = probabilities.cpu()
     expected = expected.cpu()
     boxes = boxes.cpu()
     same_place = same_place.cpu()
 
     result = []
-    for clip, by_class in enumerate(counts.tolist()):
+    for clip, count_of_class in enumerate(counts.tolist()):
         found = []
-        for label, count in enumerate(by_class):
+        for label, count in enumerate(count_of_class):
             if not count:
                 continue
             number = expected[clip, label].item()
             probability = probabilities[clip, :, label]
-            places = _distinct(probability, same_place[clip], count, threshold)
+            places = _distinct_places(probability, same_place[clip], count, threshold)
             for rank, here in enumerate(places):
                 box = _corners(_mean_box(probability, boxes[clip], here))
                 found.append(Action(label, number - rank, box))
 
-        # Scores are cut to 1 only when they are in order, so that the class of which most are expected comes first.
+        # Scores are limited to 1 only after sorting, so that the class with the largest expected number comes first.
         found.sort(key=lambda action: -action.score)
         result.append(tuple(action._replace(score=min(action.score, 1.0)) for action in found))
     return result
 
 
-def _action_probabilities(logits: Tensor, no_object_weight: float) -> Tensor:
-    """(B, N, C - 1) float32: the probability that each query stands for an action of each class."""
-    weighted = logits.float().clone()
-    weighted[..., -1] -= math.log(no_object_weight)
-    return weighted.softmax(-1)[..., :-1]
-
-
 def _same_place(boxes: Tensor) -> Tensor:
-    """(B, N, N) bool: which of the N boxes (B, N, 4) cxcywh mean one place with which. Each does with itself."""
+    """Which boxes overlap which by an IoU of `SAME_PLACE` or more: (B, N, 4) cxcywh to (B, N, N) bool.
+
+    Every box is in the same place as itself.
+    """
     centers, sides = boxes.float().split(2, dim=-1)
     low = (centers - sides / 2).clamp(0, 1)
     high = (centers + sides / 2).clamp(0, 1)
@@ -158,15 +173,18 @@ def _same_place(boxes: Tensor) -> Tensor:
     area = (high - low).prod(-1)
     union = area[:, :, None] + area[:, None] - shared
 
-    # A box without an area does not even overlap itself.
+    # A box without an area would not even overlap itself.
     itself = torch.eye(boxes.shape[1], dtype=torch.bool, device=boxes.device)
     return (shared >= SAME_PLACE * union) & (union > 0) | itself
 
 
 def _mean_box(probability: Tensor, boxes: Tensor, here: Tensor) -> Tensor:
-    """The mean (..., 4) of the boxes (..., N, 4) that are `here`, (..., N) bool, weighted by `probability` (..., N).
+    """The mean (..., 4) of some boxes, weighted by their probability; their plain mean if all probabilities are 0.
 
-    Their plain mean where none of them is probable at all.
+    Args:
+        probability: (..., N) of one class.
+        boxes: (..., N, 4).
+        here: (..., N) bool, which boxes to take.
     """
     weight = torch.where(here, probability, 0.0)
     total = weight.sum(-1, keepdim=True)
@@ -174,10 +192,17 @@ def _mean_box(probability: Tensor, boxes: Tensor, here: Tensor) -> Tensor:
     return (weight[..., None] * boxes.float()).sum(-2)
 
 
-def _distinct(probability: Tensor, same_place: Tensor, count: int, threshold: float) -> list[Tensor]:
-    """Up to `count` places, the surest first: (N,) bool each, which queries mean it, none of them twice.
+def _distinct_places(probability: Tensor, same_place: Tensor, count: int, threshold: float) -> list[Tensor]:
+    """Find the places of one class: (N,) bool each, which queries are there, no query in two places.
 
-    probability: (N,), of one class. same_place: (N, N) bool.
+    Args:
+        probability: (N,) of the class.
+        same_place: (N, N) bool.
+        count: How many places there are at most.
+        threshold: What the probabilities at a place must add up to, except at the first one.
+
+    Returns:
+        The places, the surest first.
     """
     left = torch.ones_like(probability, dtype=torch.bool)
     places = []
@@ -191,6 +216,6 @@ def _distinct(probability: Tensor, same_place: Tensor, count: int, threshold: fl
 
 
 def _corners(box: Tensor) -> Corners:
-    """x1, y1, x2, y2 within [0, 1] of a box (4,) cxcywh."""
+    """x1, y1, x2, y2, limited to [0, 1], of a box (4,) cxcywh."""
     center, side = box.split(2)
     return tuple(torch.cat([center - side / 2, center + side / 2]).clamp(0, 1).tolist())

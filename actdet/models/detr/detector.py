@@ -2,50 +2,63 @@
 
     clip -> R(2+1)D-18 -> 1x1x1 projection + learned positions -> encoder -> decoder of N queries -> two heads
 
-Sections 3.2.1 to 3.2.4 of the technical report. With the defaults it has the report's 40.5 M parameters;
-`encoder_layers=0` is the model of the report's text, which names no encoder, though its parameter count holds two
-layers of one.
+These are sections 3.2.1 to 3.2.4 of the technical report. The defaults give the report's 40.5 M parameters, which
+include two encoder layers. The report's text names no encoder; `encoder_layers=0` is the model of the text.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
+from actdet_kernels import Targets
 from torch import Tensor, nn
 
+from actdet.distributed import ALONE, Processes
 from actdet.models.backbones.r2plus1d import FEATURES, SPATIAL_STRIDE, TEMPORAL_STRIDE, Backbone
-from actdet.models.detr.config import ModelConfig
+from actdet.models.detr.config import THRESHOLD, LossConfig, ModelConfig
+from actdet.models.detr.decision import Action, actions
+from actdet.models.detr.losses import detector_losses
+from actdet.models.family import Family, Truth
 
-HIDDEN, HEADS, FEEDFORWARD = 256, 8, 2048
-MAX_GRID = 7  # the report pools its 14 x 14 features (224-pixel clips) to 7 x 7
+HIDDEN = 256
+HEADS = 8
+FEEDFORWARD = 2048
+
+# The report averages its 14 x 14 features (of clips of 224 pixels) to 7 x 7.
+MAX_GRID = 7
 
 
 class Predictions(NamedTuple):
-    """What the detector says of B clips, for each of the L supervised decoder layers, the last one last.
-
-    logits: (L, B, N, C) float32; C = number of action classes + 1, the last being no_object.
-    boxes: (L, B, N, 4) float32, cxcywh in [0, 1].
-    """
+    """What the detector predicts for B clips, for each of the L supervised decoder layers, the last one last."""
 
     logits: Tensor
+    """(L, B, N, C) float32; C is the number of action classes + 1, and the last class is no_object."""
     boxes: Tensor
+    """(L, B, N, 4) float32, cxcywh in [0, 1]."""
 
     def final(self) -> Predictions:
-        """The last layer's predictions alone, without the leading dimension: (B, N, C) and (B, N, 4)."""
+        """The predictions of the last layer alone, without the leading dimension: (B, N, C) and (B, N, 4)."""
         return Predictions(self.logits[-1], self.boxes[-1])
 
 
 class ActionDetector(nn.Module):
-    """Clips (B, 3, T, S, S), normalised as `actdet.data.augment.normalise` does, to `Predictions`."""
+    """Clips (B, 3, T, S, S), normalized as `actdet.data.augment` does, to `Predictions`.
+
+    Args:
+        config: The shape of the network; by default that of the report.
+    """
+
+    truth: Truth = "clip_box"
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
         side = min(config.image_size // SPATIAL_STRIDE, MAX_GRID)
         self.grid = (-(-config.frames // TEMPORAL_STRIDE), side, side)
+
         self.backbone = Backbone()
+        self.pool = nn.AdaptiveAvgPool3d(self.grid)
         self.projection = nn.Conv3d(FEATURES, HIDDEN, kernel_size=1)
         self.positions = nn.Parameter(torch.randn(self.grid[0] * side * side, HIDDEN) * 0.5)
         self.queries = nn.Parameter(torch.randn(config.queries, HIDDEN))
@@ -60,13 +73,14 @@ class ActionDetector(nn.Module):
         self.decoder = nn.ModuleList(nn.TransformerDecoderLayer(**layer) for _ in range(config.decoder_layers))
         self.class_head = _head(len(config.class_names) + 1)
         self.box_head = _head(4)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
-        """A start from which every query sees the whole clip, where a random one sees noise for an epoch or two.
+    def _initialize(self) -> None:
+        """Start so that every query sees the whole clip; with random weights it sees noise for an epoch or two.
 
-        Each sublayer adds nothing yet, except the decoder's attention to the features: its value and output projections
-        are identities, so a query begins as itself plus an average of the features, and the heads learn from there.
+        Each sublayer adds nothing at first, except the decoder's attention to the features. The value and output
+        projections of that attention start as identities, so a query starts as itself plus an average of the features,
+        and the heads learn from there.
         """
         for layer in (*self.encoder, *self.decoder):
             nn.init.zeros_(layer.get_parameter("self_attn.out_proj.weight"))
@@ -78,27 +92,73 @@ class ActionDetector(nn.Module):
             nn.init.eye_(attention.get_parameter("out_proj.weight"))
 
     def forward(self, clips: Tensor) -> Predictions:
-        size, frames = self.config.image_size, self.config.frames
+        size = self.config.image_size
+        frames = self.config.frames
         if clips.ndim != 5 or clips.shape[1:] != (3, frames, size, size):
             raise ValueError(f"clips must be (B, 3, {frames}, {size}, {size}), got {tuple(clips.shape)}")
         return self.detect(self.backbone(clips))
 
     def detect(self, features: Tensor) -> Predictions:
-        """What follows the backbone: features (B, 512, T/8, S/16, S/16) to `Predictions`."""
-        pooled = F.adaptive_avg_pool3d(features, self.grid)
-        memory = self.projection(pooled).flatten(2).transpose(1, 2) + self.positions  # (B, T'H'W', 256)
+        """Compute what follows the backbone: features (B, 512, T/8, S/16, S/16) to `Predictions`."""
+        pooled = self.pool(features)
+
+        # (B, T'H'W', 256)
+        memory = self.projection(pooled).flatten(2).transpose(1, 2) + self.positions
         for layer in self.encoder:
             memory = layer(memory)
-        decoded = self.queries.expand(len(features), -1, -1)
+
+        decoded = self.queries.expand(features.shape[0], -1, -1)
         outputs = []
         for layer in self.decoder:
             decoded = layer(decoded, memory)
             outputs.append(decoded)
         supervised = torch.stack(outputs if self.config.deep_supervision else outputs[-1:])
-        with torch.autocast(features.device.type, enabled=False):  # 8 bits of mantissa are too few for a coordinate
+
+        # The 8 bits of mantissa that bf16 has are too few for a coordinate.
+        with torch.autocast(features.device.type, enabled=False):
             supervised = supervised.float()
             return Predictions(self.class_head(supervised), self.box_head(supervised).sigmoid())
+
+    def losses(
+        self,
+        outputs: Predictions,
+        targets: Targets,
+        weights: LossConfig,
+        *,
+        auxiliary_output: Tensor | None = None,
+        auxiliary_weight: float = 0.0,
+        processes: Processes = ALONE,
+    ) -> dict[str, Tensor]:
+        """Compare predictions with the annotated actions: 0-d tensors by name, of which "total" is minimized.
+
+        The arguments are those of `actdet.models.detr.losses.detector_losses`.
+        """
+        return detector_losses(
+            *outputs,
+            targets,
+            weights,
+            auxiliary_output=auxiliary_output,
+            auxiliary_weight=auxiliary_weight,
+            processes=processes,
+        )
+
+    def detections(
+        self, outputs: Predictions, weights: LossConfig, *, threshold: float = THRESHOLD
+    ) -> list[tuple[Action, ...]]:
+        """Turn predictions into the set of actions of each clip by the rule in `actdet.models.detr.decision`.
+
+        Args:
+            outputs: The predictions for B clips.
+            weights: The weights of the loss that the detector was trained with.
+            threshold: The lowest score at which an action counts.
+        """
+        return actions(*outputs.final(), no_object_weight=weights.no_object_weight, threshold=threshold)
 
 
 def _head(outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs))
+
+
+if TYPE_CHECKING:
+    # The type checker reports here if the detector does not fulfill the contract of a family.
+    _fulfills: type[Family[Predictions]] = ActionDetector

@@ -55,10 +55,10 @@ def solve(
     if SQUARE:  # noqa: SIM102 - known when it is compiled
         if rows == columns:
             v = starting_prices(row_costs, KIND, source, rows, DTYPE, BLOCK, TILE)
-    row_of, own, low, high, strange = greedy_start(
+    row_of, own, low, high, has_non_finite = greedy_start(
         row_costs, KIND, source, kept, v, rows, columns, DTYPE, BLOCK, TILE, REDUX
     )
-    scale, instead = finite_substitute(low, high, rows)
+    scale, substitute = finite_substitute(low, high, rows)
     own *= scale
     v *= scale
 
@@ -88,7 +88,7 @@ def solve(
         j = zero
         steps = zero
         while (i >= 0) & (steps < rows):
-            cost = bounded(known_costs(row_costs, KIND, source, kept, i, o_j, DTYPE, BLOCK), scale, instead)
+            cost = bounded(known_costs(row_costs, KIND, source, kept, i, o_j, DTYPE, BLOCK), scale, substitute)
             # Any finite value does for the root.
             u = tl.where(steps > 0, tl.load(memo + i), 0)
             through = nearest + (cost - v - u)
@@ -118,11 +118,11 @@ def solve(
         tl.debug_barrier()
         root = tl.min(tl.where(waiting & (o_j > root), o_j, BLOCK), axis=0)
 
-    forced = strange * 0
-    if strange > 0:
+    forced = has_non_finite * 0
+    if has_non_finite > 0:
         cost = known_costs(row_costs, KIND, source, kept, tl.maximum(row_of, 0), o_j, DTYPE, BLOCK)
         forced = tl.max(((row_of >= 0) & not_finite(cost)).to(tl.int32), axis=0)
-    return row_of, tl.where(row_of >= 0, own - v, 0) / scale, v / scale, strange + 2 * forced
+    return row_of, tl.where(row_of >= 0, own - v, 0) / scale, v / scale, has_non_finite + 2 * forced
 
 
 @triton.jit
@@ -152,12 +152,12 @@ def starting_prices(
     least = left
     bound_left = tl.full([], 0, DTYPE)
     bound_least = tl.full([], 0, DTYPE)
-    strange = tl.zeros([1, BLOCK], tl.int32)
+    has_non_finite = tl.zeros([1, BLOCK], tl.int32)
     for first in range(0, rows, TILE):
         o_i = first + tl.arange(0, TILE)
         cost = row_costs(source, tl.minimum(o_i, rows - 1)[:, None], o_j, KIND, DTYPE)
         cost = tl.where(o_j < rows, cost, HUGE)
-        strange = tl.maximum(strange, tl.max(((tl.abs(cost) <= HUGE) == 0).to(tl.int32), axis=0)[None, :])
+        has_non_finite = tl.maximum(has_non_finite, tl.max(((tl.abs(cost) <= HUGE) == 0).to(tl.int32), axis=0)[None, :])
         u = smallest_of_rows(cost)
         least = tl.minimum(least, tl.min(cost, axis=0)[None, :])
         left = tl.minimum(left, tl.min(cost - u[:, None], axis=0)[None, :])
@@ -169,7 +169,7 @@ def starting_prices(
         bound_least += tl.sum(tl.where(o_i < rows, u, 0), axis=0)
     bound_left += tl.sum(tl.sum(tl.where(o_j < rows, left, 0), axis=1), axis=0)
     bound_least += tl.sum(tl.sum(tl.where(o_j < rows, least, 0), axis=1), axis=0)
-    usable = (tl.max(tl.max(strange, axis=1), axis=0) == 0) & (o_j < rows)
+    usable = (tl.max(tl.max(has_non_finite, axis=1), axis=0) == 0) & (o_j < rows)
     return tl.reshape(tl.where(usable, tl.where(bound_left >= bound_least, left, least), 0), [BLOCK])
 
 
@@ -189,7 +189,7 @@ def greedy_start(
     own = tl.zeros([1, BLOCK], DTYPE)
     low = tl.full([1, BLOCK], INFINITY, DTYPE)
     high = -low
-    strange = tl.zeros([1, BLOCK], tl.int32)
+    has_non_finite = tl.zeros([1, BLOCK], tl.int32)
     for first in range(0, rows, TILE):
         o_i = first + tl.arange(0, TILE)[:, None]
         m = m_j & (o_i < rows)
@@ -197,7 +197,7 @@ def greedy_start(
         if kept is not None:
             tl.store(kept + o_i * BLOCK + o_j, cost, mask=o_i < rows)
         finite = m & (not_finite(cost) == 0)
-        strange = tl.maximum(strange, tl.max((m & not_finite(cost)).to(tl.int32), axis=0)[None, :])
+        has_non_finite = tl.maximum(has_non_finite, tl.max((m & not_finite(cost)).to(tl.int32), axis=0)[None, :])
         low = tl.minimum(low, tl.min(tl.where(finite, cost, INFINITY), axis=0)[None, :])
         high = tl.maximum(high, tl.max(tl.where(finite, cost, -INFINITY), axis=0)[None, :])
         free_first = tl.where(row_of < 0, o_j, BLOCK + o_j)
@@ -211,10 +211,10 @@ def greedy_start(
 
     low = tl.min(low, axis=1)
     high = tl.max(high, axis=1)
-    strange = tl.max(strange, axis=1)
+    has_non_finite = tl.max(has_non_finite, axis=1)
     return (
         tl.reshape(row_of, [BLOCK]), tl.reshape(own, [BLOCK]), tl.max(low, axis=0), tl.max(high, axis=0),
-        tl.max(strange, axis=0),
+        tl.max(has_non_finite, axis=0),
     )  # fmt: skip
 
 
@@ -278,8 +278,8 @@ def finite_substitute(low, high, rows):
 
 
 @triton.jit
-def bounded(cost, scale, instead):
-    return tl.where(not_finite(cost), instead, cost * scale)
+def bounded(cost, scale, substitute):
+    return tl.where(not_finite(cost), substitute, cost * scale)
 
 
 @triton.jit

@@ -133,3 +133,25 @@ def test_a_wrong_value_is_answered_by_what_would_be_right(
     actdet_command: Actdet, words: list[object], problem: str
 ) -> None:
     assert mistake(actdet_command, *words) == problem
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "x", "--nonsense", 3],
+        ["train"],
+        ["nonsense"],
+        [],
+        ["predict", "m", "v", "--threshold", "much"],
+        ["train", "x", "--precision", "fp8"],
+        ["train", "x", "--epochs", "1.5"],
+    ],
+    ids=str,
+)
+def test_a_mistyped_command_exits_2_and_names_it(actdet_command: Actdet, arguments: list[object]) -> None:
+    outcome = actdet_command(*arguments)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert "--help" in outcome.err
+    if len(arguments) > 1:
+        assert str(arguments[-2]) in outcome.err

@@ -45,11 +45,12 @@ def test_a_bar_shows_its_description_escaped() -> None:
 
 
 def is_raw(text: str) -> bool:
-    """Whether there is anything in it but text, the line ends of print and the returns of progress bars."""
+    """Whether `text` holds more than printable text, the line ends of print and the returns of progress bars."""
     return re.search("[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e]|^actdet: all is well", text, re.MULTILINE) is not None
 
 
 def clean(outcome: Outcome) -> Outcome:
+    """`outcome`, after checking that nothing in it is raw."""
     assert not is_raw(outcome.out + outcome.err)
     return outcome
 
@@ -68,19 +69,20 @@ def test_names_of_files_are_shown_escaped(actdet_command: Actdet, rendered: Path
     video.write_bytes(b"")
     outcome = clean(actdet_command("check", root))
     assert outcome.out.splitlines()[0].startswith(printable(str(video)))
+    out = ["--out", tmp_path / "o"]
     for words in (
         ["check", root],
-        ["train", root, *TRAIN_OPTIONS],
-        ["evaluate", model, root],
-        ["predict", model, video],
+        ["train", root, *TRAIN_OPTIONS, *out],
+        ["evaluate", model, root, *out],
+        ["predict", model, video, *out],
     ):
-        assert clean(actdet_command(*words, *["--out", tmp_path / "o"] * (words[0] != "check"))).code == 1
+        assert clean(actdet_command(*words)).code == 1
 
 
 def test_names_of_classes_are_shown_escaped(actdet_command: Actdet, data: Path) -> None:
     (data / "classes.txt").unlink(missing_ok=True)
     outcome = clean(actdet_command("check", data, "--class-names", "fight", UGLY))
-    assert outcome.complaint() == "the name of class 1 is no line of at most 100 printable characters"
+    assert outcome.complaint() == "the name of class 1 is not one line of at most 100 printable characters"
 
 
 @pytest.mark.parametrize(

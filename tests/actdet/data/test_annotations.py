@@ -1,4 +1,4 @@
-"""What an annotation file may say, and the one line that each mistake in it gets."""
+"""Annotation files are read, and each mistake in one is reported in a single line."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def test_a_box_up_to_one_pixel_outside_is_clipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("0 1 2 3", "4 fields where 5"),
-        ("0 1 2 3 4 5", "6 fields where 5"),
-        ("0,10,20,30,40", "1 fields where 5"),
-        ("2 10 20 30 40", "class_id '2' is none of 0 = fight, 1 = collapse"),
+        ("0 1 2 3", "has 4 fields; expected 5, separated by spaces: <class_id> <x1>"),
+        ("0 1 2 3 4 5", "has 6 fields; expected 5"),
+        ("0,10,20,30,40", "has 1 fields; expected 5"),
+        ("2 10 20 30 40", "class_id '2' is unknown; known ids: 0 = fight, 1 = collapse"),
         ("-1 10 20 30 40", "class_id '-1'"),
         ("0.0 10 20 30 40", "class_id '0.0'"),
         ("fight 10 20 30 40", "class_id 'fight'"),
@@ -82,14 +82,14 @@ def test_checking_finds_every_bad_line_and_keeps_the_good_ones(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("data", ["0 1 2 3 4\n".encode("utf-16"), b"0 10 20 30 40 \xff\n"])
-def test_what_is_not_utf8_is_said(tmp_path: Path, data: bytes) -> None:
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "clip.txt"
     path.write_bytes(data)
     with pytest.raises(DataError, match="not UTF-8"):
         read(path)
 
 
-def test_a_folder_in_place_of_the_file_is_said(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read(tmp_path)
 
@@ -103,16 +103,19 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "50 MB": (lambda path: path.write_bytes(b"0 10 20 30 40\n" * 3_600_000), "has more than 1048576 bytes"),
     "endless line": (_endless, "has more than 1048576 bytes"),
     "a line for each frame": (lambda path: path.write_text("0 10 20 30 40\n" * 5000), "has 5000 lines, more than 1000"),
-    "FIFO": (lambda path: os.mkfifo(path), "cannot be read: it is no regular file"),
-    "folder": (lambda path: path.mkdir(), "cannot be read: it is no regular file"),
-    "device": (lambda path: path.symlink_to("/dev/zero"), "cannot be read: it is no regular file"),
+    "FIFO": (lambda path: os.mkfifo(path), "cannot be read: it is not a regular file"),
+    "folder": (lambda path: path.mkdir(), "cannot be read: it is not a regular file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "cannot be read: it is not a regular file"),
     "loop": (lambda path: path.symlink_to(path), "cannot be read: Too many levels"),
-    "long line": (lambda path: path.write_text("0" * 5000 + " 10 20 30 40"), "5012 characters where five"),
+    "long line": (
+        lambda path: path.write_text("0" * 5000 + " 10 20 30 40"),
+        "has 5012 characters; expected five numbers",
+    ),
 }
 
 
 @pytest.mark.parametrize(("make", "expected"), BAD_FILES.values(), ids=BAD_FILES)
-def test_what_is_no_small_file_is_refused_in_one_short_line(
+def test_anything_but_a_small_file_is_refused_in_one_short_line(
     tmp_path: Path, make: Callable[[Path], object], expected: str
 ) -> None:
     path = tmp_path / "clip.txt"
@@ -127,7 +130,7 @@ def test_what_is_no_small_file_is_refused_in_one_short_line(
     assert "\n" not in str(problem)
 
 
-def test_many_actions_of_a_clip_are_read(tmp_path: Path) -> None:
+def test_many_actions_in_a_clip_are_read(tmp_path: Path) -> None:
     path = tmp_path / "clip.txt"
     path.write_text("0 10 20 30 40\r\n\r\n" * 1000)
     assert len(read(path)) == 1000

@@ -1,4 +1,4 @@
-"""Augmentation: what is seen and what is annotated stay one."""
+"""Augmentation changes the pictures and their annotations together."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from actdet_kernels import Targets, frame_levels
 from PIL import Image
 from torch import Tensor
 
-from actdet.data.augment import MIN_VISIBLE, Batch, Changes, augment, draw_changes, halve_pixels, normalise
+from actdet.data.augment import MIN_VISIBLE, AugmentParams, Batch, augment, draw_params, halve_pixels, normalize
 from actdet.data.config import NO_AUGMENTATION, AugmentConfig
 
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+MEAN = np.array([0.485, 0.456, 0.406])
+STD = np.array([0.229, 0.224, 0.225])
 STILL = NO_AUGMENTATION
 
 
 def augmented(clips: Tensor, targets: Targets, config: AugmentConfig, rng: np.random.Generator) -> Batch:
-    return changed(clips, targets, draw_changes(len(clips), config, rng))
+    return changed(clips, targets, draw_params(len(clips), config, rng))
 
 
-def changed(clips: Tensor, targets: Targets, changes: Changes) -> Batch:
-    """`augment` of whole clips (B, T, H, W, 3), whose frames lie in a pool in another order."""
+def changed(clips: Tensor, targets: Targets, params: AugmentParams) -> Batch:
+    """Call `augment` with whole clips (B, T, H, W, 3), whose frames are shuffled in the pool."""
     batch, count = clips.shape[:2]
     rows = torch.from_numpy(np.random.default_rng(0).permutation(batch * count)).view(batch, count)
     pool = torch.empty_like(clips.flatten(0, 1))
     pool[rows] = clips
-    return augment(pool, rows, targets, changes, levels=frame_levels(pool))
+    return augment(pool, rows, targets, params, frame_means=frame_levels(pool))
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -36,7 +37,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def some_targets(counts: list[int], size: int = 3, seed: int = 0) -> Targets:
-    """Boxes well inside the picture; the rows past the count hold what must never be looked at."""
+    """Boxes well inside the picture; the rows past the count hold values that must never be used."""
     rng = np.random.default_rng(seed)
     boxes = np.concatenate(
         [rng.uniform(0.4, 0.6, (len(counts), size, 2)), rng.uniform(0.2, 0.4, (len(counts), size, 2))], 2
@@ -44,14 +45,15 @@ def some_targets(counts: list[int], size: int = 3, seed: int = 0) -> Targets:
     labels = rng.integers(0, 5, (len(counts), size))
     for sample, count in enumerate(counts):
         labels[sample, count:] = -1
-        boxes[sample, max(count, size - 1) :] = math.nan  # the rows between keep a box that looks real
+        # The rows in between keep a box that looks real.
+        boxes[sample, max(count, size - 1) :] = math.nan
     return Targets(
         torch.from_numpy(labels), torch.from_numpy(boxes.astype(np.float32)), torch.tensor(counts, dtype=torch.int32)
     )
 
 
 def pixels_of(batch: Batch) -> np.ndarray:
-    """The pictures behind a normalised batch: (B, T, H, W, 3) in [0, 1]."""
+    """Undo the normalization of a batch: pictures (B, T, H, W, 3) in [0, 1]."""
     return batch.clips.permute(0, 2, 3, 4, 1).double().numpy() * STD + MEAN
 
 
@@ -61,7 +63,7 @@ def same(one: Targets, other: Targets) -> bool:
     )
 
 
-# Normalisation
+# Normalization
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 10), (1, 1, 1, 1), (3, 8, 7, 5)])
@@ -69,7 +71,7 @@ def same(one: Targets, other: Targets) -> bool:
 def test_normalise_gives_imagenets_values(shape: tuple[int, ...], dtype: torch.dtype, error: float) -> None:
     clips = noise(*shape)
     before = clips.clone()
-    got = normalise(clips, dtype)
+    got = normalize(clips, dtype)
     batch, frames, height, width = shape
     assert got.shape == (batch, 3, frames, height, width)
     assert got.dtype == dtype
@@ -78,22 +80,23 @@ def test_normalise_gives_imagenets_values(shape: tuple[int, ...], dtype: torch.d
     assert torch.equal(clips, before)
 
 
-def test_normalised_clips_are_channels_last_without_a_copy() -> None:
-    got = normalise(noise(2, 4, 6, 10))
+def test_normalized_clips_are_channels_last_without_a_copy() -> None:
+    got = normalize(noise(2, 4, 6, 10))
     assert got.is_contiguous(memory_format=torch.channels_last_3d)
     assert got.permute(0, 2, 3, 4, 1).is_contiguous()
     assert got.contiguous(memory_format=torch.channels_last_3d).data_ptr() == got.data_ptr()
     assert not got.is_contiguous()
 
 
-def test_without_augmentation_the_batch_is_the_normalised_clips() -> None:
-    clips, targets = noise(3, 2, 8, 12), some_targets([2, 0, 3])
+def test_without_augmentation_the_batch_is_the_normalized_clips() -> None:
+    clips = noise(3, 2, 8, 12)
+    targets = some_targets([2, 0, 3])
     got = augmented(clips, targets, STILL, np.random.default_rng(0))
-    torch.testing.assert_close(got.clips, normalise(clips), rtol=0, atol=1e-6)
+    torch.testing.assert_close(got.clips, normalize(clips), rtol=0, atol=1e-6)
     assert same(got.targets, targets)
 
 
-FULL = AugmentConfig(flip=0.5, crop=0.4, colour=0.3, mixup=0.8)
+FULL = AugmentConfig(flip=0.5, crop=0.4, color=0.3, mixup=0.8)
 
 
 @pytest.mark.parametrize("config", [STILL, AugmentConfig(), FULL])
@@ -109,9 +112,10 @@ def test_a_batch_keeps_its_shape_and_layout(config: AugmentConfig) -> None:
     assert got.targets.boxes[got.targets.valid].isfinite().all()
 
 
-@pytest.mark.parametrize("config", [AugmentConfig(), FULL, AugmentConfig(flip=0.5, crop=0, colour=0)])
+@pytest.mark.parametrize("config", [AugmentConfig(), FULL, AugmentConfig(flip=0.5, crop=0, color=0)])
 def test_the_same_state_gives_the_same_batch(config: AugmentConfig) -> None:
-    clips, targets = noise(4, 2, 8, 12), some_targets([2, 0, 3, 1])
+    clips = noise(4, 2, 8, 12)
+    targets = some_targets([2, 0, 3, 1])
     before = clips.clone(), *(field.clone() for field in targets)
     one, two, other = (augmented(clips, targets, config, np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert torch.equal(one.clips, two.clips)
@@ -121,33 +125,37 @@ def test_the_same_state_gives_the_same_batch(config: AugmentConfig) -> None:
         torch.testing.assert_close(now, then, rtol=0, atol=0, equal_nan=True)
 
 
-# Geometry: each clip shows three bright rectangles, one in each colour channel, annotated as classes 0, 1 and 2
+# Geometry: each clip shows three bright rectangles, one in each color channel, annotated as classes 0, 1 and 2
 
-HEIGHT, WIDTH, FRAMES = 48, 80, 3
+HEIGHT = 48
+WIDTH = 80
+FRAMES = 3
 
 
 def rectangles(places: np.ndarray) -> tuple[Tensor, Targets]:
-    """places: (B, 3, 4) integer x1, y1, x2, y2 in pixels."""
+    """Draw rectangles at `places` (B, 3, 4): integer x1, y1, x2, y2 in pixels."""
     clips = np.zeros((len(places), FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     for sample, channels in enumerate(places):
         for channel, (x1, y1, x2, y2) in enumerate(channels):
             clips[sample, :, y1:y2, x1:x2, channel] = 255
-    low, high = places[..., :2] / (WIDTH, HEIGHT), places[..., 2:] / (WIDTH, HEIGHT)
+    low = places[..., :2] / (WIDTH, HEIGHT)
+    high = places[..., 2:] / (WIDTH, HEIGHT)
     boxes = np.concatenate([(low + high) / 2, high - low], -1).astype(np.float32)
     counts = torch.full((len(places),), 3, dtype=torch.int32)
     return torch.from_numpy(clips), Targets(torch.arange(3).repeat(len(places), 1), torch.from_numpy(boxes), counts)
 
 
 def find(picture: np.ndarray) -> np.ndarray | None:
-    """The box (cx, cy, w, h) of the bright rectangle in (H, W), from its light along each axis; None where dark."""
+    """Find the box (cx, cy, w, h) of the bright rectangle in (H, W) by its light along each axis; None if dark."""
     if picture.max() < 0.5:
         return None
     box = []
     for axis in (0, 1):
         profile = picture.max(axis=axis)
         lit = np.flatnonzero(profile > 0.5)
-        # the light of the pixels at both edges tells how far the rectangle reaches into them
-        first, last = lit[0], lit[-1] + 1
+        first = lit[0]
+        last = lit[-1] + 1
+        # The light of the pixels at both edges tells how far the rectangle reaches into them.
         before = profile[first - 1] if first > 0 else 0.0
         after = profile[last] if last < len(profile) else 0.0
         low = first - before + (1 - profile[first])
@@ -166,26 +174,31 @@ def random_places(batch: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "config",
     [
-        AugmentConfig(flip=1.0, crop=0.0, colour=0.0),
-        AugmentConfig(flip=0.0, crop=0.4, colour=0.0),
-        AugmentConfig(flip=0.5, crop=0.4, colour=0.0),
-        AugmentConfig(flip=0.5, crop=0.8, colour=0.0),
+        AugmentConfig(flip=1.0, crop=0.0, color=0.0),
+        AugmentConfig(flip=0.0, crop=0.4, color=0.0),
+        AugmentConfig(flip=0.5, crop=0.4, color=0.0),
+        AugmentConfig(flip=0.5, crop=0.8, color=0.0),
     ],
 )
 def test_boxes_move_with_the_pixels(config: AugmentConfig) -> None:
     clips, targets = rectangles(random_places(24, seed=1))
     got = augmented(clips, targets, config, np.random.default_rng(2))
     pictures = pixels_of(got)
-    assert np.abs(pictures - pictures[:, :1]).max() < 1e-6  # one draw a clip, the same for all frames
+
+    # All frames of a clip are changed alike.
+    assert np.abs(pictures - pictures[:, :1]).max() < 1e-6
+
     compared = 0
     for sample, count in enumerate(got.targets.counts.tolist()):
         labels = got.targets.labels[sample, :count].tolist()
-        assert labels == sorted(set(labels))  # in their order, none twice
+        # They keep their order, and none comes twice.
+        assert labels == sorted(set(labels))
         for channel in range(3):
             seen = find(pictures[sample, 0, :, :, channel])
             if channel in labels:
                 box = got.targets.boxes[sample, labels.index(channel)].double().numpy()
-                low, high = box[:2] - box[2:] / 2, box[:2] + box[2:] / 2
+                low = box[:2] - box[2:] / 2
+                high = box[:2] + box[2:] / 2
                 assert (low >= -1e-6).all()
                 assert (high <= 1 + 1e-6).all()
                 if seen is not None:
@@ -193,16 +206,18 @@ def test_boxes_move_with_the_pixels(config: AugmentConfig) -> None:
                     assert error.max() < 1.0, (sample, channel, box, seen)
                     compared += 1
                 else:
-                    assert (box[2:] * (WIDTH, HEIGHT)).min() < 1.5  # too thin a rest to be told from the edge
+                    # What is left is too thin to be told from the edge.
+                    assert (box[2:] * (WIDTH, HEIGHT)).min() < 1.5
             elif seen is not None:
                 assert min(seen[2:] * (WIDTH, HEIGHT)) < 1.5 + MIN_VISIBLE * WIDTH
     assert compared > 40
 
 
 def test_a_flip_mirrors_pixels_and_boxes() -> None:
-    clips, targets = noise(3, 2, 8, 12), some_targets([2, 0, 3])
-    got = augmented(clips, targets, AugmentConfig(flip=1.0, crop=0.0, colour=0.0), np.random.default_rng(0))
-    torch.testing.assert_close(got.clips, normalise(clips).flip(-1), rtol=0, atol=1e-4)
+    clips = noise(3, 2, 8, 12)
+    targets = some_targets([2, 0, 3])
+    got = augmented(clips, targets, AugmentConfig(flip=1.0, crop=0.0, color=0.0), np.random.default_rng(0))
+    torch.testing.assert_close(got.clips, normalize(clips).flip(-1), rtol=0, atol=1e-4)
     valid = targets.valid
     wanted = targets.boxes[valid] * torch.tensor([-1.0, 1, 1, 1]) + torch.tensor([1.0, 0, 0, 0])
     torch.testing.assert_close(got.targets.boxes[valid], wanted)
@@ -210,40 +225,46 @@ def test_a_flip_mirrors_pixels_and_boxes() -> None:
     assert torch.equal(got.targets.counts, targets.counts)
 
 
-def test_flips_fall_as_often_as_asked_for() -> None:
+def test_flips_are_as_frequent_as_asked_for() -> None:
     clips = torch.zeros(400, 1, 2, 2, 3, dtype=torch.uint8)
     clips[:, :, :, 0] = 255
     none = Targets(torch.zeros(400, 1).long(), torch.zeros(400, 1, 4), torch.zeros(400, dtype=torch.int32))
-    got = augmented(clips, none, AugmentConfig(flip=0.3, crop=0, colour=0), np.random.default_rng(0))
+    got = augmented(clips, none, AugmentConfig(flip=0.3, crop=0, color=0), np.random.default_rng(0))
     assert (pixels_of(got)[:, 0, 0, 0, 0] < 0.5).mean() == pytest.approx(0.3, abs=0.07)
 
 
 def test_a_crop_takes_at_most_its_share_of_each_side() -> None:
-    """A box over the middle pixel grows by 1 / size: by how much tells the size of the window."""
-    batch, share = 300, 0.4
+    """A box over the middle pixel grows by 1 / size, which tells the size of the crop."""
+    batch = 300
+    share = 0.4
     targets = Targets(
         torch.zeros(batch, 1).long(), torch.tensor([0.5, 0.5, 0.01, 0.01]).expand(batch, 1, 4), torch.ones(batch).int()
     )
     small = targets._replace(boxes=targets.boxes * torch.tensor([1, 1, 8, 8.0]))
     clips = torch.zeros(batch, 1, 4, 4, 3, dtype=torch.uint8)
-    got = augmented(clips, small, AugmentConfig(flip=0, crop=share, colour=0), np.random.default_rng(0)).targets
+    got = augmented(clips, small, AugmentConfig(flip=0, crop=share, color=0), np.random.default_rng(0)).targets
     assert got.counts.tolist() == [1] * batch
     size = 0.08 / got.boxes[:, 0, 2:]
     assert size.min() >= 1 - share - 1e-4
     assert size.max() <= 1 + 1e-4
     assert size.min() < 1 - 0.95 * share
     assert size.max() > 1 - 0.05 * share
-    assert np.corrcoef(size.T.numpy())[0, 1] == pytest.approx(0, abs=0.2)  # width and height on their own
-    origin = 0.5 - got.boxes[:, 0, :2] * size  # the window's corner
+    # Width and height are drawn independently.
+    assert np.corrcoef(size.T.numpy())[0, 1] == pytest.approx(0, abs=0.2)
+
+    # The left and top of the crop.
+    origin = 0.5 - got.boxes[:, 0, :2] * size
     assert origin.min() >= -1e-4
     assert (origin + size).max() <= 1 + 1e-4
     assert (origin.mean(0) / (1 - size).mean(0)).numpy() == pytest.approx(0.5, abs=0.1)
 
 
 def test_boxes_that_are_cropped_away_are_dropped_and_the_others_move_up() -> None:
-    corner, middle, edge = (0, 0, 4, 4), (30, 18, 50, 30), (WIDTH - 4, HEIGHT - 4, WIDTH, HEIGHT)
+    corner = (0, 0, 4, 4)
+    middle = (30, 18, 50, 30)
+    edge = (WIDTH - 4, HEIGHT - 4, WIDTH, HEIGHT)
     clips, targets = rectangles(np.array([[corner, middle, edge]] * 40))
-    got = augmented(clips, targets, AugmentConfig(flip=0.5, crop=0.5, colour=0.0), np.random.default_rng(3)).targets
+    got = augmented(clips, targets, AugmentConfig(flip=0.5, crop=0.5, color=0.0), np.random.default_rng(3)).targets
     kept = [got.labels[sample, :count].tolist() for sample, count in enumerate(got.counts.tolist())]
     assert {1} <= {label for labels in kept for label in labels}
     assert [1] in kept
@@ -264,27 +285,30 @@ def test_padding_never_becomes_a_target() -> None:
     assert got.counts.sum() <= 2 * 3
 
 
-# Colour
+# Color
 
 
-def test_colour_changes_by_three_factors_a_clip_and_leaves_the_boxes() -> None:
-    strength, batch = 0.3, 30
+def test_color_changes_by_three_factors_a_clip_and_leaves_the_boxes() -> None:
+    strength = 0.3
+    batch = 30
     rng = np.random.default_rng(5)
-    clips = torch.from_numpy(rng.integers(90, 140, (batch, 2, 6, 8, 3), dtype=np.uint8))  # far from black and white
+    # The pixels are far from black and white, so that none is clamped.
+    clips = torch.from_numpy(rng.integers(90, 140, (batch, 2, 6, 8, 3), dtype=np.uint8))
     targets = some_targets([1] * batch)
-    got = augmented(clips, targets, AugmentConfig(flip=0, crop=0, colour=strength), np.random.default_rng(6))
+    got = augmented(clips, targets, AugmentConfig(flip=0, crop=0, color=strength), np.random.default_rng(6))
     assert same(got.targets, targets)
     factors = []
     for before, after in zip(clips.double().numpy() / 255, pixels_of(got), strict=True):
-        grey, found = before.mean(-1, keepdims=True), after.mean(-1, keepdims=True)
-        # brightness scales the mean, contrast the distance from it, saturation the distance from grey
+        gray = before.mean(-1, keepdims=True)
+        found = after.mean(-1, keepdims=True)
+        # Brightness scales the mean, contrast the distance from it, and saturation the distance from gray.
         brightness = after.mean() / before.mean()
-        deviation = (grey - grey.mean()).ravel()
+        deviation = (gray - gray.mean()).ravel()
         contrast = deviation @ (found - found.mean()).ravel() / (deviation @ deviation) / brightness
-        hue = (before - grey).ravel()
+        hue = (before - gray).ravel()
         saturation = hue @ (after - found).ravel() / (hue @ hue) / brightness / contrast
         mean = brightness * before.mean()
-        rebuilt = mean + brightness * contrast * (grey - grey.mean() + saturation * (before - grey))
+        rebuilt = mean + brightness * contrast * (gray - gray.mean() + saturation * (before - gray))
         np.testing.assert_allclose(after, rebuilt, atol=1e-5)
         factors.append((brightness, contrast, saturation))
     spread = np.array(factors)
@@ -294,9 +318,9 @@ def test_colour_changes_by_three_factors_a_clip_and_leaves_the_boxes() -> None:
     assert np.abs(np.corrcoef(spread.T) - np.eye(3)).max() < 0.6
 
 
-def test_colours_stay_within_black_and_white() -> None:
+def test_colors_stay_within_black_and_white() -> None:
     clips = torch.tensor([0, 255], dtype=torch.uint8).repeat(20, 2, 6, 12).reshape(20, 2, 6, 8, 3)
-    got = augmented(clips, some_targets([0] * 20), AugmentConfig(flip=0, crop=0, colour=0.9), np.random.default_rng(7))
+    got = augmented(clips, some_targets([0] * 20), AugmentConfig(flip=0, crop=0, color=0.9), np.random.default_rng(7))
     pictures = pixels_of(got)
     assert pictures.min() >= -1e-6
     assert pictures.max() <= 1 + 1e-6
@@ -304,15 +328,17 @@ def test_colours_stay_within_black_and_white() -> None:
 
 # Mixup
 
-MIXUP = AugmentConfig(flip=0.0, crop=0.0, colour=0.0, mixup=0.4)
+MIXUP = AugmentConfig(flip=0.0, crop=0.0, color=0.0, mixup=0.4)
 
 
 @pytest.mark.parametrize("counts", [[2, 0, 3], [1, 1], [0, 0, 0, 0], [3, 3]])
 def test_mixup_blends_the_pixels_of_the_clips_whose_targets_it_joins(counts: list[int]) -> None:
     batch = len(counts)
-    clips, targets = noise(batch, 2, 6, 8, seed=8), some_targets(counts, seed=8)
+    clips = noise(batch, 2, 6, 8, seed=8)
+    targets = some_targets(counts, seed=8)
     got = augmented(clips, targets, MIXUP, np.random.default_rng(9))
-    before, after = clips.double().numpy() / 255, pixels_of(got)
+    before = clips.double().numpy() / 255
+    after = pixels_of(got)
     assert got.targets.labels.shape == (batch, 2 * 3)
     shares = []
     for sample in range(batch):
@@ -322,35 +348,38 @@ def test_mixup_blends_the_pixels_of_the_clips_whose_targets_it_joins(counts: lis
             share = apart @ (after[sample] - before[other]).ravel() / (apart @ apart)
             if np.abs(share * before[sample] + (1 - share) * before[other] - after[sample]).max() < 1e-5:
                 partners.append((other, share))
-        # a share of 1 fits any partner
+        # Only a share of 1 would fit any partner.
+        assert len(partners) == 1
         other, share = partners[0]
         assert 0 <= share <= 1 + 1e-9
-        assert len(partners) == 1
         shares.append(share)
         assert got.targets.counts[sample] == counts[sample] + counts[other]
         for name in ("labels", "boxes"):
             mine, theirs = (getattr(targets, name)[clip, : counts[clip]] for clip in (sample, other))
             joined = getattr(got.targets, name)[sample, : counts[sample] + counts[other]]
             assert torch.equal(joined, torch.cat([mine, theirs]))
-    assert len(set(np.round(shares, 6))) == batch  # a draw for every clip
+    # Each clip has its own share.
+    assert len(set(np.round(shares, 6))) == batch
 
 
 def test_a_single_clip_is_not_mixed() -> None:
-    clips, targets = noise(1, 2, 6, 8), some_targets([2])
+    clips = noise(1, 2, 6, 8)
+    targets = some_targets([2])
     got = augmented(clips, targets, MIXUP, np.random.default_rng(0))
-    torch.testing.assert_close(got.clips, normalise(clips), rtol=0, atol=1e-6)
+    torch.testing.assert_close(got.clips, normalize(clips), rtol=0, atol=1e-6)
     assert same(got.targets, targets)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
 def test_the_shares_of_a_batch_are_changed_as_the_whole_is(processes: int) -> None:
-    clips, targets = noise(5, 2, 12, 16), some_targets([1, 3, 0, 2, 1])
-    config = AugmentConfig(flip=0.5, crop=0.4, colour=0.5)
+    clips = noise(5, 2, 12, 16)
+    targets = some_targets([1, 3, 0, 2, 1])
+    config = AugmentConfig(flip=0.5, crop=0.4, color=0.5)
     whole = augmented(clips, targets, config, np.random.default_rng(11))
-    changes = draw_changes(5, config, np.random.default_rng(11))
+    params = draw_params(5, config, np.random.default_rng(11))
     for rank in range(processes):
         rows = slice(rank, None, processes)
-        got = changed(clips[rows], Targets(*(field[rows] for field in targets)), changes[rows])
+        got = changed(clips[rows], Targets(*(field[rows] for field in targets)), params[rows])
         torch.testing.assert_close(got.clips, whole.clips[rows])
         assert same(got.targets, Targets(*(field[rows] for field in whole.targets)))
 
@@ -359,7 +388,7 @@ def test_the_shares_of_a_batch_are_changed_as_the_whole_is(processes: int) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_halved_pictures_are_those_of_pillow(size: int, side: int, dtype: torch.dtype) -> None:
     targets = some_targets([1, 2])
-    clips = normalise(noise(2, 8, size, size), dtype)
+    clips = normalize(noise(2, 8, size, size), dtype)
     small = halve_pixels(Batch(clips, targets))
     assert small.targets is targets
     assert small.clips.shape == (2, 3, 8, side, side)

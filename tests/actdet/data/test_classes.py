@@ -1,4 +1,4 @@
-"""The names of the classes are those of the data set, and nobody mixes two orders of them up without a word."""
+"""Class names come from the data set, and two different orders of them are never mixed up silently."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_files_of_any_editor_are_read(tmp_path: Path, data: bytes) -> None:
     assert class_names_of(tmp_path) == ("run", "jump over")
 
 
-def test_without_a_file_the_asked_count_or_the_default(tmp_path: Path) -> None:
+def test_without_a_file_the_names_are_those_asked_for_or_the_default(tmp_path: Path) -> None:
     assert read_class_names(tmp_path) is None
     assert class_names_of(tmp_path) == CLASS_NAMES == ("fight", "collapse")
     assert class_names_of(tmp_path, ["robbery"]) == ("robbery",)
@@ -47,14 +47,17 @@ def test_names_that_contradict_the_file_are_refused(tmp_path: Path, asked: tuple
         (lambda path: path.touch(), "there is no class name"),
         (lambda path: path.write_text("\n \n"), "there is no class name"),
         (lambda path: path.write_text("fight\n\ncollapse\n"), "the name of class 1 is empty"),
-        (lambda path: path.write_text("fight\ncollapse\nfight \n"), "the name 'fight' comes twice, as class 0 and 2"),
+        (
+            lambda path: path.write_text("fight\ncollapse\nfight \n"),
+            "the name 'fight' is used twice, for class 0 and 2",
+        ),
         (lambda path: path.write_text("fight\nno action\n"), "no class can be called 'no action'"),
-        (lambda path: path.write_text("fi\x1b[31mght\n"), "the name of class 0 is no line of"),
-        (lambda path: path.write_text("x" * 101), "the name of class 0 is no line of"),
+        (lambda path: path.write_text("fi\x1b[31mght\n"), "the name of class 0 is not one line of"),
+        (lambda path: path.write_text("x" * 101), "the name of class 0 is not one line of"),
         (lambda path: path.write_bytes("fight".encode("utf-16")), "byte 0 is not UTF-8"),
         (lambda path: path.write_bytes(b"\n" * 2**21), "has more than 1048576 bytes"),
-        (lambda path: os.mkfifo(path), "no regular file"),
-        (lambda path: path.mkdir(), "no regular file"),
+        (lambda path: os.mkfifo(path), "it is not a regular file"),
+        (lambda path: path.mkdir(), "it is not a regular file"),
     ],
 )
 def test_a_file_that_lists_no_names_is_refused(tmp_path: Path, make: Callable[[Path], object], problem: str) -> None:

@@ -1,4 +1,4 @@
-"""Every clip of an epoch comes once, with its own frames and targets: kept or not, shared or not, among bad files."""
+"""An epoch shows every clip once, with its own frames and targets: cached or not, shared or not, among bad files."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from actdet.data import loader as loading
 from actdet.data.annotations import Annotation
 from actdet.data.augment import Batch
 from actdet.data.cache import FrameCache
-from actdet.data.config import NO_AUGMENTATION, AugmentConfig
+from actdet.data.config import NO_AUGMENTATION, AugmentConfig, ClipSize
 from actdet.data.index import Clip, ClipIndex
 from actdet.data.loader import ClipLoader
 from actdet.data.sampler import balanced_batches
 from actdet.distributed import Processes
 from actdet.errors import ActdetError, DataError
-from actdet.models.detr.config import ModelConfig
-from actdet.training.config import TrainConfig
-from actdet.video.decoding import ClipRequest, VideoInfo
+from actdet.video.decoding import ClipRequest
+from actdet.video.info import VideoInfo
 
-MODEL = ModelConfig(image_size=32, frames=8)
+CLIP_SIZE = ClipSize(frames=8, image_size=32)
 CPU = torch.device("cpu")
-JITTER = AugmentConfig(flip=0.0, crop=0.0, colour=0.0, jitter=True)
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+JITTER = AugmentConfig(flip=0.0, crop=0.0, color=0.0, jitter=True)
+MEAN = np.array([0.485, 0.456, 0.406])
+STD = np.array([0.229, 0.224, 0.225])
 
 
 def index_of(lengths: Iterable[int]) -> ClipIndex:
-    """Clips of so many frames; every second one has an action, whose box is as wide as the clip's number says."""
+    """Clips of these lengths; every second one has an action, whose box is as wide as the clip's number says."""
     clips = []
     for number, length in enumerate(lengths):
         pts = np.arange(length, dtype=np.int64)
@@ -47,14 +47,15 @@ def index_of(lengths: Iterable[int]) -> ClipIndex:
 
 
 class Reader:
-    """Frames whose red says the clip and whose green says the frame; of `bad` clips the error."""
+    """Gives frames whose red is the number of the clip and whose green that of the frame; for `bad` clips an error."""
 
     name = "fake"
 
     def __init__(self, bad: Iterable[int] = ()) -> None:
-        self.bad, self.asked = set(bad), Counter[int]()
+        self.bad = set(bad)
+        self.asked = Counter[int]()
 
-    def read(self, requests: Iterable[ClipRequest], ahead: int = 8) -> Iterator[torch.Tensor | DataError]:
+    def read(self, requests: Iterable[ClipRequest], prefetch: int = 8) -> Iterator[torch.Tensor | DataError]:
         for video, indices in list(requests):
             clip = int(video.path.removesuffix(".mp4"))
             self.asked[clip] += 1
@@ -71,12 +72,12 @@ class Reader:
 
 
 def make(index: ClipIndex, reader: Reader, *, kept: bool, jitter: bool = True, bad_files: str = "stop") -> ClipLoader:
-    cache = FrameCache(index, MODEL, CPU, jitter=jitter) if kept else None
-    return ClipLoader(index, MODEL, reader, CPU, cache=cache, bad_files=bad_files)
+    cache = FrameCache(index, CLIP_SIZE, CPU, jitter=jitter) if kept else None
+    return ClipLoader(index, CLIP_SIZE, reader, CPU, cache=cache, bad_files=bad_files)
 
 
 def shown(batch: Batch) -> tuple[list[int], np.ndarray]:
-    """The clips of a batch and, (B, T), their frames: by their pixels; and that the targets are theirs."""
+    """Read off the pixels of a batch which clips it shows, and which of their frames (B, T); check their targets."""
     pixels = batch.clips.permute(0, 2, 3, 4, 1).double().numpy() * STD + MEAN
     values = np.round(pixels * 255).astype(int)
     assert (values == values[:, :, :1, :1]).all()
@@ -98,22 +99,22 @@ lengths = st.lists(st.integers(1, 60), min_size=1, max_size=24)
 def test_no_clip_is_lost_or_repeated(
     frames: list[int], size: int, count: int, kept: bool, jitter: bool, skip: int
 ) -> None:
-    """Of every number of clips, size of batch and number of processes, from any batch on, in two epochs."""
+    """For any number of clips, batch size and number of processes, from any batch on, in two epochs."""
     index = index_of(frames)
-    config = TrainConfig(batch_size=size, augment=JITTER if jitter else NO_AUGMENTATION, seed=5)
+    augmentation = JITTER if jitter else NO_AUGMENTATION
     loaders = [make(index, Reader(), kept=kept, jitter=jitter) for _ in range(count)]
     ids = list(range(len(frames)))[::-1]
     whole = make(index, Reader(), kept=False, jitter=jitter)
     for epoch in (0, 1):
         expected = balanced_batches(np.array([clip % 2 == 0 for clip in ids]), size, seed=5, epoch=epoch)[skip:]
+        options: Any = {"seed": 5, "epoch": epoch, "skip": skip}
         parts = [
-            list(loader.train_batches(ids, config, epoch, skip, Processes(rank, count)))
+            list(loader.train_batches(ids, size, augmentation, **options, processes=Processes(rank, count)))
             for rank, loader in enumerate(loaders)
             if min(map(len, expected), default=count) >= count
         ]
-        for number, (batch, together) in enumerate(
-            zip(expected, whole.train_batches(ids, config, epoch, skip), strict=True)
-        ):
+        batches = whole.train_batches(ids, size, augmentation, **options)
+        for number, (batch, together) in enumerate(zip(expected, batches, strict=True)):
             clips, indices = shown(together)
             assert clips == [ids[place] for place in batch]
             for clip, one in zip(clips, indices, strict=True):
@@ -140,13 +141,14 @@ def test_an_evaluation_takes_every_clip_once_in_order(frames: list[int], size: i
             np.testing.assert_array_equal(one, [(2 * k + 1) * frames[clip] // 16 for k in range(8)])
 
 
-def test_what_is_kept_gives_the_same_batches_as_decoding_anew() -> None:
-    """With every change on, and colours, whose means are kept, too."""
+def test_cached_clips_give_the_same_batches_as_decoding_again() -> None:
+    """Every kind of change is on, also that of colors, for which the cache keeps the means of the frames."""
     index = index_of([9, 30, 1, 12, 40])
-    config = TrainConfig(batch_size=2, augment=AugmentConfig(flip=0.5, crop=0.3, colour=0.5, mixup=0.3))
-    anew, kept = (make(index, Reader(), kept=kept) for kept in (False, True))
+    augmentation = AugmentConfig(flip=0.5, crop=0.3, color=0.5, mixup=0.3)
+    loaders = [make(index, Reader(), kept=kept) for kept in (False, True)]
     for epoch in range(3):
-        for one, other in zip(*(loader.train_batches(range(5), config, epoch) for loader in (anew, kept)), strict=True):
+        batches = [loader.train_batches(range(5), 2, augmentation, seed=0, epoch=epoch) for loader in loaders]
+        for one, other in zip(*batches, strict=True):
             torch.testing.assert_close(one.clips, other.clips, rtol=0, atol=1e-5)
             for field, same in zip(one.targets, other.targets, strict=True):
                 torch.testing.assert_close(field, same)
@@ -159,7 +161,7 @@ def test_what_is_kept_gives_the_same_batches_as_decoding_anew() -> None:
 def test_a_bad_file_stops_the_epoch(kept: bool) -> None:
     loader = make(index_of([8] * 6), Reader([3]), kept=kept)
     with pytest.raises(DataError, match=r"3\.mp4: is damaged"):
-        list(loader.train_batches(range(6), TrainConfig(batch_size=2, augment=JITTER), 0))
+        list(loader.train_batches(range(6), 2, JITTER, seed=0, epoch=0))
     with pytest.raises(DataError, match=r"3\.mp4: is damaged"):
         list(loader.eval_batches(range(6), 2))
     assert loader.left_out == {}
@@ -181,11 +183,10 @@ def test_bad_files_are_left_out_and_others_take_their_places(
 
     monkeypatch.setattr(loading, "decode_frames", decode)
     loader = make(index_of(frames), reader, kept=kept, bad_files="skip")
-    config = TrainConfig(batch_size=size, augment=JITTER)
     ids = list(range(len(frames)))
     for epoch in (0, 1):
         planned = balanced_batches(np.array(ids) % 2 == 0, size, seed=0, epoch=epoch)
-        batches = loader.train_batches(ids, config, epoch)
+        batches = loader.train_batches(ids, size, JITTER, seed=0, epoch=epoch)
         if bad.issuperset(ids):
             with pytest.raises(ActdetError, match=rf"none of the {len(ids)} clips can be read: 0\.mp4: is damaged"):
                 list(batches)
@@ -195,7 +196,8 @@ def test_bad_files_are_left_out_and_others_take_their_places(
             assert len(clips) == len(plan)
             assert all(clip == wanted for clip, wanted in zip(clips, plan.tolist(), strict=True) if wanted not in bad)
             assert bad.isdisjoint(clips)
-            if bad.issuperset(plan.tolist()):  # no other of its batch: the first that there is
+            # Without a good clip in its batch, the first good one of all fills it.
+            if bad.issuperset(plan.tolist()):
                 assert set(clips) == {min(set(ids) - bad)}
         assert set(loader.left_out) == bad
     assert all(reader.asked[clip] <= 2 for clip in bad)
@@ -203,19 +205,18 @@ def test_bad_files_are_left_out_and_others_take_their_places(
     assert seen == [clip for clip in ids if clip not in bad]
 
 
-def test_a_clip_that_is_left_out_while_it_is_on_its_way_takes_nobodys_place() -> None:
-    """At other frames of it than those on their way it was found damaged."""
+def test_a_clip_that_is_left_out_while_it_is_decoded_takes_no_place() -> None:
+    """Its own frames decode, but meanwhile it is found damaged at other frames."""
     index = index_of([20] * 6)
 
     class Late(Reader):
-        def read(self, requests: Iterable[ClipRequest], ahead: int = 8) -> Iterator[torch.Tensor | DataError]:
-            for answer in super().read(requests, ahead):
+        def read(self, requests: Iterable[ClipRequest], prefetch: int = 8) -> Iterator[torch.Tensor | DataError]:
+            for answer in super().read(requests, prefetch):
                 loader.left_out[2] = DataError("2.mp4", "is damaged")
                 yield answer
 
     loader = make(index, Late(), kept=False, bad_files="skip")
-    config = TrainConfig(batch_size=6, augment=JITTER, seed=5)
-    (batch,) = loader.train_batches(range(6), config, 0)
+    (batch,) = loader.train_batches(range(6), 6, JITTER, seed=5, epoch=0)
     clips, _ = shown(batch)
     assert len(clips) == 6
     assert 2 not in clips
@@ -224,10 +225,20 @@ def test_a_clip_that_is_left_out_while_it_is_on_its_way_takes_nobodys_place() ->
 def test_clips_come_in_the_type_that_the_network_takes() -> None:
     index = index_of([8, 8, 8])
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        loader = ClipLoader(index, MODEL, Reader(), CPU, dtype=dtype)
-        for config in (AugmentConfig(), AugmentConfig(mixup=0.4)):
-            (batch,) = loader.train_batches(range(3), TrainConfig(batch_size=3, augment=config), 0)
+        loader = ClipLoader(index, CLIP_SIZE, Reader(), CPU, dtype=dtype)
+        for augmentation in (AugmentConfig(), AugmentConfig(mixup=0.4)):
+            (batch,) = loader.train_batches(range(3), 3, augmentation, seed=0, epoch=0)
             assert batch.clips.dtype == dtype
             assert batch.clips.is_contiguous(memory_format=torch.channels_last_3d)
         (batch,) = loader.eval_batches(range(3), 3)
         assert batch.clips.dtype == dtype
+
+
+@pytest.mark.parametrize("half_pixels", [False, True])
+def test_pictures_of_half_the_pixels_show_the_same_clips(half_pixels: bool) -> None:
+    loader = make(index_of([8, 12]), Reader(), kept=False)
+    (batch,) = loader.train_batches(range(2), 2, NO_AUGMENTATION, seed=0, epoch=0, half_pixels=half_pixels)
+    side = 23 if half_pixels else 32
+    assert batch.clips.shape == (2, 3, 8, side, side)
+    clips, _ = shown(batch)
+    assert sorted(clips) == [0, 1]

@@ -1,4 +1,4 @@
-"""A prepared data set shows the same frames at the same times with the same actions, only small and quick to reach."""
+"""A prepared data set shows the same frames at the same times with the same actions, but small and quick to reach."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from actdet.data.annotations import read_annotations
 from actdet.data.index import ClipIndex, find_problems, load_index
 from actdet.data.prepare import PrepareConfig, prepare_dataset, prepared_size
 from actdet.errors import ActdetError, DataError
-from actdet.video.decoding import VideoInfo, decode_frames, probe, sample_frames
+from actdet.video.decoding import decode_frames
+from actdet.video.info import VideoInfo, probe
+from actdet.video.sampling import sample_frames
 from tests.actdet.command import small_disk
 from tests.actdet.video.videos import corrupt, join, set_matrix, shown_number, trim, write_video
 
@@ -37,7 +39,7 @@ Dataset = Callable[..., ClipIndex]
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    """Makes tmp_path/set out of videos written by functions and the lines of their annotation files."""
+    """Makes the data set tmp_path/set from functions that write its videos and the texts of its annotation files."""
 
     def make(videos: dict[str, Callable[[Path], object]], texts: dict[str, str] | None = None) -> ClipIndex:
         root = tmp_path / "set"
@@ -88,27 +90,31 @@ def _times(video: VideoInfo) -> list[Fraction]:
 
 
 @pytest.mark.parametrize("codec", ["h264", "vp9"])
-def test_frames_and_times_stay_and_keyframes_are_many(dataset: Dataset, tmp_path: Path, codec: Any) -> None:
+def test_frames_and_times_stay_and_keyframes_are_frequent(dataset: Dataset, tmp_path: Path, codec: Any) -> None:
     source = dataset(UGLY)
     prepared = prepare_dataset(source, tmp_path / "out", replace(SMALL, codec=codec))
     assert prepared.encoded == len(UGLY)
     assert find_problems(tmp_path / "out") == []
     assert [clip.name for clip in prepared.index.clips] == [clip.name for clip in source.clips]
     for before, after in zip(source.clips, prepared.index.clips, strict=True):
-        old, new = before.video, after.video
+        old = before.video
+        new = after.video
         assert (new.width, new.height) == prepared_size(old.width, old.height, 32)
-        assert (new.rotation, new.skipped, new.timed, new.codec) == (0, 0, True, codec)
+        assert (new.rotation, new.skipped, new.has_timestamps, new.codec) == (0, 0, True, codec)
         times = _times(new)
-        if codec == "vp9":  # FFmpeg reads its last frame as long as the average
-            times[-1:], expected = [], _times(old)[:-1]
+        expected = _times(old)
+        if codec == "vp9":
+            # FFmpeg takes the last frame of such a file to be as long as the others on average.
+            del times[-1], expected[-1]
         else:
-            expected = _times(old)
             np.testing.assert_array_equal(sample_frames(new, 16), sample_frames(old, 16))
         assert times == expected, before.name
+
         everything = range(len(old.pts))
         shown = [shown_number(picture) for picture in decode_frames(old, everything)]
         if min(new.width, new.height) > 16:
             assert [shown_number(picture) for picture in decode_frames(new, everything)] == shown
+
         with av.open(new.path) as container:
             assert [stream.type for stream in container.streams] == ["video"]
             assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
@@ -119,7 +125,7 @@ def test_frames_and_times_stay_and_keyframes_are_many(dataset: Dataset, tmp_path
 
 @pytest.mark.parametrize("codec", ["h264", "vp9"])
 def test_each_group_of_pictures_decodes_by_itself(dataset: Dataset, tmp_path: Path, codec: Any) -> None:
-    """Closed groups: the packets from any keyframe to the next give those frames, to the bit."""
+    """The groups are closed: the packets from one keyframe to the next give their frames without any other packet."""
     source = dataset({"a.mp4": _video(size=(96, 64), options=B_FRAMES)})
     video = prepare_dataset(source, tmp_path / "out", replace(SMALL, codec=codec)).index.clips[0].video
     whole = decode_frames(video, range(40))
@@ -157,9 +163,9 @@ def test_sizes_are_even_and_never_grow(size: tuple[int, int], short_side: int, e
 def test_quality_does_no_harm(
     dataset: Dataset, tmp_path: Path, codec: Any, least_psnr: float, most_difference: float
 ) -> None:
-    """A scene that pans, grey texture of all sizes and softer colour, with noise, against PIL's reduction of it.
+    """A panning scene of gray texture of all sizes, softer color and noise is compared with PIL's reduction of it.
 
-    Measured: 38.5 dB and 2.34 for H.264, 39.1 dB and 2.18 for VP9; what the source loses is in it.
+    Measured: 38.5 dB and 2.34 for H.264, 39.1 dB and 2.18 for VP9, including what the encoding of the source loses.
     """
     rng = np.random.default_rng(0)
     scene = np.full((320, 480, 3), 128.0)
@@ -182,7 +188,9 @@ def test_quality_does_no_harm(
     print(f"{codec}: PSNR {psnr:.2f} dB, mean difference {np.abs(difference).mean():.2f}")
     assert psnr > least_psnr
     assert np.abs(difference).mean() < most_difference
-    assert np.abs(difference.mean((0, 1, 2))).max() < 0.7  # no colour shifts
+
+    # No color shifts.
+    assert np.abs(difference.mean((0, 1, 2))).max() < 0.7
 
 
 def test_boxes_move_with_the_pixels(dataset: Dataset, tmp_path: Path) -> None:
@@ -219,7 +227,7 @@ def test_boxes_move_with_the_pixels(dataset: Dataset, tmp_path: Path) -> None:
 @pytest.mark.parametrize("box", ["0.1 0.1 2 2", "0 1.1 1.5 1.9"])
 def test_a_box_of_less_than_a_pixel_is_refused(dataset: Dataset, tmp_path: Path, box: str) -> None:
     source = dataset({"a.mp4": _video(frames=2, size=(96, 64))}, {"a": f"0 {box}\n"})
-    with pytest.raises(DataError, match=r"less than a pixel of 48x32: .*--short-side") as caught:
+    with pytest.raises(DataError, match=r"would be smaller than a pixel at 48x32: .*--short-side") as caught:
         prepare_dataset(source, tmp_path / "out", SMALL)
     assert caught.value.path == str(source.root / "annotations" / "a.txt")
     assert not (tmp_path / "out").exists()
@@ -262,9 +270,9 @@ def test_what_is_there_is_not_done_again(four: ClipIndex, tmp_path: Path, worker
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"short_side": 48}, r"short side 32, GOP 5, libx264.*asked for: short side 48, GOP 5"),
-        ({"gop": 6}, r"short side 32, GOP 5, libx264.*asked for: short side 32, GOP 6"),
-        ({"codec": "vp9"}, "asked for: .*libvpx-vp9"),
+        ({"short_side": 48}, r"found short side 32, GOP 5, libx264.*requested short side 48, GOP 5"),
+        ({"gop": 6}, r"found short side 32, GOP 5, libx264.*requested short side 32, GOP 6"),
+        ({"codec": "vp9"}, "requested .*libvpx-vp9"),
     ],
 )
 def test_other_settings_are_refused(four: ClipIndex, tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -281,7 +289,7 @@ def test_other_settings_are_refused(four: ClipIndex, tmp_path: Path, change: dic
     [
         ("videos/z.mp4", "no such clip"),
         ("videos/a.mkv", "no such clip"),
-        ("videos/a.mp4", "not by this command"),
+        ("videos/a.mp4", "was not prepared by this command"),
         ("annotations/z.txt", "no such clip"),
         ("videos/notes.txt", "no such clip"),
     ],
@@ -305,7 +313,7 @@ def test_a_pipe_in_the_new_folder_does_not_block(four: ClipIndex, tmp_path: Path
     path = tmp_path / "out" / "videos" / "a.mp4"
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
-    with pytest.raises(ActdetError, match="not by this command"):
+    with pytest.raises(ActdetError, match="was not prepared by this command"):
         prepare_dataset(four, tmp_path / "out", SMALL)
 
 
@@ -324,22 +332,22 @@ def test_the_data_set_itself_is_never_written_to(four: ClipIndex, tmp_path: Path
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_damaged_video_is_named_and_the_others_are_kept(dataset: Dataset, tmp_path: Path, workers: int) -> None:
-    good = _video(frames=30, size=(96, 64))
-    bad = lambda path: corrupt(write_video(path, "mjpeg", frames=20, size=(96, 64)), range(12, 16))  # noqa: E731
-    source = dataset({"a.mp4": good, "b.mkv": bad}, {"b": "0 10 20 60 50\n"})
-    out, config = tmp_path / "out", replace(SMALL, workers=workers)
+    source = dataset({"a.mp4": _video(frames=30, size=(96, 64)), "b.mkv": _broken}, {"b": "0 10 20 60 50\n"})
+    out = tmp_path / "out"
+    config = replace(SMALL, workers=workers)
     with pytest.raises(DataError, match="only the first 12 of its 20 frames decode") as caught:
         prepare_dataset(source, out, config)
     assert caught.value.path == source.clips[1].video.path
     assert {path.name for path in (out / "videos").iterdir()} <= {"a.mp4"}
     assert str(out / "annotations" / "b.txt") in [problem.path for problem in find_problems(out)]
+
     write_video(source.root / "videos" / "b.mkv", frames=4, size=(96, 64))
     assert len(prepare_dataset(load_index(source.root), out, config).index.clips) == 2
     assert find_problems(out) == []
 
 
 @pytest.mark.parametrize("size", [0, 1500])
-def test_a_full_disk_is_told_and_the_next_run_goes_on(four: ClipIndex, tmp_path: Path, size: int) -> None:
+def test_after_a_full_disk_the_next_run_goes_on(four: ClipIndex, tmp_path: Path, size: int) -> None:
     out = tmp_path / "out"
     with small_disk(size), pytest.raises(DataError, match="cannot be written: ") as caught:
         prepare_dataset(four, out, SMALL)
@@ -349,7 +357,7 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(four: ClipIndex, tmp_path:
     assert prepare_dataset(four, out, SMALL).encoded == 4
 
 
-def test_a_stop_leaves_nothing_half_made(dataset: Dataset, tmp_path: Path) -> None:
+def test_an_interruption_leaves_no_partial_file(dataset: Dataset, tmp_path: Path) -> None:
     """The caller is interrupted when one clip is done."""
     source = dataset({f"{n}.mp4": _video(frames=n, size=(96, 64)) for n in (3, 4)})
     out = tmp_path / "out"
@@ -369,6 +377,7 @@ def test_a_stop_leaves_nothing_half_made(dataset: Dataset, tmp_path: Path) -> No
 
 
 def _workers() -> list[int]:
+    """Return the process ids of the workers that this process has spawned."""
     found = []
     for task in Path("/proc/self/task").iterdir():
         found += map(int, (task / "children").read_text().split())
@@ -384,8 +393,8 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("killed", [1, 2])
-def test_a_process_that_dies_is_told(dataset: Dataset, noise: Path, tmp_path: Path, killed: int) -> None:
-    """One for which there was no memory, say; what it leaves behind must not keep the other or this one waiting."""
+def test_a_process_that_dies_is_an_error(dataset: Dataset, noise: Path, tmp_path: Path, killed: int) -> None:
+    """The system may kill one if memory runs out; neither the other one nor the caller must then wait forever."""
     source = dataset(dict.fromkeys(("a.mkv", "b.mkv"), lambda path: shutil.copy(noise, path)))
     out = tmp_path / "out"
 
@@ -464,12 +473,13 @@ def _broken(path: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_bad_files_are_left_out_and_listed(dataset: Dataset, tmp_path: Path, workers: int) -> None:
-    """One that indexing left out, one that does not decode, one with a box too small for the new size."""
+    """One that the index left out, one that does not decode, and one with a box too small for the new size."""
     good = _video(frames=5, size=(96, 64))
     videos: dict[str, Callable[[Path], object]] = {"a.mp4": good, "b.mkv": _broken, "c.mp4": good, "d.mp4": good}
     root = dataset(videos, {"b": "0 10 20 60 50\n", "c": "0 0.1 0.1 2 2\n", "d": "1 10 20 60 50\n"}).root
     (root / "videos" / "e.mp4").touch()
-    source, out = load_index(root, bad_files="skip"), tmp_path / "out"
+    source = load_index(root, bad_files="skip")
+    out = tmp_path / "out"
     config = replace(SMALL, workers=workers)
     for encoded in (2, 0):
         prepared = prepare_dataset(source, out, config, bad_files="skip")
@@ -479,11 +489,11 @@ def test_bad_files_are_left_out_and_listed(dataset: Dataset, tmp_path: Path, wor
         assert prepared.encoded == encoded
         assert prepared.bytes_before == sum((root / "videos" / name).stat().st_size for name in ("a.mp4", "d.mp4"))
     assert find_problems(out) == []
-    with pytest.raises(DataError, match="less than a pixel"):
+    with pytest.raises(DataError, match="smaller than a pixel"):
         prepare_dataset(source, out, config)
 
 
-def test_where_nothing_is_left_the_reason_is_said(dataset: Dataset, tmp_path: Path) -> None:
+def test_if_no_clip_is_left_the_error_says_why(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ActdetError, match=r"none of the clips of .* can be prepared: .*b\.mkv: only the first 12"):
         prepare_dataset(dataset({"b.mkv": _broken}), tmp_path / "out", SMALL, bad_files="skip")
 
@@ -493,7 +503,7 @@ def test_a_full_disk_is_no_bad_file(four: ClipIndex, tmp_path: Path) -> None:
         prepare_dataset(four, tmp_path / "out", SMALL, bad_files="skip")
 
 
-def test_class_names_go_along(dataset: Dataset, tmp_path: Path) -> None:
+def test_class_names_are_copied(dataset: Dataset, tmp_path: Path) -> None:
     root = dataset({"a.mp4": _video(frames=3, size=(96, 64))}, {"a": "1 10 20 60 50\n"}).root
     (root / "classes.txt").write_text("collapse\nfight\n")
     prepared = prepare_dataset(load_index(root), tmp_path / "out", SMALL)

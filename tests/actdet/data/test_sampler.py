@@ -1,4 +1,4 @@
-"""Every epoch shows all clips once, in batches that each hold an action as far as there are enough."""
+"""Every epoch shows all clips once, in batches that each have an action as far as there are enough actions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_clip_comes_once_in_full_batches_with_an_action_each(
 
 
 @given(flags, st.integers(1, 20), st.integers(0, 2**32), st.integers(0, 1000))
-def test_an_epoch_can_be_had_again(positive: np.ndarray, size: int, seed: int, epoch: int) -> None:
+def test_the_same_seed_and_epoch_give_the_same_batches(positive: np.ndarray, size: int, seed: int, epoch: int) -> None:
     before = positive.copy()
     first, second = (balanced_batches(positive, size, seed=seed, epoch=epoch) for _ in range(2))
     assert [batch.tolist() for batch in first] == [batch.tolist() for batch in second]
@@ -42,13 +42,16 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_batches_and_places_are_drawn_evenly() -> None:
-    """Six actions among 60 clips, in batches of two: most are short of one, whichever they are."""
+    """With six actions among 60 clips, most batches of two have none; which ones do is random."""
     positive = np.arange(60) < 6
     epochs = [balanced_batches(positive, 2, seed=1, epoch=epoch) for epoch in range(400)]
     with_action = np.mean([[positive[batch].any() for batch in batches] for batches in epochs], axis=0)
     assert with_action == pytest.approx(6 / 30, abs=0.08)
+
+    # Nearly every clip came first at some time.
     first = np.bincount([batches[0][0] for batches in epochs], minlength=60)
-    assert (first > 0).sum() > 50  # nearly every clip came first at some time
+    assert (first > 0).sum() > 50
+
     together = [tuple(positive[batch]) for batches in epochs for batch in batches]
     assert (True, True) not in together
 

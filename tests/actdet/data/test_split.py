@@ -15,19 +15,19 @@ from actdet.data.annotations import Annotation
 from actdet.data.index import Clip, ClipIndex
 from actdet.data.split import folds, hold_out
 from actdet.errors import ActdetError, DataError
-from actdet.video.decoding import VideoInfo
+from actdet.video.info import VideoInfo
 
 FIGHT, COLLAPSE, NONE = 0, 1, 2
 ROOT = Path("set")
 
 
 def index(labels: list[int]) -> ClipIndex:
-    """Clips of these classes, without any file behind them."""
+    """Clips of these classes, without any files."""
     return index_of([[] if label == NONE else [label] for label in labels])
 
 
 def index_of(actions: list[list[int]]) -> ClipIndex:
-    """Clips of several actions each."""
+    """Clips with several actions each."""
     pts = np.arange(25, dtype=np.int64)
     clips = []
     for number, labels in enumerate(actions):
@@ -63,7 +63,7 @@ def test_hold_out_takes_its_share_of_every_class(counts: tuple[int, ...], share:
         assert (labels[val] == label).sum() == pytest.approx(len(val) * count / len(labels), abs=1)
 
 
-def test_the_reports_share_is_exact_where_it_divides() -> None:
+def test_the_reports_share_is_exact_if_it_divides() -> None:
     labels = np.array(shuffled(50, 30, 20))
     train, val = hold_out(index(labels.tolist()), 0.2, seed=4)
     assert np.bincount(labels[val]).tolist() == [10, 6, 4]
@@ -123,7 +123,7 @@ def test_a_class_too_rare_is_named(rare: int, name: str) -> None:
     assert len(folds(index(labels), 3, 0)) == 3
 
 
-def test_no_number_of_folds_is_advised_where_none_would_do() -> None:
+def test_no_number_of_folds_is_advised_if_none_would_do() -> None:
     with pytest.raises(DataError, match=r"only 1 clip of class fight for 2 folds: add clips$"):
         folds(index([0, 1, 1, 2, 2]), 2, 0)
 
@@ -140,8 +140,8 @@ def test_shares_and_folds_out_of_range_are_refused() -> None:
 
 @given(st.lists(st.lists(st.sampled_from([FIGHT, COLLAPSE]), max_size=4), min_size=30, max_size=30), st.randoms())
 @settings(max_examples=30, deadline=None)
-def test_the_order_of_lines_divides_nothing_otherwise(clips: list[list[int]], random: Random) -> None:
-    """Six clips of one action or none come first, so that each class has enough."""
+def test_the_order_of_lines_does_not_change_the_division(clips: list[list[int]], random: Random) -> None:
+    """Six clips with one action or none come first, so that each class has enough clips."""
     clips = [[FIGHT], [COLLAPSE], [], [FIGHT], [COLLAPSE], [], *clips]
     both = [index_of(clips), index_of([random.sample(labels, len(labels)) for labels in clips])]
     assert hold_out(both[0], 0.2, 0) == hold_out(both[1], 0.2, 0)

@@ -1,4 +1,4 @@
-"""Metrics of predictions made by hand, every figure computed on paper."""
+"""Metrics of predictions made by hand, with every figure computed on paper."""
 
 from __future__ import annotations
 
@@ -34,12 +34,19 @@ NAMES = ("fight", "collapse")
 Box = tuple[float, float, float, float]
 
 WHOLE: Box = (0.25, 0.25, 0.5, 0.5)
-HALF: Box = (0.125, 0.25, 0.25, 0.5)  # its left half: IoU 1/2
-SHIFTED: Box = (0.5, 0.25, 0.5, 0.5)  # half a width aside: IoU 1/3
-CORNER: Box = (0.75, 0.75, 0.5, 0.5)  # touches it: IoU 0
+
+# The left half of WHOLE: IoU 1/2.
+HALF: Box = (0.125, 0.25, 0.25, 0.5)
+
+# Half a width beside WHOLE: IoU 1/3.
+SHIFTED: Box = (0.5, 0.25, 0.5, 0.5)
+
+# Touches WHOLE in a corner: IoU 0.
+CORNER: Box = (0.75, 0.75, 0.5, 0.5)
 FAR: Box = (0.95, 0.95, 0.1, 0.1)
 
-Said = tuple[tuple[float, float, float], Box]  # probabilities of fight, collapse, none; box
+# What a query says: the probabilities of fight, collapse and none, and a box.
+Said = tuple[tuple[float, float, float], Box]
 NOTHING: Said = ((0.02, 0.03, 0.95), FAR)
 
 
@@ -49,12 +56,13 @@ def predictions(clips: list[list[Said]]) -> Predictions:
 
 
 def targets(clips: list[list[tuple[int, Box]]], size: int = 3) -> Targets:
-    """The rows past a clip's targets hold what must never be looked at."""
+    """Annotations of clips; padding rows hold values that would be noticed if they were used."""
     labels = torch.full((len(clips), size), 10**6)
     boxes = torch.full((len(clips), size, 4), math.nan)
     for i, clip in enumerate(clips):
         for j, (label, box) in enumerate(clip):
-            labels[i, j], boxes[i, j] = label, torch.tensor(box)
+            labels[i, j] = label
+            boxes[i, j] = torch.tensor(box)
     return Targets(labels, boxes, torch.tensor([len(clip) for clip in clips], dtype=torch.int32))
 
 
@@ -68,13 +76,20 @@ SAID: list[list[Said]] = [
     [((0.03, 0.95, 0.02), HALF), NOTHING],
 ]
 TRUE: list[list[tuple[int, Box]]] = [
-    [(FIGHT, WHOLE)],  # found
-    [(FIGHT, WHOLE)],  # right class, box off
-    [(COLLAPSE, WHOLE)],  # taken for a fight
-    [],  # left alone
-    [],  # false alarm
-    [(COLLAPSE, WHOLE), (COLLAPSE, CORNER)],  # the second is found
-    [(COLLAPSE, WHOLE)],  # found, at an IoU of just 1/2
+    # Found.
+    [(FIGHT, WHOLE)],
+    # The class is right, the box is not.
+    [(FIGHT, WHOLE)],
+    # Taken for a fight.
+    [(COLLAPSE, WHOLE)],
+    # Nothing is there, and nothing is found.
+    [],
+    # A false alarm.
+    [],
+    # The second of the two is found.
+    [(COLLAPSE, WHOLE), (COLLAPSE, CORNER)],
+    # Found, at an IoU of just 1/2.
+    [(COLLAPSE, WHOLE)],
 ]
 
 
@@ -116,10 +131,13 @@ def test_mean_iou_is_over_all_annotated_boxes(metrics: Metrics) -> None:
 
 
 def test_loss_terms(metrics: Metrics) -> None:
-    wanted = [0.96, 0.96, 0.04, 0.96, 0.3, 0.95]  # probability of the true class at each matched query
+    # The probability of the true class at each matched query, and of none at the others.
+    wanted = [0.96, 0.96, 0.04, 0.96, 0.3, 0.95]
     unmatched = [0.95] * 6 + [0.04, 0.95]
     cls = -(sum(map(math.log, wanted)) + 0.1 * sum(map(math.log, unmatched))) / (6 + 0.1 * 8)
-    half, shifted = 0.125 + 0.25, 0.25
+
+    half = 0.125 + 0.25
+    shifted = 0.25
     l1 = (shifted + half + half) / 6
     giou = (2 / 3 + 1 / 2 + 1 / 2) / 6
     assert metrics.loss == {
@@ -146,11 +164,13 @@ def test_only_the_last_layer_counts(metrics: Metrics) -> None:
     assert measure(both, targets(TRUE), NAMES, LossConfig()) == metrics
 
 
-# Average precision: over the classes that occur, and over the thresholds 0.50, 0.55, ..., 0.95
+# Average precision is a mean over the classes that occur and over the thresholds 0.50, 0.55, ..., 0.95.
 
 
 SURE: Said = ((0.9, 0.05, 0.05), WHOLE)
-WIDE: Box = (0.25 * 0.62, 0.25, 0.5 * 0.62, 0.5)  # IoU 0.62 with WHOLE: passes at 0.50, 0.55 and 0.60
+
+# Its IoU with WHOLE is 0.62, so it passes at 0.50, 0.55 and 0.60.
+WIDE: Box = (0.25 * 0.62, 0.25, 0.5 * 0.62, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -161,12 +181,12 @@ WIDE: Box = (0.25 * 0.62, 0.25, 0.5 * 0.62, 0.5)  # IoU 0.62 with WHOLE: passes 
         ([[SURE, NOTHING]], [[(FIGHT, CORNER)]], 0.0, 0.0),
         ([[SURE, NOTHING]], [[(COLLAPSE, WHOLE)]], 0.0, 0.0),
         ([[((0.9, 0.05, 0.05), WIDE), NOTHING]], [[(FIGHT, WHOLE)]], 0.3, 1.0),
-        # a false alarm in a clip without an action, surer and less sure than the find
+        # A false alarm in a clip without an action, more and less confident than the right one.
         ([[SURE], [((0.95, 0.02, 0.03), WHOLE)]], [[(FIGHT, WHOLE)], []], 0.5, 0.5),
         ([[SURE], [((0.85, 0.05, 0.1), WHOLE)]], [[(FIGHT, WHOLE)], []], 1.0, 1.0),
-        # one class found, the other not
+        # One class is found, the other is not.
         ([[SURE], [((0.3, 0.1, 0.6), FAR)]], [[(FIGHT, WHOLE)], [(COLLAPSE, WHOLE)]], 0.5, 0.5),
-        # an unlikely query is a detection too, with the score of its likeliest action
+        # An unlikely query is a detection, too, with the score of its most likely action.
         ([[((0.1, 0.05, 0.85), WHOLE), NOTHING]], [[(FIGHT, WHOLE)]], 1.0, 1.0),
     ],
 )
@@ -188,7 +208,7 @@ def test_clips_without_any_action() -> None:
     assert got.classes["fight"] == ClassMetrics(precision=None, recall=None, f1=None, support=0)
     assert got.classes["collapse"] == ClassMetrics(precision=0.0, recall=None, f1=0.0, support=0)
     assert got.classes["no action"] == ClassMetrics(precision=1.0, recall=0.5, f1=2 / 3, support=2)
-    assert got.describe()[2] == "boxes: mean IoU n/a if matched to the annotated ones, n/a if found; AP n/a"
+    assert got.describe()[2] == "boxes: mean IoU n/a for matched queries, n/a for found actions; AP n/a"
 
 
 def test_one_class_and_half_precision_predictions() -> None:
@@ -215,7 +235,7 @@ def test_decided_iou_is_the_best_of_the_decided_class() -> None:
     assert decided_iou(decision, true).tolist() == pytest.approx([1 / 3, 1.0, 0.0, 0.0])
 
 
-# Clips of several actions
+# Clips with several actions.
 
 
 BOTH: list[Said] = [((0.02, 0.96, 0.02), CORNER), ((0.9, 0.05, 0.05), WHOLE)]
@@ -249,7 +269,7 @@ def test_no_figure_depends_on_the_order_of_annotations(order: tuple[tuple[int, B
 
 
 def _random_clips(clips: int, most: int) -> tuple[Predictions, Targets, list[list[int]]]:
-    """Of three classes, up to `most` annotations a clip; also the classes of each clip."""
+    """Random predictions and annotations of clips with up to `most` actions of three classes, and these classes."""
     generator = torch.Generator().manual_seed(most)
     logits = 3 * torch.randn(1, clips, 5, 4, generator=generator)
     logits[..., -1] += 4
@@ -280,25 +300,25 @@ def test_figures_of_classes_are_those_of_scikit_learn_over_sets(most: int) -> No
 
 
 def got_labels(said: Predictions) -> list[int]:
-    """The surest answer of each clip, by the set's first."""
+    """The surest answer to each clip, which is the first of its set."""
     return [(of_clip[0].label if of_clip else 3) for of_clip in actions(*said.final(), no_object_weight=0.1)]
 
 
-# Boxes that were found
+# Boxes that were found.
 
 
 @pytest.mark.parametrize(
     ("said", "true", "located"),
     [
-        # Matching finds half a box for a detector that finds nothing.
+        # Matching gives half a box to a detector that finds nothing.
         ([((0.02, 0.02, 0.96), HALF), NOTHING], [(FIGHT, WHOLE)], 0.0),
         ([((0.96, 0.02, 0.02), HALF), NOTHING], [(FIGHT, WHOLE)], 0.5),
         ([((0.02, 0.96, 0.02), HALF), NOTHING], [(FIGHT, WHOLE)], 0.0),
-        # One action is not the finding of two boxes.
+        # One action finds only one box.
         ([SURE, NOTHING], [(FIGHT, WHOLE), (FIGHT, WHOLE)], 0.5),
         ([SURE, NOTHING], [(FIGHT, WHOLE), (COLLAPSE, WHOLE)], 0.5),
         ([((0.98, 0.01, 0.01), WHOLE), ((0.98, 0.01, 0.01), CORNER)], [(FIGHT, CORNER), (FIGHT, WHOLE)], 1.0),
-        # Neither is an action at a place where nothing is annotated.
+        # An action where nothing is annotated finds no box.
         ([((0.98, 0.01, 0.01), WHOLE), ((0.98, 0.01, 0.01), CORNER)], [(FIGHT, WHOLE)], 1.0),
         ([((0.9, 0.05, 0.05), (0.5, 0.5, 0.0, 0.0)), NOTHING], [(FIGHT, (0.5, 0.5, 0.0, 0.0))], 0.0),
         ([SURE, NOTHING], [], None),
@@ -312,7 +332,7 @@ def test_located_iou_is_of_boxes_that_were_found(
     assert (got.mean_iou is None) == (located is None)
 
 
-# How far a figure can be trusted
+# How far a figure can be trusted.
 
 
 @pytest.mark.parametrize(("hits", "clips"), [(0, 1), (1, 1), (0, 6), (3, 6), (6, 6), (53, 60), (999, 1000)])
@@ -335,10 +355,12 @@ def test_the_majority_is_counted_over_all_annotated_classes() -> None:
 
 def test_reliability_is_of_the_likeliest_class_whether_it_passed_the_threshold_or_not() -> None:
     said = [
-        [((0.35, 0.05, 0.6), WHOLE)],  # below the threshold, and there was a fight
+        # Both are below the threshold, but there is a fight in the first clip.
+        [((0.35, 0.05, 0.6), WHOLE)],
         [((0.35, 0.05, 0.6), WHOLE)],
         [((0.02, 0.95, 0.03), WHOLE)],
-        [((0.96, 0.02, 0.02), WHOLE)],  # sure of another class
+        # This one is sure of a class that is not annotated.
+        [((0.96, 0.02, 0.02), WHOLE)],
     ]
     true = [[(FIGHT, WHOLE)], [], [(FIGHT, WHOLE), (COLLAPSE, FAR)], [(COLLAPSE, WHOLE)]]
     got = measure(predictions(said), targets(true), NAMES, LossConfig(no_object_weight=1.0))
@@ -399,7 +421,7 @@ def test_what_a_person_reads(metrics: Metrics) -> None:
     assert clips.startswith(
         "7 clips: video accuracy 0.714 (95 %: 0.359 to 0.918), detection accuracy at IoU 0.5 0.571 ("
     )
-    assert majority == "always saying collapse: video accuracy 0.429"
+    assert majority == "always answering collapse: video accuracy 0.429"
     assert boxes.startswith(f"boxes: mean IoU {metrics.mean_iou:.3f} ")
     assert scores == f"scores: expected calibration error {metrics.calibration_error:.3f}"
     assert loss == f"loss: {metrics.describe_loss()}"

@@ -1,4 +1,4 @@
-"""The report shows every clip, the wrong ones first, stands alone, and its figures are those of the evaluation."""
+"""The report shows every clip, the wrong ones first, needs no other file, and has the figures of the evaluation."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ from actdet.evaluation.report import reliability_curve, write_report
 from actdet.models.detr.config import LossConfig, ModelConfig
 from actdet.models.detr.decision import decide
 from actdet.models.detr.detector import Predictions
-from actdet.training import trainer as training
+from actdet.training import run_log
 from actdet.training.config import TrainConfig
-from actdet.video.decoding import decode_frames, probe
+from actdet.video.decoding import decode_frames
+from actdet.video.info import probe
 from tests.actdet.video.videos import corrupt, write_video
 
 NAMES = ("fight", "collapse")
 SCRIPT = "<script>alert(1)<script>"
 WANTED = (0.5, 0.5, 0.5, 0.5)
-# Clip, true class, decided class, decided box: 2 is no action.
+
+# The annotated class, the decided class and the decided box of each clip. Class 2 is no action.
 CASES = {
     "a right": (0, 0, WANTED),
     "b wrong class": (1, 0, WANTED),
@@ -79,7 +81,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
 def _evaluation(index: ClipIndex, ids: list[int]) -> Evaluation:
     cases = [CASES[index.clips[i].name] for i in ids]
     logits = torch.zeros(len(cases), 2, 3)
-    logits[..., 2] = 6.0  # no object
+
+    # By default, a query says no_object.
+    logits[..., 2] = 6.0
     boxes = torch.full((len(cases), 2, 4), 0.3)
     for row, (_, decided, box) in enumerate(cases):
         logits[row, 1, 2] = 6.0 if decided == 2 else 0.0
@@ -136,7 +140,7 @@ def test_figures_are_those_that_the_cases_give(written: Path) -> None:
 
 
 def test_what_has_no_denominator_is_not_a_figure(index: ClipIndex, tmp_path: Path) -> None:
-    """Clips without an action: nothing can be said of boxes, or of the recall of classes."""
+    """Clips without an action say nothing about boxes, or about the recall of classes."""
     ids = [i for i, clip in enumerate(index.clips) if CASES[clip.name][0] == 2]
     write_report(tmp_path, "t", _evaluation(index, ids), index, started=time.monotonic())
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -168,7 +172,7 @@ def test_nothing_from_outside_is_markup(page: Page) -> None:
     assert "<i>note</i>" in page.text
 
 
-def test_the_page_stands_alone(page: Page, written: Path) -> None:
+def test_the_page_needs_no_other_file(page: Page, written: Path) -> None:
     for tag, attributes in page.tags:
         assert tag not in {"link", "iframe", "script"}
         for name in ("src", "href", "xlink:href"):
@@ -192,22 +196,28 @@ def test_annotated_videos_have_the_frames_of_their_source(written: Path, index: 
         assert len(probe(written / "videos" / f"{clip.name}.mp4").pts) == len(clip.video.pts)
 
 
-def test_the_annotated_box_is_white_and_the_decided_one_in_its_classs_colour(written: Path) -> None:
+def test_the_annotated_box_is_white_and_the_decided_one_has_the_color_of_its_class(written: Path) -> None:
     """The clip "d box off": annotated from a quarter to three quarters, decided at 0.15 to 0.25."""
     video = probe(written / "videos" / "d box off.mp4")
     picture = decode_frames(video, [0])[0].astype(int)
     height, width = picture.shape[:2]
 
     def around(x: float, y: float) -> torch.Tensor:
-        column, row = round(x * width), round(y * height)
+        column = round(x * width)
+        row = round(y * height)
         return torch.tensor(picture[row - 3 : row + 4, column - 3 : column + 4].reshape(-1, 3))
 
-    assert around(0.75, 0.625).min(1).values.max() > 190  # white
+    # The annotated box has white edges.
+    assert around(0.75, 0.625).min(1).values.max() > 190
     assert around(0.5, 0.75).min(1).values.max() > 190
+
+    # The decided box has the color of the second class.
     decided = around(0.15, 0.23)
-    colour = torch.tensor([0xFF, 0xB0, 0x00])  # the second class's
-    assert (decided - colour).abs().sum(1).min() < 120
-    assert around(0.5, 0.6).float().std(0).max() < 12  # nothing is drawn inside
+    color = torch.tensor([0xFF, 0xB0, 0x00])
+    assert (decided - color).abs().sum(1).min() < 120
+
+    # Nothing is drawn inside of the annotated box.
+    assert around(0.5, 0.6).float().std(0).max() < 12
 
 
 def test_the_training_curve_is_drawn_where_there_is_a_log(page: Page, index: ClipIndex, tmp_path: Path) -> None:
@@ -218,15 +228,15 @@ def test_the_training_curve_is_drawn_where_there_is_a_log(page: Page, index: Cli
 
 
 def _plots(page: Page) -> set[str]:
-    """What the pictures that are drawn as SVG show."""
-    titles = {"reliability": "as often right as it is sure", "training": "epoch"}
+    """Which of the two plots are on the page."""
+    titles = {"reliability": "right as often as it is sure", "training": "epoch"}
     shown = {name for name, text in titles.items() if text in page.text}
     assert sum(tag == "svg" for tag, _ in page.tags) == len(shown)
     return shown
 
 
 LOSS = {"epoch": 1, "step": 10, "loss": {"total": 3.5, "cls": 1.0, "l1": 1.5, "giou": 1.0, "auxiliary": 0.0}}
-FIGURES = {"epoch": 1, "step": 10, "validation": dict.fromkeys(training.FIGURES, 0.5)}
+FIGURES = {"epoch": 1, "step": 10, "validation": dict.fromkeys(run_log.FIGURES, 0.5)}
 
 
 @pytest.mark.parametrize(
@@ -261,7 +271,8 @@ def test_settings_are_there_as_a_person_reads_them(index: ClipIndex, tmp_path: P
     assert found["class names"] == "a&b, <i>c"
     assert found["deep supervision"] == "no"
     assert found["lr"] == "5e-05"
-    assert found["no object weight"] == "0.1"  # of the loss, whose settings lie within
+    # A setting of the loss, whose settings lie within those of the training.
+    assert found["no object weight"] == "0.1"
     assert found["jitter"] == "yes"
 
 
@@ -269,7 +280,7 @@ def test_settings_are_there_as_a_person_reads_them(index: ClipIndex, tmp_path: P
 def test_drawing_counts_every_frame_once(
     index: ClipIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_videos: bool, most: int
 ) -> None:
-    """Those of the report's pictures and of the videos, also of a clip that turns out to be damaged."""
+    """Frames of pictures and of videos count, even those of a clip that turns out to be damaged."""
     monkeypatch.setattr(report, "MOST_VIDEOS", most)
     bad = write_video(tmp_path / "bad.mkv", "mjpeg", frames=9)
     clip = Clip("b wrong class", probe(bad), index.clips[2].annotations)
@@ -286,7 +297,9 @@ def test_drawing_counts_every_frame_once(
         progress=lambda done, total: calls.append((done, total)),
     )
     videos = most if with_videos else 0
-    shown = [clip, damaged.clips[0], damaged.clips[2]][:videos]  # wrong ones come first
+
+    # Wrong clips come first, and only the first clips have videos.
+    shown = [clip, damaged.clips[0], damaged.clips[2]][:videos]
     frames = 3 * 4 + sum(len(clip.video.pts) for clip in shown)
     assert {total for _, total in calls} == {frames}
     done = [done for done, _ in calls]
@@ -306,7 +319,7 @@ def test_without_videos_the_pictures_stay(index: ClipIndex, tmp_path: Path) -> N
 
 
 def test_wide_things_scroll_by_themselves(page: Page, written: Path) -> None:
-    """On a phone the page is as wide as the screen: tables and plots lie in boxes that scroll."""
+    """On a phone the page is as wide as the screen, because tables and plots lie in boxes that scroll."""
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in [a for _, a in page.tags]
     for number, (tag, _) in enumerate(page.tags):
         if tag in {"table", "svg"}:
@@ -325,7 +338,9 @@ def test_reliability_is_drawn_of_bins_with_clips() -> None:
     assert svg is not None
     shown = set(re.findall(r"<text [^>]*>([^<]*)</text>", svg))
     assert {"17", "1234", "score", "share that is right"} <= shown
-    assert "0" not in shown  # a bin of no clips
+
+    # A bin without clips has no point.
+    assert "0" not in shown
 
 
 @pytest.mark.parametrize("bins", [[], [Bin(0, 0.0, 0.0)] * 10, [Bin(0, math.nan, math.nan)]])
@@ -361,7 +376,7 @@ def test_a_clip_that_is_damaged_has_a_row_without_pictures(
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert links == ["videos/a%20right.mp4"][:videos]
     assert "The video cannot be shown: only the first 4 of its 9 frames decode" in page.text
-    assert "b wrong class: collapse, decided fight" in page.text
+    assert "b wrong class: annotated collapse, predicted fight" in page.text
     assert json.loads((tmp_path / "metrics.json").read_text())["clips"] == 2
 
 

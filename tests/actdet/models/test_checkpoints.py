@@ -18,13 +18,20 @@ from torch import Tensor
 
 from actdet.errors import DataError
 from actdet.models import checkpoints
-from actdet.models.checkpoints import About, load_detector, load_weights, read_about, read_checkpoint, save_checkpoint
+from actdet.models.checkpoints import (
+    CheckpointInfo,
+    load_model,
+    load_weights,
+    read_checkpoint,
+    read_info,
+    save_checkpoint,
+)
 from actdet.models.detr.config import LossConfig, ModelConfig
 from actdet.models.detr.detector import ActionDetector
 from tests.actdet.command import small_disk
 
 SMALL = ModelConfig(image_size=32, frames=8, encoder_layers=0, decoder_layers=1, class_names=("run", "jump", "füßeln"))
-ABOUT = About(
+INFO = CheckpointInfo(
     SMALL,
     "dali-gpu",
     2.4375,
@@ -53,10 +60,10 @@ def _bits(tensor: Tensor) -> bytes:
 
 def test_tensors_and_description_come_back_bit_for_bit(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "c.safetensors"
-    save_checkpoint(path, _tensors(), ABOUT)
-    loaded, about = read_checkpoint(path)
-    assert about == ABOUT
-    assert read_about(path) == ABOUT
+    save_checkpoint(path, _tensors(), INFO)
+    loaded, info = read_checkpoint(path)
+    assert info == INFO
+    assert read_info(path) == INFO
     assert loaded.keys() == _tensors().keys()
     for name, tensor in _tensors().items():
         assert (loaded[name].dtype, loaded[name].shape) == (tensor.dtype, tensor.shape), name
@@ -65,21 +72,55 @@ def test_tensors_and_description_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_defaults_of_the_description_come_back(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c", {}, About(ModelConfig(), "pyav", 1.0))
-    assert read_about(tmp_path / "c") == About(ModelConfig(), "pyav", 1.0, LossConfig(), (), None)
+    save_checkpoint(tmp_path / "c", {}, CheckpointInfo(ModelConfig(), "pyav", 1.0))
+    assert read_info(tmp_path / "c") == CheckpointInfo(ModelConfig(), "pyav", 1.0, LossConfig(), (), None, "detr")
 
 
 def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
     """Checked by the format's definition: a length, JSON, and the bytes of the tensors. No pickle, so no code."""
     path = tmp_path / "c.safetensors"
-    save_checkpoint(path, _tensors(), ABOUT)
+    save_checkpoint(path, _tensors(), INFO)
     data = path.read_bytes()
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
     metadata = header.pop("__metadata__")
     assert set(metadata) == {"actdet"}
-    assert json.loads(metadata["actdet"])["format"] == 1
+    entry = json.loads(metadata["actdet"])
+    assert (entry["format"], entry["family"], entry["model"]["class_names"]) == (2, "detr", list(SMALL.class_names))
     assert max(entry["data_offsets"][1] for entry in header.values()) == len(data) - 8 - length
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_file_of_format_1_is_read(tmp_path: Path) -> None:
+    """Its header is written out here as that version wrote it."""
+    header = {
+        "format": 1,
+        "model": {
+            "class_names": ["run", "jump", "füßeln"],
+            "image_size": 32,
+            "frames": 8,
+            "queries": 12,
+            "encoder_layers": 0,
+            "decoder_layers": 1,
+            "dropout": 0.1,
+            "deep_supervision": False,
+        },
+        "reader": "dali-gpu",
+        "clip_seconds": 2.4375,
+        "loss": {"cls_weight": 2.0, "l1_weight": 3.5, "giou_weight": 2.0, "no_object_weight": 0.25},
+        "held_out": ["clip 1", "clip_2"],
+        "training": {"step": 7, "scaler": {}, "deep": {"a": [1, None]}},
+    }
+    detector = ActionDetector(SMALL)
+    tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(safetensors.torch.save(tensors, {"actdet": json.dumps(header)}))
+
+    loaded, info = load_model(path)
+    assert info == INFO
+    assert info.family == "detr"
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, tensors[f"model.{name}"])
 
 
 def test_a_weights_checkpoint_of_the_default_detector_has_the_reports_size(tmp_path: Path) -> None:
@@ -89,12 +130,13 @@ def test_a_weights_checkpoint_of_the_default_detector_has_the_reports_size(tmp_p
     state = detector.state_dict()
     parameters = sum(state[name].numel() for name, _ in detector.named_parameters())
     assert round(parameters / 1e6, 1) == 40.5
-    save_checkpoint(path, {f"model.{k}": v for k, v in state.items()}, About(detector.config, "pyav", 3.0))
+    save_checkpoint(path, {f"model.{k}": v for k, v in state.items()}, CheckpointInfo(detector.config, "pyav", 3.0))
     tensors = sum(v.numel() * (4 if v.dtype == torch.float32 else 8) for v in state.values())
-    assert 0 < path.stat().st_size - tensors < 2**16  # the header
+    # The rest is the header.
+    assert 0 < path.stat().st_size - tensors < 2**16
     assert round(path.stat().st_size / 2**20) == 155
-    loaded, about = load_detector(path)
-    assert about.model == ModelConfig()
+    loaded, info = load_model(path)
+    assert info.model == ModelConfig()
     assert not loaded.training
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, state[name]), name
@@ -104,7 +146,7 @@ def test_a_weights_checkpoint_of_the_default_detector_has_the_reports_size(tmp_p
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("small") / "c"
-    save_checkpoint(path, _tensors(), ABOUT)
+    save_checkpoint(path, _tensors(), INFO)
     return path.read_bytes()
 
 
@@ -136,7 +178,12 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "zeros": (lambda d: bytes(len(d)), "safetensors"),
     "no header of ours": (lambda d: safetensors.torch.save({"a": torch.ones(2)}), "not an actdet checkpoint"),
     "another's header": (lambda d: safetensors.torch.save({"a": torch.ones(2)}, {"format": "pt"}), "not an actdet"),
-    "a newer format": (lambda d: _with_header(d, lambda e: e.update(format=2)), "format 1"),
+    "a newer format": (lambda d: _with_header(d, lambda e: e.update(format=3)), "formats 1 to 2"),
+    "a format that is text": (lambda d: _with_header(d, lambda e: e.update(format="2")), "formats 1 to 2"),
+    "no family": (lambda d: _with_header(d, lambda e: e.pop("family") and None), "family"),
+    "another family": (lambda d: _with_header(d, lambda e: e.update(family="stma")), "of the family 'stma'; this"),
+    "a family that is a list": (lambda d: _with_header(d, lambda e: e.update(family=["detr"])), "of the family"),
+    "a family in format 1": (lambda d: _with_header(d, lambda e: e.update(format=1)), "format 1 has no family"),
     "no format": (lambda d: _with_header(d, lambda e: e.pop("format") and None), "description"),
     "no model": (lambda d: _with_header(d, lambda e: e.pop("model") and None), "description"),
     "an unknown field": (lambda d: _with_header(d, lambda e: e.update(colour=1)), "description"),
@@ -202,12 +249,12 @@ def test_tensors_of_another_configuration_are_refused(
 ) -> None:
     path = tmp_path / "c.safetensors"
     tensors = {f"model.{name}": value for name, value in ActionDetector(SMALL).state_dict().items()}
-    save_checkpoint(path, tensors, ABOUT)
-    load_detector(path)
+    save_checkpoint(path, tensors, INFO)
+    load_model(path)
     change(tensors)
-    save_checkpoint(path, tensors, ABOUT)
+    save_checkpoint(path, tensors, INFO)
     with pytest.raises(DataError, match=f"^{path}: a checkpoint of another configuration: .*{word}") as caught:
-        load_detector(path)
+        load_model(path)
     assert "\n" not in str(caught.value)
 
 
@@ -229,12 +276,12 @@ def test_what_a_description_says_is_compared_with_the_tensors_before_anything_is
 ) -> None:
     path = tmp_path / "c.safetensors"
     tensors = {f"model.{name}": value for name, value in ActionDetector(SMALL).state_dict().items()}
-    save_checkpoint(path, tensors, ABOUT)
+    save_checkpoint(path, tensors, INFO)
     path.write_bytes(_with_header(path.read_bytes(), lambda entry: entry["model"].update(changes)))
     # Tensors of the device "meta" take no memory.
     monkeypatch.setattr(checkpoints, "read_checkpoint", None)
     with pytest.raises(DataError, match=f"^{path}: .*{word}"):
-        load_detector(path)
+        load_model(path)
 
 
 @pytest.mark.usefixtures("tiny_backbone")
@@ -251,15 +298,15 @@ def test_what_a_description_says_is_compared_with_the_tensors_before_anything_is
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: Tensor, word: str) -> None:
     path = tmp_path / "c.safetensors"
     tensors = {f"model.{name}": value for name, value in ActionDetector(SMALL).state_dict().items()}
-    save_checkpoint(path, tensors | {"model.queries": value}, ABOUT)
+    save_checkpoint(path, tensors | {"model.queries": value}, INFO)
     with pytest.raises(DataError, match=f"^{path}: .*{word}"):
-        load_detector(path)
+        load_model(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_description_that_json_lacks_is_not_written(tmp_path: Path, value: float) -> None:
     with pytest.raises(DataError, match="not finite"):
-        save_checkpoint(tmp_path / "c", {}, replace(ABOUT, clip_seconds=value))
+        save_checkpoint(tmp_path / "c", {}, replace(INFO, clip_seconds=value))
     assert os.listdir(tmp_path) == []
 
 
@@ -278,7 +325,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, small_file: bytes
     path = tmp_path / "c.safetensors"
     path.write_bytes(small_file)
     with small_disk(room), pytest.raises(DataError, match=f"^{path}: cannot be written: ") as caught:
-        save_checkpoint(path, {"large": torch.ones(10_000)}, ABOUT)
+        save_checkpoint(path, {"large": torch.ones(10_000)}, INFO)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == small_file
     assert os.listdir(tmp_path) == [path.name]
@@ -296,6 +343,6 @@ def test_a_write_that_ends_before_the_rename_leaves_the_old_checkpoint(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else DataError):
-        save_checkpoint(path, {"large": torch.ones(10)}, ABOUT)
+        save_checkpoint(path, {"large": torch.ones(10)}, INFO)
     assert path.read_bytes() == small_file
     assert os.listdir(tmp_path) == [path.name]

@@ -1,4 +1,4 @@
-"""Clips that are cut from two scenes are told from those in which people, cameras and lights move."""
+"""Clips cut together from two scenes are told apart from those in which people, cameras and lights move."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from actdet.prediction.cuts import has_cut
-from actdet.video.decoding import decode_frames, probe, sample_frames
+from actdet.video.decoding import decode_frames
+from actdet.video.info import probe
+from actdet.video.sampling import sample_frames
 
 
 def _place(seed: int) -> np.ndarray:
-    """(48, 64, 3) of some place: a few large areas of different brightness."""
+    """A place, (48, 64, 3): a few large areas of different brightness."""
     rng = np.random.default_rng(seed)
     areas = rng.integers(20, 236, (3, 4, 3)).astype(np.float32)
     return areas.repeat(16, axis=0).repeat(16, axis=1)
@@ -28,7 +30,8 @@ def _still(seed: int, frames: int = 8) -> np.ndarray:
 @pytest.mark.parametrize("at", [1, 2, 4, 6, 7])
 @pytest.mark.parametrize("frames", [8, 16])
 def test_a_cut_is_found_wherever_it_is(at: int, frames: int) -> None:
-    one, other = _still(1, frames), _still(2, frames)
+    one = _still(1, frames)
+    other = _still(2, frames)
     assert has_cut(np.concatenate([one[:at], other[at:]]))
     assert not has_cut(one)
     assert not has_cut(other)
@@ -40,19 +43,19 @@ def test_an_empty_wall_after_a_scene_is_a_cut() -> None:
     assert has_cut(clip)
 
 
-def test_a_person_who_runs_through_is_none() -> None:
+def test_a_person_who_runs_through_is_no_cut() -> None:
     clip = _still(4)
     for frame in range(8):
         clip[frame, 8:46, 8 * frame : 8 * frame + 10] = 10
     assert not has_cut(clip)
 
 
-def test_a_camera_that_pans_is_none() -> None:
+def test_a_panning_camera_is_no_cut() -> None:
     wide = np.concatenate([_place(seed) for seed in range(5, 9)], axis=1).astype(np.uint8)
     assert not has_cut(np.stack([wide[:, 20 * frame : 20 * frame + 64] for frame in range(8)]))
 
 
-def test_a_flash_and_a_light_that_fades_are_none() -> None:
+def test_a_flash_and_a_fading_light_are_no_cut() -> None:
     clip = _still(9)
     flash = clip.copy()
     flash[3] = 255
@@ -68,7 +71,7 @@ def test_clips_of_few_frames(frames: int) -> None:
         assert has_cut(np.stack([_still(1)[0], _still(2)[0]]))
 
 
-def test_rendered_clips_have_none_and_joined_ones_have(rendered: Path) -> None:
+def test_rendered_clips_have_no_cut_and_joined_ones_do(rendered: Path) -> None:
     videos = [probe(path) for path in sorted((rendered / "videos").iterdir())]
     clips = [decode_frames(video, sample_frames(video, 8), (48, 48)) for video in videos]
     assert not any(map(has_cut, clips))

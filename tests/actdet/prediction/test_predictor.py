@@ -1,4 +1,4 @@
-"""A detector slid over a video: the windows, the memory, the boxes, and the same answer as in evaluation."""
+"""A detector slides over a video: its windows, its memory, its boxes, and the same answers as in an evaluation."""
 
 from __future__ import annotations
 
@@ -16,36 +16,42 @@ import numpy as np
 import pytest
 import torch
 
+from actdet.data.config import ClipSize
 from actdet.data.index import load_index
 from actdet.data.loader import ClipLoader
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation.clips import evaluate
-from actdet.models.checkpoints import About, save_checkpoint
+from actdet.models.checkpoints import CheckpointInfo, save_checkpoint
 from actdet.models.detr.config import LossConfig, ModelConfig
 from actdet.models.detr.detector import ActionDetector
 from actdet.prediction import predictor as prediction
 from actdet.prediction.predictor import FoundAction, Gap, Predictor, Window, annotate_prediction
-from actdet.video.decoding import VideoInfo, decode_frames, probe, sample_frames
-from actdet.video.readers import PyAVReader
+from actdet.video.decoding import decode_frames
+from actdet.video.info import VideoInfo, probe
+from actdet.video.pyav import PyAVReader
+from actdet.video.sampling import sample_frames
 from tests.actdet.video.videos import corrupt, set_matrix, shown_number, write_video
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
 MODEL = ModelConfig(image_size=32, frames=8, encoder_layers=0, decoder_layers=1)
-BOX = (0.5, 0.75, 0.5, 0.375)  # cxcywh: the corners are at 0.25, 0.5625 and 0.75, 0.9375
+
+# Center, width and height of a box whose corners are (0.25, 0.5625) and (0.75, 0.9375).
+BOX = (0.5, 0.75, 0.5, 0.375)
 
 
 def _checkpoint(path: Path, seconds: float, *, box: tuple[float, ...] | None = None) -> Path:
-    """A detector for clips of `seconds`; with `box`, one that always gives that box."""
+    """The checkpoint of a detector for clips of `seconds`; if there is a `box`, it gives that box for any video."""
     torch.manual_seed(3)
     detector = ActionDetector(MODEL)
     with torch.no_grad():
-        detector.class_head[-1].bias[-1] += 5  # to keep the expected counts below 1
+        # Keeps the expected numbers of actions below 1.
+        detector.class_head[-1].bias[-1] += 5
         if box:
             detector.box_head[-1].weight.zero_()
             detector.box_head[-1].bias.copy_(torch.logit(torch.tensor(box)))
     tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
-    save_checkpoint(path, tensors, About(MODEL, "pyav", seconds))
+    save_checkpoint(path, tensors, CheckpointInfo(MODEL, "pyav", seconds))
     return path
 
 
@@ -68,7 +74,9 @@ def test_windows_cover_the_video_and_overlap_by_half(predictor: Predictor, secon
     spans = predictor.spans(video)
     assert spans[0][0] == start
     assert spans[-1][1] == video.end == start + seconds * 90000
-    if seconds <= 3:  # one and a half windows of 2 s
+
+    # Up to one and a half windows of 2 s are one window.
+    if seconds <= 3:
         assert spans == [(start, video.end)]
         return
     assert {b - a for a, b in spans} == {180000}
@@ -79,13 +87,14 @@ def test_windows_cover_the_video_and_overlap_by_half(predictor: Predictor, secon
 
 
 def test_the_last_window_ends_with_the_video(predictor: Predictor) -> None:
-    seconds = [(a / 90000, b / 90000) for a, b in predictor.spans(_video(27, 8))]  # 3.375 s
+    """The video has 3.375 s."""
+    seconds = [(start / 90000, end / 90000) for start, end in predictor.spans(_video(27, 8))]
     assert seconds == [(0, 2), (1, 3), (1.375, 3.375)]
 
 
 @pytest.mark.parametrize("clip_seconds", [1e-9, 0.04, 1e6])
 def test_windows_of_extreme_lengths(predictor: Predictor, clip_seconds: float) -> None:
-    predictor.about = About(MODEL, "pyav", clip_seconds)
+    predictor.info = CheckpointInfo(MODEL, "pyav", clip_seconds)
     spans = predictor.spans(_video(5, 25, base=Fraction(1, 25)))
     assert spans[0][0] == 0
     assert spans[-1][1] == 5
@@ -94,7 +103,8 @@ def test_windows_of_extreme_lengths(predictor: Predictor, clip_seconds: float) -
 
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_video(tmp_path_factory.mktemp("long") / "v.mp4", frames=220, options={"bf": "2"})  # 8.8 s
+    """A video of 8.8 s."""
+    return write_video(tmp_path_factory.mktemp("long") / "v.mp4", frames=220, options={"bf": "2"})
 
 
 def test_windows_come_in_order_with_their_times(predictor: Predictor, long_video: Path) -> None:
@@ -107,7 +117,7 @@ def test_windows_come_in_order_with_their_times(predictor: Predictor, long_video
 
 
 class Watched(np.ndarray):
-    """A picture of which it can be told whether anybody still holds it."""
+    """A picture that can have weak references, which tell whether anybody still holds it."""
 
 
 @pytest.mark.parametrize("frames", [220, 1500])
@@ -115,7 +125,8 @@ def test_frames_are_those_of_their_window_and_few_are_kept(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: int
 ) -> None:
     references: list[weakref.ref[Any]] = []
-    counts, given = [], []
+    counts = []
+    given = []
     real = prediction.stream_past_damage
 
     def spy(*arguments: Any, **options: Any) -> Generator[tuple[int, np.ndarray], None, None]:
@@ -129,7 +140,9 @@ def test_frames_are_those_of_their_window_and_few_are_kept(
             del watched
 
     monkeypatch.setattr(prediction, "stream_past_damage", spy)
-    monkeypatch.setattr(prediction, "BATCH_SIZE", 1)  # so that 8 frames are decoded ahead
+
+    # With this batch size 8 frames are decoded ahead.
+    monkeypatch.setattr(prediction, "BATCH_SIZE", 1)
     video = probe(write_video(tmp_path / "v.mp4", frames=frames))
     spans = predictor.spans(video)
     numbers = []
@@ -137,18 +150,21 @@ def test_frames_are_those_of_their_window_and_few_are_kept(
         assert clip is not None
         assert clip.shape == (8, 32, 32, 3)
         numbers.append(clip[:, 0, 0, 0].astype(int) * 256 + clip[:, 0, 0, 1])
-    # The middles of eighths of 2 s at 25 frames a second: 3.125, 9.375, ... frames after the window's first.
+
+    # The middles of eighths of 2 s at 25 frames a second are 3.125, 9.375, ... frames after the window's first.
     for (start, _), found in zip(spans, numbers, strict=True):
         first = start * float(video.time_base) * 25
         middles = [first + (i + 0.5) * 50 / 8 for i in range(8)]
         assert np.abs(found - np.array(middles)).max() <= 1
     assert given == sorted(set(given))
     assert len(given) > 30
-    assert 0 < max(counts) <= 2 * 8 + 8  # as many as the thread is ahead
+
+    # Those of two windows, and as many as the thread is ahead.
+    assert 0 < max(counts) <= 2 * 8 + 8
 
 
-def _ahead_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")]
+def _prefetch_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 @pytest.mark.parametrize("name", ["b-frames.mp4", "late and uneven.mkv", "rotated.mp4", "short.mp4", "one.mkv"])
@@ -156,7 +172,7 @@ def _ahead_threads() -> list[str]:
 def test_windows_are_those_of_one_clip_after_the_other(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, batch: int
 ) -> None:
-    """The same as decoding each window by itself, in no thread, and running the network on it."""
+    """The answers are those of decoding each window by itself, without a thread, and running the network on it."""
     uneven = [700 + 40 * i + 13 * (i % 3) + 900 * (i > 50) for i in range(150)]
     settings: dict[str, dict[str, Any]] = {
         "b-frames.mp4": {"frames": 220, "options": {"bf": "3", "g": "30"}},
@@ -176,7 +192,7 @@ def test_windows_are_those_of_one_clip_after_the_other(
         pixels = np.stack(clips[first : first + batch])
         expected += predictor._decide(video, spans[first : first + batch], pixels)
     assert list(predictor.windows(video)) == expected
-    assert _ahead_threads() == []
+    assert _prefetch_threads() == []
 
 
 @pytest.mark.parametrize("taken", [0, 1, 4])
@@ -184,11 +200,12 @@ def test_windows_are_those_of_one_clip_after_the_other(
 def test_who_stops_early_leaves_no_thread(
     predictor: Predictor, long_video: Path, monkeypatch: pytest.MonkeyPatch, taken: int, how: str
 ) -> None:
-    monkeypatch.setattr(prediction, "BATCH_SIZE", 1)  # so that not all is decoded ahead
+    # With this batch size not everything is decoded ahead.
+    monkeypatch.setattr(prediction, "BATCH_SIZE", 1)
     windows = predictor.windows(long_video)
     for _ in range(taken):
         next(windows)
-    assert len(_ahead_threads()) == (taken > 0)
+    assert len(_prefetch_threads()) == (taken > 0)
     if how == "close":
         windows.close()
     elif how == "drop":
@@ -201,7 +218,7 @@ def test_who_stops_early_leaves_no_thread(
         monkeypatch.setattr(prediction, "predict_batch", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             list(windows)
-    assert _ahead_threads() == []
+    assert _prefetch_threads() == []
 
 
 def test_a_long_video_takes_no_more_memory_of_batches(
@@ -217,7 +234,9 @@ def test_a_long_video_takes_no_more_memory_of_batches(
     monkeypatch.setattr(prediction, "predict_batch", spy)
     windows = predictor.windows(long_video)
     next(windows)
-    assert sizes == [4]  # the rest is not looked at before it is asked for
+
+    # The rest is not looked at before it is asked for.
+    assert sizes == [4]
     list(windows)
     assert sizes == [4, 4]
 
@@ -236,13 +255,18 @@ def test_windows_in_a_batch_do_not_influence_each_other(
 
 def test_a_clip_gets_the_answer_that_evaluation_gives_it(rendered: Path, trained: Path) -> None:
     predictor = Predictor(trained / "model.safetensors", threshold=0.0, device="cpu", precision="fp32")
-    predictor.about = About(MODEL, "pyav", 1e3)  # all of a clip is one window
+    # All of a clip is one window.
+    predictor.info = CheckpointInfo(MODEL, "pyav", 1e3)
     with torch.no_grad():
-        predictor.detector.class_head[-1].bias[-1] += 5  # to keep the expected counts below 1
+        # Keeps the expected numbers of actions below 1.
+        predictor.detector.class_head[-1].bias[-1] += 5
     index = load_index(rendered)
-    loader = ClipLoader(index, MODEL, PyAVReader((32, 32), 0), torch.device("cpu"))
+    size = ClipSize(MODEL.frames, MODEL.image_size)
+    loader = ClipLoader(index, size, PyAVReader((32, 32), 0), torch.device("cpu"))
     evaluation = evaluate(predictor.detector, loader, list(range(12)), LossConfig(), torch.float32)
-    scores, labels, boxes = [], [], []
+    scores = []
+    labels = []
+    boxes = []
     for clip in index.clips:
         (window,) = predictor.windows(clip.video.path)
         assert window.box is not None
@@ -254,7 +278,7 @@ def test_a_clip_gets_the_answer_that_evaluation_gives_it(rendered: Path, trained
     x, y, w, h = (evaluation.decision.box * 64).T
     expected = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=1).clamp(0, 64)
     assert torch.tensor(boxes) == pytest.approx(expected, abs=0.06)
-    # With threshold 0 the evaluation's label differs only where its score is below one half.
+    # With threshold 0 the label differs from the evaluation's only if its score is below one half.
     for label, score, name in zip(evaluation.decision.label.tolist(), scores, labels, strict=True):
         assert score < 0.5 or MODEL.class_names[label] == name
 
@@ -301,7 +325,7 @@ def test_a_threshold_is_a_probability(tmp_path: Path, threshold: float) -> None:
 
 
 def test_a_video_of_variable_rate_has_windows_in_seconds(predictor: Predictor, tmp_path: Path) -> None:
-    """Ten frames in the first second, then one a second: windows go by time, not by frames."""
+    """Ten frames in the first second, then one a second: windows are stretches of time, not numbers of frames."""
     pts = [100 * i for i in range(10)] + [1000 * i for i in range(1, 8)]
     video = probe(write_video(tmp_path / "v.mkv", frames=len(pts), pts=pts))
     windows = list(predictor.windows(video))
@@ -317,7 +341,7 @@ def test_a_video_of_variable_rate_has_windows_in_seconds(predictor: Predictor, t
 
 @pytest.mark.parametrize("places", [[60], [130], [216], [2], [20, 25, 130], [0]])
 def test_windows_before_and_behind_damage_come_out(predictor: Predictor, tmp_path: Path, places: list[int]) -> None:
-    """Exactly those of the whole file that look at no lost frame; what was not looked at is said."""
+    """The windows are those of the undamaged file that look at no lost frame, and gaps name all the rest."""
     path = write_video(tmp_path / "v.mkv", "mjpeg", frames=220, size=(64, 64))
     video = probe(path)
     whole = list(predictor.windows(path))
@@ -330,8 +354,10 @@ def test_windows_before_and_behind_damage_come_out(predictor: Predictor, tmp_pat
     with pytest.raises(DataError, match="damaged") as caught:
         list(map(windows.append, predictor.windows(path)))
     assert str(caught.value).startswith(f"{path}: ")
-    assert _ahead_threads() == []
-    if 0 in broken:  # nothing tells the size of its pictures
+    assert _prefetch_threads() == []
+
+    # Without the first frame nothing tells the size of the pictures.
+    if 0 in broken:
         assert windows == []
         return
     sound = [window for window, row in zip(whole, rows, strict=True) if broken.isdisjoint(row.tolist())]
@@ -350,7 +376,7 @@ def test_windows_before_and_behind_damage_come_out(predictor: Predictor, tmp_pat
 
 
 def test_a_video_that_is_lost_from_a_frame_on_says_so(predictor: Predictor, tmp_path: Path) -> None:
-    """Without a second keyframe nothing behind the damage can be decoded."""
+    """Without a second keyframe nothing after the damage can be decoded."""
     noise = np.random.default_rng(0).integers(0, 255, (220, 48, 64, 3), dtype=np.uint8)
     options = {"g": "300", "sc_threshold": "0"}
     path = corrupt(write_video(tmp_path / "v.mp4", frames=220, options=options, pictures=noise), range(110, 130))
@@ -363,7 +389,7 @@ def test_a_video_that_is_lost_from_a_frame_on_says_so(predictor: Predictor, tmp_
 
 
 def _jumping(path: Path, jumps: dict[int, int], frames: int = 100) -> VideoInfo:
-    """25 frames a second, the clock of which leaps by so many seconds before these frames."""
+    """A video of 25 frames a second. `jumps` has the seconds by which the clock leaps before a frame, by its number."""
     late = np.cumsum([jumps.get(frame, 0) for frame in range(frames)])
     return probe(write_video(path, frames=frames, pts=[40 * n + 1000 * int(late[n]) for n in range(frames)]))
 
@@ -382,7 +408,7 @@ def _jumping(path: Path, jumps: dict[int, int], frames: int = 100) -> VideoInfo:
     ids=["a day", "a year after one frame", "before the last frame", "twice", "3 s", "every frame", "none"],
 )
 def test_windows_are_only_where_frames_are(predictor: Predictor, tmp_path: Path, jumps: dict[int, int]) -> None:
-    """However far a clock leaps: windows of what lies between its leaps, which are gaps."""
+    """However far a clock leaps, the windows cover what lies between its leaps, and the leaps are gaps."""
     video = _jumping(tmp_path / "v.mkv", jumps)
     findings = list(predictor.findings(video))
     windows = [finding for finding in findings if isinstance(finding, Window)]
@@ -422,7 +448,7 @@ def test_a_last_frame_that_shows_for_long_is_no_windows(predictor: Predictor, sh
 def test_what_looks_like_the_window_before_is_not_computed_again(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, batch: int
 ) -> None:
-    """A camera that froze, and one that moves again after a while."""
+    """One camera froze, and another one shows motion again after a while."""
     pictures = np.full((150, 48, 64, 3), 96, np.uint8)
     if kind == "thaws":
         pictures[110:, :, 20:40] = 10
@@ -450,7 +476,7 @@ def test_what_looks_like_the_window_before_is_not_computed_again(
 
 
 def test_a_window_gives_all_its_actions(tmp_path: Path, long_video: Path) -> None:
-    """With a threshold of 0 every class is one; with more, those that reach it, and none else."""
+    """With a threshold of 0 every class is an action; with a higher one, only the classes that reach it."""
     checkpoint = _checkpoint(tmp_path / "m", 100.0, box=BOX)
     (everything,) = Predictor(checkpoint, threshold=0.0, device="cpu", precision="fp32").windows(long_video)
     assert {found.action for found in everything.actions} == set(MODEL.class_names)
@@ -467,8 +493,8 @@ def test_a_window_gives_all_its_actions(tmp_path: Path, long_video: Path) -> Non
 
 
 def test_all_boxes_of_a_window_are_drawn(tmp_path: Path) -> None:
-    grey = np.full((5, 480, 480, 3), 96, np.uint8)
-    video = probe(write_video(tmp_path / "v.mp4", frames=5, size=(480, 480), pictures=grey))
+    gray = np.full((5, 480, 480, 3), 96, np.uint8)
+    video = probe(write_video(tmp_path / "v.mp4", frames=5, size=(480, 480), pictures=gray))
     left, right = (40.0, 120.0, 200.0, 400.0), (280.0, 120.0, 440.0, 400.0)
     found = (FoundAction("fight", 0.9, left), FoundAction("collapse", 0.8, right))
     annotate_prediction(video, [Window(0.0, 0.2, "fight", 0.9, left, found)], MODEL.class_names, tmp_path / "o.mp4")
@@ -504,9 +530,9 @@ def _window(start: float, end: float, found: FoundAction) -> Window:
 
 
 def test_the_annotated_video_shows_the_nearest_window(tmp_path: Path) -> None:
-    """A grey video of 4.4 s, windows whose boxes are apart, and the colour of the edges where they should be."""
-    grey = np.full((110, 480, 480, 3), 96, np.uint8)
-    video = probe(write_video(tmp_path / "v.mp4", frames=110, size=(480, 480), pictures=grey))
+    """On a gray video of 4.4 s, with windows whose boxes lie apart, pixels at the edges tell which box is drawn."""
+    gray = np.full((110, 480, 480, 3), 96, np.uint8)
+    video = probe(write_video(tmp_path / "v.mp4", frames=110, size=(480, 480), pictures=gray))
     windows = [
         _window(0.0, 2.0, FoundAction("fight", 0.9, (40.0, 120.0, 200.0, 400.0))),
         prediction.Window(1.0, 3.0, None, 0.2, None),
@@ -518,11 +544,15 @@ def test_the_annotated_video_shows_the_nearest_window(tmp_path: Path) -> None:
     assert len(pictures) == 110
     for number, picture in enumerate(pictures):
         left, right = (np.abs(picture[300, x - 2 : x + 5] - 96).max() > 40 for x in (40, 439 - 2))
-        middle = number / 25  # the middles of the windows are at 1, 2 and 3.4 s
-        if min(abs(middle - 1.5), abs(middle - 2.7)) < 0.03:
-            continue  # as near to the one as to the other
-        assert (left, right) == (middle < 1.5, middle > 2.7), number
-        assert (picture[6, 6:90].max() > 150) == (1.5 < middle < 2.7), number  # "no action" is said
+
+        # The middles of the windows are at 1, 2 and 3.4 s. Some frames are as near to one window as to another.
+        time = number / 25
+        if min(abs(time - 1.5), abs(time - 2.7)) < 0.03:
+            continue
+        assert (left, right) == (time < 1.5, time > 2.7), number
+
+        # The note "no action" is in the upper left corner.
+        assert (picture[6, 6:90].max() > 150) == (1.5 < time < 2.7), number
         assert np.abs(picture[300, 240] - 96).max() < 12
 
 

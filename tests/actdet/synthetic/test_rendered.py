@@ -1,4 +1,4 @@
-"""The rendered data set: its format, that it follows from the seed, and that its boxes fit what is drawn."""
+"""The rendered data set has its format, follows from the seed alone, and has boxes that fit what is drawn."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def staged() -> list[rendered._Clip]:
 
 
 def silhouettes(people: list[Shapes], lens: Lens, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Where the people are seen (T, height, width): filmed in white, alone, before a black background."""
-    white = [replace(person, colours=[(255, 255, 255)] * len(person.colours)) for person in people]
+    """Return where the people are seen (T, height, width), by filming them alone, in white on a black background."""
+    white = [replace(person, colors=[(255, 255, 255)] * len(person.colors)) for person in people]
     lens = replace(lens, gain=(1.0, 1.0, 1.0), offset=0.0, noise=0.0, blur=0.0)
     margin = 2 * round(MARGIN * size[1] * OVERSAMPLING)
     black = Image.new("RGB", (size[0] * OVERSAMPLING + margin, size[1] * OVERSAMPLING + margin))
@@ -57,7 +57,7 @@ def silhouettes(people: list[Shapes], lens: Lens, size: tuple[int, int] = SIZE) 
 
 
 def extent(masks: np.ndarray) -> np.ndarray:
-    """The box around all that is set in (..., height, width)."""
+    """Return the box around all that is set in (..., height, width)."""
     *_, ys, xs = np.nonzero(masks)
     return np.array((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
 
@@ -112,7 +112,7 @@ def test_the_same_seed_gives_the_same_pixels_for_any_number_of_workers(
 def test_another_seed_has_other_people_in_other_places() -> None:
     people_a, places_a = rendered._world(0)
     people_b, places_b = rendered._world(1)
-    looks = [str(sorted(person.colours.items())) for person in people_a + people_b]
+    looks = [str(sorted(person.colors.items())) for person in people_a + people_b]
     assert len(set(looks)) == len(looks)
     clip = rendered._stage_clip(RenderConfig(), 0)
     pictures = [
@@ -123,7 +123,8 @@ def test_another_seed_has_other_people_in_other_places() -> None:
 
 
 def test_a_place_looks_the_same_in_every_clip() -> None:
-    clip, (_, places) = rendered._stage_clip(RenderConfig(), 0), rendered._world(0)
+    clip = rendered._stage_clip(RenderConfig(), 0)
+    _, places = rendered._world(0)
     first, second = (
         paint_place(places[0], clip.camera, 64, clip.back, [], np.random.default_rng(i)).tobytes() for i in range(2)
     )
@@ -161,7 +162,8 @@ def test_boxes_fit_the_actors_that_are_drawn(staged: list[rendered._Clip]) -> No
 def test_labels_hold_the_actors_and_no_bystander(small: Path) -> None:
     outside = 0
     for i in range(SMALL.clips):
-        clip, size = rendered._stage_clip(SMALL, i), (SMALL.width, SMALL.height)
+        clip = rendered._stage_clip(SMALL, i)
+        size = (SMALL.width, SMALL.height)
         label = (small / "annotations" / f"{clip.name}.txt").read_text().split()
         if i % 3 == 2:
             assert label == []
@@ -177,7 +179,8 @@ def test_collapses_end_in_lying_after_a_fast_fall(staged: list[rendered._Clip]) 
     shapes = []
     for clip in staged[1::3]:
         boxes = np.array([extent(mask) for mask in silhouettes(clip.actors, clip.lens)])
-        wide, high = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+        wide = boxes[:, 2] - boxes[:, 0]
+        high = boxes[:, 3] - boxes[:, 1]
         lying = slice(-int(0.33 * len(boxes)), None)
         assert high[lying].max() < 0.75 * high.max(), clip.name
         assert np.ptp(high[lying]) <= 6, clip.name
@@ -189,7 +192,8 @@ def test_collapses_end_in_lying_after_a_fast_fall(staged: list[rendered._Clip]) 
 
 def test_lying_down_takes_longer_than_collapsing(staged: list[rendered._Clip]) -> None:
     def seconds(clip: rendered._Clip) -> float:
-        low = np.array([extent(mask)[1] for mask in silhouettes(clip.actors, clip.lens)])  # of the head, from above
+        # How far the head is from the upper edge of the picture.
+        low = np.array([extent(mask)[1] for mask in silhouettes(clip.actors, clip.lens)])
         way = (low - low[0]) / (low[-1] - low[0])
         return float((way > 0.9).argmax() - (way > 0.25).argmax()) / 16
 
@@ -202,7 +206,8 @@ def test_lying_down_takes_longer_than_collapsing(staged: list[rendered._Clip]) -
 
 def test_the_scene_does_not_depend_on_the_resolution() -> None:
     one, two = (rendered._stage_clip(RenderConfig(width=w, height=h), 4) for w, h in ((160, 120), (320, 240)))
-    small, large = box_of(one.actors, one.lens, (160, 120)), box_of(two.actors, two.lens, (320, 240))
+    small = box_of(one.actors, one.lens, (160, 120))
+    large = box_of(two.actors, two.lens, (320, 240))
     np.testing.assert_allclose(2 * np.array(small), large, atol=0.2)
 
 
@@ -256,7 +261,7 @@ def test_bad_settings_are_refused(tmp_path: Path, change: dict[str, int], text: 
 
 
 def test_a_folder_with_videos_is_refused(small: Path) -> None:
-    with pytest.raises(ActdetError, match="videos is not empty, and was not rendered with these settings"):
+    with pytest.raises(ActdetError, match="videos is not empty and was not rendered with these settings"):
         render_dataset(small, replace(SMALL, seed=SMALL.seed + 1))
 
 

@@ -1,4 +1,4 @@
-"""FLOP and bytes against sums done by hand, memory against what a real step allocated."""
+"""FLOP and bytes are compared with sums done by hand, and memory with what a real step allocated."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ from actdet.training.train_step import TrainStep
 
 SMALL = ModelConfig(image_size=48, frames=8, encoder_layers=1, decoder_layers=1)
 MIDDLE = ModelConfig(image_size=64, frames=16, encoder_layers=1, decoder_layers=1)
-FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+FP32 = torch.float32
+FP16 = torch.float16
+BF16 = torch.bfloat16
 BF16_UNITS = choose_precision("auto", torch.device("cpu"))[0] == BF16
 NO_UNITS = "a CPU without bf16 units converts operands to float32, which takes memory of its own"
 FIVE_CLIPS = ModelConfig(image_size=112), 5
@@ -58,18 +60,20 @@ def one_thread() -> Iterator[None]:
 def convolution_macs(conv: nn.Module, sizes: list[int]) -> tuple[int, list[int]]:
     """Multiply-adds of torchvision's convolution on T x H x W features, and the T x H x W that it leaves."""
     assert isinstance(conv, nn.Conv3d)
-    padding, sides = cast(tuple[int, ...], conv.padding), zip(sizes, conv.kernel_size, conv.stride, strict=True)
+    padding = cast(tuple[int, ...], conv.padding)
+    sides = zip(sizes, conv.kernel_size, conv.stride, strict=True)
     sizes = [(size + 2 * pad - side) // stride + 1 for (size, side, stride), pad in zip(sides, padding, strict=True)]
     return math.prod(sizes) * conv.weight.numel(), sizes
 
 
 def backbone_flop(frames: int, side: int) -> list[int]:
-    """Of the stem and the four layers for one clip: three products for a convolution, two FLOP for a multiply-add."""
+    """FLOP of the stem and the four layers for one clip: a convolution is three products, a multiply-add two FLOP."""
     with torch.device("meta"):
         network = cast(Any, r2plus1d_18(weights=None))
     spatial, sizes = convolution_macs(network.stem[0], [frames, side, side])
     temporal, sizes = convolution_macs(network.stem[3], sizes)
-    flop = [2 * (2 * spatial + 3 * temporal)]  # nothing needs the gradient of the clip
+    # Nothing needs the gradient of the clip.
+    flop = [2 * (2 * spatial + 3 * temporal)]
     for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
         macs = 0
         for block in layer:
@@ -83,8 +87,9 @@ def backbone_flop(frames: int, side: int) -> list[int]:
 
 
 def transformer_flop(tokens: int, queries: int, encoder_layers: int, decoder_layers: int) -> int:
-    """Of all that follows the backbone, for one clip and two classes."""
-    width, feedforward = 256, 2048
+    """FLOP of all that follows the backbone, for one clip and two classes."""
+    width = 256
+    feedforward = 2048
     encoder = tokens * (4 * width**2 + 2 * width * feedforward) + 2 * tokens**2 * width
     own = queries * 4 * width**2 + 2 * queries**2 * width
     cross = (queries + tokens) * 2 * width**2 + 2 * queries * tokens * width
@@ -120,9 +125,12 @@ def test_bytes_of_the_stem_are_its_passes_over_its_features(dtype: torch.dtype) 
 
     Autocast reads the clip and writes it again.
     """
-    clip, spatial, temporal = 3 * 16 * 112 * 112, 45 * 16 * 56 * 56, 64 * 16 * 56 * 56
+    clip = 3 * 16 * 112 * 112
+    spatial = 45 * 16 * 56 * 56
+    temporal = 64 * 16 * 56 * 56
     passes = {
-        clip: 1 + 1,  # forward, backward
+        # Each sum is of the forward and of the backward pass.
+        clip: 1 + 1,
         spatial: (1 + 2 + 2 + 1) + (2 + 3 + 3 + 1),
         temporal: (1 + 2 + 2) + (3 + 3 + 1),
     }
@@ -142,7 +150,8 @@ def test_bytes_that_do_not_grow_with_the_batch_are_three_passes_over_the_weights
 
 
 def test_halving_the_dtype_halves_the_bytes_of_the_features() -> None:
-    full, half = costs_of(*FIVE_CLIPS, FP32), costs_of(*FIVE_CLIPS, FP16)
+    full = costs_of(*FIVE_CLIPS, FP32)
+    half = costs_of(*FIVE_CLIPS, FP16)
     assert costs_of(*FIVE_CLIPS, BF16) == half
     for single, other in zip(full[:3], half, strict=False):
         assert other.bytes / single.bytes == pytest.approx(0.5, abs=0.02), single.name
@@ -246,7 +255,7 @@ def real_steps(
 
 
 def allocated_on_cpu(model: ModelConfig, batch: int, dtype: torch.dtype, *, checkpointing: bool) -> int:
-    """The most bytes that PyTorch had asked for at once, workspaces of oneDNN and all, from the first parameter on."""
+    """The most bytes that PyTorch had asked for at once from the first parameter on, oneDNN's workspaces included."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         steps = real_steps(model, batch, dtype, "cpu", checkpointing=checkpointing)
@@ -326,11 +335,13 @@ def largest_operands(model: ModelConfig, batch: int) -> int:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [FP32, FP16])
 def test_the_peak_is_what_a_real_step_allocates_on_a_gpu(dtype: torch.dtype, checkpointing: bool) -> None:
-    model, batch = ModelConfig(image_size=112), 8
+    model = ModelConfig(image_size=112)
+    batch = 8
     gc.collect()
     before = torch.cuda.memory_allocated()
     steps = real_steps(model, batch, dtype, "cuda", checkpointing=checkpointing)
-    next(steps)  # in which libraries are loaded
+    # In the first step libraries are loaded.
+    next(steps)
     torch.cuda.reset_peak_memory_stats()
     next(steps)
     real = torch.cuda.max_memory_allocated() - before
@@ -339,7 +350,7 @@ def test_the_peak_is_what_a_real_step_allocates_on_a_gpu(dtype: torch.dtype, che
 
 @pytest.mark.parametrize(("dtype", "checkpointing"), [(FP32, False), (FP16, True)])
 def test_the_peak_is_affine_in_the_batch(dtype: torch.dtype, checkpointing: bool) -> None:
-    """But for the smallest, whose peak is in the optimizer."""
+    """Except for the smallest batches, whose peak is in the optimizer."""
     few, more, many = (peak_memory(MIDDLE, batch, dtype, checkpointing=checkpointing) for batch in (8, 16, 40))
     assert many - 24 * (more - few) / 8 == pytest.approx(more, rel=0.01)
 
@@ -374,7 +385,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(
     [(0, 0.1, 0), (1100, 0.0, 0), (1105, 0.0, 1), (1199, 0.0, 1), (1200, 0.0, 2), (8000, 0.5, 30), (10**6, 0.0, 9990)],
 )
 def test_the_largest_batch_of_a_line(memory: int, reserve: float, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1000 bytes and 100 a clip; but the first clip takes 5 more."""
+    """1000 bytes and 100 a clip; only the first clip takes 5 more."""
 
     def peak(model: ModelConfig, batch: int, *rest: Any, **options: Any) -> int:
         assert batch >= 1

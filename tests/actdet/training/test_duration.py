@@ -1,4 +1,4 @@
-"""What is said of the time a training will take, against a clock."""
+"""How long a training will take is estimated from steps that are tried, and said in words."""
 
 from __future__ import annotations
 

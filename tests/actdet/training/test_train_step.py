@@ -23,11 +23,14 @@ from actdet.data.augment import Batch
 from actdet.device import choose_precision
 from actdet.distributed import Processes
 from actdet.errors import ActdetError
+from actdet.models.detr import losses as detector_losses
 from actdet.models.detr.config import ModelConfig
 from actdet.models.detr.detector import ActionDetector
+from actdet.models.detr.losses import LOSSES
 from actdet.training import train_step as stepping
 from actdet.training.config import TrainConfig
-from actdet.training.train_step import LOSSES, WARM_UP, TrainStep
+from actdet.training.graph import WARM_UP
+from actdet.training.train_step import TrainStep
 
 MODEL = ModelConfig(image_size=32, frames=8, encoder_layers=1, decoder_layers=1, queries=6, dropout=0.1)
 CONFIG = TrainConfig(lr=1e-3, auxiliary_weight=0.5, backbone_weights="none")
@@ -71,8 +74,9 @@ def curve(step: TrainStep, given: list[Batch], lr: float = 1e-3) -> Tensor:
 @pytest.mark.usefixtures("tiny_backbone")
 @COMPILER
 def test_compiled_steps_give_the_losses_of_eager_ones() -> None:
-    """32 steps in float32, with dropout: both draw the same."""
-    given, model = batches(4) * 8, replace(MODEL, encoder_layers=0)
+    """32 steps in float32 with dropout, of which both draw the same."""
+    given = batches(4) * 8
+    model = replace(MODEL, encoder_layers=0)
     eager, compiled = (curve(step_of(mode, model=model), given) for mode in ("eager", "compile"))
     assert eager[-4:, 0].mean() < 0.5 * eager[:4, 0].mean()
     torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
@@ -84,7 +88,8 @@ def test_compiled_steps_give_the_losses_of_eager_ones() -> None:
 @COMPILER
 def test_compiled_steps_in_bf16_are_as_near_to_float32_as_eager_ones() -> None:
     """32 steps; fused operators round less often."""
-    given, model = batches(4) * 8, replace(MODEL, encoder_layers=0)
+    given = batches(4) * 8
+    model = replace(MODEL, encoder_layers=0)
     exact = curve(step_of("eager", model=model), given, 1e-4)
     eager, compiled = (
         curve(step_of(mode, dtype=torch.bfloat16, model=model), given, 1e-4) for mode in ("eager", "compile")
@@ -124,7 +129,7 @@ class Reads(TorchDispatchMode):
 
 
 def in_order(logits: Tensor, boxes: Tensor, targets: Targets, **options: Any) -> Tensor:
-    """In place of `match`, whose reference reads the cost; that the kernels do not is tested with them."""
+    """In place of `match`, whose reference reads the cost. The kernels' own tests show that they do not."""
     matched = torch.arange(targets.labels.shape[1]).expand(*logits.shape[:-2], -1)
     return torch.where(targets.valid & (matched < logits.shape[-2]), matched, -1)
 
@@ -132,27 +137,31 @@ def in_order(logits: Tensor, boxes: Tensor, targets: Targets, **options: Any) ->
 @pytest.mark.usefixtures("tiny_backbone")
 @pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9}, {"freeze_backbone": True}])
 def test_a_step_reads_nothing_back(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stepping, "match", in_order)
-    step, given = step_of("eager", **settings), batches(3)
+    monkeypatch.setattr(detector_losses, "match", in_order)
+    step = step_of("eager", **settings)
+    given = batches(3)
     with Reads() as reads:
         for number, batch in enumerate(given):
             step.run(batch, lr=1e-3, seed=number, number=number)
     assert reads.found == []
     with Reads() as reads:
         float(step.losses[0])
-    assert reads.found  # so what reads a value is seen
+    # What reads a value is seen.
+    assert reads.found
 
 
 @pytest.mark.usefixtures("tiny_backbone")
 def test_the_running_average_is_that_of_the_weights() -> None:
-    step, given = step_of("eager", ema_decay=0.6), batches(12)
+    step = step_of("eager", ema_decay=0.6)
+    given = batches(12)
     plain = step_of("eager")
     expected = {name: value.clone().double() for name, value in step.average.items()}
     assert "backbone.1.running_var" in expected
     for number, batch in enumerate(given):
         step.run(batch, lr=1e-2, seed=number, number=number)
         plain.run(batch, lr=1e-2, seed=number, number=number)
-        decay = min(0.6, (1 + number) / (10 + number))  # it is one average of all at first
+        # At first it is an average of all steps.
+        decay = min(0.6, (1 + number) / (10 + number))
         live = step.detector.state_dict()
         for name, value in expected.items():
             value.mul_(decay).add_(live[name].double(), alpha=1 - decay)
@@ -160,7 +169,8 @@ def test_the_running_average_is_that_of_the_weights() -> None:
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
     after = {name: value.clone() for name, value in step.detector.state_dict().items()}
     for name, value in plain.detector.state_dict().items():
-        assert torch.equal(value, after[name])  # averaging changes no training
+        # Averaging changes no training.
+        assert torch.equal(value, after[name])
     with step.averaged():
         for name, value in step.detector.state_dict().items():
             if name in expected:
@@ -170,7 +180,7 @@ def test_the_running_average_is_that_of_the_weights() -> None:
 
 
 def weights(seed: int) -> list[Tensor]:
-    """Of the shapes and in the layouts of a detector's parameters, statistics and heads."""
+    """Tensors with the shapes and the layouts of a detector's parameters, statistics and heads."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(), (7,), (3, 256), (12, 256), (64, 3, 3, 7, 7), (48, 64, 3, 1, 1)]
     made = [torch.randn(shape, generator=generator) for shape in shapes]
@@ -192,7 +202,9 @@ class Launches(TorchDispatchMode):
 @pytest.mark.parametrize("weight", [1.0, 0.9, 0.4, 1e-4])
 def test_averages_that_move_together_move_as_one_by_one(weight: float) -> None:
     """On a GPU, where a launch for each tensor would take longer than the arithmetic."""
-    averages, targets, share = weights(0), weights(1), torch.tensor(weight)
+    averages = weights(0)
+    targets = weights(1)
+    share = torch.tensor(weight)
     exact = [a.double() + share.double() * (t.double() - a.double()) for a, t in zip(averages, targets, strict=True)]
     with Launches() as launches:
         stepping._move_by_foreach(averages, targets, share)
@@ -204,7 +216,8 @@ def test_averages_that_move_together_move_as_one_by_one(weight: float) -> None:
 @pytest.mark.usefixtures("tiny_backbone")
 def test_a_cpu_moves_each_average_by_lerp() -> None:
     """Bit for bit; the numbers of a training do not depend on how many tensors are moved at once."""
-    step, (batch,) = step_of("eager", ema_decay=0.6), batches(1)
+    step = step_of("eager", ema_decay=0.6)
+    (batch,) = batches(1)
     before = {name: value.clone() for name, value in step.average.items()}
     step.run(batch, lr=1e-2, seed=0, number=3)
     live = step.live()
@@ -214,7 +227,7 @@ def test_a_cpu_moves_each_average_by_lerp() -> None:
 
 @pytest.mark.usefixtures("tiny_backbone")
 def test_processes_send_gradients_and_no_statistics(tmp_path: Path) -> None:
-    """Which all of them have already, as the tests of two processes show."""
+    """All of them have the same statistics already, as the tests of two processes show."""
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         torch.manual_seed(0)
@@ -298,7 +311,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 def test_no_step_runs_eagerly_beside_a_graph(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Epochs of four batches and a smaller one: both sets of activations never lie in memory."""
     monkeypatch.setattr(TrainStep, "_step", lambda self, batch: device.step(batch))
-    (large,), (small,) = batches(1), batches(1, size=3)
+    (large,) = batches(1)
+    (small,) = batches(1, size=3)
     step = step_of("graph")
     for _ in range(5):
         for batch in (large, large, large, large, small):
@@ -411,12 +425,15 @@ def test_a_smaller_last_batch_takes_no_memory_of_its_own() -> None:
 
 @GPU
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("default")  # the mode that forbids waits warns that it is a prototype
+# The mode that forbids waits warns that it is a prototype.
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_no_step_waits_for_the_gpu(mode: str) -> None:
     device = torch.device("cuda")
-    step, given = step_of(mode, device, HALF, ema_decay=0.9), batches(8, device)
-    curve(step, given)  # whatever is set up once, and the capture
+    step = step_of(mode, device, HALF, ema_decay=0.9)
+    given = batches(8, device)
+    # Libraries are set up and the step is captured.
+    curve(step, given)
     torch.cuda.synchronize()
     try:
         torch.cuda.set_sync_debug_mode("error")

@@ -1,4 +1,4 @@
-"""A written video shows its frames exactly when it was told to, or there is no file."""
+"""A written video shows its frames exactly when it should, or no file is left."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import pytest
 
 from actdet.errors import DataError
 from actdet.video import encoding
-from actdet.video.decoding import decode_frames, probe
+from actdet.video.decoding import decode_frames
 from actdet.video.encoding import QUICK, Encoder, write_video
+from actdet.video.info import probe
 from tests.actdet.command import small_disk
-from tests.actdet.video.videos import numbered_frame, shown_number
+from tests.actdet.video.videos import numbered_frame, shown_numbers
 
+# Options with which the encoders keep when the last frame ends.
 KEPT_END: dict[Encoder, dict[str, str]] = {"libx264": {"bf": "0"}, "libvpx-vp9": {"lag-in-frames": "0"}}
+
+# When frames begin to show in ticks, the tick in seconds, and when the last frame ends.
 TIMES = {
     "steady": (range(0, 20), Fraction(1, 25), 20),
     "NTSC": (range(0, 20), Fraction(1001, 30000), 20),
@@ -37,19 +41,22 @@ def _frames(count: int, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
 @pytest.mark.parametrize("encoder", KEPT_END)
 def test_what_is_quick_is_nearly_as_good(tmp_path: Path, encoder: Encoder) -> None:
     frames = np.stack([np.roll(numbered_frame(number, 320, 240), number, axis=1) for number in range(20)])
-    errors, sizes = [], []
+    errors = []
+    sizes = []
     for options in (None, QUICK[encoder]):
         out = tmp_path / "v.mp4"
         write_video(out, frames, np.arange(20), Fraction(1, 25), encoder=encoder, options=options)
         errors.append(np.abs(decode_frames(probe(out), range(20)).astype(int) - frames).mean())
         sizes.append(out.stat().st_size)
     assert errors[1] < 1.25 * errors[0] + 1
-    assert sizes[0] != sizes[1] < 4 * sizes[0]  # options that an encoder does not know change nothing
+
+    # Options that an encoder does not know would change nothing.
+    assert sizes[0] != sizes[1] < 4 * sizes[0]
 
 
 @pytest.mark.parametrize("encoder", KEPT_END)
 @pytest.mark.parametrize("name", TIMES)
-def test_frames_are_shown_when_they_are_said_to_be(tmp_path: Path, name: str, encoder: Encoder) -> None:
+def test_frames_are_shown_when_they_should_be(tmp_path: Path, name: str, encoder: Encoder) -> None:
     times, base, end = TIMES[name]
     pts = np.array(times, np.int64)
     out = tmp_path / "new folder" / "50%: ü.mp4"
@@ -58,7 +65,7 @@ def test_frames_are_shown_when_they_are_said_to_be(tmp_path: Path, name: str, en
     assert [(int(t) - int(video.pts[0])) * video.time_base for t in video.pts] == [(t - times[0]) * base for t in times]
     if encoder == "libx264" or name in ("steady", "NTSC", "one"):
         assert (video.end - int(video.pts[0])) * video.time_base == (end - times[0]) * base
-    assert list(map(shown_number, decode_frames(video, range(len(pts))))) == list(range(len(pts)))
+    assert shown_numbers(decode_frames(video, range(len(pts)))) == list(range(len(pts)))
     with av.open(str(out)) as container:
         assert container.metadata["comment"] == "it is"
 
@@ -97,7 +104,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, share: float) -> None
     ("pts", "base"),
     [([0, 2**33], Fraction(1, 90000)), ([0, 6 * 10**9], Fraction(1, 10**9)), ([0, 2**40, 2**41], Fraction(1))],
 )
-def test_times_that_mp4_cannot_hold_are_told(tmp_path: Path, pts: list[int], base: Fraction, encoder: Encoder) -> None:
+def test_times_that_mp4_cannot_hold_are_reported(
+    tmp_path: Path, pts: list[int], base: Fraction, encoder: Encoder
+) -> None:
     with pytest.raises(DataError, match=r"cannot be (encoded|written): ") as caught:
         write_video(tmp_path / "v.mp4", _frames(len(pts)), np.array(pts), base, encoder=encoder)
     assert "\n" not in str(caught.value)
@@ -120,7 +129,7 @@ def test_a_file_that_shows_its_frames_at_other_times_is_not_kept(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_size_that_the_encoder_refuses_is_told(tmp_path: Path) -> None:
+def test_a_size_that_the_encoder_refuses_is_reported(tmp_path: Path) -> None:
     wide = np.zeros((2, 40000, 3), np.uint8)
     with pytest.raises(DataError, match="cannot be encoded: ") as caught:
         write_video(tmp_path / "v.mp4", [wide], np.array([0]), Fraction(1, 25))

@@ -1,4 +1,4 @@
-"""Timestamps that repeat or go back, in any container: all frames, in their order, at times that ascend."""
+"""If timestamps repeat or go back, in any container, all frames come in their order, at times that ascend."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import pytest
 
 from actdet.data.index import load_index
 from actdet.errors import ActdetError, DataError
-from actdet.video.decoding import VideoInfo, decode_frames, probe, stream_frames
+from actdet.video.decoding import decode_frames, stream_frames
+from actdet.video.info import VideoInfo, probe
 from actdet.video.readers import choose_reader
-from actdet.video.timestamps import continued, is_orderly
+from actdet.video.timestamps import continue_times, is_orderly
 from tests.actdet.video import videos
-from tests.actdet.video.videos import numbered_frame, shown_number, write_video
+from tests.actdet.video.videos import B_FRAMES, numbered_frame, shown_number, shown_numbers, write_video
 
-B_FRAMES = {"bf": "3", "b_strategy": "0", "g": "12"}
+# How many frames each recording has.
 PART = 24
 
 
 def _part(path: Path, codec: str, options: dict[str, str], first: int, start: float = 0) -> Path:
-    """`PART` frames from number `first` on, 25 a second; the clock of the recording begins at `start` seconds."""
+    """Write `PART` frames from number `first` on, 25 a second; the clock of the recording begins at `start` seconds."""
     pictures = np.stack([numbered_frame(first + i, 64, 48) for i in range(PART)])
     pts = [round(1000 * start) + 40 * i for i in range(PART)] if start else None
     return write_video(path, codec, PART, pictures=pictures, options=options, pts=pts)
 
 
 def _numbers(info: VideoInfo, indices: list[int] | range) -> list[int]:
-    return [shown_number(picture) for picture in decode_frames(info, indices)]
+    return shown_numbers(decode_frames(info, indices))
 
 
 def _milliseconds(info: VideoInfo) -> list[int]:
@@ -37,7 +38,7 @@ def _milliseconds(info: VideoInfo) -> list[int]:
 
 
 def _check_frames(info: VideoInfo, count: int) -> None:
-    """However they are asked for, the frames are those of their numbers."""
+    """Assert that the frames have the right numbers, however they are asked for."""
     assert _numbers(info, range(count)) == list(range(count))
     for wanted in ([count - 1], [PART, 3], list(range(0, count, 7)), [PART - 1, PART, PART + 1]):
         wanted = [index for index in wanted if index < count]
@@ -72,7 +73,7 @@ def test_recordings_joined_by_cat_are_whole(tmp_path: Path, name: str, codec: st
 
 
 def test_joined_avi_files_are_whole(tmp_path: Path) -> None:
-    """They have no timestamps: frames go by their order."""
+    """They have no timestamps, so frames are identified by their order."""
     parts = [_part(tmp_path / f"{i}.avi", "mpeg4", {}, i * PART) for i in range(3)]
     info = probe(videos.join(tmp_path / "joined.avi", *parts))
     assert _milliseconds(info) == [40 * i for i in range(3 * PART)]
@@ -89,13 +90,13 @@ def test_joined_avi_files_are_whole(tmp_path: Path) -> None:
         ("clip.webm", "libvpx-vp9", 2),
     ],
 )
-def test_what_is_joined_and_not_read_is_told(tmp_path: Path, name: str, codec: str, read: int) -> None:
+def test_what_is_joined_and_not_read_is_reported(tmp_path: Path, name: str, codec: str, read: int) -> None:
     """FFmpeg, and every player on it, stops at the end of the first such file, or of the second."""
     parts = [_part(tmp_path / f"{i}{name}", codec, {}, i * PART) for i in range(read + 1)]
     videos.join(tmp_path / "read", *parts[:read])
     info = probe(videos.join(tmp_path / name, *parts))
-    where = (tmp_path / "read").stat().st_size
-    assert info.remarks[-1] == f"another recording begins at byte {where} and is not read: split the file there"
+    place = (tmp_path / "read").stat().st_size
+    assert info.remarks[-1] == f"another recording begins at byte {place} and is not read: split the file there"
     _check_frames(info, read * PART)
     assert not any("recording" in remark for remark in probe(tmp_path / "read").remarks)
 
@@ -105,7 +106,7 @@ def test_what_is_joined_and_not_read_is_told(tmp_path: Path, name: str, codec: s
 def test_the_clock_of_the_second_recording_matters_not(
     tmp_path: Path, options: dict[str, str], first: float, second: float
 ) -> None:
-    """Not where no timestamp occurs twice, either, nor where FFmpeg takes the step back for the end of the clock."""
+    """Not even if no timestamp occurs twice, or if FFmpeg takes the step back for the end of the clock."""
     parts = [
         _part(tmp_path / f"{i}.ts", "libx264", options, i * PART, start) for i, start in enumerate((first, second))
     ]
@@ -172,12 +173,12 @@ def test_a_camera_whose_clock_is_set_back(tmp_path: Path, options: dict[str, str
     info = probe(videos.turn_back_flv(path, 200, since))
     assert _milliseconds(info) == pytest.approx([40 * i for i in range(PART)], abs=2)
     assert info.remarks == (f"its timestamps go back at frame {since} ({since / 25:.2f} s); they were continued",)
-    assert len(info.entries) == 0
+    assert len(info.seek_points) == 0
     _check_frames(info, PART)
 
 
-def test_damage_in_joined_recordings_is_told(tmp_path: Path) -> None:
-    """By the reader, where it is met: the frames behind it are still those of their numbers."""
+def test_damage_in_joined_recordings_is_reported(tmp_path: Path) -> None:
+    """By the reader, when it is met: the frames behind it still have the right numbers."""
     parts = [_part(tmp_path / f"{i}.mkv", "libx264", B_FRAMES, i * PART) for i in range(2)]
     whole = probe(videos.join(tmp_path / "whole.mkv", *parts))
     info = probe(videos.corrupt(videos.join(tmp_path / "both.mkv", *parts), range(16, 18)))
@@ -187,7 +188,7 @@ def test_damage_in_joined_recordings_is_told(tmp_path: Path) -> None:
         decode_frames(info, range(2 * PART))
 
 
-def test_a_file_that_shrank_since_it_was_read_is_told(tmp_path: Path) -> None:
+def test_a_file_that_shrank_since_it_was_read_is_reported(tmp_path: Path) -> None:
     parts = [_part(tmp_path / f"{i}.ts", "libx264", B_FRAMES, i * PART) for i in range(2)]
     info = probe(videos.join(tmp_path / "both.ts", *parts))
     with pytest.raises(DataError, match="only the first 24 of its 48 frames decode"):
@@ -229,17 +230,18 @@ def test_the_index_keeps_what_maps_packets_to_frames(tmp_path: Path) -> None:
     ],
 )
 def test_times_are_continued(stamps: list[int], durations: int, wrap: int, expected: list[int]) -> None:
-    times = continued(np.array(stamps), np.full(len(stamps), durations), 25, wrap).times
+    times = continue_times(np.array(stamps), np.full(len(stamps), durations), 25, wrap).times
     assert times.tolist() == expected
 
 
 def test_any_timestamps_give_ascending_times() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
-        count, most = rng.integers(1, 40), rng.choice([2, 10, 1000, 2**40])
+        count = rng.integers(1, 40)
+        most = rng.choice([2, 10, 1000, 2**40])
         stamps = rng.integers(-most, most, count)
         wrap = int(rng.choice([0, 2**33]))
-        found = continued(stamps, rng.integers(0, 3, count), int(rng.integers(1, 50)), wrap)
+        found = continue_times(stamps, rng.integers(0, 3, count), int(rng.integers(1, 50)), wrap)
         assert (np.diff(found.times) > 0).all()
         assert found.times[0] == stamps[0]
         if not wrap:

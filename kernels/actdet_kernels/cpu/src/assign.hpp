@@ -26,8 +26,9 @@ inline constexpr Real kShrink = static_cast<Real>(0x1p-40);
 template <typename Real>
 struct Bounds {
     Real scale = 1;        // what they were multiplied by
-    Real instead = 0;      // what stands for an entry that is not finite: dearer than any assignment without it
-    bool strange = false;  // whether there is one
+    // What stands for an entry that is not finite: dearer than any assignment without it.
+    Real substitute = 0;
+    bool has_non_finite = false;
 
     Bounds(Workspace<Real>& w, int64_t small, int64_t large) {
         Real low = kInfinity<Real>;
@@ -38,28 +39,30 @@ struct Bounds {
             std::fill(row + large, row + w.stride, kInfinity<Real>);
             bad += look_at(row, large, low, high);
         }
-        strange = bad > 0;
+        has_non_finite = bad > 0;
         if (!(low <= high)) low = high = 0;
         const Real largest = std::max(std::abs(low), std::abs(high));
         if (largest > kHuge<Real>) scale = kShrink<Real>;
-        if (!strange && scale == 1) return;
+        if (!has_non_finite && scale == 1) return;
 
         // With b of them, an assignment costs at most b s + (small - b) high; with one more at least (b + 1) s +
         // (small - b - 1) low: s > high + (small - 1) (high - low) makes fewer always cheaper.
         const Real spread = high * scale - low * scale;
         const Real margin = spread > 0 ? spread : largest > 0 ? largest * scale : 1;
-        instead = high * scale + static_cast<Real>(small - 1) * spread + margin;
+        substitute = high * scale + static_cast<Real>(small - 1) * spread + margin;
         for (int64_t i = 0; i < small; ++i) {
             Real* row = &w.costs[i * w.stride];
-            for (int64_t j = 0; j < large; ++j) row[j] = std::abs(row[j]) < kInfinity<Real> ? row[j] * scale : instead;
+            for (int64_t j = 0; j < large; ++j) {
+                row[j] = std::abs(row[j]) < kInfinity<Real> ? row[j] * scale : substitute;
+            }
         }
     }
 
     // What a solution says of itself, in which every row has its column.
     int32_t status(const Workspace<Real>& w, int64_t small) const {
-        if (!strange) return 0;
+        if (!has_non_finite) return 0;
         bool forced = false;
-        for (int64_t i = 0; i < small; ++i) forced |= w.costs[i * w.stride + w.column_of[i]] == instead;
+        for (int64_t i = 0; i < small; ++i) forced |= w.costs[i * w.stride + w.column_of[i]] == substitute;
         return forced ? kNotFinite | kForced : kNotFinite;
     }
 

@@ -1,4 +1,4 @@
-"""The backbone's weights come from where they are said to, or not at all: what holds none is refused in one line."""
+"""The weights of the backbone come from the source that was asked for; anything else is refused in one line."""
 
 from __future__ import annotations
 
@@ -214,7 +214,8 @@ def refusal(source: Path, fresh: Backbone) -> str:
     versions = [value._version for value in fresh.state_dict().values()]
     with pytest.raises(DataError) as caught:
         load_backbone_weights(fresh, str(source))
-    assert [value._version for value in fresh.state_dict().values()] == versions  # none was written to
+    # None was written to.
+    assert [value._version for value in fresh.state_dict().values()] == versions
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith(f"{source}: ")
@@ -246,13 +247,16 @@ def test_other_files_are_refused_in_one_line(write: Callable[[Path], Any], tmp_p
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_file_with_code_in_it_is_refused_and_not_run(plain: bool, tmp_path: Path, fresh: Backbone) -> None:
-    mark, path = tmp_path / "executed", tmp_path / "trap.pth"
+    mark = tmp_path / "executed"
+    path = tmp_path / "trap.pth"
     content = {"stem.0.weight": Trap(mark)}
     if plain:
-        path.write_bytes(pickle.dumps(content, protocol=2))  # torch.load warns of later ones
+        # torch.load warns about later protocols.
+        path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
     assert refusal(path, fresh).startswith("not a file of weights")
     assert not mark.exists()
-    pickle.loads(pickle.dumps(content))  # the trap works, so its silence above means something
+    # The trap works, so its silence above means something.
+    pickle.loads(pickle.dumps(content))
     assert mark.exists()

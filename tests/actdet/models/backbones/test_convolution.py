@@ -1,4 +1,4 @@
-"""The factorised convolutions and their gradients are those of nn.Conv3d, in float64."""
+"""The factorized convolutions and BatchNorm, with their gradients, are those of PyTorch over video, in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from actdet.models.backbones import convolution
-from actdet.models.backbones.convolution import FactorisedConv, PictureNorm, RectifiedSequential, fuse_norms, set_flat
+from actdet.models.backbones.convolution import FactorizedConv, PictureNorm, RectifiedSequential, fuse_norms, set_flat
 from actdet.models.backbones.r2plus1d import Backbone
 
 # Batch, channels, outputs, (frames, height, width): layer1 to layer4 at small sizes, and ugly ones.
@@ -35,11 +35,12 @@ def clips_of(*shape: int, seed: int) -> Tensor:
 
 def layer(
     channels: int, outputs: int, kernel: tuple[int, ...], stride: int = 1, padding: int | None = None
-) -> nn.Conv3d:
+) -> FactorizedConv:
+    """A factorized convolution whose kernel is longer than 1 along some sides, with stride and padding along them."""
     along = tuple(int(side > 1) for side in kernel)
     half = max(kernel) // 2 if padding is None else padding
     torch.manual_seed(1)
-    made = nn.Conv3d(
+    made = FactorizedConv(
         channels,
         outputs,
         kernel,
@@ -47,7 +48,6 @@ def layer(
         padding=tuple(half * side for side in along),
         bias=False,
     )
-    made.__class__ = FactorisedConv
     return made.to(memory_format=torch.channels_last_3d)
 
 
@@ -210,14 +210,13 @@ PICTURES = [(2, 48, 5, 7, 6), (1, 64, 1, 3, 3), (3, 8, 4, 1, 1), (2, 232, 2, 2, 
 def normed(
     kind: type[nn.BatchNorm3d], channels: int, relu: bool, training: bool = True, fused: bool = False
 ) -> nn.Sequential:
-    """A norm, of weights and biases as training leaves them, and a ReLU after it."""
+    """A norm, with weights and biases as training leaves them, and a ReLU after it if `relu`."""
     generator = torch.Generator().manual_seed(7)
-    norm = nn.BatchNorm3d(channels)
-    norm.weight.data, norm.bias.data = (torch.randn(channels, generator=generator) for _ in range(2))
-    norm.__class__ = kind
-    made = nn.Sequential(norm, nn.ReLU(inplace=True)) if relu else nn.Sequential(norm)
-    if kind is PictureNorm:
-        made.__class__ = RectifiedSequential
+    norm = kind(channels)
+    norm.weight.data = torch.randn(channels, generator=generator)
+    norm.bias.data = torch.randn(channels, generator=generator)
+    parts = [norm, nn.ReLU(inplace=True)] if relu else [norm]
+    made = RectifiedSequential(*parts) if kind is PictureNorm else nn.Sequential(*parts)
     if fused:
         fuse_norms(made)
     return made.train(training)
@@ -278,7 +277,7 @@ def test_without_a_momentum_the_norm_averages_all_batches(monkeypatch: pytest.Mo
         torch.testing.assert_close(mine, true)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, kernels are not interpreted")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU kernels are not interpreted")
 def test_a_block_trains_through_the_kernels_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stem and residual blocks, which add in place to what a norm gives; in Triton's interpreter."""
     pytest.importorskip("triton", reason="there is no Triton for this platform")
@@ -332,7 +331,7 @@ def test_on_a_gpu_it_is_as_near_to_float64_as_pytorchs(shape: tuple[int, ...], d
     exact = normed(nn.BatchNorm3d, shape[1], relu).cuda().double()
     wanted = norm_gradients(exact, clips.double(), weights.double())
 
-    # Not where rounding decides what the ReLU lets through.
+    # Values that the ReLU cuts or not by rounding alone are left out.
     certain = wanted[0] != 0 if relu else torch.ones_like(wanted[0], dtype=torch.bool)
     errors = []
     for kind in (PictureNorm, nn.BatchNorm3d):

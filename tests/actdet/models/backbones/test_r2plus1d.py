@@ -1,9 +1,8 @@
-"""The backbone is torchvision's R(2+1)D-18, whatever its widths are padded to and its blocks compute again."""
+"""The backbone is torchvision's R(2+1)D-18, whatever its widths are padded to and whatever is computed again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -16,16 +15,14 @@ from torchvision.models.video import r2plus1d_18
 
 from actdet.device import choose_precision
 from actdet.models.backbones import convolution
-from actdet.models.backbones import r2plus1d as backbone_module
-from actdet.models.backbones.convolution import FactorisedConv
-from actdet.models.backbones.r2plus1d import Backbone, choose_convolutions
+from actdet.models.backbones.r2plus1d import Backbone
 
 BF16_UNITS = choose_precision("auto", torch.device("cpu"))[0] == torch.bfloat16
 NO_UNITS = "a CPU without bf16 units rounds at other places for other widths"
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
-def randomised(network: nn.Module) -> nn.Module:
+def randomized(network: nn.Module) -> nn.Module:
     """Weights as training leaves them: no BatchNorm at one and zero, nothing that cancels."""
     generator = torch.Generator().manual_seed(0)
     for name, value in network.state_dict().items():
@@ -49,7 +46,7 @@ def features(network: nn.Module, clips: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def theirs() -> nn.Module:
     """torchvision's network; leave its weights as they are."""
-    return randomised(r2plus1d_18(weights=None)).eval()
+    return randomized(r2plus1d_18(weights=None)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +134,31 @@ def test_float32_is_as_near_to_float64_as_torchvision(
         assert one <= 2 * other + 1e-6
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_new_backbone_holds_what_torchvision_draws_from_the_same_seed(aligned: bool) -> None:
+    """Except for the start from scratch, and not a random number more or less is drawn."""
+    torch.manual_seed(11)
+    own = Backbone(aligned=aligned).state_dict()
+    next_number = torch.rand(())
+
+    torch.manual_seed(11)
+    theirs = {name: value for name, value in r2plus1d_18(weights=None).state_dict().items() if name[:3] != "fc."}
+    assert torch.equal(torch.rand(()), next_number)
+
+    filters = theirs["stem.3.weight"]
+    theirs["stem.3.weight"] = filters - filters.mean(dim=2, keepdim=True)
+    last_norms = [name for name in theirs if name.endswith("conv2.1.weight")]
+    assert len(last_norms) == 8
+    for name in last_norms:
+        theirs[name] = torch.zeros_like(theirs[name])
+    assert [f"{STAGES[int(name[0])]}{name[1:]}" for name in own] == list(theirs)
+    for value, wanted in zip(own.values(), theirs.values(), strict=True):
+        assert value.dtype == wanted.dtype
+        assert torch.equal(value, wanted)
+
+
 def test_weights_go_back_to_torchvision(theirs: nn.Module, fresh: Backbone) -> None:
-    backbone, network = randomised(deepcopy(fresh)).eval(), deepcopy(theirs)
+    backbone, network = randomized(deepcopy(fresh)).eval(), deepcopy(theirs)
     for parameter in network.parameters():
         nn.init.zeros_(parameter)
     renamed = {f"{STAGES[int(name[0])]}{name[1:]}": value for name, value in backbone.state_dict().items()}
@@ -188,7 +208,8 @@ def test_a_step_over_channels_last_clips_changes_no_layout(
 
 
 def test_the_copies_that_another_layout_costs_are_seen(fresh: Backbone) -> None:
-    clips = torch.randn(2, 3, 8, 32, 48)  # contiguous
+    # Contiguous, so its channels lie apart.
+    clips = torch.randn(2, 3, 8, 32, 48)
     with LayoutCopies() as copies, torch.no_grad():
         fresh(clips)
     assert copies.copied
@@ -215,7 +236,7 @@ def steps(backbone: nn.Module, clips: Tensor, dtype: torch.dtype, count: int) ->
 
 def pair(fresh: Backbone) -> tuple[Backbone, Backbone]:
     """The same weights, as training leaves them, with and without padding."""
-    aligned, plain = randomised(deepcopy(fresh)), Backbone(aligned=False)
+    aligned, plain = randomized(deepcopy(fresh)), Backbone(aligned=False)
     plain.load_state_dict(aligned.state_dict(), strict=True)
     assert not plain.padded
     assert isinstance(aligned, Backbone)
@@ -307,8 +328,8 @@ def test_from_scratch_a_shallow_backbone_says_what_the_whole_one_does(fresh: Bac
 
 
 def test_a_trained_backbone_is_more_than_a_shallow_one(fresh: Backbone) -> None:
-    """And says all that it has learned where it is not trained."""
-    backbone = randomised(deepcopy(fresh))
+    """And outside of training it uses all that it has learned."""
+    backbone = randomized(deepcopy(fresh))
     clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(7))
     for training in (True, False):
         backbone.train(training)
@@ -320,13 +341,13 @@ def test_a_trained_backbone_is_more_than_a_shallow_one(fresh: Backbone) -> None:
         assert differs == training
 
 
-@pytest.mark.parametrize(("training", "synchronised"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize(("training", "synchronized"), [(True, False), (True, True), (False, False)])
 def test_checkpointing_computes_the_same_and_counts_no_batch_twice(
-    training: bool, synchronised: bool, fresh: Backbone
+    training: bool, synchronized: bool, fresh: Backbone
 ) -> None:
     """Also with the BatchNorm that several GPUs have, which without torch.distributed is the ordinary one."""
-    plain, saving = (randomised(deepcopy(fresh)).double().train(training) for _ in range(2))
-    if synchronised:
+    plain, saving = (randomized(deepcopy(fresh)).double().train(training) for _ in range(2))
+    if synchronized:
         plain, saving = (nn.SyncBatchNorm.convert_sync_batchnorm(network) for network in (plain, saving))
     saving.checkpointing = True
     clips = torch.randn(2, 3, 8, 16, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
@@ -350,51 +371,3 @@ def test_checkpointing_computes_the_same_and_counts_no_batch_twice(
         assert torch.equal(one, other)
     assert {norm.momentum for norm in saving.modules() if isinstance(norm, _BatchNorm)} == {0.1}
     assert kept[1] < 0.3 * kept[0]
-
-
-@pytest.mark.parametrize(
-    ("fits", "expected"),
-    [
-        (11, (True, "110.0 ms a step against 130.0")),
-        (10, (True, "75.0 ms a step of 5 clips against 80.0")),
-        # On two clips the other form is faster.
-        (3, (False, "50.0 ms a step of 2 clips against 54.0")),
-        (0, (True, "too little memory to measure")),
-    ],
-)
-def test_convolutions_are_chosen_on_the_batch_or_what_of_it_fits(
-    fits: int, expected: tuple[bool, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ten clips on a GPU that is none, whose 3-D form takes longer for each clip but less to begin."""
-
-    def seconds(flat: bool, shape: tuple[int, ...], *_: Any) -> float:
-        assert shape[1:] == (3, 16, 112, 112)
-        # The 3-D form takes a little more memory.
-        if shape[0] > fits - (not flat):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return 0.001 * (40 + 7 * shape[0] if flat else 30 + 10 * shape[0])
-
-    monkeypatch.setattr(backbone_module, "_seconds_of_passes", seconds)
-    monkeypatch.setattr(backbone_module, "prepare_device", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    choose_convolutions.cache_clear()
-    assert choose_convolutions((10, 3, 16, 112, 112), torch.device("cuda"), torch.bfloat16) == expected
-    choose_convolutions.cache_clear()
-
-
-@pytest.mark.parametrize("flat", [True, False])
-def test_passes_are_timed_over_the_whole_batch(flat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    class Watched(Backbone):
-        def forward(self, input: Tensor) -> Tensor:
-            seen.append((input.shape, input.is_contiguous(memory_format=torch.channels_last_3d)))
-            assert all(part.flat == flat for part in self.modules() if isinstance(part, FactorisedConv))
-            return super().forward(input)
-
-    monkeypatch.setattr(backbone_module, "Backbone", Watched)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
-    seconds = backbone_module._seconds_of_passes(flat, (3, 3, 2, 16, 16), torch.device("cpu"), torch.float32)
-    assert seconds > 0
-    assert set(seen) == {((3, 3, 2, 16, 16), True)}

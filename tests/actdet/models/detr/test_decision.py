@@ -61,7 +61,7 @@ def test_the_most_expected_class_and_where_its_surest_queries_say(
 
 
 def test_queries_that_share_an_action_count_together() -> None:
-    """Three queries of 0.2, 0.25 and 0.15 make an action where none would alone, at the place of the surest."""
+    """Three queries of 0.2, 0.25 and 0.15, none enough alone, make an action at the place of the surest."""
     logits = torch.tensor([[[p, 1 - p] for p in (0.2, 0.25, 0.15)]]).log()
     boxes = torch.tensor([[LEFT, RIGHT, LEFT]])
     got = decide(logits, boxes, no_object_weight=1.0)
@@ -139,7 +139,8 @@ def test_the_set_of_actions_is_what_the_definition_says(
     logits = 4 * torch.randn(batch, queries, classes, generator=generator)
     logits[..., -1] += 3
     boxes = torch.rand(batch, queries, 4, generator=generator)
-    boxes[..., :2] = boxes[..., :2].round()  # four places, at corners of the picture, where boxes overlap and stick out
+    # Four places at corners of the picture, so that boxes overlap and stick out.
+    boxes[..., :2] = boxes[..., :2].round()
     got = actions(logits, boxes, no_object_weight=weight, threshold=threshold)
     assert len(got) == batch
     for clip, said in enumerate(got):

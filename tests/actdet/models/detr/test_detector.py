@@ -8,13 +8,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from actdet_kernels import Targets
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.video import r2plus1d_18
 
-from actdet.models.detr.config import ModelConfig
+from actdet.models.detr.config import LossConfig, ModelConfig
+from actdet.models.detr.decision import actions
 from actdet.models.detr.detector import ActionDetector, Predictions
+from actdet.models.detr.losses import detector_losses
 
 SMALL = ModelConfig(image_size=32, frames=8, encoder_layers=1, decoder_layers=2, dropout=0.15)
+
+# What each sublayer that adds nothing at first has at zero.
+RESIDUALS = ("self_attn.out_proj.weight", "linear2.weight", "linear2.bias")
 
 
 def clips(batch: int, config: ModelConfig = SMALL, seed: int = 0) -> Tensor:
@@ -28,7 +35,8 @@ def small() -> ActionDetector:
     torch.manual_seed(0)
     detector = ActionDetector(SMALL).eval()
     with torch.no_grad():
-        state = detector.state_dict()  # without the backbone's padding, which stays zero
+        # A state dict is without the padding of the backbone, which stays zero.
+        state = detector.state_dict()
         for name, _ in detector.named_parameters():
             state[name] += 0.05 * torch.randn_like(state[name])
     return detector
@@ -142,6 +150,45 @@ def test_a_new_detectors_queries_begin_as_themselves_plus_an_average_of_the_feat
         torch.testing.assert_close(got.final().logits, detector.class_head(decoded), rtol=1e-4, atol=1e-4)
 
 
+def test_a_new_detectors_weights_are_drawn_in_the_order_of_its_parts() -> None:
+    """So a seed gives the detector that it always gave: the parts of PyTorch, made one after another, have the same."""
+    config = ModelConfig(image_size=48, frames=16, encoder_layers=1, decoder_layers=1, queries=5)
+    torch.manual_seed(4)
+    detector = ActionDetector(config)
+    next_number = torch.rand(())
+
+    torch.manual_seed(4)
+    r2plus1d_18(weights=None)
+    projection = nn.Conv3d(512, 256, 1)
+    positions = torch.randn(18, 256) * 0.5
+    queries = torch.randn(5, 256)
+    encoder = nn.TransformerEncoderLayer(256, 8, 2048, batch_first=True)
+    decoder = nn.TransformerDecoderLayer(256, 8, 2048, batch_first=True)
+    heads = [nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs)) for outputs in (3, 4)]
+    assert torch.equal(torch.rand(()), next_number)
+
+    wanted = {
+        **projection.state_dict(prefix="projection."),
+        "positions": positions,
+        "queries": queries,
+        **encoder.state_dict(prefix="encoder.0."),
+        **decoder.state_dict(prefix="decoder.0."),
+        **heads[0].state_dict(prefix="class_head."),
+        **heads[1].state_dict(prefix="box_head."),
+    }
+    got = {name: value for name, value in detector.state_dict().items() if not name.startswith("backbone.")}
+    assert got.keys() == wanted.keys()
+    changed = {name for name, value in wanted.items() if not torch.equal(got[name], value)}
+    residuals = [f"{layer}.0.{name}" for layer in ("encoder", "decoder") for name in RESIDUALS]
+    assert changed == {
+        *residuals,
+        "decoder.0.multihead_attn.in_proj_weight",
+        "decoder.0.multihead_attn.out_proj.weight",
+    }
+    for name in residuals:
+        assert not got[name].any()
+
+
 def test_clips_of_a_batch_do_not_see_each_other(small: ActionDetector) -> None:
     batch = clips(3)
     with torch.no_grad():
@@ -247,8 +294,24 @@ def test_attention_is_one_operator_in_encoder_and_decoder(small: ActionDetector,
     detector = deepcopy(small).train()
     for module in detector.modules():
         if isinstance(module, nn.MultiheadAttention):
-            module.dropout = 0.0  # with dropout a CPU has no such operator
+            # With dropout a CPU has no such operator.
+            module.dropout = 0.0
     with Attention() as attention, torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         detector(clips(1)).logits.sum().backward()
     assert attention.fused == SMALL.encoder_layers + 2 * SMALL.decoder_layers
     assert attention.softmax == 0
+
+
+def test_its_losses_and_detections_are_those_of_its_outputs(small: ActionDetector) -> None:
+    """The contract of a family, whose parts have tests of their own."""
+    weights = LossConfig(no_object_weight=0.3)
+    with torch.no_grad():
+        outputs = small(clips(3))
+    targets = Targets(torch.tensor([[0], [1], [1]]), torch.full((3, 1, 4), 0.4), torch.tensor([1, 0, 1]).int())
+    losses = small.losses(outputs, targets, weights)
+    assert losses == detector_losses(*outputs, targets, weights)
+
+    found = small.detections(outputs, weights, threshold=0.05)
+    assert found == actions(*outputs.final(), no_object_weight=0.3, threshold=0.05)
+    assert any(found)
+    assert small.truth == "clip_box"

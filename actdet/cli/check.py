@@ -1,0 +1,62 @@
+"""`actdet check`: what is wrong with a data set, and what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from actdet.cli.data import print_notes
+from actdet.cli.progress import ProgressBar
+from actdet.cli.terminal import print_line, print_lines
+from actdet.data.classes import NO_ACTION
+from actdet.data.index import Survey, survey
+from actdet.errors import ActdetError
+
+
+def check(data: Positional[Path], /, class_names: tuple[str, ...] = (), decode: bool = True) -> None:
+    """Validate a data set: list everything that is wrong with its videos and annotations, and count its actions.
+
+    For instance: actdet check data/mine
+
+    Args:
+        data: Folder with videos/ and annotations/.
+        class_names: Names of the action classes, in the order of their ids in the annotation files. By default those in
+            DATA/classes.txt, one name per line, or fight and collapse if there is no such file.
+        decode: Whether to decode every frame as well, instead of reading only the containers.
+    """
+    with ProgressBar(desc="check", unit="video") as bar:
+        found = survey(data, class_names or None, decode=decode, progress=bar.show)
+
+    print_lines(found.problems)
+    print_notes(found.notes)
+    if found.problems:
+        count = len(found.problems)
+        raise ActdetError(f"{count} problem{_plural(count)} in {data}")
+    print_line(f"{data}: {len(found.clips)} clips ({_describe_actions(found)}), nothing wrong")
+
+
+def _describe_actions(found: Survey) -> str:
+    """How many actions of each class there are, and how many clips without any."""
+    parts = []
+    for label, name in enumerate(found.class_names):
+        counts = [sum(annotation.label == label for annotation in clip.annotations) for clip in found.clips]
+        actions = sum(counts)
+        clips = sum(count > 0 for count in counts)
+
+        part = f"{actions} {name}"
+        if actions > clips:
+            part += f" in {clips} clip{_plural(clips)}"
+        parts.append(part)
+
+    bare = [clip for clip in found.clips if not clip.annotations]
+    with_file = sum(clip.annotated for clip in bare)
+    part = f"{len(bare)} {NO_ACTION}"
+    if with_file < len(bare):
+        part += f": {with_file} with an empty file, {len(bare) - with_file} with none"
+    parts.append(part)
+    return ", ".join(parts)
+
+
+def _plural(count: int) -> str:
+    return "" if count == 1 else "s"

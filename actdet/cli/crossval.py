@@ -1,0 +1,61 @@
+"""`actdet crossval`: how a training does on clips that it does not see, for all clips of a data set in turn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from actdet.bounds import check_bounds
+from actdet.cli.data import print_left_out, read_index
+from actdet.cli.progress import announce_training, watch
+from actdet.cli.terminal import print_line
+from actdet.models.detr.config import ModelConfig
+from actdet.training.config import TrainConfig
+
+
+def crossval(
+    data: Positional[Path],
+    /,
+    out: Path = Path("runs/crossval"),
+    folds: int = 5,
+    model: ModelConfig = ModelConfig(),
+    config: TrainConfig = TrainConfig(),
+    device: str = "auto",
+) -> None:
+    """Cross-validate: train once for each stratified fold of DATA; print mean and standard deviation.
+
+    For instance: actdet crossval data/mine --folds 5 --backbone-weights none
+    If it is interrupted, run the same command again to resume.
+
+    Args:
+        data: Folder with videos/ and annotations/.
+        out: Folder for crossval.json and for a run of each fold.
+        folds: How many parts DATA is cut into.
+        device: Where the network runs: auto (the first GPU if there is one, else the CPU), cpu, cuda or cuda:N.
+    """
+    check_bounds({"folds": folds})
+
+    from actdet.device import choose_device
+    from actdet.evaluation.metrics import format_figure
+    from actdet.training.cross_validation import cross_validate
+    from actdet.training.plan import make_plan
+    from actdet.training.run_log import FIGURES
+    from actdet.training.session import open_session
+
+    place = choose_device(device)
+    index = read_index(data, model.class_names, config.bad_files)
+    model = replace(model, class_names=index.class_names)
+
+    plan = make_plan(index, model, config, place)
+    with open_session(plan, index, command="crossval") as session:
+        announce_training(plan, len(index.clips))
+        result = watch(session, lambda session: cross_validate(session, folds, out))
+
+    print_left_out(session.loader.all_left_out)
+    for figure in FIGURES:
+        center = format_figure(result[figure]["mean"])
+        deviation = format_figure(result[figure]["std"])
+        print_line(f"{figure.replace('_', ' '):20} {center} +- {deviation}")
+    print_line(f"details: {out / 'crossval.json'}")

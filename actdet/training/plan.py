@@ -1,0 +1,176 @@
+"""The plan of a training: every choice that depends on the machine or the clips, made once, each with its reason.
+
+`make_plan` chooses. Whoever opens the clips, trains, estimates or reports reads the plan and chooses nothing again; the
+first line that `actdet train` prints is `Plan.describe`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from actdet_kernels import explain_backend
+
+from actdet.data.cache import choose_cache
+from actdet.data.config import ClipSize
+from actdet.data.index import ClipIndex
+from actdet.device import choose_precision, choose_step
+from actdet.distributed import ALONE, Processes
+from actdet.errors import ActdetError
+from actdet.models.detr.config import ModelConfig
+from actdet.training.config import TrainConfig
+from actdet.training.convolution_form import choose_convolutions
+from actdet.video.readers import choose_reader
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """What was chosen, and why in a few words."""
+
+    value: T
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a training and what they come to on this machine."""
+
+    model: ModelConfig
+    """The detector's settings."""
+    config: TrainConfig
+    """The training's settings, as asked for: an `auto` in it is decided below."""
+    processes: Processes
+    """The processes that train together."""
+    device: torch.device
+    """Where the network runs: what the user asked for, or else the first GPU, or else the CPU."""
+    dtype: Choice[torch.dtype]
+    """The network's arithmetic."""
+    launch: Choice[str]
+    """How a step is launched: graph, eager or compile."""
+    reader: Choice[str]
+    """What decodes the clips: pyav, dali-cpu or dali-gpu."""
+    cache: Choice[bool]
+    """Whether decoded clips are kept in the device's memory."""
+    flat: Choice[bool]
+    """Whether the backbone's factorized convolutions are computed in two dimensions instead of three."""
+    matching: Choice[str]
+    """What computes matching and loss: triton, cpu or reference. Every operation of the kernels chooses by this same
+    rule."""
+
+    @property
+    def clip_size(self) -> ClipSize:
+        """How much of a clip the network sees."""
+        return _clip_size(self.model)
+
+    def describe(self) -> str:
+        """Say in one line which paths the training takes on this machine, and why."""
+        count = self.processes.count
+        several = f"{count} processes, each " if count > 1 else ""
+        dimensions = 2 if self.flat.value else 3
+        return "; ".join(
+            [
+                f"{several}{device_name(self.device)}",
+                f"{str(self.dtype.value).removeprefix('torch.')} ({self.dtype.reason})",
+                f"step {self.launch.value} ({self.launch.reason})",
+                f"{dimensions}-D convolutions ({self.flat.reason})",
+                f"reader {self.reader.value} ({self.reader.reason})",
+                self.cache.reason,
+                f"matching and loss by {self.matching.value}: {self.matching.reason}",
+            ]
+        )
+
+
+def make_plan(
+    index: ClipIndex,
+    model: ModelConfig,
+    config: TrainConfig,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> Plan:
+    """Make every choice that a training on the clips of `index` needs.
+
+    Args:
+        index: All clips of the data set, those that are held out included.
+        model: The detector's settings.
+        config: The training's settings.
+        device: Where the network is to run, as `actdet.device.choose_device` gives it.
+        processes: The processes that train together.
+
+    Returns:
+        The plan. On a GPU, making it takes seconds (`choose_convolutions`).
+
+    Raises:
+        ActdetError: If a clip has more annotations than the detector has queries, or if something was asked for by name
+            that this machine cannot do.
+    """
+    _check_queries(index, model)
+    dtype, dtype_reason = choose_precision(config.precision, device)
+    launch, launch_reason = choose_step(
+        config.step, device, processes=processes.count, checkpointing=config.checkpointing
+    )
+
+    videos = [clip.video for clip in index.clips]
+    reader, reader_reason = choose_reader(config.reader, device, videos, disk_cache=config.disk_cache > 0)
+    kept, cache_reason = choose_cache(
+        config.cache,
+        index,
+        _clip_size(model),
+        device,
+        jitter=config.augment.jitter,
+        epochs=config.epochs,
+        processes=processes.count,
+    )
+
+    # The measurement takes memory for a while, so it comes after the choice that counts the free memory.
+    flat, flat_reason = choose_convolutions(_batch_shape(model, config, processes), device, dtype)
+    matching, _, matching_reason = explain_backend(device).partition(": ")
+    return Plan(
+        model=model,
+        config=config,
+        processes=processes,
+        device=device,
+        dtype=Choice(dtype, dtype_reason),
+        launch=Choice(launch, launch_reason),
+        reader=Choice(reader, reader_reason),
+        cache=Choice(kept, cache_reason),
+        flat=Choice(flat, flat_reason),
+        matching=Choice(matching, matching_reason),
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """Return what people call the device: the GPU's name, or how many threads the CPU has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def describe_device(device: torch.device, reader: str) -> str:
+    """Say in one line of a report where a detector ran, and what decoded its clips."""
+    return f"{device_name(device)}, torch {torch.__version__}, reader {reader}."
+
+
+def _check_queries(index: ClipIndex, model: ModelConfig) -> None:
+    """Raise ActdetError if a clip has more annotations than the detector has queries to match with them."""
+    if not index.clips:
+        return
+    fullest = max(index.clips, key=lambda clip: len(clip.annotations))
+    most = len(fullest.annotations)
+    if most > model.queries:
+        raise ActdetError(
+            f"clip {fullest.name} has {most} annotations, more than the {model.queries} queries of the model: "
+            f"use --queries {most} or more"
+        )
+
+
+def _clip_size(model: ModelConfig) -> ClipSize:
+    return ClipSize(model.frames, model.image_size)
+
+
+def _batch_shape(model: ModelConfig, config: TrainConfig, processes: Processes) -> tuple[int, ...]:
+    """(B, 3, T, S, S) of the clips that the first process, whose share is the largest, gets at once."""
+    batch = -(-config.batch_size // processes.count)
+    return batch, 3, model.frames, model.image_size, model.image_size

@@ -1,0 +1,48 @@
+"""actdet check lists everything that is wrong with a data set, and counts what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.actdet.command import Actdet
+from tests.actdet.video.videos import cut
+
+
+def test_render_made_a_data_set_that_check_finds_good(actdet_command: Actdet, rendered: Path) -> None:
+    outcome = actdet_command("check", rendered)
+    assert outcome.code == 0
+    assert outcome.out == f"{rendered}: 12 clips (4 fight, 4 collapse, 4 no action), nothing wrong\n"
+    again = actdet_command("render", rendered, "--clips", 3)
+    assert str(rendered / "videos") in again.complaint()
+
+
+def test_check_lists_all_problems(actdet_command: Actdet, data: Path) -> None:
+    videos = sorted((data / "videos").iterdir())
+    cut(videos[0], 0.6)
+    videos[1].write_bytes(b"")
+    texts = [data / "annotations" / f"{video.stem}.txt" for video in videos]
+    texts[2].write_text("0 1 2 3\n7 1 2 30 40\n")
+    texts[3].with_name("nobody.txt").write_text("")
+
+    outcome = actdet_command("check", data)
+    assert outcome.complaint() == f"5 problems in {data}"
+    for beginning in (f"{videos[0]}: ", f"{videos[1]}: ", f"{texts[2]}:1: ", f"{texts[2]}:2: "):
+        assert any(line.startswith(beginning) for line in outcome.out.splitlines()), beginning
+    assert str(data / "annotations" / "nobody.txt") in outcome.out
+    assert len(outcome.out.splitlines()) == 5
+
+
+def test_check_counts_every_action(actdet_command: Actdet, data: Path) -> None:
+    fight = min((data / "annotations").glob("fight*"))
+    other = min((data / "annotations").glob("none*"))
+    counts = set()
+    for lines in ("0 1 2 30 40\n1 5 5 60 60\n0 3 3 50 50\n", "1 5 5 60 60\n0 1 2 30 40\n0 3 3 50 50\n"):
+        fight.write_text(lines)
+        counts.add(actdet_command("check", data, "--no-decode").out)
+    assert counts == {f"{data}: 12 clips (5 fight in 4 clips, 5 collapse, 4 no action), nothing wrong\n"}
+
+    fight.write_text("1 5 5 60 60\n1 3 3 50 50\n")
+    other.unlink()
+    outcome = actdet_command("check", data, "--no-decode")
+    counted = "3 fight, 6 collapse in 5 clips, 4 no action: 3 with an empty file, 1 with none"
+    assert outcome.out == f"{data}: 12 clips ({counted}), nothing wrong\n"

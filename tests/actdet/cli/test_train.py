@@ -1,0 +1,189 @@
+"""actdet train leaves a model, a report and a log, whatever the clips are called, and says how it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import unquote_to_bytes
+
+import pytest
+from torchvision.models.video import R2Plus1D_18_Weights
+
+from actdet import distributed
+from actdet.models.checkpoints import load_model
+from actdet.prediction import predictor as prediction
+from actdet.training import trainer as training
+from tests.actdet.command import Actdet, leftovers, small_disk
+from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS
+from tests.actdet.video.videos import write_video
+
+OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS]
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_train_leaves_model_report_and_log(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == {
+        "best.safetensors",
+        "log.jsonl",
+        "metrics.json",
+        "model.safetensors",
+        "report.html",
+        "videos",
+    }
+    detector, about = load_model(trained / "model.safetensors")
+    assert (about.model.image_size, about.model.frames, about.model.decoder_layers) == (32, 8, 1)
+    assert not detector.training
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["clips"] == len(about.held_out) == 3
+    assert {path.stem for path in (trained / "videos").iterdir()} == set(about.held_out)
+
+
+def test_the_device_that_is_asked_for_is_taken(
+    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The predictor, which can choose one, does not."""
+    monkeypatch.setattr(prediction, "choose_device", None)
+    options = ["--epochs", 1, "--val-share", 0, *OPTIONS]
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "t", "--device", "cpu", *options)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("CPU, ")
+    clip = sorted((rendered / "videos").iterdir())[0]
+    for words in (["evaluate", model, rendered, "--workers", 0], ["predict", model, clip, "--no-annotate"]):
+        outcome = actdet_command(*words, "--out", tmp_path / str(words[0]), "--device", "cpu")
+        assert outcome.code == 0, outcome.err
+
+
+def test_train_says_which_paths_it_takes(actdet_command: Actdet, rendered: Path, tmp_path: Path) -> None:
+    options = [*OPTIONS, "--epochs", 1, "--ema-decay", 0.9, "--checkpointing"]
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *options)
+    assert outcome.code == 0, outcome.err
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith("CPU, ")]
+    for part in (
+        "float32 (asked for)",
+        "step eager (a CPU has no CUDA graphs)",
+        "2-D convolutions (",
+        "reader pyav (",
+        "1 MiB of decoded clips kept in memory",
+    ):
+        assert f"; {part}" in line
+
+
+def _losses(run: Path) -> list[Any]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_decoded_clips_are_kept_on_the_disk_for_the_next_run(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACTDET_CACHE", str(tmp_path / "cache"))
+    arguments = ("train", rendered, "--val-share", 0, "--epochs", 1, *OPTIONS, "--disk-cache", 0.5)
+    outcome = actdet_command(*arguments, "--out", tmp_path / "one")
+    assert outcome.code == 0, outcome.err
+    assert "reader pyav (it keeps decoded clips on the disk)" in outcome.out
+    kept = set((tmp_path / "cache/clips").glob("*.npy"))
+    assert len(kept) == 12
+
+    assert actdet_command(*arguments, "--cache", "none", "--out", tmp_path / "two").code == 0
+    assert set((tmp_path / "cache/clips").glob("*.npy")) == kept
+    one, two = (_losses(tmp_path / run) for run in ("one", "two"))
+    assert one == two
+
+    complaint = actdet_command(*arguments, "--reader", "dali", "--out", tmp_path / "three").complaint()
+    assert complaint == "reader dali keeps nothing on the disk: use reader pyav, or no --disk-cache"
+    complaint = actdet_command("train", rendered, *OPTIONS, "--disk-cache", -1).complaint()
+    assert complaint == "disk_cache must be in [0, 1000000], got -1.0"
+
+
+def test_videos_with_odd_names_and_sizes_train(actdet_command: Actdet, tmp_path: Path) -> None:
+    """Spaces, brackets, umlauts; 97 x 55 pixels; a video of one frame."""
+    videos = tmp_path / "my data" / "videos"
+    texts = tmp_path / "my data" / "annotations"
+    videos.mkdir(parents=True)
+    texts.mkdir()
+    for number, (name, frames) in enumerate([("Tür auf", 9), ("<b> & 100%", 12), ("x#1?", 1), ("[red]", 30)]):
+        write_video(videos / f"{name}.mkv", "mjpeg", frames=frames, size=(97, 55))
+        (texts / f"{name}.txt").write_text(f"{number % 2} 3 4 50 51\n")
+
+    out = tmp_path / "my run"
+    outcome = actdet_command("train", tmp_path / "my data", "--epochs", 1, "--out", out, "--val-share", 0.5, *OPTIONS)
+    assert outcome.code == 0, outcome.err
+    assert len(list((out / "videos").iterdir())) == 2
+
+
+def test_names_that_are_not_utf8_train_and_print(actdet_command: Actdet, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    out = tmp_path / "run"
+    for folder in ("videos", "annotations"):
+        (data / folder).mkdir(parents=True)
+    for number in range(4):
+        name = os.fsdecode(b"t\xfcr %d" % number)
+        write_video(tmp_path / "clip.mkv", "mjpeg", frames=9).rename(data / "videos" / f"{name}.mkv")
+        (data / "annotations" / f"{name}.txt").write_text(f"{number % 2} 3 4 40 41\n")
+
+    outcome = actdet_command("train", data, "--epochs", 1, "--out", out, "--val-share", 0.5, *OPTIONS)
+    assert outcome.code == 0, outcome.err
+    links = re.findall('<a href="([^"]+)"', (out / "report.html").read_text())
+    assert len(links) == 2
+    assert all(os.path.isfile(os.fsencode(out) + b"/" + unquote_to_bytes(link)) for link in links)
+
+    video = min((data / "videos").iterdir())
+    outcome = actdet_command("predict", out / "model.safetensors", video, "--out", tmp_path / "found")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("t\\udcfcr 0.mkv  ")
+
+    video.write_text("")
+    assert "t\\udcfcr 0.mkv: is empty" in actdet_command("train", data, "--out", tmp_path / "o").complaint()
+
+
+def test_kinetics_weights_without_a_network(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(self: object, **options: object) -> None:
+        raise URLError("Temporary failure in name resolution")
+
+    monkeypatch.setattr(R2Plus1D_18_Weights, "get_state_dict", offline)
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "o", *MODEL_OPTIONS, "--workers", 0)
+    complaint = outcome.complaint()
+    assert "Temporary failure in name resolution" in complaint
+    assert "--backbone-weights none" in complaint
+
+
+def test_processes_of_torchrun_share_no_gpu(
+    actdet_command: Actdet, rendered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "join_processes", lambda: nullcontext(distributed.Processes(0, 2)))
+    complaint = actdet_command("train", rendered, "--device", "cuda:1").complaint()
+    assert complaint == "--device must be auto or cpu for several processes: torchrun gives each its own GPU"
+
+
+def test_a_run_in_the_folder_of_a_failed_one_begins_a_new_log(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    arguments = ("train", rendered, "--val-share", 0, "--out", tmp_path / "o", "--epochs", 2, *OPTIONS)
+    assert "not finite" in actdet_command(*arguments, "--lr", 1e38).complaint()
+    assert actdet_command(*arguments).code == 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "o" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_no_space_left_for_the_model(actdet_command: Actdet, rendered: Path, tmp_path: Path, share: float) -> None:
+    out = tmp_path / "o"
+    with small_disk(1_000_000):
+        outcome = actdet_command("train", rendered, "--val-share", share, "--epochs", 1, "--out", out, *OPTIONS)
+    assert outcome.complaint().startswith(f"{out / 'model.safetensors'}: cannot be written: ")
+    assert [path.name for path in out.iterdir()] == ["log.jsonl"]
+
+
+def test_no_space_left_for_the_first_file(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:
+    (data / ".actdet-index.json").unlink(missing_ok=True)
+    with small_disk(10):
+        outcome = actdet_command("train", data, "--epochs", 1, "--out", tmp_path / "o", *OPTIONS)
+    assert "cannot be written" in outcome.complaint()
+    assert not leftovers(tmp_path)
