@@ -12,6 +12,7 @@ from actdet.cli.terminal import print_line, print_lines
 from actdet.data.classes import NO_ACTION
 from actdet.data.index import Survey, survey
 from actdet.errors import ActdetError
+from actdet.wording import counted
 
 
 def check(data: Positional[Path], /, class_names: tuple[str, ...] = (), decode: bool = True) -> None:
@@ -32,7 +33,7 @@ def check(data: Positional[Path], /, class_names: tuple[str, ...] = (), decode: 
     print_notes(found.notes)
     if found.problems:
         count = len(found.problems)
-        raise ActdetError(f"{count} problem{_plural(count)} in {data}")
+        raise ActdetError(f"{counted(count, 'problem')} in {data}")
     print_line(f"{data}: {len(found.clips)} clips ({_describe_actions(found)}), nothing wrong")
 
 
@@ -46,7 +47,7 @@ def _describe_actions(found: Survey) -> str:
 
         part = f"{actions} {name}"
         if actions > clips:
-            part += f" in {clips} clip{_plural(clips)}"
+            part += f" in {counted(clips, 'clip')}"
         parts.append(part)
 
     bare = [clip for clip in found.clips if not clip.annotations]
@@ -55,8 +56,19 @@ def _describe_actions(found: Survey) -> str:
     if with_file < len(bare):
         part += f": {with_file} with an empty file, {len(bare) - with_file} with none"
     parts.append(part)
-    return ", ".join(parts)
+    return ", ".join(parts) + _describe_tubes(found)
 
 
-def _plural(count: int) -> str:
-    return "" if count == 1 else "s"
+def _describe_tubes(found: Survey) -> str:
+    """How many tubes and boxes the tables hold; nothing if no clip has a tube."""
+    tables = [clip.table for clip in found.clips if clip.table]
+    if not tables:
+        return ""
+    tubes = [tube for table in tables for tube in table]
+    boxes = sum(len(tube.boxes) for tube in tubes)
+    without = sum(not len(tube.boxes) for tube in tubes)
+
+    text = f"; {counted(len(tubes), 'tube')} of {counted(boxes, 'box', 'boxes')} in {counted(len(tables), 'clip')}"
+    if without:
+        text += f", {without} of them without any"
+    return text

@@ -10,6 +10,7 @@ from actdet.cli.data import print_left_out
 from actdet.cli.progress import ProgressBar
 from actdet.cli.terminal import print_line
 from actdet.data.formats.convert import Conversion, Format, VideoMode, read_dataset, write_dataset
+from actdet.wording import counted
 
 
 def convert(
@@ -58,24 +59,20 @@ def convert(
     print_line(f"{out}: {_describe(conversion)}")
     if conversion.split is not None:
         train, test = conversion.split
-        print_line(f"split: {_count(len(train), 'video')} in train.txt, {len(test)} in test.txt")
+        print_line(f"split: {counted(len(train), 'video')} in train.txt, {len(test)} in test.txt")
 
 
 def _describe(conversion: Conversion) -> str:
     """How much was read."""
     tubes = conversion.tubes
     parts = [
-        _count(len(conversion.clips), "video"),
-        _count(len(tubes), "tube"),
-        _count(sum(len(tube.boxes) for tube in tubes), "box", "boxes"),
-        _count(len(conversion.class_names), "class", "classes"),
+        counted(len(conversion.clips), "video"),
+        counted(len(tubes), "tube"),
+        counted(sum(len(tube.boxes) for tube in tubes), "box", "boxes"),
+        counted(len(conversion.class_names), "class", "classes"),
     ]
     text = ", ".join(parts)
     boxless = sum(not len(tube.boxes) for tube in tubes)
     if boxless:
-        text += f"; {_count(boxless, 'tube')} without boxes"
+        text += f"; {counted(boxless, 'tube')} without boxes"
     return text
-
-
-def _count(number: int, one: str, several: str = "") -> str:
-    return f"{number} {one if number == 1 else several or one + 's'}"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from actdet.data.boxes import SLACK, Box, parse_box, parse_number
 from actdet.data.reading import read_text_lines
 from actdet.errors import DataError
+from actdet.wording import counted
 
 _FORM = "<class_id> <x1> <y1> <x2> <y2>"
 
@@ -150,7 +151,7 @@ def _forms(fields: list[str], width: int, height: int) -> set[str]:
 def _annotation(fields: list[str], width: int, height: int, class_names: Sequence[str]) -> Annotation:
     """Return the annotation that the fields of a line spell; raise a ValueError that says what is wrong with them."""
     if len(fields) != 5:
-        raise ValueError(f"has {len(fields)} fields; expected 5, separated by spaces: {_FORM}")
+        raise ValueError(f"has {counted(len(fields), 'field')}; expected 5, separated by spaces: {_FORM}")
     label = _label(fields[0], class_names)
     return Annotation(label, parse_box(fields[1:], width, height))
 

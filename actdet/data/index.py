@@ -19,8 +19,10 @@ import numpy as np
 
 from actdet.data.annotations import EVERY_FORM, OTHER_FORMS, Annotation, check_annotations, forms
 from actdet.data.classes import CLASS_FILE, CLASS_NAMES, class_names_of, read_class_names
-from actdet.data.layout import find_files
+from actdet.data.layout import annotation_file, find_files
 from actdet.data.probe_cache import ProbeCache
+from actdet.data.tubes import clip_annotations, read_tubes, tube_of_clip_line
+from actdet.detections import Tube
 from actdet.errors import DataError
 from actdet.video.decoding import stream_frames
 from actdet.video.info import VideoInfo
@@ -41,8 +43,18 @@ class Clip:
     name: str
     video: VideoInfo
     annotations: tuple[Annotation, ...]
+    """What a detector of whole clips learns: of each action the box around it for as long as it lasts."""
     annotated: bool = True
     """Whether it has an annotation file, even if that is empty."""
+    table: tuple[Tube, ...] | None = None
+    """The tubes of its table; None for a clip with lines of actions, or without annotations."""
+
+    @property
+    def tubes(self) -> tuple[Tube, ...]:
+        """Its actions, frame by frame; one of a line `class x1 y1 x2 y2` has the same box in all frames."""
+        if self.table is not None:
+            return self.table
+        return tuple(tube_of_clip_line(annotation, len(self.video.pts)) for annotation in self.annotations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,8 +244,8 @@ def _judge_forms(root: Path, found: Survey, lines: int, possible: Collection[str
         if form in possible and (form == "yolo" or lines > 2):
             which = f"all {lines} lines look" if lines > 1 else "the only line looks"
             problem = f"{which} like {OTHER_FORMS[form]}; expected <class_id> <x1> <y1> <x2> <y2> in pixels"
-            of_files = [problem for problem in found.problems if problem.line is None]
-            found.problems = [DataError(folder, problem), *of_files]
+            others = [other for other in found.problems if other.line is None or other.path.endswith(".csv")]
+            found.problems = [DataError(folder, problem), *others]
             found.other_form = True
             return
 
@@ -263,7 +275,7 @@ class _Inspected(NamedTuple):
     """The clip; none if anything is wrong with it."""
     problems: Sequence[DataError]
     lines: int = 0
-    """How many lines its annotation file has."""
+    """How many lines of actions its annotation file has; none if it is a table."""
     forms: Set[str] = EVERY_FORM
     """The forms that all of these lines may have."""
 
@@ -275,10 +287,8 @@ def _inspect(path: Path, cache: ProbeCache, class_names: Sequence[str], decode: 
     except DataError as problem:
         return _Inspected([], [problem])
 
-    text = path.parent.parent / "annotations" / f"{path.stem}.txt"
-    annotations, problems = check_annotations(text, video.width, video.height, class_names)
-    lines, possible = forms(text, video.width, video.height)
-
+    truth = _read_truth(path, video, class_names)
+    problems = truth.problems
     if decode:
         try:
             for _ in stream_frames(video, range(len(video.pts)), size=(16, 16)):
@@ -287,5 +297,29 @@ def _inspect(path: Path, cache: ProbeCache, class_names: Sequence[str], decode: 
         except DataError as problem:
             problems.append(problem)
 
-    clip = Clip(path.stem, video, tuple(annotations), annotated=os.path.lexists(text))
-    return _Inspected([] if problems else [clip], problems, lines, possible)
+    clip = Clip(path.stem, video, tuple(truth.annotations), truth.annotated, truth.table)
+    return _Inspected([] if problems else [clip], problems, truth.lines, truth.forms)
+
+
+class _Truth(NamedTuple):
+    """What an annotation file says; fields as in `Clip` and `_Inspected`."""
+
+    annotations: Sequence[Annotation]
+    annotated: bool
+    table: tuple[Tube, ...] | None
+    problems: list[DataError]
+    lines: int = 0
+    forms: Set[str] = EVERY_FORM
+
+
+def _read_truth(path: Path, video: VideoInfo, class_names: Sequence[str]) -> _Truth:
+    """Read the annotation file of the video in `path`."""
+    file = annotation_file(path.parent.parent, path.stem)
+    if file.suffix == ".csv":
+        tubes, problems = read_tubes(file, video, class_names)
+        annotations = clip_annotations(tubes, video.width, video.height)
+        return _Truth(annotations, True, tuple(tubes), problems)
+
+    annotations, problems = check_annotations(file, video.width, video.height, class_names)
+    lines, possible = forms(file, video.width, video.height)
+    return _Truth(annotations, os.path.lexists(file), None, problems, lines, possible)

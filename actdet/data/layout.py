@@ -1,12 +1,16 @@
 """Where a data set keeps its files, and what else lies beside them.
 
-    ROOT/videos/NAME.<any container>     beside     ROOT/annotations/NAME.txt     and perhaps     ROOT/classes.txt
+    ROOT/videos/NAME.<any container>
+    ROOT/annotations/NAME.txt          a line for each action, or
+    ROOT/annotations/NAME.csv          a table of tubes
+    ROOT/classes.txt                   perhaps
 
 A video and the annotation file of the same name are a clip; a video may do without one.
 """
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +27,9 @@ _TOOL_FILES = (*_CLASS_FILES, "labels.txt", "notes.txt", "readme.txt")
 _NO_VIDEOS = (".csv", ".db", ".html", ".ini", ".json", ".log", ".md", ".pdf", ".srt", ".thm", ".txt", ".vtt", ".xml")
 _NO_ANNOTATIONS = (".db", ".html", ".ini", ".log", ".md", ".names", ".pdf")
 
+# Lines of actions, and tables of tubes.
+_ANNOTATIONS = (".txt", ".csv")
+
 # How many of the files that are passed over a note lists by name.
 _MOST_LISTED = 5
 
@@ -38,11 +45,21 @@ class Layout(NamedTuple):
     """A line on each folder with files that are neither videos nor annotations."""
 
 
+def annotation_file(root: Path, name: str) -> Path:
+    """Return where the annotations of the video called `name` are: its table if there is one, else its lines."""
+    table = root / "annotations" / f"{name}.csv"
+    return table if os.path.lexists(table) else root / "annotations" / f"{name}.txt"
+
+
 def find_files(root: Path) -> Layout:
     """Look through the folders of the data set in `root`, without opening any file."""
     videos = root / "videos"
     annotations = root / "annotations"
-    for folder, content in ((root, "videos/ and annotations/"), (videos, "the videos"), (annotations, "NAME.txt")):
+    for folder, content in (
+        (root, "videos/ and annotations/"),
+        (videos, "the videos"),
+        (annotations, "NAME.txt or NAME.csv"),
+    ):
         if not folder.is_dir():
             return Layout([], [DataError(folder, f"folder not found; expected a folder containing {content}")], [])
 
@@ -62,19 +79,26 @@ def find_files(root: Path) -> Layout:
         elif path.suffix.lower() in _NO_VIDEOS:
             video_strays.append(path)
 
-    for stem, (first, *others) in by_stem.items():
-        problem = f"has the same name as {first.name}; {stem}.txt can belong to only one video"
+    for first, *others in by_stem.values():
+        problem = f"has the same name as {first.name}; an annotation file can belong to only one video"
         problems += [DataError(path, problem) for path in others]
 
+    annotated = set()
     for path in texts:
         name = path.name.lower()
         is_known = path.stem in by_stem
         if not is_known and (name in _TOOL_FILES or path.suffix.lower() in _NO_ANNOTATIONS):
             text_strays.append(path)
-        elif path.suffix != ".txt":
-            problems.append(DataError(path, "is not an annotation file; expected NAME.txt for a video called NAME"))
+        elif path.suffix not in _ANNOTATIONS:
+            expected = "NAME.txt or NAME.csv for a video called NAME"
+            problems.append(DataError(path, f"is not an annotation file; expected {expected}"))
         elif not is_known:
             problems.append(DataError(path, f"no video of this name; expected videos/{path.stem}.<extension>"))
+        elif path.stem in annotated:
+            # Files are sorted, so the table comes first.
+            problems.append(DataError(path, f"annotates the same video as {path.stem}.csv; expected one of them"))
+        else:
+            annotated.add(path.stem)
 
     if not by_stem:
         problems.append(DataError(videos, "contains no videos"))

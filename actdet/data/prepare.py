@@ -17,14 +17,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from actdet.bounds import BOUNDS, check_bounds
 from actdet.data.classes import class_names_of, write_class_names
 from actdet.data.index import BadFiles, Clip, ClipIndex, Progress, load_index
-from actdet.data.layout import SYSTEM_FILES
+from actdet.data.layout import SYSTEM_FILES, annotation_file
+from actdet.data.tubes import tube_file
+from actdet.detections import Tube
 from actdet.errors import ActdetError, DataError
 from actdet.files import any_within, check_own, remove_abandoned, sole_writer, write_bytes
 from actdet.video.decoding import decode_frames, stream_frames
@@ -129,10 +131,10 @@ def _prepare(
 ) -> Prepared:
     class_names_of(out, source.class_names)
     left_out = list(source.left_out)
-    texts: dict[str, str | None] = {}
+    texts: dict[str, _AnnotationFile | None] = {}
     for clip in source.clips:
         try:
-            texts[clip.name] = _scaled_annotations(clip, source.root, config.short_side)
+            texts[clip.name] = _scaled_annotations(clip, source, out, config.short_side)
         except DataError as problem:
             if bad_files == "stop":
                 raise
@@ -147,12 +149,13 @@ def _prepare(
     for folder in ("videos", "annotations"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     write_class_names(out, source.class_names)
-    for name, text in texts.items():
-        path = _annotation_file(out, name)
-        if text is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_bytes(path, text.encode())
+    for name, file in texts.items():
+        # What the source had before may have been of the other kind, or may be gone.
+        for path in _annotation_files(out, name):
+            if file is None or path != file.path:
+                path.unlink(missing_ok=True)
+        if file is not None:
+            write_bytes(file.path, file.content)
 
     jobs = [(clip.video, _target(out, clip.name), config, stamps[clip.name]) for clip in clips if clip.name not in done]
     bad = _encode_all(jobs, out, config.workers, len(clips), bad_files, progress)
@@ -162,8 +165,8 @@ def _prepare(
     unreadable = {problem.path for problem in bad}
     for clip in clips:
         if clip.video.path in unreadable:
-            _annotation_file(out, clip.name).unlink(missing_ok=True)
-            _target(out, clip.name).unlink(missing_ok=True)
+            for path in (*_annotation_files(out, clip.name), _target(out, clip.name)):
+                path.unlink(missing_ok=True)
     clips = [clip for clip in clips if clip.video.path not in unreadable]
     if not clips:
         raise ActdetError(f"none of the clips of {source.root} can be prepared: {left_out[0]}")
@@ -189,23 +192,33 @@ def prepared_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return width, height
 
 
-def _check_annotations(out: Path, texts: dict[str, str | None]) -> None:
+class _AnnotationFile(NamedTuple):
+    """A file to write."""
+
+    path: Path
+    content: bytes
+
+
+def _check_annotations(out: Path, texts: dict[str, _AnnotationFile | None]) -> None:
     """Raise ActdetError for an annotation file that would be replaced though this command did not write it."""
 
     def is_own(path: Path) -> bool:
         # A video that is there has been found to be this command's, and so is the file that belongs to it.
-        text = texts[path.stem]
-        return _target(out, path.stem).exists() or (text is not None and path.read_bytes() == text.encode())
+        file = texts[path.stem]
+        is_same = file is not None and path == file.path and path.read_bytes() == file.content
+        return is_same or _target(out, path.stem).exists()
 
-    check_own((_annotation_file(out, name) for name in texts), is_own)
+    check_own((path for name in texts for path in _annotation_files(out, name)), is_own)
 
 
 def _target(out: Path, name: str) -> Path:
     return out / "videos" / f"{name}.mp4"
 
 
-def _annotation_file(root: Path, name: str) -> Path:
-    return root / "annotations" / f"{name}.txt"
+def _annotation_files(root: Path, name: str) -> tuple[Path, Path]:
+    """The names that a video's annotation file may have."""
+    folder = root / "annotations"
+    return folder / f"{name}.txt", folder / f"{name}.csv"
 
 
 def _check_apart(source: Path, out: Path) -> None:
@@ -215,30 +228,39 @@ def _check_apart(source: Path, out: Path) -> None:
         raise ActdetError(f"{out} is within the data set {source}; choose a folder outside of it")
 
 
-def _scaled_annotations(clip: Clip, root: Path, short_side: int) -> str | None:
-    """Return what the clip's annotation file will contain; None if it has none.
+def _scaled_annotations(clip: Clip, source: ClipIndex, out: Path, short_side: int) -> _AnnotationFile | None:
+    """Return the annotation file that the clip will have; None if it has none.
 
     Raises:
         DataError: If a box would be smaller than a pixel.
     """
-    path = _annotation_file(root, clip.name)
-    if not path.exists():
+    if not clip.annotated:
         return None
+    path = annotation_file(source.root, clip.name)
+    target = out / "annotations" / path.name
 
     width, height = prepared_size(clip.video.width, clip.video.height, short_side)
-    across = width / clip.video.width
-    down = height / clip.video.height
-    lines = []
-    for label, (x1, y1, x2, y2) in clip.annotations:
-        left = x1 * across
-        top = y1 * down
-        right = min(x2 * across, width)
-        bottom = min(y2 * down, height)
-        if not (left < right and top < bottom) or max(right, bottom) <= 1:
-            problem = f"the box {x1:g} {y1:g} {x2:g} {y2:g} would be smaller than a pixel at {width}x{height}"
+    scale = np.array([width / clip.video.width, height / clip.video.height] * 2)
+    limit = np.array([width, height] * 2)
+
+    def scaled(boxes: np.ndarray) -> np.ndarray:
+        """Return boxes (n, 4) in pixels of the small pictures, float64."""
+        small = np.minimum(boxes * scale, limit)
+        is_gone = ~(small[:, :2] < small[:, 2:]).all(1) | (small[:, 2:].max(1) <= 1)
+        if is_gone.any():
+            box = " ".join(f"{side:g}" for side in boxes[is_gone][0].tolist())
+            problem = f"the box {box} would be smaller than a pixel at {width}x{height}"
             raise DataError(path, f"{problem}: correct it, or use a larger --short-side")
-        lines.append(" ".join(map(str, (label, left, top, right, bottom))) + "\n")
-    return "".join(lines)
+        return small
+
+    if clip.table is not None:
+        tubes = [Tube(tube.label, tube.frames, scaled(tube.boxes).astype(np.float32)) for tube in clip.table]
+        return _AnnotationFile(target, tube_file(target, tubes, source.class_names))
+
+    boxes = np.array([box for _, box in clip.annotations], np.float64).reshape(-1, 4)
+    rows = zip(clip.annotations, scaled(boxes).tolist(), strict=True)
+    lines = [" ".join(map(str, (annotation.label, *box))) + "\n" for annotation, box in rows]
+    return _AnnotationFile(target, "".join(lines).encode())
 
 
 def _settings(config: PrepareConfig) -> str:
@@ -260,17 +282,17 @@ def _find_prepared(out: Path, source: ClipIndex, config: PrepareConfig, stamps: 
         ActdetError: For a file that does not belong there.
     """
     done = set()
-    for folder, suffix in ((out / "videos", ".mp4"), (out / "annotations", ".txt")):
+    for folder, suffixes in ((out / "videos", (".mp4",)), (out / "annotations", (".txt", ".csv"))):
         if not folder.exists():
             continue
         for path in sorted(folder.iterdir()):
             if path.name.startswith(".") or path.name.lower() in SYSTEM_FILES:
                 continue
-            if path.suffix != suffix or path.stem not in stamps:
+            if path.suffix not in suffixes or path.stem not in stamps:
                 raise ActdetError(
                     f"{path}: {source.root} has no such clip; remove the file, or choose a new output folder"
                 )
-            if suffix == ".mp4" and _is_current(path, config, stamps[path.stem]):
+            if path.suffix == ".mp4" and _is_current(path, config, stamps[path.stem]):
                 done.add(path.stem)
     return done
 

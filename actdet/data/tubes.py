@@ -27,6 +27,7 @@ from actdet.detections import Tube
 from actdet.errors import DataError
 from actdet.files import write_bytes
 from actdet.video.info import VideoInfo
+from actdet.wording import counted
 
 # An hour of video with five actors in each frame is about 20 MB.
 _MOST_BYTES = 2**25
@@ -104,11 +105,16 @@ def write_tubes(path: Path, tubes: Sequence[Tube], class_names: Sequence[str]) -
     Raises:
         DataError: If the disk refuses, or if the file would be too large to be read again.
     """
+    write_bytes(path, tube_file(path, tubes, class_names))
+
+
+def tube_file(path: Path, tubes: Sequence[Tube], class_names: Sequence[str]) -> bytes:
+    """Return what `write_tubes` would write to `path`; its errors are those of `write_tubes`."""
     data = format_tubes(tubes, class_names).encode()
     if len(data) > _MOST_BYTES:
         problem = f"cannot be written: its tubes take more than {_MOST_BYTES} bytes; cut the video into shorter ones"
         raise DataError(path, problem)
-    write_bytes(path, data)
+    return data
 
 
 def format_tubes(tubes: Sequence[Tube], class_names: Sequence[str]) -> str:
@@ -318,7 +324,7 @@ class _RowParser:
         if len(fields) != len(self._columns.names):
             count = len(self._columns.names)
             header = ",".join(self._columns.names)
-            raise ValueError(f"has {len(fields)} fields; expected {count}, as the header: {header}")
+            raise ValueError(f"has {counted(len(fields), 'field')}; expected {count}, as the header: {header}")
 
         time = fields[self._time]
         frame = self._frame(time) if self._columns.time == "frame" else self._nearest_frame(time)

@@ -23,6 +23,7 @@ from actdet.errors import DataError
 from actdet.evaluation.arrays import MOST_CLASSES, MOST_FRAMES, FrameBoxes, frame_keys
 from actdet.evaluation.matching import is_among
 from actdet.evaluation.reading import read_lines
+from actdet.wording import counted
 
 _TRUTH_FORM = "video,second,x1,y1,x2,y2,class,person"
 _RESULT_FORM = "video,second,x1,y1,x2,y2,class,score"
@@ -135,7 +136,7 @@ def _read_exclusions(path: Path, videos: dict[str, int]) -> np.ndarray:
     keys = []
     for number, row in _csv_rows(path):
         if len(row) != 2:
-            raise DataError(path, f"has {len(row)} fields; expected 2: video,second", number)
+            raise DataError(path, f"has {counted(len(row), 'field')}; expected 2: video,second", number)
         video = videos.setdefault(row[0], len(videos))
         keys.append((video, _whole(path, number, "second", row[1], MOST_FRAMES)))
     pairs = np.array(keys, dtype=np.int64).reshape(-1, 2)
@@ -149,7 +150,7 @@ def _read_rows(path: Path, videos: dict[str, int], *, scored: bool) -> _Rows:
     values = array("d")
     for line, row in _csv_rows(path):
         if len(row) != 8 and (scored or len(row) != 7):
-            raise DataError(path, f"has {len(row)} fields; expected 8: {form}", line)
+            raise DataError(path, f"has {counted(len(row), 'field')}; expected 8: {form}", line)
         video = videos.setdefault(row[0], len(videos))
         second = _whole(path, line, "second", row[1], MOST_FRAMES)
         label = _whole(path, line, "class", row[6], MOST_CLASSES)

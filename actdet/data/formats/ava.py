@@ -24,6 +24,7 @@ from actdet.data.tubes import nearest_frames
 from actdet.detections import Tube
 from actdet.errors import DataError
 from actdet.files import write_bytes
+from actdet.wording import counted
 
 _MOST_BYTES = 2**28
 _MOST_LINES = 5_000_000
@@ -136,7 +137,7 @@ def _read_rows(path: Path, left_out: LeftOut) -> Iterator[_Row]:
 
         # Results of a detector have a score behind the action, in place of the person.
         if len(fields) != 8:
-            problem = f"has {len(fields)} fields; expected {_FORM}"
+            problem = f"has {counted(len(fields), 'field')}; expected {_FORM}"
             raise DataError(path, problem, number)
         try:
             corners = [
@@ -158,7 +159,7 @@ def _read_keys(path: Path) -> Iterator[tuple[str, int]]:
         if not any(fields):
             continue
         if len(fields) != 2:
-            raise DataError(path, f"has {len(fields)} fields; expected video,second", number)
+            raise DataError(path, f"has {counted(len(fields), 'field')}; expected video,second", number)
         try:
             yield fields[0], round(_second(fields[1]))
         except ValueError as error:

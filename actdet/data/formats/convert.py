@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,7 +29,7 @@ from actdet.data.formats.le2i import read_le2i
 from actdet.data.formats.source import Facts, Source, SourceVideo, Split, UnusableError, fit_tube, last_part
 from actdet.data.formats.ucf101_24 import read_ucf101_24
 from actdet.data.reading import read_text_lines
-from actdet.data.tubes import format_tubes
+from actdet.data.tubes import tube_file
 from actdet.detections import Tube
 from actdet.errors import ActdetError, DataError
 from actdet.files import check_own, read_json, replacing, sole_writer, write_bytes, write_json
@@ -292,14 +292,15 @@ def _write(conversion: Conversion, out: Path, progress: Progress | None) -> None
     """Write everything, the annotations first: a data set whose videos are missing is not taken for a whole one."""
     clips = conversion.clips
     class_names = conversion.class_names
-    texts = {out / "annotations" / f"{clip.name}.csv": format_tubes(clip.tubes, class_names) for clip in clips}
-    texts[out / CLASS_FILE] = "".join(f"{name}\n" for name in class_names)
+    tables = {out / "annotations" / f"{clip.name}.csv": clip.tubes for clip in clips}
+    texts = {path: tube_file(path, tubes, class_names) for path, tubes in tables.items()}
+    texts[out / CLASS_FILE] = _lines(class_names)
     if conversion.split is not None:
-        texts[out / _TRAIN] = "".join(f"{name}\n" for name in sorted(conversion.split.train))
-        texts[out / _TEST] = "".join(f"{name}\n" for name in sorted(conversion.split.test))
+        texts[out / _TRAIN] = _lines(sorted(conversion.split.train))
+        texts[out / _TEST] = _lines(sorted(conversion.split.test))
     if any(clip.group for clip in clips):
         groups = {clip.name: "_".join(clip.group.split()) for clip in clips if clip.group}
-        texts[out / _GROUPS] = "".join(f"{name} {group}\n" for name, group in groups.items())
+        texts[out / _GROUPS] = _lines(f"{name} {group}" for name, group in groups.items())
     for clip in clips:
         other = out / "annotations" / f"{clip.name}.txt"
         if other.exists():
@@ -314,7 +315,7 @@ def _write(conversion: Conversion, out: Path, progress: Progress | None) -> None
         check_own([job.target], lambda path, job=job: record.has(path) or job.is_done() or job.is_ours())
 
     for path, text in texts.items():
-        write_bytes(path, text.encode())
+        write_bytes(path, text)
         record.add(path)
     for number, job in enumerate(jobs, start=1):
         if not job.is_done():
@@ -325,9 +326,13 @@ def _write(conversion: Conversion, out: Path, progress: Progress | None) -> None
     record.write()
 
 
-def _holds(path: Path, text: str) -> bool:
+def _lines(lines: Iterable[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _holds(path: Path, text: bytes) -> bool:
     """Whether a file holds just this text."""
-    return path.is_file() and path.read_bytes() == text.encode()
+    return path.is_file() and path.read_bytes() == text
 
 
 class _VideoJob(NamedTuple):

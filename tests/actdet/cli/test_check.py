@@ -46,3 +46,21 @@ def test_check_counts_every_action(actdet_command: Actdet, data: Path) -> None:
     outcome = actdet_command("check", data, "--no-decode")
     counted = "3 fight, 6 collapse in 5 clips, 4 no action: 3 with an empty file, 1 with none"
     assert outcome.out == f"{data}: 12 clips ({counted}), nothing wrong\n"
+
+
+def test_check_counts_tubes(actdet_command: Actdet, data: Path) -> None:
+    texts = sorted((data / "annotations").glob("fight*"))
+    tables = [text.with_suffix(".csv") for text in texts]
+    for text in texts:
+        text.unlink()
+    tables[0].write_text("frame,track,class,x1,y1,x2,y2\n0,1,fight,1,1,30,30\n1,1,fight,1,1,30,30\n0,2,fight,9,9,30,30")
+    tables[1].write_text("frame,track,class,interpolate\n2,1,collapse,1\n9,1,collapse,0\n")
+    outcome = actdet_command("check", data, "--no-decode")
+    counted = "2 fight in 1 clip, 5 collapse, 6 no action: 4 with an empty file, 2 with none"
+    tubes = "3 tubes of 3 boxes in 2 clips, 1 of them without any"
+    assert outcome.out == f"{data}: 12 clips ({counted}; {tubes}), nothing wrong\n"
+
+    tables[0].write_text("frame,track,class,x1,y1,x2,y2\n0,1,fight,1,1,30\n")
+    outcome = actdet_command("check", data, "--no-decode")
+    assert outcome.complaint() == f"1 problem in {data}"
+    assert outcome.out.startswith(f"{tables[0]}:2: has 6 fields; expected 7")

@@ -41,7 +41,7 @@ def test_a_box_up_to_one_pixel_outside_is_clipped(tmp_path: Path) -> None:
     [
         ("0 1 2 3", "has 4 fields; expected 5, separated by spaces: <class_id> <x1>"),
         ("0 1 2 3 4 5", "has 6 fields; expected 5"),
-        ("0,10,20,30,40", "has 1 fields; expected 5"),
+        ("0,10,20,30,40", "has 1 field; expected 5"),
         ("2 10 20 30 40", "class_id '2' is unknown; known ids: 0 = fight, 1 = collapse"),
         ("-1 10 20 30 40", "class_id '-1'"),
         ("0.0 10 20 30 40", "class_id '0.0'"),

@@ -12,6 +12,7 @@ import pytest
 
 from actdet.data import index as index_module
 from actdet.data import probe_cache
+from actdet.data.annotations import Annotation
 from actdet.data.index import find_problems, load_index, survey
 from actdet.errors import DataError
 from actdet.video.info import VideoInfo
@@ -84,11 +85,11 @@ def test_every_problem_is_found_once(root: Path) -> None:
     cut(write_video(videos / "f.mp4", container_options={"movflags": "faststart"}), 0.7)
     (annotations / "d.txt").write_text("0 1 2\n7 1 1 9 9\n")
     (annotations / "g.txt").write_text("")
-    (annotations / "a.csv").write_text("")
+    (annotations / "a.json").write_text("")
     expected = [
         (videos / "sub", "is a folder"),
         (videos / "a.webm", "same name as a.mp4"),
-        (annotations / "a.csv", "not an annotation file"),
+        (annotations / "a.json", "not an annotation file"),
         (annotations / "g.txt", "no video of this name"),
         (annotations / "d.txt", "3 fields"),
         (annotations / "d.txt", "class_id '7'"),
@@ -120,6 +121,62 @@ def test_missing_parts_are_named(tmp_path: Path, missing: str) -> None:
         load_index(root)
     assert caught.value.path == str(root / missing.removesuffix("*"))
     assert [str(problem) for problem in find_problems(root)] == [str(caught.value)]
+
+
+# The same two actions in pictures of 64 x 48: a collapse that moves, and a fight without boxes.
+TABLE = """second,track,class,x1,y1,x2,y2,interpolate
+0,1,collapse,0,10,20,30,1
+0.08,1,collapse,20,14,40,34,
+0.04,b,0,,,,,
+0.16,b,fight,,,,,
+"""
+
+
+def test_a_table_of_tubes_is_truth(root: Path) -> None:
+    (root / "annotations" / "d.csv").write_text(TABLE)
+    clip = load_index(root).clips[3]
+    collapse, fight = clip.tubes
+    assert (collapse.label, collapse.frames.tolist()) == (1, [0, 1, 2])
+    assert collapse.boxes.tolist() == [[0, 10, 20, 30], [10, 12, 30, 32], [20, 14, 40, 34]]
+    assert (fight.label, fight.frames.tolist(), len(fight.boxes)) == (0, [1, 4], 0)
+    assert clip.annotated
+
+    # A detector of whole clips learns the box around all boxes, and the whole picture where there is none.
+    assert clip.annotations == (Annotation(1, (0, 10, 40, 34)), Annotation(0, (0, 0, 64, 48)))
+    assert load_index(root).labels.tolist() == [0, 1, 2, 0]
+
+
+def test_a_line_of_a_clip_is_a_tube_with_the_same_box_in_all_frames(root: Path) -> None:
+    clip = load_index(root).clips[1]
+    (tube,) = clip.tubes
+    assert clip.table is None
+    assert (tube.label, tube.frames.tolist()) == (1, [0, 1, 2, 3])
+    assert tube.boxes.tolist() == [[0, 0, 32, 12]] * 4
+
+
+@pytest.mark.parametrize("text", ["", "\n", "frame,track,class,x1,y1,x2,y2\n"])
+def test_an_empty_table_says_that_nothing_happens(root: Path, text: str) -> None:
+    (root / "annotations" / "d.csv").write_text(text)
+    clip = load_index(root).clips[3]
+    assert (clip.annotated, clip.annotations, clip.tubes) == (True, (), ())
+
+
+def test_wrong_lines_of_a_table_are_problems_of_that_file(root: Path) -> None:
+    table = root / "annotations" / "d.csv"
+    table.write_text("frame,track,class,x1,y1,x2,y2\n6,1,fight,1,1,9,9\n0,1,fight,1,1,9,9\n0,2,jump,1,1,9,9\n")
+    assert [(problem.path, problem.line) for problem in find_problems(root)] == [(str(table), 2), (str(table), 4)]
+    with pytest.raises(DataError, match=r"d\.csv:2: frame = 6 is not in the video, whose 6 frames"):
+        load_index(root)
+    assert [clip.name for clip in load_index(root, bad_files="skip").clips] == ["a", "b.x", "c"]
+
+
+def test_problems_of_tables_are_listed_beside_lines_of_another_form(root: Path) -> None:
+    _annotate(root, ["0 0.5 0.5 0.2 0.3", "1 0.25 0.25 0.5 0.5", "0 0.1 0.9 0.2 0.2"])
+    (root / "annotations" / "d.txt").unlink()
+    (root / "annotations" / "d.csv").write_text("frame,track,class\n9,1,fight\n")
+    yolo, frame = find_problems(root)
+    assert "look like YOLO" in str(yolo)
+    assert str(frame).startswith(f"{root / 'annotations' / 'd.csv'}:2: frame = 9 is not in the video")
 
 
 def test_the_order_of_lines_changes_nothing(root: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actdet.data.layout import find_files
+from actdet.data.layout import annotation_file, find_files
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_videos_are_found_sorted_by_name(folders: Path) -> None:
     [
         (".", "folder not found; expected a folder containing videos/ and annotations/"),
         ("videos", "folder not found; expected a folder containing the videos"),
-        ("annotations", "folder not found; expected a folder containing NAME.txt"),
+        ("annotations", "folder not found; expected a folder containing NAME.txt or NAME.csv"),
         ("videos/*", "contains no videos"),
     ],
 )
@@ -53,11 +53,13 @@ def test_missing_parts_are_named(tmp_path: Path, missing: str, expected: str) ->
     [
         ("videos/sub/", "is a folder; expected only files in videos/"),
         ("annotations/sub/", "is a folder; expected only files in annotations/"),
-        ("videos/a.webm", "has the same name as a.mp4; a.txt can belong to only one video"),
+        ("videos/a.webm", "has the same name as a.mp4; an annotation file can belong to only one video"),
         ("videos/a.txt", "is not a video; annotation files are expected in {root}/annotations"),
-        ("annotations/a.json", "is not an annotation file; expected NAME.txt for a video called NAME"),
-        ("annotations/a.TXT", "is not an annotation file; expected NAME.txt for a video called NAME"),
+        ("annotations/a.json", "is not an annotation file; expected NAME.txt or NAME.csv for a video called NAME"),
+        ("annotations/a.TXT", "is not an annotation file; expected NAME.txt or NAME.csv for a video called NAME"),
+        ("annotations/a.CSV", "is not an annotation file; expected NAME.txt or NAME.csv for a video called NAME"),
         ("annotations/c.txt", "no video of this name; expected videos/c.<extension>"),
+        ("annotations/c.csv", "no video of this name; expected videos/c.<extension>"),
     ],
 )
 def test_what_does_not_belong_there_is_named(folders: Path, name: str, expected: str) -> None:
@@ -70,6 +72,27 @@ def test_what_does_not_belong_there_is_named(folders: Path, name: str, expected:
     assert problem.path == str(path)
     assert problem.problem == expected.format(root=folders)
     assert notes == []
+
+
+def test_a_video_has_lines_or_a_table(folders: Path) -> None:
+    (folders / "annotations" / "a.csv").touch()
+    _, (problem,), _ = find_files(folders)
+    assert problem.path == str(folders / "annotations" / "a.txt")
+    assert problem.problem == "annotates the same video as a.csv; expected one of them"
+
+    (folders / "annotations" / "a.txt").unlink()
+    videos, problems, notes = find_files(folders)
+    assert [video.stem for video in videos] == ["a", "b.x"]
+    assert (problems, notes) == ([], [])
+
+
+def test_the_annotation_file_is_found_by_the_name_of_the_video(folders: Path) -> None:
+    annotations = folders / "annotations"
+    assert annotation_file(folders, "a") == annotations / "a.txt"
+    assert annotation_file(folders, "b.x") == annotations / "b.x.txt"
+    (annotations / "b.x.csv").touch()
+    assert annotation_file(folders, "b.x") == annotations / "b.x.csv"
+    assert annotation_file(folders, "none") == annotations / "none.txt"
 
 
 STRAYS = {

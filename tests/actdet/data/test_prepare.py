@@ -23,6 +23,7 @@ from actdet.data import prepare
 from actdet.data.annotations import read_annotations
 from actdet.data.index import ClipIndex, find_problems, load_index
 from actdet.data.prepare import PrepareConfig, prepare_dataset, prepared_size
+from actdet.detections import Tube
 from actdet.errors import ActdetError, DataError
 from actdet.video.decoding import decode_frames
 from actdet.video.info import VideoInfo, probe
@@ -222,6 +223,65 @@ def test_boxes_move_with_the_pixels(dataset: Dataset, tmp_path: Path) -> None:
         "odd.txt",
     }
     assert (tmp_path / "out" / "annotations" / "b.txt").read_text() == ""
+
+
+def _table(index: ClipIndex, name: str) -> tuple[Tube, ...]:
+    (table,) = (clip.table for clip in index.clips if clip.name == name)
+    assert table is not None
+    return table
+
+
+def test_tubes_move_with_the_pixels(dataset: Dataset, tmp_path: Path) -> None:
+    source = dataset({"a.mp4": _video(frames=6, size=(96, 64)), "b.mp4": _video(frames=3)}, {"b": "0 1 1 20 20\n"})
+    table = source.root / "annotations" / "a.csv"
+    table.write_text(
+        "second,track,class,x1,y1,x2,y2,interpolate\n0,1,fight,12,8,48.5,63,1\n0.16,1,fight,20,8,96,64,\n"
+        "0.04,2,collapse,,,,,1\n0.2,2,collapse,,,,,\n"
+    )
+    source = load_index(source.root)
+    index = prepare_dataset(source, tmp_path / "out", SMALL).index
+
+    assert sorted(path.name for path in (tmp_path / "out" / "annotations").iterdir()) == ["a.csv", "b.txt"]
+    before, after = (_table(each, "a") for each in (source, index))
+    assert [tube.label for tube in after] == [0, 1]
+    for old, new in zip(before, after, strict=True):
+        assert new.frames.tolist() == old.frames.tolist()
+        np.testing.assert_allclose(new.boxes, old.boxes / 2, atol=1e-5)
+
+    # Lines take the place of the table, and a table that of lines; without either nothing stays.
+    table.unlink()
+    (source.root / "annotations" / "a.txt").write_text("1 2 2 40 40\n")
+    (source.root / "annotations" / "b.txt").rename(source.root / "annotations" / "b.csv")
+    (source.root / "annotations" / "b.csv").write_text("frame,track,class\n1,1,fight\n")
+    prepare_dataset(load_index(source.root), tmp_path / "out", SMALL)
+    assert sorted(path.name for path in (tmp_path / "out" / "annotations").iterdir()) == ["a.txt", "b.csv"]
+    for path in (source.root / "annotations").iterdir():
+        path.unlink()
+    write_lines = (source.root / "annotations" / "a.txt").write_text
+    write_lines("1 2 2 40 40\n")
+    prepare_dataset(load_index(source.root), tmp_path / "out", SMALL)
+    assert [path.name for path in (tmp_path / "out" / "annotations").iterdir()] == ["a.txt"]
+
+
+def test_a_tube_of_less_than_a_pixel_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    source = dataset({"a.mp4": _video(frames=2, size=(96, 64))})
+    table = source.root / "annotations" / "a.csv"
+    table.write_text("frame,track,class,x1,y1,x2,y2\n0,1,fight,2,2,9,9\n1,1,fight,0,1.1,1.5,1.9\n")
+    with pytest.raises(DataError, match=r"the box 0 1\.1 1\.5 1\.9 would be smaller than a pixel at 48x32") as caught:
+        prepare_dataset(load_index(source.root), tmp_path / "out", SMALL)
+    assert caught.value.path == str(table)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_table_is_not_replaced(dataset: Dataset, tmp_path: Path) -> None:
+    """A person's annotation of a video that is not prepared yet."""
+    source = dataset({"a.mp4": _video(frames=2)}, {"a": "0 1 1 20 20\n"})
+    foreign = tmp_path / "out" / "annotations" / "a.csv"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("frame,track,class\n")
+    with pytest.raises(ActdetError, match="would be replaced"):
+        prepare_dataset(source, tmp_path / "out", SMALL)
+    assert foreign.read_text() == "frame,track,class\n"
 
 
 @pytest.mark.parametrize("box", ["0.1 0.1 2 2", "0 1.1 1.5 1.9"])

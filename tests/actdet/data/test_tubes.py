@@ -153,7 +153,7 @@ def test_a_wrong_header_is_one_problem(path: Path, header: str, expected: str) -
     [
         ("1,1,fight,10,20,30", "has 6 fields; expected 7, as the header: frame,track,class,x1,y1,x2,y2"),
         ("1,1,fight,10,20,30,40,50", "has 8 fields"),
-        ("1 1 fight 10 20 30 40", "has 1 fields"),
+        ("1 1 fight 10 20 30 40", "has 1 field"),
         ("-1,1,fight,10,20,30,40", "frame = '-1' is not a whole number from 0"),
         ("1.5,1,fight,10,20,30,40", "frame = '1.5' is not a whole number"),
         ("\u0661,1,fight,10,20,30,40", "frame = "),

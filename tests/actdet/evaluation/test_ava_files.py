@@ -149,7 +149,7 @@ def test_pixels_are_noticed(files: dict[str, Path]) -> None:
         ("map.pbtxt", "", "names no class"),
         ("map.pbtxt", 'item {\n  name: "a"\n  id: many\n}\n', "3: id is 'many'"),
         ("map.pbtxt", 'item {\n  name: "a"\n  id: 77\n}\n', "has no row that counts"),
-        ("excluded.csv", "-5KQ66BBWC4\n", "1: has 1 fields; expected 2"),
+        ("excluded.csv", "-5KQ66BBWC4\n", "1: has 1 field; expected 2"),
         ("excluded.csv", "-5KQ66BBWC4,x\n", "1: second is 'x'"),
         ("truth.csv", "", "has no row that counts"),
     ],

@@ -130,7 +130,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "binary": (lambda folder: (folder / "ava_train.csv").write_bytes(b"\xff\xfe\x00"), "byte 0 is not UTF-8 text"),
     "excluded": (
         lambda folder: write(folder, train=ROWS, train_excluded_timestamps=["aa-b"]),
-        "ava_train_excluded_timestamps_v2.2.csv:1: has 1 fields; expected video,second",
+        "ava_train_excluded_timestamps_v2.2.csv:1: has 1 field; expected video,second",
     ),
     "actions": (
         lambda folder: write(folder, train=ROWS) and (folder / "a.pbtxt").write_text("item { id: 3 }"),
