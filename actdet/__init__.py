@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actdet.api import evaluate, load_dataset, load_model, train
+    from actdet.data.clips import ClipIndex
     from actdet.data.config import AugmentConfig
-    from actdet.data.index import ClipIndex
     from actdet.detections import Tube
     from actdet.errors import ActdetError, DataError
     from actdet.evaluation.clips import Evaluation

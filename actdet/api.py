@@ -16,7 +16,8 @@ import torch
 
 from actdet.bounds import check_bounds
 from actdet.data.classes import CLASS_NAMES
-from actdet.data.index import BadFiles, ClipIndex, load_index
+from actdet.data.clips import ClipIndex
+from actdet.data.index import BadFiles, load_index
 from actdet.data.split import hold_out
 from actdet.device import choose_device
 from actdet.evaluation.checkpoint import evaluate_checkpoint

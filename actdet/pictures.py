@@ -225,6 +225,7 @@ def annotate_video(
     marks_at: Iterable[Sequence[Mark]],
     out: Path,
     *,
+    frames: range | None = None,
     past_damage: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[int]:
@@ -237,6 +238,7 @@ def annotate_video(
         video: The video to annotate.
         marks_at: The marks of each frame, in order.
         out: Path of the MP4 file.
+        frames: The frames to annotate; by default all.
         past_damage: Replace frames that cannot be decoded by the last good picture, labeled as damaged. Otherwise they
             are an error.
         progress: Called with (frames done, frames in all) after each frame.
@@ -248,16 +250,16 @@ def annotate_video(
         DataError: If a frame cannot be decoded and `past_damage` is false, or if `out` cannot be written.
     """
     lost: list[int] = []
-    total = len(video.pts)
+    frames = range(len(video.pts)) if frames is None else frames
     times = ((video.pts - video.pts[0]) * float(video.time_base)).tolist()
     size = picture_size(video)
     stream = stream_past_damage if past_damage else stream_frames
-    decoded = stream(video, range(total), size, threads=0)
+    decoded = stream(video, frames, size, threads=0)
 
     def drawn() -> Generator[np.ndarray, None, None]:
         picture = np.zeros((*size, 3), np.uint8)
-        with closing(prefetch(decoded, _PREFETCHED)) as frames:
-            for (index, pixels), marks in zip(frames, marks_at, strict=True):
+        with closing(prefetch(decoded, _PREFETCHED)) as ready:
+            for (index, pixels), marks in zip(ready, marks_at, strict=True):
                 if pixels is None:
                     lost.append(index)
                     yield draw(picture, [Mark(None, "damaged", TRUTH)], seconds=times[index])
@@ -265,10 +267,11 @@ def annotate_video(
                     picture = pixels
                     yield draw(picture, marks, seconds=times[index])
                 if progress:
-                    progress(index + 1, total)
+                    progress(index + 1 - frames.start, len(frames))
 
     longest = max(int(_LONGEST_STILL / video.time_base), 1)
-    pts = np.cumsum(np.minimum(np.diff(video.pts, prepend=video.pts[:1]), longest))
+    shown = video.pts[frames.start : frames.stop]
+    pts = np.cumsum(np.minimum(np.diff(shown, prepend=shown[:1]), longest))
     with closing(drawn()) as pictures:
         encoder = choose_encoder()
         write_video(out, pictures, pts, video.time_base, encoder=encoder, options=QUICK[encoder], comment=_ANNOTATED)

@@ -8,7 +8,8 @@ from pathlib import Path
 from actdet.cli.progress import ProgressBar
 from actdet.cli.terminal import print_line
 from actdet.data.classes import CLASS_NAMES
-from actdet.data.index import BadFiles, ClipIndex, load_index
+from actdet.data.clips import ClipIndex
+from actdet.data.index import BadFiles, load_index
 
 
 def read_index(

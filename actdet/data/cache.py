@@ -10,12 +10,11 @@ import torch
 from actdet_kernels import frame_levels
 from torch import Tensor
 
+from actdet.data.clips import ClipIndex
 from actdet.data.config import ClipSize
-from actdet.data.index import ClipIndex
 from actdet.device import free_memory
 from actdet.errors import ActdetError
 from actdet.video.decoding import ClipRequest
-from actdet.video.sampling import sample_frames
 
 # The largest share of the free memory that "auto" takes. On a GPU the network still needs its memory, and a CPU's
 # memory is not ours alone.
@@ -45,13 +44,12 @@ class FrameCache:
         Raises:
             ActdetError: If there is not enough memory.
         """
-        videos = [clip.video for clip in index.clips]
         self._requests = [
-            ClipRequest(video, np.arange(len(video.pts)) if jitter else np.unique(sample_frames(video, size.frames)))
-            for video in videos
+            ClipRequest(clip.video, np.array(clip.frames) if jitter else np.unique(clip.sample(size.frames)))
+            for clip in index.clips
         ]
         self._first = np.cumsum([0, *(len(request.indices) for request in self._requests)])
-        self._filled = np.zeros(len(videos), bool)
+        self._filled = np.zeros(len(index.clips), bool)
 
         count = int(self._first[-1])
         try:
@@ -82,7 +80,7 @@ class FrameCache:
 
 def cache_bytes(index: ClipIndex, size: ClipSize, *, jitter: bool) -> int:
     """Return the most bytes that a `FrameCache` with these arguments takes."""
-    frames = sum(len(clip.video.pts) if jitter else min(len(clip.video.pts), size.frames) for clip in index.clips)
+    frames = sum(len(clip.frames) if jitter else min(len(clip.frames), size.frames) for clip in index.clips)
     return frames * (size.image_size**2 * 3 + 4)
 
 
@@ -125,7 +123,7 @@ def choose_cache(
 
     # To keep a clip, all frames that jitter may ask for are decoded. Of long videos that are more frames than a short
     # training ever decodes without a cache.
-    decoded = sum(len(clip.video.pts) for clip in index.clips)
+    decoded = sum(len(clip.frames) for clip in index.clips)
     if jitter and decoded > epochs * len(index.clips) * size.frames * _ON_THE_WAY:
         return False, f"decoded again each epoch: all {decoded} frames are more than will be asked for"
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from actdet.data.classes import NO_ACTION
-from actdet.data.index import ClipIndex
+from actdet.data.clips import ClipIndex
 from actdet.data.reading import read_text_lines
 from actdet.errors import ActdetError, DataError
 

@@ -1,4 +1,4 @@
-"""The clip index: the clips of a data set, checked, with the timestamps of all their frames.
+"""Makes the clip index: the clips of a data set, checked, with the timestamps of all their frames.
 
 `load_index` stops at the first problem, or leaves out the clips that have one; `survey` lists all problems. What
 demuxing told of the videos is kept in `ROOT/.actdet-index.json` (`probe_cache`); annotations are read every time.
@@ -15,13 +15,13 @@ from pathlib import Path
 from threading import Event
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from actdet.data.annotations import EVERY_FORM, OTHER_FORMS, Annotation, check_annotations, forms
 from actdet.data.classes import CLASS_FILE, CLASS_NAMES, class_names_of, read_class_names
+from actdet.data.clips import Clip, ClipIndex
 from actdet.data.layout import annotation_file, find_files
 from actdet.data.probe_cache import ProbeCache
-from actdet.data.tubes import clip_annotations, read_tubes, tube_of_clip_line
+from actdet.data.tubes import clip_annotations, read_tubes
+from actdet.data.windows import cut_windows
 from actdet.detections import Tube
 from actdet.errors import DataError
 from actdet.video.decoding import stream_frames
@@ -34,78 +34,6 @@ Progress = Callable[[int, int], None]
 
 # If at least so many lines all fit another form, that is hardly by chance.
 _TELLING_LINES = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """A video and what happens in it."""
-
-    name: str
-    video: VideoInfo
-    annotations: tuple[Annotation, ...]
-    """What a detector of whole clips learns: of each action the box around it for as long as it lasts."""
-    annotated: bool = True
-    """Whether it has an annotation file, even if that is empty."""
-    table: tuple[Tube, ...] | None = None
-    """The tubes of its table; None for a clip with lines of actions, or without annotations."""
-
-    @property
-    def tubes(self) -> tuple[Tube, ...]:
-        """Its actions, frame by frame; one of a line `class x1 y1 x2 y2` has the same box in all frames."""
-        if self.table is not None:
-            return self.table
-        return tuple(tube_of_clip_line(annotation, len(self.video.pts)) for annotation in self.annotations)
-
-
-@dataclass(frozen=True, eq=False)
-class ClipIndex:
-    """The clips of a data set, sorted by name."""
-
-    root: Path
-    class_names: tuple[str, ...]
-    clips: tuple[Clip, ...]
-    left_out: tuple[DataError, ...] = ()
-    """What is wrong with the files that were left out."""
-    notes: tuple[str, ...] = ()
-    """Lines `PATH: TEXT` about what is not an error, but may be unintended."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(n,) int64 to stratify by: the lowest class id among a clip's actions, `len(class_names)` without any."""
-        none = len(self.class_names)
-        return np.array([min((a.label for a in clip.annotations), default=none) for clip in self.clips], np.int64)
-
-    def median_seconds(self) -> float:
-        """Return the length of a typical clip."""
-        return float(np.median([clip.video.seconds for clip in self.clips]))
-
-    def targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the annotations of all clips as arrays.
-
-        A clip's rows are sorted by class, then by box, so that the order of the lines in its annotation file changes
-        nothing.
-
-        Returns:
-            The labels (n, M) int64, the boxes (n, M, 4) float32 as center x, center y, width and height in [0, 1] of
-            the picture, and the counts (n,) int32. M is the largest number of annotations of any clip, at least 1; rows
-            past a clip's count are zero.
-        """
-        counts = np.array([len(clip.annotations) for clip in self.clips], np.int32)
-        padded = max(1, counts.max(initial=0))
-        labels = np.zeros((len(counts), padded), np.int64)
-        boxes = np.zeros((len(counts), padded, 4), np.float32)
-        for i, clip in enumerate(self.clips):
-            width = clip.video.width
-            height = clip.video.height
-            for j, (label, (x1, y1, x2, y2)) in enumerate(sorted(clip.annotations)):
-                labels[i, j] = label
-                boxes[i, j] = (
-                    (x1 + x2) / 2 / width,
-                    (y1 + y2) / 2 / height,
-                    (x2 - x1) / width,
-                    (y2 - y1) / height,
-                )
-        return labels, boxes, counts
 
 
 @dataclass
@@ -124,6 +52,7 @@ def load_index(
     root: str | os.PathLike[str],
     class_names: Sequence[str] | None = None,
     *,
+    window: float = 0.0,
     bad_files: BadFiles = "stop",
     progress: Progress | None = None,
 ) -> ClipIndex:
@@ -133,6 +62,7 @@ def load_index(
         root: Folder with videos/ and annotations/, and perhaps classes.txt.
         class_names: Names of the classes, in the order of their ids. By default those in `root`'s classes.txt, or
             `CLASS_NAMES` if there is no such file.
+        window: The seconds of the windows into which videos with tables of tubes are cut; 0 leaves them whole.
         bad_files: "stop" raises the first problem; "skip" leaves out the files that have one and notes them in
             `left_out`.
         progress: Called with (videos done, videos in all).
@@ -146,7 +76,8 @@ def load_index(
     problems = found.problems
     if problems and (bad_files == "stop" or not found.clips or found.other_form):
         raise problems[0]
-    return ClipIndex(root, found.class_names, tuple(found.clips), tuple(problems), tuple(found.notes))
+    index = ClipIndex(root, found.class_names, tuple(found.clips), tuple(problems), tuple(found.notes))
+    return cut_windows(index, window)
 
 
 def survey(

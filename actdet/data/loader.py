@@ -1,6 +1,6 @@
 """From an index of clips to batches on the training device.
 
-    which clips (`sampler`) -> which of their frames (`video.sample_frames`) -> decoded by a reader, or kept from before
+    which clips (`sampler`) -> which of their frames (`Clip.sample`) -> decoded by a reader, or kept from before
     (`cache`) -> augmented on the device (`augment`)
 
 The targets of all clips are tables on the device from the start, so no batch has to copy a list of boxes.
@@ -18,14 +18,13 @@ from torch import Tensor
 
 from actdet.data.augment import Batch, augment, draw_params, halve_pixels
 from actdet.data.cache import FrameCache
+from actdet.data.clips import ClipIndex
 from actdet.data.config import AugmentConfig, ClipSize
-from actdet.data.index import ClipIndex
 from actdet.data.sampler import balanced_batches
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError, DataError
 from actdet.video.decoding import ClipRequest, decode_frames
 from actdet.video.readers import Reader
-from actdet.video.sampling import sample_frames
 
 
 class _Sample(NamedTuple):
@@ -165,7 +164,7 @@ class ClipLoader:
 
     def _sample(self, clip: int, rng: np.random.Generator | None) -> _Sample:
         """Choose the frames of a clip: at random times if there is an `rng`."""
-        return _Sample(clip, sample_frames(self.index.clips[clip].video, self._size.frames, rng=rng))
+        return _Sample(clip, self.index.clips[clip].sample(self._size.frames, rng))
 
     def _request(self, sample: _Sample) -> ClipRequest:
         return ClipRequest(self.index.clips[sample.clip].video, sample.indices)

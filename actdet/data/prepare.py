@@ -23,7 +23,8 @@ import numpy as np
 
 from actdet.bounds import BOUNDS, check_bounds
 from actdet.data.classes import class_names_of, write_class_names
-from actdet.data.index import BadFiles, Clip, ClipIndex, Progress, load_index
+from actdet.data.clips import Clip, ClipIndex
+from actdet.data.index import BadFiles, Progress, load_index
 from actdet.data.layout import SYSTEM_FILES, annotation_file
 from actdet.data.tubes import tube_file
 from actdet.detections import Tube

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from actdet.data.classes import NO_ACTION
-from actdet.data.index import ClipIndex
+from actdet.data.clips import ClipIndex
 from actdet.errors import ActdetError, DataError
 
 

@@ -213,10 +213,10 @@ def clip_annotations(tubes: Sequence[Tube], width: int, height: int) -> tuple[An
     return tuple(annotations)
 
 
-def tube_of_clip_line(annotation: Annotation, frames: int) -> Tube:
-    """Return what a line `class x1 y1 x2 y2` says of a video with so many frames: the same box in each of them."""
-    boxes = np.tile(np.array(annotation.box, np.float32), (frames, 1))
-    return Tube(annotation.label, np.arange(frames), boxes)
+def tube_of_clip_line(annotation: Annotation, frames: range) -> Tube:
+    """Return what a line `class x1 y1 x2 y2` says of a clip with these frames: the same box in each of them."""
+    boxes = np.tile(np.array(annotation.box, np.float32), (len(frames), 1))
+    return Tube(annotation.label, np.array(frames, np.int64), boxes)
 
 
 def frame_times(video: VideoInfo) -> np.ndarray:

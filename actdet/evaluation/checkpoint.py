@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from actdet.data.clips import ClipIndex
 from actdet.data.config import ClipSize
-from actdet.data.index import BadFiles, ClipIndex, load_index
+from actdet.data.index import BadFiles, load_index
 from actdet.data.loader import ClipLoader
 from actdet.device import choose_precision, memory_for
 from actdet.errors import ActdetError, DataError

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from actdet.data.classes import NO_ACTION
-from actdet.data.index import Clip, ClipIndex
+from actdet.data.clips import Clip, ClipIndex
 from actdet.errors import DataError
 from actdet.evaluation.clips import Evaluation
 from actdet.evaluation.metrics import format_figure
@@ -26,7 +26,6 @@ from actdet.files import write_bytes, write_json
 from actdet.models.detr.decision import THRESHOLD
 from actdet.pictures import TRUTH, Mark, annotate_video, class_color, data_url, draw, no_action_mark, picture_size
 from actdet.video.decoding import decode_frames
-from actdet.video.sampling import sample_frames
 
 # The page shows so many pictures of each clip.
 PICTURES = 4
@@ -155,7 +154,7 @@ def _draw_clips(
     numbers = range(len(evaluation.clips))
     order = sorted(numbers, key=lambda number: (_is_located(evaluation, number, len(names) - 1), number))
     clips = [index.clips[evaluation.clips[number]] for number in order]
-    total = PICTURES * len(clips) + sum(len(clip.video.pts) for clip in clips[:most_videos])
+    total = PICTURES * len(clips) + sum(len(clip.frames) for clip in clips[:most_videos])
 
     drawn = 0
     rows = []
@@ -166,7 +165,7 @@ def _draw_clips(
 
         drawn += PICTURES
         if with_video:
-            drawn += len(clip.video.pts)
+            drawn += len(clip.frames)
         if progress:
             progress(drawn, total)
     return rows
@@ -206,7 +205,7 @@ def _row(
     try:
         pictures = _pictures(clip, marks)
         if with_video:
-            annotate_video(clip.video, [marks] * len(clip.video.pts), video, progress=progress)
+            annotate_video(clip.video, [marks] * len(clip.frames), video, frames=clip.frames, progress=progress)
     except DataError as error:
         # Only a damaged clip is left without pictures; what the disk refuses ends the report.
         if error.path != clip.video.path:
@@ -252,7 +251,7 @@ def _corners(box: list[float]) -> tuple[float, float, float, float]:
 
 def _pictures(clip: Clip, marks: Sequence[Mark]) -> list[str]:
     """Frames of a clip at equal distances, with the time and marks on them, as addresses that contain them."""
-    shown = sample_frames(clip.video, PICTURES)
+    shown = clip.sample(PICTURES)
     times = (clip.video.pts[shown] - clip.video.pts[0]) * float(clip.video.time_base)
     frames = decode_frames(clip.video, shown, picture_size(clip.video))
     return [

@@ -13,8 +13,8 @@ import torch
 from actdet_kernels import explain_backend
 
 from actdet.data.cache import choose_cache
+from actdet.data.clips import ClipIndex
 from actdet.data.config import ClipSize
-from actdet.data.index import ClipIndex
 from actdet.device import choose_precision, choose_step
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from actdet.data.index import ClipIndex
+from actdet.data.clips import ClipIndex
 from actdet.device import is_out_of_memory, prepare_device
 from actdet.distributed import is_lost_process
 from actdet.errors import ActdetError, DataError, ReadError, Stopped

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actdet.data.index import ClipIndex
+from actdet.data.clips import ClipIndex
 from actdet.errors import ActdetError, DataError
 from actdet.models.checkpoints import CheckpointInfo, from_json, read_info, take_tensor
 from actdet.models.detr.config import ModelConfig

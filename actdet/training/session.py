@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from actdet.data.cache import FrameCache
-from actdet.data.index import ClipIndex
+from actdet.data.clips import ClipIndex
 from actdet.data.loader import ClipLoader
 from actdet.training.plan import Plan
 from actdet.video.disk_cache import DiskCache, cache_folder

@@ -11,8 +11,8 @@ import torch
 
 from actdet.data import cache as caching
 from actdet.data.cache import FrameCache, cache_bytes, choose_cache
+from actdet.data.clips import Clip, ClipIndex
 from actdet.data.config import ClipSize
-from actdet.data.index import Clip, ClipIndex
 from actdet.errors import ActdetError
 from actdet.video.decoding import decode_frames
 from actdet.video.info import probe

@@ -19,8 +19,8 @@ from actdet.data import loader as loading
 from actdet.data.annotations import Annotation
 from actdet.data.augment import Batch
 from actdet.data.cache import FrameCache
+from actdet.data.clips import Clip, ClipIndex
 from actdet.data.config import NO_AUGMENTATION, AugmentConfig, ClipSize
-from actdet.data.index import Clip, ClipIndex
 from actdet.data.loader import ClipLoader
 from actdet.data.sampler import balanced_batches
 from actdet.distributed import Processes

@@ -21,7 +21,8 @@ from PIL import Image
 
 from actdet.data import prepare
 from actdet.data.annotations import read_annotations
-from actdet.data.index import ClipIndex, find_problems, load_index
+from actdet.data.clips import ClipIndex
+from actdet.data.index import find_problems, load_index
 from actdet.data.prepare import PrepareConfig, prepare_dataset, prepared_size
 from actdet.detections import Tube
 from actdet.errors import ActdetError, DataError

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actdet.data.annotations import Annotation
-from actdet.data.index import Clip, ClipIndex
+from actdet.data.clips import Clip, ClipIndex
 from actdet.data.split import folds, hold_out
 from actdet.errors import ActdetError, DataError
 from actdet.video.info import VideoInfo

@@ -17,7 +17,8 @@ import pytest
 import torch
 from actdet_kernels import Targets
 
-from actdet.data.index import Clip, ClipIndex, load_index
+from actdet.data.clips import Clip, ClipIndex
+from actdet.data.index import load_index
 from actdet.errors import DataError
 from actdet.evaluation import report
 from actdet.evaluation.clips import Evaluation

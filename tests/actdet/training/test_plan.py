@@ -11,7 +11,8 @@ import torch
 
 from actdet import device as device_module
 from actdet.data import cache as caching
-from actdet.data.index import ClipIndex, load_index
+from actdet.data.clips import ClipIndex
+from actdet.data.index import load_index
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
 from actdet.models.detr.config import ModelConfig

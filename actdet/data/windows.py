@@ -1,0 +1,85 @@
+"""Windows: the parts of untrimmed videos that a detector of whole clips can learn from.
+
+A detector looks at a few frames spread over a clip. In a video of minutes, of which an action takes seconds, these
+would hardly meet it; so such a video is cut into clips, and what its table of tubes says is divided among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from actdet.data.clips import Clip, ClipIndex
+from actdet.data.tubes import clip_annotations, frame_times
+from actdet.detections import Tube
+from actdet.errors import ActdetError
+
+
+def cut_windows(index: ClipIndex, seconds: float) -> ClipIndex:
+    """Cut the videos that have a table of tubes into windows.
+
+    All windows of a video are equally long, as near to `seconds` as that is possible. They cover the video and do not
+    overlap. A video whose annotation file has lines of actions, or is missing, stays whole, since nobody has said when
+    its actions happen.
+
+    Of an action, a window holds the part that is in it, unless that is less than half of what could be: of the action
+    or, if that is longer, of the window. So each action is in one window at least, and no window shows only a trace of
+    what it is said to hold.
+
+    Args:
+        index: The videos of a data set.
+        seconds: The length of a window; 0 leaves all videos whole.
+
+    Returns:
+        The same data set with a clip for each window. The name of a window is that of its video and the second in which
+        it begins: `door@12.50`.
+    """
+    if seconds == 0:
+        return index
+
+    clips: list[Clip] = []
+    for clip in index.clips:
+        clips += [clip] if clip.table is None else _windows(clip, clip.table, seconds)
+
+    names = [clip.name for clip in clips]
+    if len(set(names)) < len(names):
+        double = next(name for number, name in enumerate(names) if name in names[:number])
+        raise ActdetError(f"windows of {seconds:g} seconds are too short: there would be two called {double}")
+    return replace(index, clips=tuple(sorted(clips, key=lambda clip: clip.name)))
+
+
+def _windows(clip: Clip, table: Sequence[Tube], seconds: float) -> Iterator[Clip]:
+    """Yield the windows of a video, without those in which no frame begins to show."""
+    count = max(round(clip.seconds / seconds), 1)
+    if count == 1:
+        yield clip
+        return
+
+    # Where the clock of a recording jumped, there is no frame for many windows.
+    times = frame_times(clip.video)
+    length = clip.seconds / count
+    window_of_frame = np.minimum((times / length).astype(np.int64), count - 1)
+    numbers, firsts = np.unique(window_of_frame, return_index=True)
+    stops = [*firsts[1:].tolist(), len(times)]
+    for number, first, stop in zip(numbers.tolist(), firsts.tolist(), stops, strict=True):
+        tubes = tuple(part for tube in table if (part := _part(tube, first, stop)) is not None)
+        annotations = clip_annotations(tubes, clip.video.width, clip.video.height)
+        name = f"{clip.name}@{number * length:.2f}"
+        yield replace(clip, name=name, annotations=annotations, table=tubes, span=(first, stop))
+
+
+def _part(tube: Tube, first: int, stop: int) -> Tube | None:
+    """Return what the frames from `first` to before `stop` hold of a tube; None if it is nothing or too little."""
+    inside = (first <= tube.frames) & (tube.frames < stop)
+    if not inside.any():
+        return None
+
+    # Its length is from its first to its last frame, since truth may be sparse: one frame for each second, say.
+    begin = int(tube.frames[0])
+    end = int(tube.frames[-1]) + 1
+    common = min(stop, end) - max(first, begin)
+    if 2 * common < min(end - begin, stop - first):
+        return None
+    return Tube(tube.label, tube.frames[inside], tube.boxes[inside] if len(tube.boxes) else tube.boxes)
