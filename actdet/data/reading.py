@@ -12,12 +12,12 @@ from actdet.errors import DataError
 
 
 @contextmanager
-def open_regular(path: str | os.PathLike[str], most_bytes: int, expected: str) -> Iterator[BinaryIO]:
+def open_regular(path: str | os.PathLike[str], most_bytes: int | None, expected: str) -> Iterator[BinaryIO]:
     """Context manager: opens a file to read its bytes.
 
     Args:
         path: The file.
-        most_bytes: How large it may be.
+        most_bytes: How large it may be; None for a file of any size, which must be read piece by piece.
         expected: What it should be, for the error.
 
     Raises:
@@ -28,7 +28,7 @@ def open_regular(path: str | os.PathLike[str], most_bytes: int, expected: str) -
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):
             raise DataError(path, f"cannot be read: it is not a regular file; expected {expected}")
-        if facts.st_size > most_bytes:
+        if most_bytes is not None and facts.st_size > most_bytes:
             raise DataError(path, f"has more than {most_bytes} bytes; expected {expected}")
 
         with open(path, "rb") as file:

@@ -1,8 +1,6 @@
 """The files of the ACT scripts: truth as one pickle, detections as one pickle for each start frame.
 
-    GT.pkl                  {"labels": [...], "train_videos": [[...], ...], "test_videos": [[...], ...],
-                             "nframes": {video: n}, "resolution": {...},
-                             "gttubes": {video: {label: [(n, 5) array of frame, x1, y1, x2, y2]}}}
+    GT.pkl                  as `actdet.data.formats.gt_pickle` describes it
     FOLDER/VIDEO/00001.pkl  {label: (N, 4 K + 1) array of K boxes and a score}, labels from 1; one file for each start
                             frame 1 to n - K + 1, as MOC writes them
 
@@ -13,18 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
+from actdet.data.formats.gt_pickle import read_act_truth
+from actdet.data.formats.inert_pickle import array_of, read_inert_pickle
 from actdet.errors import DataError
-from actdet.evaluation.arrays import MOST_FRAMES, Truth, TubeletBoxes
-from actdet.evaluation.reading import Found, describe_some
-from actdet.evaluation.safe_pickle import PickledArray, load_arrays
+from actdet.evaluation.arrays import Truth, TubeletBoxes
+from actdet.evaluation.reading import Found
 from actdet.evaluation.tubes import tubes_of
 
+_EXPECTED_TRUTH = "ACT's truth, such as UCF101v2-GT.pkl"
+_EXPECTED_DETECTIONS = "detections as MOC writes them"
 
-def read_act_truth(path: Path, split: int = 1) -> Truth:
+
+def read_act_split(path: Path, split: int = 1) -> Truth:
     """Read the truth of the test videos of a split.
 
     Args:
@@ -34,40 +35,23 @@ def read_act_truth(path: Path, split: int = 1) -> Truth:
     Raises:
         DataError: It is not such a pickle, or has no such split.
     """
-    content = load_arrays(path)
-    if not isinstance(content, dict):
-        raise DataError(path, f"holds a {type(content).__name__}; expected ACT's truth, a dict")
-    labels = _strings(path, "labels", content.get("labels"))
-    tests = _member(path, content, "test_videos", list)
-    trains = _member(path, content, "train_videos", list)
-    frames = _member(path, content, "nframes", dict)
-    tracks = _member(path, content, "gttubes", dict)
+    stored = read_act_truth(path, _EXPECTED_TRUTH)
+    if not 1 <= split <= len(stored.splits):
+        raise DataError(path, f"has {len(stored.splits)} splits; --split {split} does not exist")
+    names = stored.splits[split - 1].test
+    if not names:
+        raise DataError(path, f"has no videos to test on in split {split}")
 
-    if not 1 <= split <= min(len(tests), len(trains)):
-        raise DataError(path, f"has {len(tests)} splits; --split {split} does not exist")
-    videos = _strings(path, f"test_videos[{split - 1}]", tests[split - 1])
-    train = _strings(path, f"train_videos[{split - 1}]", trains[split - 1], least=0)
-    if len(videos) + len(train) != len(frames):
-        raise DataError(path, f"has {len(train)} + {len(videos)} videos in split {split}, but {len(frames)} in all")
-
-    numbers: list[int] = []
-    classes: list[int] = []
-    boxes: list[np.ndarray] = []
-    lengths = []
-    for number, video in enumerate(videos):
-        length = frames.get(video)
-        if type(length) is not int or not 0 < length < MOST_FRAMES:
-            raise DataError(path, f"has no number of frames for the video {video}")
-        lengths.append(length)
-        for label, track in _tracks(path, video, tracks.get(video, {}), len(labels)):
-            numbers.append(number)
-            classes.append(label)
-            boxes.append(track)
-
-    tubes = tubes_of(numbers, classes, [1.0] * len(numbers), boxes)
-    return Truth(
-        labels, videos, np.array(lengths, dtype=np.int64), tubes.as_frames(), tubes, closed=True, numbered=True
+    videos = [stored.videos[name] for name in names]
+    numbered = [(number, tube) for number, video in enumerate(videos) for tube in video.tubes]
+    tubes = tubes_of(
+        [number for number, _ in numbered],
+        [tube.label for _, tube in numbered],
+        [1.0] * len(numbered),
+        [tube.rows for _, tube in numbered],
     )
+    lengths = np.array([video.frames for video in videos], dtype=np.int64)
+    return Truth(stored.class_names, names, lengths, tubes.as_frames(), tubes, closed=True, numbered=True)
 
 
 def read_act_folder(folder: Path, truth: Truth) -> Found:
@@ -108,7 +92,7 @@ def _read_start(path: Path, truth: Truth, video: int, start: int) -> TubeletBoxe
     """Read the tubelets that begin in a frame, which counts from 1 here."""
     if not path.is_file():
         raise DataError(path, "is missing; expected a file for each start frame from 1 to frames - K + 1")
-    content = load_arrays(path)
+    content = read_inert_pickle(path, _EXPECTED_DETECTIONS)
     if not isinstance(content, dict) or not content:
         raise DataError(path, f"holds a {type(content).__name__}; expected a dict: label to array")
 
@@ -117,7 +101,12 @@ def _read_start(path: Path, truth: Truth, video: int, start: int) -> TubeletBoxe
     for label, stored in content.items():
         if type(label) is not int or not 1 <= label <= len(truth.class_names):
             raise DataError(path, f"has the label {label!r}; expected 1 to {len(truth.class_names)}")
-        array = _numbers(path, f"label {label}", stored)
+        try:
+            array = array_of(stored)
+        except ValueError as error:
+            raise DataError(path, f"has {error} for label {label}; expected an array") from None
+        if not np.isfinite(array).all():
+            raise DataError(path, f"has a number that is not finite for label {label}")
         if array.ndim != 2 or array.shape[1] % 4 != 1 or array.shape[1] < 5:
             raise DataError(path, f"has an array of the shape {array.shape}; expected N rows of K boxes and a score")
         labels.append(np.full(len(array), label - 1, dtype=np.int64))
@@ -141,49 +130,3 @@ def _path(folder: Path, video: str, start: int) -> Path:
     if name.is_absolute() or ".." in name.parts:
         raise DataError(folder, f"cannot have a video called {video!r}")
     return folder / name / f"{start:05d}.pkl"
-
-
-def _tracks(path: Path, video: str, content: Any, classes: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the class and the rows (frame from 0, x1, y1, x2, y2) of each tube of a video."""
-    if not isinstance(content, dict):
-        raise DataError(path, f"has a {type(content).__name__} for the tubes of {video}; expected a dict")
-    for label, tracks in content.items():
-        if type(label) is not int or not 0 <= label < classes:
-            raise DataError(path, f"has the label {label!r} in {video}; expected 0 to {classes - 1}")
-        if not isinstance(tracks, list | tuple):
-            raise DataError(path, f"has a {type(tracks).__name__} for tubes of {video}; expected a list of arrays")
-        for stored in tracks:
-            track = _numbers(path, video, stored).astype(np.float64)
-            if track.ndim != 2 or track.shape[1] != 5 or not len(track):
-                raise DataError(path, f"has a tube of the shape {track.shape} in {video}; expected (n, 5)")
-            frames = track[:, 0]
-            if (frames != np.floor(frames)).any() or not frames[0] >= 1 or frames[-1] > MOST_FRAMES:
-                raise DataError(path, f"has frames in {video} that are no whole numbers from 1")
-            if (np.diff(frames) <= 0).any():
-                raise DataError(path, f"has frames in {video} that do not ascend")
-            track[:, 0] -= 1.0
-            yield label, track
-
-
-def _numbers(path: Path, name: str, stored: object) -> np.ndarray:
-    """The array, if it is one of finite numbers."""
-    if not isinstance(stored, PickledArray) or stored.value is None:
-        raise DataError(path, f"has a {type(stored).__name__} for {name}; expected an array")
-    if not np.isfinite(stored.value).all():
-        raise DataError(path, f"has a number that is not finite for {name}")
-    return stored.value
-
-
-def _member(path: Path, content: dict[Any, Any], name: str, kind: type) -> Any:
-    value = content.get(name)
-    if not isinstance(value, kind):
-        raise DataError(path, f'has no {kind.__name__} "{name}"; expected ACT\'s truth')
-    return value
-
-
-def _strings(path: Path, name: str, value: object, least: int = 1) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or len(value) < least or not all(isinstance(item, str) for item in value):
-        raise DataError(path, f"has no list of names in {name}")
-    if len(set(value)) < len(value):
-        raise DataError(path, f"has a name twice in {name}: {describe_some(x for x in value if value.count(x) > 1)}")
-    return tuple(value)

@@ -119,7 +119,7 @@ def read_label_map(path: Path) -> dict[int, str]:
     """
     names: dict[int, str] = {}
     name = ""
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, "a label map"):
         for key, value in _FIELD.findall(line):
             if key == "name":
                 name = value.strip("\"'")
@@ -183,7 +183,7 @@ def _whole(path: Path, line: int, name: str, text: str, limit: int) -> int:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield each row that is not empty, and the number of its line."""
-    reader = csv.reader((line for _, line in read_lines(path)), strict=True)
+    reader = csv.reader((line for _, line in read_lines(path, "a csv file")), strict=True)
     try:
         for row in reader:
             if row:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from actdet.errors import ActdetError
-from actdet.evaluation.act_files import read_act_folder, read_act_truth
+from actdet.evaluation.act_files import read_act_folder, read_act_split
 from actdet.evaluation.arrays import Truth
 from actdet.evaluation.json_tables import read_detection_lines, read_truth_lines
 from actdet.evaluation.reading import Found
@@ -31,7 +31,7 @@ def read_truth(path: Path, split: int | None = None) -> Truth:
         ActdetError: A split is asked for of a file that has none.
     """
     if path.suffix.lower() in _PICKLES:
-        return read_act_truth(path, 1 if split is None else split)
+        return read_act_split(path, 1 if split is None else split)
     if split is not None:
         raise ActdetError(f"only truth in ACT's pickles has splits: leave out --split for {path}")
     return read_truth_lines(path)

@@ -63,7 +63,7 @@ def parse_lines(path: Path, *, scored: bool) -> Columns:
         DataError: For the first line that is wrong. Whether numbers are finite is left to the caller.
     """
     columns = Columns()
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, "JSON lines"):
         if line.isspace():
             continue
         try:

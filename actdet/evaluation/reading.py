@@ -1,15 +1,14 @@
-"""What the readers of other programs' files share: opening them safely, and what comes out of them."""
+"""What the readers of other programs' files share: lines of text, and what comes out of them."""
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from actdet.data.reading import open_regular
 from actdet.errors import DataError
 from actdet.evaluation.arrays import TubeBoxes, TubeletBoxes
 
@@ -30,28 +29,17 @@ class Found(NamedTuple):
     """What was passed over, a line each."""
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a file to read it.
+def read_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text file of any size, with their line ends, and their numbers from 1.
 
-    Raises:
-        DataError: There is no such file, or it is something else than a file.
-    """
-    try:
-        # To open a FIFO would block until something writes to it, and a device may never end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(path, "is not a file")
-        return open(path, "rb")
-    except OSError as error:
-        raise DataError(path, f"cannot be read: {error.strerror}") from None
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a text file, with their line ends, and their numbers from 1.
+    Args:
+        path: The file.
+        expected: What it should be, for the error.
 
     Raises:
         DataError: It cannot be read or is not text.
     """
-    with open_file(path) as file:
+    with open_regular(path, None, expected) as file:
         number = 1
         while line := file.readline(_MOST_BYTES):
             if len(line) == _MOST_BYTES:

@@ -257,5 +257,5 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     elif kind == "fifo":
         os.mkfifo(path)
-    with pytest.raises(DataError, match=r"cannot be read: No such file|is not a file"):
+    with pytest.raises(DataError, match=r"(file not found|is not a regular file); expected JSON lines"):
         read_truth(path)

@@ -324,6 +324,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     content = ground_truth()
     for key in ("nframes", "resolution", "gttubes"):
         content[key][f"Biking/{name}"] = content[key].pop(BIKING)
+    content["test_videos"] = [[ROPE, f"Biking/{name}"]]
     path = write_pickle(tmp_path / "GT.pkl", content)
     converted = convert("ucf101-24", path, tmp_path / "out", videos="none")
     assert converted.videos == 2
