@@ -1,6 +1,7 @@
 """Chooses the device, the precision of the arithmetic and the way to launch a training step, and says why.
 
-Also: how much memory is free, an error of one line when there is too little, and settings that make training fast.
+Also: what the device is called, how much memory is free, an error of one line when there is too little, and settings
+that make training fast.
 """
 
 from __future__ import annotations
@@ -50,6 +51,18 @@ def choose_device(name: str = "auto") -> torch.device:
     if number is not None:
         torch.cuda.set_device(number)
     return torch.device("cuda")
+
+
+def device_name(device: torch.device) -> str:
+    """Return what people call the device: the GPU's name, or how many threads the CPU has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def describe_device(device: torch.device, reader: str) -> str:
+    """Say in one line of a report where a detector ran, and what decoded its clips."""
+    return f"{device_name(device)}, torch {torch.__version__}, reader {reader}."
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype, str]:

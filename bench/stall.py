@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from actdet.cli.demo_settings import demo_for
 from actdet.data.index import load_index
 from actdet.device import choose_device
-from actdet.synthetic.demo import demo_for
 from actdet.synthetic.rendered import render_dataset
 from actdet.training.plan import make_plan
 from actdet.training.run import train_run

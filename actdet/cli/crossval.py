@@ -39,9 +39,9 @@ def crossval(
 
     from actdet.device import choose_device
     from actdet.evaluation.metrics import format_figure
+    from actdet.run_log import FIGURES
     from actdet.training.cross_validation import cross_validate
     from actdet.training.plan import make_plan
-    from actdet.training.run_log import FIGURES
     from actdet.training.session import open_session
 
     place = choose_device(device)

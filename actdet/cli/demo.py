@@ -15,7 +15,7 @@ from actdet.synthetic.rendered import RenderConfig, render_dataset
 if TYPE_CHECKING:
     import torch
 
-    from actdet.synthetic.demo import Demo
+    from actdet.cli.demo_settings import Demo
 
 
 def demo(
@@ -35,9 +35,9 @@ def demo(
     check_bounds({"clips": clips, "epochs": epochs})
     started = time.monotonic()
 
+    from actdet.cli.demo_settings import demo_for
     from actdet.device import choose_device
     from actdet.evaluation.checkpoint import evaluate_checkpoint
-    from actdet.synthetic.demo import demo_for
     from actdet.training.plan import make_plan
     from actdet.training.run import describe_training, train_run
     from actdet.training.run_state import LAST, MODEL

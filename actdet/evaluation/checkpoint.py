@@ -13,15 +13,14 @@ from actdet.data.clips import ClipIndex
 from actdet.data.config import ClipSize
 from actdet.data.index import BadFiles, load_index
 from actdet.data.loader import ClipLoader
-from actdet.device import choose_precision, memory_for
+from actdet.device import choose_precision, describe_device, memory_for
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation.clips import BATCH_SIZE, Evaluation, evaluate
 from actdet.evaluation.metrics import Metrics
 from actdet.evaluation.report import write_report
 from actdet.models.checkpoints import CheckpointInfo, load_model
 from actdet.models.detr.detector import ActionDetector
-from actdet.training.plan import describe_device
-from actdet.training.run_folder import check_apart, check_replaceable, sole_writers
+from actdet.run_folder import check_apart, check_replaceable, sole_writers
 from actdet.video.readers import choose_reader, open_reader
 
 

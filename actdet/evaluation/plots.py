@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actdet.evaluation.metrics import ReliabilityBin
-from actdet.training.run_log import read_log
+from actdet.run_log import read_log
 
 # Importing matplotlib takes a while, so it is imported only by the functions that draw.
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pathlib import Path
 from actdet.data.split import hold_out
 from actdet.errors import ActdetError
 from actdet.files import write_json
+from actdet.run_folder import check_apart, sole_writers
+from actdet.run_log import FIGURES
 from actdet.training.experiments import Runs, claim_folder, run_part
-from actdet.training.run_folder import check_apart, sole_writers
-from actdet.training.run_log import FIGURES
 from actdet.training.session import Session
 
 # What each row of the table leaves out, and the report's video accuracy, detection accuracy and mean IoU.

@@ -8,9 +8,9 @@ from statistics import mean, stdev
 
 from actdet.data.split import folds
 from actdet.files import write_json
+from actdet.run_folder import check_apart, sole_writers
+from actdet.run_log import FIGURES
 from actdet.training.experiments import Runs, claim_folder, run_part
-from actdet.training.run_folder import check_apart, sole_writers
-from actdet.training.run_log import FIGURES
 from actdet.training.session import Session
 
 

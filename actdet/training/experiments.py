@@ -15,8 +15,8 @@ from typing import Any
 
 from actdet.errors import ActdetError, DataError
 from actdet.files import check_own, read_json, write_json
+from actdet.run_folder import is_reported, read_metrics
 from actdet.training.run import train_run
-from actdet.training.run_folder import is_reported, read_metrics
 from actdet.training.run_state import LAST, LAUNCH, MODEL, current_names
 from actdet.training.session import Session
 from actdet.training.trainer import Progress

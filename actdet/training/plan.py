@@ -15,7 +15,7 @@ from actdet_kernels import explain_backend
 from actdet.data.cache import choose_cache
 from actdet.data.clips import ClipIndex
 from actdet.data.config import ClipSize
-from actdet.device import choose_precision, choose_step
+from actdet.device import choose_precision, choose_step, device_name
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
 from actdet.models.detr.config import ModelConfig
@@ -139,18 +139,6 @@ def make_plan(
         flat=Choice(flat, flat_reason),
         matching=Choice(matching, matching_reason),
     )
-
-
-def device_name(device: torch.device) -> str:
-    """Return what people call the device: the GPU's name, or how many threads the CPU has."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def describe_device(device: torch.device, reader: str) -> str:
-    """Say in one line of a report where a detector ran, and what decoded its clips."""
-    return f"{device_name(device)}, torch {torch.__version__}, reader {reader}."
 
 
 def _check_queries(index: ClipIndex, model: ModelConfig) -> None:

@@ -13,18 +13,17 @@ from pathlib import Path
 import torch
 
 from actdet.data.clips import ClipIndex
-from actdet.device import is_out_of_memory, prepare_device
+from actdet.device import describe_device, is_out_of_memory, prepare_device
 from actdet.distributed import is_lost_process
 from actdet.errors import ActdetError, DataError, ReadError, Stopped
 from actdet.evaluation.clips import Evaluation
 from actdet.evaluation.report import write_report
 from actdet.files import check_own
 from actdet.models.detr.config import ModelConfig
+from actdet.run_folder import check_apart, check_replaceable, is_reported, sole_writers
+from actdet.run_log import LOG, is_log
 from actdet.training.config import TrainConfig
 from actdet.training.cost import largest_batch
-from actdet.training.plan import describe_device
-from actdet.training.run_folder import check_apart, check_replaceable, is_reported, sole_writers
-from actdet.training.run_log import LOG, is_log
 from actdet.training.run_state import BEST, LAST, MODEL, StoredRun
 from actdet.training.session import Session
 from actdet.training.trainer import Progress, Trainer

@@ -31,8 +31,8 @@ from actdet.models.backbones.convolution import set_flat
 from actdet.models.checkpoints import CheckpointInfo, load_weights, read_checkpoint, save_checkpoint
 from actdet.models.detr.detector import ActionDetector
 from actdet.models.detr.losses import LOSSES
+from actdet.run_log import LOG, append_record, cut_log
 from actdet.training.plan import Plan
-from actdet.training.run_log import LOG, append_record, cut_log
 from actdet.training.run_state import (
     BEST,
     LAST,

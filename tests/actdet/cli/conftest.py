@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from actdet.cli.demo_settings import Demo
 from actdet.cli.signals import interrupt_on_sigterm
 from actdet.models.detr.config import ModelConfig
-from actdet.synthetic.demo import Demo
 from actdet.synthetic.rendered import RenderConfig
 from actdet.training.config import TrainConfig
 from tests.actdet.video.videos import write_video
@@ -43,4 +43,4 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelConfig(image_size=32, frames=8, encoder_layers=0, decoder_layers=1)
     config = TrainConfig(epochs=1, backbone_weights="none", workers=0, precision="fp32")
     demo = Demo(RenderConfig(seed=0, **clips), RenderConfig(seed=1, **clips), model, config)
-    monkeypatch.setattr("actdet.synthetic.demo.demo_for", lambda *_: demo)
+    monkeypatch.setattr("actdet.cli.demo_settings.demo_for", lambda *_: demo)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from actdet_kernels import Targets
 
+from actdet import run_log
 from actdet.data.clips import Clip, ClipIndex
 from actdet.data.index import load_index
 from actdet.errors import DataError
@@ -27,7 +28,6 @@ from actdet.evaluation.report import reliability_curve, write_report
 from actdet.models.detr.config import LossConfig, ModelConfig
 from actdet.models.detr.decision import decide
 from actdet.models.detr.detector import Predictions
-from actdet.training import run_log
 from actdet.training.config import TrainConfig
 from actdet.video.decoding import decode_frames
 from actdet.video.info import probe

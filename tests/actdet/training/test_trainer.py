@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from actdet.data.config import NO_AUGMENTATION, AugmentConfig
 from actdet.errors import ActdetError
 from actdet.models.checkpoints import load_model, read_checkpoint, read_info
 from actdet.models.detr import losses as detector_losses
+from actdet.run_log import LOG
 from actdet.training import trainer as training
 from actdet.training.config import TrainConfig
 from actdet.training.run_state import BEST, LAST, MODEL
@@ -267,6 +269,16 @@ def test_how_a_step_is_launched_may_change_on_resuming(make: MakeTrainer, change
     resumed = make(**changes)
     resumed.restore()
     assert resumed.step_number == 2
+
+
+def test_half_a_line_of_the_log_keeps_no_run_from_going_on(make: MakeTrainer, stopped: Trainer) -> None:
+    path = stopped.out / LOG
+    loss = {"total": 1.5, "cls": 0.25, "l1": 0.125, "giou": 0.5, "auxiliary": 0.0}
+    good = json.dumps({"epoch": 1.0, "step": 3, "lr": 1e-3, "loss": loss}) + "\n"
+    path.write_text(good + '{"step": 3, "lo')
+    resumed = make()
+    resumed.restore()
+    assert path.read_text() == good
 
 
 def test_a_run_saves_itself_now_and_then_and_goes_on_from_there(

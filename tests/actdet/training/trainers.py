@@ -17,9 +17,9 @@ from actdet.data.index import load_index
 from actdet.data.loader import ClipLoader
 from actdet.errors import ActdetError
 from actdet.models.detr.config import ModelConfig
+from actdet.run_log import LOG
 from actdet.training.config import TrainConfig
 from actdet.training.plan import make_plan
-from actdet.training.run_log import LOG
 from actdet.training.trainer import Trainer
 from actdet.video.pyav import PyAVReader
 

@@ -11,7 +11,7 @@ from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
 from actdet.files import any_within, check_own, read_json, remove_abandoned, sole_writer
 from actdet.pictures import is_annotated
-from actdet.training.run_log import FIGURES
+from actdet.run_log import FIGURES
 
 # Every page of a report has this in its head.
 _GENERATOR = b'<meta name="generator" content="actdet">'
