@@ -135,7 +135,7 @@ def export_model(
 def _check_packages(format: Format) -> None:
     missing = [name for name in _ONNX_PACKAGES if format == "onnx" and find_spec(name) is None]
     if missing:
-        raise ActdetError(f"format onnx needs {', '.join(missing)}: pip install actdet[export], or use --format pt2")
+        raise ActdetError(f"format onnx needs more packages: pip install {' '.join(missing)}, or use --format pt2")
 
 
 def _check_out(out: Path, format: Format) -> None:

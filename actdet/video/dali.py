@@ -12,18 +12,14 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from nvidia.dali import fn
+from nvidia.dali.pipeline import pipeline_def
+from nvidia.dali.plugin.pytorch import feed_ndarray  # pyright: ignore[reportPrivateImportUsage]
+from nvidia.dali.types import DALIDataType, DALIInterpType
 
 from actdet.errors import ActdetError, DataError
 from actdet.video.decoding import ClipRequest, decode_frames
 from actdet.video.info import VideoInfo
-
-try:
-    from nvidia.dali import fn
-    from nvidia.dali.pipeline import pipeline_def
-    from nvidia.dali.plugin.pytorch import feed_ndarray  # pyright: ignore[reportPrivateImportUsage]
-    from nvidia.dali.types import DALIDataType, DALIInterpType
-except ImportError as error:
-    raise ActdetError(f"DALI cannot be used ({error}): pip install 'actdet[cuda13]', or use reader pyav") from None
 
 # How many batches DALI decodes before they are asked for.
 _PREFETCHED = 2

@@ -95,20 +95,25 @@ def open_reader(name: str, size: tuple[int, int], *, workers: int = 1, disk_cach
         size: Height and width of the clips.
         workers: Number of processes of PyAV (0 decodes in this process) or of threads of DALI.
         disk_cache: Where PyAV keeps what it has decoded.
+
+    Raises:
+        ActdetError: If DALI is named and cannot be imported.
     """
     if name == "pyav":
         return PyAVReader(size, workers, disk_cache)
 
     # Everything else works without DALI.
-    from actdet.video.dali import DALIReader
-
+    try:
+        from actdet.video.dali import DALIReader
+    except ImportError as error:
+        raise ActdetError(f"DALI cannot be used ({error}): pip install {_dali_package()}, or use reader pyav") from None
     return DALIReader(name, size, max(1, workers))
 
 
 def _dali_problem(reader: str, videos: Sequence[VideoInfo]) -> str:
     """Say why DALI cannot read these videos on this machine; empty if it can."""
     if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
-        return "DALI is not installed (pip install 'actdet[cuda13]')"
+        return f"DALI is not installed (pip install {_dali_package()})"
 
     codecs = _GPU_CODECS if reader == "dali-gpu" else _CPU_CODECS
     for video in videos:
@@ -134,9 +139,15 @@ def _dali_problem(reader: str, videos: Sequence[VideoInfo]) -> str:
         )
     try:
         from actdet.video.dali import find_refusal
-    except ActdetError as error:
-        return str(error)
+    except ImportError as error:
+        return f"DALI cannot be imported ({error})"
     return find_refusal(reader, videos)
+
+
+def _dali_package() -> str:
+    """Return the name of DALI's package for the CUDA version that PyTorch was built with."""
+    major, *_ = (torch.version.cuda or "13").split(".")
+    return f"nvidia-dali-cuda{major}0"
 
 
 def _has_video_decoder() -> bool:

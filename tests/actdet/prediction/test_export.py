@@ -375,11 +375,14 @@ def test_a_bad_video_is_named(actdet_command: Actdet, checkpoint: Path, tmp_path
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_missing_packages_are_named(actdet_command: Actdet, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("missing", [["onnxscript"], ["onnx", "onnxscript", "onnxruntime"]])
+def test_missing_packages_are_named(
+    actdet_command: Actdet, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, missing: list[str]
+) -> None:
     found = export.find_spec
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else found(name))
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name in missing else found(name))
     complaint = actdet_command("export", checkpoint).complaint()
-    assert complaint == "format onnx needs onnxscript: pip install actdet[export], or use --format pt2"
+    assert complaint == f"format onnx needs more packages: pip install {' '.join(missing)}, or use --format pt2"
 
 
 WRONG: dict[str, Callable[[Tensor], Tensor]] = {
