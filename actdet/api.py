@@ -17,8 +17,8 @@ import torch
 from actdet.bounds import check_bounds
 from actdet.data.classes import CLASS_NAMES
 from actdet.data.clips import ClipIndex
+from actdet.data.division import divide
 from actdet.data.index import BadFiles, load_index
-from actdet.data.split import hold_out
 from actdet.device import choose_device
 from actdet.evaluation.checkpoint import evaluate_checkpoint
 from actdet.evaluation.clips import Evaluation
@@ -81,7 +81,8 @@ def train(
     *,
     model: ModelConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
-    val_share: float = 0.2,
+    val_share: float | None = None,
+    groups: AnyPath | None = None,
     resume: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
@@ -97,8 +98,11 @@ def train(
         model: Shape of the detector. Class names other than the default must be those of the data set; by default they
             are taken from it. With `config.init`, it must be the shape of that detector: `load_model(path)[1].model`.
         config: Settings of the training.
-        val_share: Share of each class that is held out for the evaluation; 0 trains on all clips.
-        resume: Continue the interrupted run in `out`, with the same data and settings.
+        val_share: Share of each class that is held out for the evaluation; 0 trains on all clips. By default 0.2; or if
+            `data` has the lists train.txt and test.txt, the clips in test.txt are held out.
+        groups: A file with a line NAME GROUP for each clip. Clips of one group are never on both sides. By default the
+            groups.txt in `data`, if there is one.
+        resume: Continue the interrupted run in `out`, with the same data and settings, and the same groups and lists.
         device: Where the network runs: auto (the first GPU if there is one, else the CPU), cpu, cuda or cuda:N.
         progress: Called with (steps done, steps in all) after each step.
 
@@ -115,7 +119,7 @@ def train(
     asked = None if model.class_names == CLASS_NAMES else model.class_names
     index = load_index(data, asked, bad_files=config.bad_files)
     model = replace(model, class_names=index.class_names)
-    train_ids, val_ids = hold_out(index, val_share, config.seed)
+    ((train_ids, val_ids),) = divide(index, val_share, config.seed, groups).splits
 
     plan = make_plan(index, model, config, place)
     with open_session(plan, index) as session:
@@ -136,6 +140,7 @@ def evaluate(
     out: AnyPath | None = None,
     *,
     held_out: bool = False,
+    list_file: AnyPath | None = None,
     workers: int = 1,
     device: str = "auto",
     videos: bool = True,
@@ -152,6 +157,7 @@ def evaluate(
         data: Folder with videos/ and annotations/.
         out: Folder for metrics.json, report.html and annotated videos; by default no file is written.
         held_out: Use only the clips that the training held out, if `data` is what it was trained on.
+        list_file: Use only the clips in this file, which has a name on each line, such as test.txt.
         workers: How many processes decode.
         device: Where the network runs: auto (the first GPU if there is one, else the CPU), cpu, cuda or cuda:N.
         videos: Whether the report has annotated videos, which take most of the time.
@@ -170,6 +176,7 @@ def evaluate(
         None if out is None else Path(out),
         choose_device(device),
         held_out=held_out,
+        list_file=None if list_file is None else Path(list_file),
         workers=workers,
         with_videos=videos,
         bad_files=bad_files,

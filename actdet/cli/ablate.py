@@ -8,9 +8,10 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from actdet.bounds import check_bounds
-from actdet.cli.data import print_left_out, read_index
+from actdet.cli.data import print_division, print_left_out, read_index
 from actdet.cli.progress import announce_training, watch
 from actdet.cli.terminal import print_line
+from actdet.data.division import divide
 from actdet.models.detr.config import ModelConfig
 from actdet.training.config import TrainConfig
 
@@ -19,7 +20,8 @@ def ablate(
     data: Positional[Path],
     /,
     out: Path = Path("runs/ablate"),
-    val_share: float = 0.2,
+    val_share: float | None = None,
+    groups: Path | None = None,
     model: ModelConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
     device: str = "auto",
@@ -32,7 +34,10 @@ def ablate(
     Args:
         data: Folder with videos/ and annotations/.
         out: Folder for ablation.json and for a run of each row.
-        val_share: Share of each class that is held out for the evaluation.
+        val_share: Share of each class that is held out for the evaluation. By default the clips in DATA/test.txt are,
+            or 0.2 if there is no such list.
+        groups: A file with a line NAME GROUP for each clip. Clips of one group, such as those of one camera or person,
+            are never on both sides. By default DATA/groups.txt, if there is such a file.
         device: Where the network runs: auto (the first GPU if there is one, else the CPU), cpu, cuda or cuda:N.
     """
     check_bounds({"val_share": val_share})
@@ -47,11 +52,13 @@ def ablate(
     place = choose_device(device)
     index = read_index(data, model.class_names, config.bad_files)
     model = replace(model, class_names=index.class_names)
+    division = divide(index, val_share, config.seed, groups)
 
     plan = make_plan(index, model, config, place)
     with open_session(plan, index, command="ablate") as session:
-        announce_training(plan, len(index.clips))
-        result = watch(session, lambda session: ablation.ablate(session, val_share, out))
+        announce_training(plan, sum(map(len, division.splits[0])))
+        print_division(division)
+        result = watch(session, lambda session: ablation.ablate(session, division, out))
 
     print_left_out(session.loader.all_left_out)
     print_line(f"{'':22}{'video accuracy':>18}{'detection @0.5':>18}{'mean IoU':>18}")

@@ -10,6 +10,8 @@ from actdet.cli.data import print_notes
 from actdet.cli.progress import ProgressBar
 from actdet.cli.terminal import print_line, print_lines
 from actdet.data.classes import NO_ACTION
+from actdet.data.clips import ClipIndex
+from actdet.data.division import find_wrong_files
 from actdet.data.index import Survey, survey
 from actdet.errors import ActdetError
 from actdet.wording import counted
@@ -29,11 +31,14 @@ def check(data: Positional[Path], /, class_names: tuple[str, ...] = (), decode: 
     with ProgressBar(desc="check", unit="video") as bar:
         found = survey(data, class_names or None, decode=decode, progress=bar.show)
 
-    print_lines(found.problems)
+    problems = [*found.problems]
+    if not found.other_form:
+        problems += find_wrong_files(ClipIndex(data, found.class_names, tuple(found.clips), tuple(found.problems)))
+
+    print_lines(problems)
     print_notes(found.notes)
-    if found.problems:
-        count = len(found.problems)
-        raise ActdetError(f"{counted(count, 'problem')} in {data}")
+    if problems:
+        raise ActdetError(f"{counted(len(problems), 'problem')} in {data}")
     print_line(f"{data}: {len(found.clips)} clips ({_describe_actions(found)}), nothing wrong")
 
 

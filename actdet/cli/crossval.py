@@ -8,9 +8,10 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from actdet.bounds import check_bounds
-from actdet.cli.data import print_left_out, read_index
+from actdet.cli.data import print_division, print_left_out, read_index
 from actdet.cli.progress import announce_training, watch
 from actdet.cli.terminal import print_line
+from actdet.data.division import divide_into_folds
 from actdet.models.detr.config import ModelConfig
 from actdet.training.config import TrainConfig
 
@@ -20,6 +21,7 @@ def crossval(
     /,
     out: Path = Path("runs/crossval"),
     folds: int = 5,
+    groups: Path | None = None,
     model: ModelConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
     device: str = "auto",
@@ -32,7 +34,9 @@ def crossval(
     Args:
         data: Folder with videos/ and annotations/.
         out: Folder for crossval.json and for a run of each fold.
-        folds: How many parts DATA is cut into.
+        folds: How many parts DATA is cut into, or the clips in DATA/train.txt if there is such a list.
+        groups: A file with a line NAME GROUP for each clip. Clips of one group, such as those of one camera or person,
+            are never on both sides of a fold. By default DATA/groups.txt, if there is such a file.
         device: Where the network runs: auto (the first GPU if there is one, else the CPU), cpu, cuda or cuda:N.
     """
     check_bounds({"folds": folds})
@@ -47,11 +51,13 @@ def crossval(
     place = choose_device(device)
     index = read_index(data, model.class_names, config.bad_files)
     model = replace(model, class_names=index.class_names)
+    division = divide_into_folds(index, folds, config.seed, groups)
 
     plan = make_plan(index, model, config, place)
     with open_session(plan, index, command="crossval") as session:
-        announce_training(plan, len(index.clips))
-        result = watch(session, lambda session: cross_validate(session, folds, out))
+        announce_training(plan, sum(map(len, division.splits[0])))
+        print_division(division)
+        result = watch(session, lambda session: cross_validate(session, division, out))
 
     print_left_out(session.loader.all_left_out)
     for figure in FIGURES:

@@ -9,6 +9,7 @@ from actdet.cli.progress import ProgressBar
 from actdet.cli.terminal import print_line
 from actdet.data.classes import CLASS_NAMES
 from actdet.data.clips import ClipIndex
+from actdet.data.division import Division
 from actdet.data.index import BadFiles, load_index
 
 
@@ -43,6 +44,12 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print what is worth knowing about a data set, a line each."""
     for note in notes:
         print_line(f"note: {note}")
+
+
+def print_division(division: Division) -> None:
+    """Print in a line which files divided the clips, if any did."""
+    if division.reason:
+        print_line(f"split: {division.reason}")
 
 
 def print_left_out(problems: Iterable[object]) -> None:

@@ -18,6 +18,7 @@ def evaluate(
     /,
     out: Path = Path("runs/evaluate"),
     held_out: bool = False,
+    list: Path | None = None,
     workers: int = 1,
     device: str = "auto",
     videos: bool = True,
@@ -32,6 +33,7 @@ def evaluate(
         data: Folder with videos/ and annotations/.
         out: Folder for metrics.json, report.html and annotated videos.
         held_out: Evaluate only the clips that the training run held out, if DATA is what it was trained on.
+        list: Evaluate only the clips in this file, which has a name on each line, such as DATA/test.txt.
         workers: How many processes decode.
         device: Where the network runs: auto (the first GPU if there is one, else the CPU), cpu, cuda or cuda:N.
         videos: Whether to write annotated videos. They take most of the time; the report has pictures without them,
@@ -51,6 +53,7 @@ def evaluate(
             out,
             place,
             held_out=held_out,
+            list_file=list,
             workers=workers,
             with_videos=videos,
             bad_files=bad_files,

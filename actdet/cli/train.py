@@ -11,11 +11,11 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from actdet.bounds import check_bounds
-from actdet.cli.data import print_left_out, read_index
+from actdet.cli.data import print_division, print_left_out, read_index
 from actdet.cli.parsing import setting_errors
 from actdet.cli.progress import announce_training, watch
 from actdet.cli.terminal import print_line, print_lines
-from actdet.data.split import hold_out
+from actdet.data.division import divide
 from actdet.errors import ActdetError
 from actdet.models.detr.config import ModelConfig
 from actdet.training.config import TrainConfig
@@ -30,7 +30,8 @@ def train(
     out: Path = Path("runs/train"),
     model: ModelConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
-    val_share: float = 0.2,
+    val_share: float | None = None,
+    groups: Path | None = None,
     resume: bool = False,
     device: str = "auto",
 ) -> None:
@@ -43,9 +44,12 @@ def train(
         data: Folder with videos/ and annotations/.
         out: Folder for the log, the checkpoints, the trained model and the report.
         val_share: Share of each class that is held out for the evaluation; 0 trains on all clips. A clip with actions
-            of several classes counts for the class with the lowest id.
-        resume: Continue the interrupted run in --out with its settings. Options that change no result, such as
-            --workers, may be given again with other values.
+            of several classes counts for the class with the lowest id. By default 0.2; or if DATA has the lists
+            train.txt and test.txt, the clips in test.txt are held out. With a share these are not used at all.
+        groups: A file with a line NAME GROUP for each clip. Clips of one group, such as those of one camera or person,
+            are never on both sides. By default DATA/groups.txt, if there is such a file.
+        resume: Continue the interrupted run in --out with its settings and its division of the clips. Options that
+            change no result, such as --workers, may be given again with other values.
         device: Where the network runs: auto (the first GPU if there is one, else the CPU), cpu, cuda or cuda:N.
     """
     check_bounds({"val_share": val_share})
@@ -59,7 +63,7 @@ def train(
 
     # --resume takes the settings of the run, and --init the shape of its detector; what was typed is put over them.
     stored = read_run(out) if resume else None
-    settings = _Settings(model, config, None)
+    settings = _Settings(model, config)
     if stored is not None or config.init is not None:
         settings = _settings_over(stored, config.init)
     model = settings.model
@@ -73,8 +77,10 @@ def train(
 
         index = read_index(data, model.class_names, config.bad_files, quiet=not is_first)
         model = replace(model, class_names=index.class_names)
-        if stored is None or settings.val_share is not None:
-            train_ids, val_ids = hold_out(index, val_share, config.seed)
+        division = None
+        if stored is None or val_share is not None or groups is not None:
+            division = divide(index, val_share, config.seed, groups)
+            ((train_ids, val_ids),) = division.splits
         else:
             train_ids, val_ids = find_clips(index, stored, out)
 
@@ -82,6 +88,8 @@ def train(
         with open_session(plan, index) as session:
             if is_first:
                 announce_training(plan, len(train_ids))
+                if division is not None:
+                    print_division(division)
             title = f"Training on {data.name}"
             evaluation = watch(
                 session,
@@ -103,8 +111,6 @@ class _Settings(NamedTuple):
 
     model: ModelConfig
     config: TrainConfig
-    val_share: float | None
-    """None if it was not typed."""
 
 
 def _settings_over(stored: StoredRun | None, init: str | None) -> _Settings:
@@ -136,10 +142,11 @@ def _settings_over(stored: StoredRun | None, init: str | None) -> _Settings:
         model: ModelConfig = other_model,
         config: TrainConfig = other_config,
         val_share: float | None = None,
+        groups: Path | None = None,
         resume: bool = False,
         device: str = "auto",
     ) -> _Settings:
-        return _Settings(model, config, val_share)
+        return _Settings(model, config)
 
     # Both forms of a switch, --jitter and --no-jitter, are understood whatever its default is here.
     with setting_errors():

@@ -20,7 +20,8 @@ from actdet.errors import ActdetError, DataError
 _MOST_BYTES = 2**24
 _MOST_LINES = 10**6
 
-# From how many random divisions the search for a good one starts. The best of all is taken.
+# From how many random divisions the search for a good one starts. The best of all is taken; of folds, the first ones of
+# which each has each class on both sides.
 _STARTS = 20
 
 
@@ -113,7 +114,8 @@ def group_folds(index: ClipIndex, groups: Sequence[str], count: int, seed: int) 
 
     Raises:
         ActdetError: If there are fewer than 2 folds.
-        DataError: If no clip has an action, or if a class is in fewer groups than there are folds.
+        DataError: If no clip has an action, if a class is in fewer groups than there are folds, or if no folds are
+            found of which each has each class on both sides.
     """
     if count < 2:
         raise ActdetError(f"cross-validation needs 2 or more folds, got {count}")
@@ -123,13 +125,16 @@ def group_folds(index: ClipIndex, groups: Sequence[str], count: int, seed: int) 
     # It takes half a second to import, which a run on one split does without.
     from sklearn.model_selection import StratifiedGroupKFold
 
+    # It balances the folds, but may still leave a class out of one. Each try draws another order of the groups.
     labels = index.labels
-    splits = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, table.group_of)
-    folds = [(train.tolist(), held.tolist()) for train, held in splits]
-    if any(not train or not held for train, held in folds):
-        problem = f"its groups are too unequal for {count} folds"
-        raise DataError(index.root, f"{problem}; make smaller groups, or take fewer --folds")
-    return folds
+    divider = StratifiedGroupKFold(count, shuffle=True, random_state=np.random.RandomState(seed))
+    for _ in range(_STARTS):
+        splits = divider.split(labels, labels, table.group_of)
+        folds = [(train.tolist(), held.tolist()) for train, held in splits]
+        if all(table.has_every_class(side) for fold in folds for side in fold):
+            return folds
+    problem = f"its groups are too unequal for {count} folds with clips of each class"
+    raise DataError(index.root, f"{problem}; make smaller groups, or take fewer --folds")
 
 
 class _Table:
@@ -148,6 +153,7 @@ class _Table:
         if (labels == len(index.class_names)).all():
             problem = f"none of the {len(labels)} clips has an action: there is nothing to learn from"
             raise DataError(index.root / "annotations", problem)
+        self._labels = labels
         self._classes, columns = np.unique(labels, return_inverse=True)
         self.counts = np.zeros((len(self._names), len(self._classes)), np.int64)
         """(groups, classes that some clip has)."""
@@ -157,6 +163,10 @@ class _Table:
         """The name of the class of a column."""
         label = self._classes[column]
         return self._index.class_names[label] if label < len(self._index.class_names) else NO_ACTION
+
+    def has_every_class(self, clips: Sequence[int]) -> bool:
+        """Whether among these clips is one of each class that the data set has."""
+        return len(np.unique(self._labels[clips])) == len(self._classes)
 
     def check_spread(self, count: int, purpose: str) -> None:
         """Raise a DataError for a class that is in fewer than `count` groups."""

@@ -24,6 +24,7 @@ import numpy as np
 from actdet.bounds import BOUNDS, check_bounds
 from actdet.data.classes import class_names_of, write_class_names
 from actdet.data.clips import Clip, ClipIndex
+from actdet.data.division import DIVISION_FILES, without_clips
 from actdet.data.index import BadFiles, Progress, load_index
 from actdet.data.layout import SYSTEM_FILES, annotation_file
 from actdet.data.tubes import tube_file
@@ -105,9 +106,9 @@ def prepare_dataset(
 ) -> Prepared:
     """Write a data set anew: its videos upright, small, and with a keyframe every `config.gop` frames.
 
-    Clips that an earlier run made of the same files with the same settings are kept; annotations and class names are
-    always written. The worker processes are spawned, so a script that calls this must keep its own start under
-    `if __name__ == "__main__":`.
+    Clips that an earlier run made of the same files with the same settings are kept; annotations, class names, groups
+    and lists of clips are always written. The worker processes are spawned, so a script that calls this must keep its
+    own start under `if __name__ == "__main__":`.
 
     Args:
         source: The data set.
@@ -146,6 +147,7 @@ def _prepare(
     stamps = {clip.name: _stamp(clip, config) for clip in clips}
     done = _find_prepared(out, source, config, stamps)
     _check_annotations(out, texts)
+    _check_division_files(source.root, out, texts)
 
     for folder in ("videos", "annotations"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -172,6 +174,7 @@ def _prepare(
     if not clips:
         raise ActdetError(f"none of the clips of {source.root} can be prepared: {left_out[0]}")
 
+    _copy_division_files(source, out, clips)
     index = load_index(out, source.class_names)
     measured = np.unique(np.linspace(0, len(clips) - 1, _MEASURED_CLIPS).round().astype(int)).tolist()
     return Prepared(
@@ -210,6 +213,24 @@ def _check_annotations(out: Path, texts: dict[str, _AnnotationFile | None]) -> N
         return is_same or _target(out, path.stem).exists()
 
     check_own((path for name in texts for path in _annotation_files(out, name)), is_own)
+
+
+def _check_division_files(source: Path, out: Path, names: Iterable[str]) -> None:
+    """Raise ActdetError for a groups.txt or a list that would be replaced though this command did not write it."""
+    # As with the annotations: prepared clips are this command's own, and so are the files that tell of them.
+    has_clips = any(_target(out, name).exists() for name in names)
+    texts = {out / name: without_clips(source / name, ()) for name in DIVISION_FILES if (source / name).exists()}
+    check_own(texts, lambda path: has_clips or path.read_bytes() == texts[path].encode())
+
+
+def _copy_division_files(source: ClipIndex, out: Path, clips: Iterable[Clip]) -> None:
+    """Copy groups.txt and the lists of clips, without those that were left out."""
+    left_out = {Path(problem.path).stem for problem in source.left_out}
+    left_out.update(clip.name for clip in source.clips)
+    left_out.difference_update(clip.name for clip in clips)
+    for name in DIVISION_FILES:
+        if (source.root / name).exists():
+            write_bytes(out / name, without_clips(source.root / name, left_out).encode())
 
 
 def _target(out: Path, name: str) -> Path:

@@ -11,6 +11,7 @@ import torch
 
 from actdet.data.clips import ClipIndex
 from actdet.data.config import ClipSize
+from actdet.data.division import read_list
 from actdet.data.index import BadFiles, load_index
 from actdet.data.loader import ClipLoader
 from actdet.device import choose_precision, describe_device, memory_for
@@ -31,6 +32,7 @@ def evaluate_checkpoint(
     device: torch.device,
     *,
     held_out: bool = False,
+    list_file: Path | None = None,
     workers: int = 1,
     bad_files: BadFiles = "stop",
     say: Callable[[str], object] = lambda line: None,
@@ -53,6 +55,7 @@ def evaluate_checkpoint(
         out: The folder of the report; None for no report.
         device: Where the network runs.
         held_out: Whether to evaluate only the clips that the training run held out.
+        list_file: A list of the clips to evaluate, one name a line; by default all.
         workers: Processes that decode.
         bad_files: `skip` leaves out clips that cannot be read.
         say: Called with a line for each note on the data and each clip that is left out.
@@ -68,11 +71,13 @@ def evaluate_checkpoint(
         The figures.
 
     Raises:
-        ActdetError: If something cannot be read, `out` is among the clips, another process writes to it, or files would
-            be replaced that this program did not write.
+        ActdetError: If both `held_out` and `list_file` are given, something cannot be read, `out` is among the clips,
+            another process writes to it, or files would be replaced that this program did not write.
     """
     if out is not None:
         check_apart(data, out)
+    if held_out and list_file is not None:
+        raise ActdetError("--held-out and --list both say which clips to evaluate: give one of them")
     if workers < 0:
         raise ActdetError(f"workers must be 0 or more, got {workers}")
     started = time.monotonic() if started is None else started
@@ -82,7 +87,11 @@ def evaluate_checkpoint(
     index = load_index(data, info.model.class_names, bad_files=bad_files)
     for line in index.notes:
         say(f"note: {line}")
-    ids = [i for i, clip in enumerate(index.clips) if not held_out or clip.name in info.held_out]
+    ids = list(range(len(index.clips)))
+    if list_file is not None:
+        ids = read_list(list_file, index)
+    elif held_out:
+        ids = [i for i in ids if index.clips[i].name in info.held_out]
     if not ids:
         raise DataError(data, f"holds none of the {len(info.held_out)} clips that {checkpoint} held out in training")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from actdet.data.split import hold_out
+from actdet.data.division import Division
 from actdet.errors import ActdetError
 from actdet.files import write_json
 from actdet.run_folder import check_apart, sole_writers
@@ -22,14 +22,14 @@ ABLATIONS = {
 }
 
 
-def ablate(session: Session, val_share: float, out: Path) -> Runs:
+def ablate(session: Session, division: Division, out: Path) -> Runs:
     """Train once for each row of the table, with the same split and seed.
 
     The weights that are left out are zero in the loss and in the cost of the matching.
 
     Args:
         session: The plan, and the clips.
-        val_share: Share of each class that is held out to evaluate on, above 0.
+        division: Which clips to train on, and which ones to evaluate on, in its one split.
         out: The folder for OUT/ROW/ of each row, and for OUT/ablation.json.
 
     Yields:
@@ -45,12 +45,12 @@ def ablate(session: Session, val_share: float, out: Path) -> Runs:
     plan = session.plan
     parts = {name: name.replace(" ", "_") for name in ABLATIONS}
     check_apart(index.root, out, list(parts.values()))
-    train_ids, val_ids = hold_out(index, val_share, plan.config.seed)
+    ((train_ids, val_ids),) = division.splits
     if not val_ids:
         raise ActdetError("an ablation needs held-out clips: give a --val-share above 0")
 
     with sole_writers(out):
-        claim_folder(session, out, {"val_share": val_share}, "ablation.json")
+        claim_folder(session, out, division.settings, "ablation.json")
         rows = {}
         for name, (without, reported) in ABLATIONS.items():
             loss = replace(plan.config.loss, **without)

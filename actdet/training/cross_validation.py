@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from actdet.data.split import folds
+from actdet.data.division import Division
 from actdet.files import write_json
 from actdet.run_folder import check_apart, sole_writers
 from actdet.run_log import FIGURES
@@ -14,7 +14,7 @@ from actdet.training.experiments import Runs, claim_folder, run_part
 from actdet.training.session import Session
 
 
-def cross_validate(session: Session, count: int, out: Path) -> Runs:
+def cross_validate(session: Session, division: Division, out: Path) -> Runs:
     """Train once for each fold, and give the mean and the sample standard deviation of every figure over the folds.
 
     A fold may lack a figure: there is no mean IoU if none of its clips has an action. Such a fold is left out of that
@@ -22,7 +22,7 @@ def cross_validate(session: Session, count: int, out: Path) -> Runs:
 
     Args:
         session: The plan, and the clips.
-        count: How many folds.
+        division: Which clips to train on, and which ones to evaluate on, for each fold.
         out: The folder for OUT/fold_K/ of each fold, and for OUT/crossval.json.
 
     Yields:
@@ -35,12 +35,12 @@ def cross_validate(session: Session, count: int, out: Path) -> Runs:
         ActdetError: As `train_run`, or if `out` holds another experiment.
     """
     index = session.loader.index
+    count = len(division.splits)
     check_apart(index.root, out, [f"fold_{number}" for number in range(1, count + 1)])
-    splits = folds(index, count, session.plan.config.seed)
     with sole_writers(out):
-        claim_folder(session, out, {"folds": count}, "crossval.json")
+        claim_folder(session, out, division.settings, "crossval.json")
         results = []
-        for number, (train_ids, val_ids) in enumerate(splits, start=1):
+        for number, (train_ids, val_ids) in enumerate(division.splits, start=1):
             name = f"fold {number} of {count}"
             results.append((yield from run_part(session, train_ids, val_ids, out / f"fold_{number}", name)))
 

@@ -31,7 +31,7 @@ def claim_folder(session: Session, out: Path, settings: dict[str, Any], result: 
     Args:
         session: The plan, and the clips.
         out: The experiment's folder.
-        settings: Settings of the experiment itself, by name.
+        settings: Settings of the experiment itself, by name, those of its division among them.
         result: The file that the experiment will write at its end.
 
     Raises:
@@ -59,9 +59,8 @@ def claim_folder(session: Session, out: Path, settings: dict[str, Any], result: 
     if isinstance(found, dict) and isinstance(found.get("training"), dict):
         found["training"] = current_names(found["training"])
     if found != mine:
-        raise ActdetError(
-            f"{out} holds an experiment with other settings, clips or labels (see {path}): give another --out"
-        )
+        problem = f"{out} holds an experiment with other settings, clips or labels, or another division of the clips"
+        raise ActdetError(f"{problem} (see {path}): give another --out")
 
 
 def run_part(session: Session, train_ids: Sequence[int], val_ids: Sequence[int], out: Path, name: str) -> Runs:

@@ -110,7 +110,7 @@ def find_clips(index: ClipIndex, stored: StoredRun, out: Path) -> tuple[list[int
         DataError: If the data set has lost or gained clips since the run began.
     """
     numbers = {clip.name: number for number, clip in enumerate(index.clips)}
-    before = {*stored.training_clips, *stored.held_out_clips}
+    before = {*stored.training_clips, *stored.held_out_clips, *stored.unused_clips}
     for names, change in ((before - numbers.keys(), "no longer holds"), (numbers.keys() - before, "now also holds")):
         if names:
             raise DataError(index.root, f"{change} {min(names)}: not the data set that the run in {out} began with")

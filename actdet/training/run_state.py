@@ -49,6 +49,8 @@ class StoredRun:
     """Names of the clips that it trains on, in their order."""
     held_out_clips: tuple[str, ...]
     """Names of the clips that it is evaluated on, in their order."""
+    unused_clips: tuple[str, ...]
+    """Names of the data set's other clips, such as those that are kept for a test."""
 
 
 def read_run(out: Path) -> StoredRun:
@@ -65,6 +67,7 @@ def read_run(out: Path) -> StoredRun:
             from_json(TrainConfig, state["settings"] | state["launch"]),
             tuple(state["training_clips"]),
             tuple(state["held_out_clips"]),
+            tuple(state["unused_clips"]),
         )
     except (TypeError, ActdetError) as error:
         raise DataError(path, f"its description cannot be read: {error}") from error
@@ -99,7 +102,7 @@ def check_state(path: Path, info: CheckpointInfo) -> dict[str, Any]:
     if info.training is None:
         raise DataError(path, "holds a trained detector, not the state of a training")
 
-    state: dict[str, Any] = {"left_out": {}, "launch": {}, "best": None, **info.training}
+    state: dict[str, Any] = {"left_out": {}, "launch": {}, "best": None, "unused_clips": [], **info.training}
     for name, holds in _STATE.items():
         if name not in state or not holds(state[name]):
             raise DataError(path, f"its description cannot be read: {name} of its training is missing or wrong")
@@ -126,15 +129,17 @@ def run_identity(plan: Plan, index: ClipIndex, train_ids: Sequence[int], val_ids
         val_ids: The clips to evaluate on, likewise.
 
     Returns:
-        `model` and `settings`, the settings by name without those of `LAUNCH`, and `training_clips` and
-        `held_out_clips`, names of clips.
+        `model` and `settings`, the settings by name without those of `LAUNCH`, and `training_clips`, `held_out_clips`
+        and `unused_clips`, names of clips.
     """
     names = [clip.name for clip in index.clips]
+    used = {*train_ids, *val_ids}
     return {
         "model": asdict(plan.model),
         "settings": {name: value for name, value in asdict(plan.config).items() if name not in LAUNCH},
         "training_clips": [names[i] for i in train_ids],
         "held_out_clips": [names[i] for i in val_ids],
+        "unused_clips": [name for i, name in enumerate(names) if i not in used],
     }
 
 
@@ -159,9 +164,10 @@ def check_same_run(path: Path, state: Mapping[str, Any], identity: Mapping[str, 
                 raise DataError(
                     path, f"a checkpoint of another configuration: {setting} was {before[setting]}, is now {value}"
                 )
-    for clips in ("training_clips", "held_out_clips"):
+    for clips in ("training_clips", "held_out_clips", "unused_clips"):
         if state[clips] != current[clips]:
-            raise DataError(path, f"a checkpoint of other {clips.replace('_', ' ')}: the data set has changed")
+            problem = f"a checkpoint of other {clips.replace('_', ' ')}"
+            raise DataError(path, f"{problem}: the data set has changed, or the groups, lists or share that divide it")
 
 
 def step_tensors(step: TrainStep) -> dict[str, Tensor]:
@@ -254,6 +260,7 @@ _STATE: dict[str, Callable[[Any], bool]] = {
     "launch": _is_dict,
     "training_clips": _are_texts,
     "held_out_clips": _are_texts,
+    "unused_clips": _are_texts,
     "left_out": _is_left_out,
     "scaler": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     "best": lambda value: value is None or _are_numbers(value),

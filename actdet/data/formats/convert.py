@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from actdet.data.classes import CLASS_FILE, class_names_of
+from actdet.data.division import GROUPS, TEST, TRAIN
 from actdet.data.formats.ava import read_ava
 from actdet.data.formats.cvat import read_cvat
 from actdet.data.formats.files import VideoFiles, facts_of
@@ -50,9 +51,6 @@ _READERS: dict[Format, Callable[[Path, Sequence[str] | None], Source]] = {
 }
 
 _RECORD = "converted.json"
-_TRAIN = "train.txt"
-_TEST = "test.txt"
-_GROUPS = "groups.txt"
 
 # What videos made of pictures say in their metadata. The number goes up when they would be encoded differently.
 _STAMP = "actdet convert: "
@@ -296,11 +294,11 @@ def _write(conversion: Conversion, out: Path, progress: Progress | None) -> None
     texts = {path: tube_file(path, tubes, class_names) for path, tubes in tables.items()}
     texts[out / CLASS_FILE] = _lines(class_names)
     if conversion.split is not None:
-        texts[out / _TRAIN] = _lines(sorted(conversion.split.train))
-        texts[out / _TEST] = _lines(sorted(conversion.split.test))
+        texts[out / TRAIN] = _lines(sorted(conversion.split.train))
+        texts[out / TEST] = _lines(sorted(conversion.split.test))
     if any(clip.group for clip in clips):
         groups = {clip.name: "_".join(clip.group.split()) for clip in clips if clip.group}
-        texts[out / _GROUPS] = _lines(f"{name} {group}" for name, group in groups.items())
+        texts[out / GROUPS] = _lines(f"{name} {group}" for name, group in groups.items())
     for clip in clips:
         other = out / "annotations" / f"{clip.name}.txt"
         if other.exists():
