@@ -206,6 +206,8 @@ _PLAINER = (
     (r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 must be a whole number, got \2"),
     (r"^Error parsing (\S+): could not convert string to float: (.*)", r"\1 must be a number, got \2"),
     (r"^invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)", r"\2 must be one of \3, got \1"),
+    (r"^Error parsing (\S+): no type matching \{None\}\|INT .* from \['(.*)'\]", r"\1 must be a whole number, got \2"),
+    (r"^Error parsing (\S+): no type matching \{None\}\|FLOAT .* from \['(.*)'\]", r"\1 must be a number, got \2"),
     (r"^Missing value for argument '(\S+)'\. Expected 1 values", r"\1 needs a value"),
 )
 

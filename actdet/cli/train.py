@@ -45,7 +45,7 @@ def train(
         out: Folder for the log, the checkpoints, the trained model and the report.
         val_share: Share of each class that is held out for the evaluation; 0 trains on all clips. A clip with actions
             of several classes counts for the class with the lowest id. By default 0.2; or if DATA has the lists
-            train.txt and test.txt, the clips in test.txt are held out. With a share these are not used at all.
+            train.txt and test.txt, the clips in test.txt are held out. If a share is given, they are kept for later.
         groups: A file with a line NAME GROUP for each clip. Clips of one group, such as those of one camera or person,
             are never on both sides. By default DATA/groups.txt, if there is such a file.
         resume: Continue the interrupted run in --out with its settings and its division of the clips. Options that

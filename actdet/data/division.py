@@ -307,5 +307,5 @@ def _numbers_of(path: str | os.PathLike[str], names: dict[str, int], index: Clip
     """Return the numbers of the clips of these names, which the list at `path` holds."""
     numbers = [number for number, clip in enumerate(index.clips) if clip.name in names]
     if not numbers:
-        raise DataError(path, f"names {len(names)} clips, and all of them were left out; repair one of them")
+        raise DataError(path, "all clips that it names were left out; repair one of them, or name others")
     return numbers

@@ -156,3 +156,18 @@ def test_the_command_still_says_in_one_line_which_setting_is_wrong(
     """With the default of 50 epochs this warmup is right, but the run that is resumed has one epoch."""
     outcome = actdet_command("train", rendered, "--out", trained, "--resume", "--warmup", 3)
     assert outcome.complaint().startswith("warmup must be shorter than the 1 epoch")
+
+
+def test_groups_and_lists_divide_as_in_the_commands(rendered: Path, tmp_path: Path) -> None:
+    names = [clip.name for clip in load_dataset(rendered).clips]
+    groups = tmp_path / "groups.txt"
+    groups.write_text("".join(f"{name} {i % 4}\n" for i, name in enumerate(names)))
+    evaluation = train(rendered, tmp_path / "run", model=MODEL, config=CONFIG, groups=groups)
+    assert evaluation is not None
+    held = set(load_model(tmp_path / "run" / "model.safetensors")[1].held_out)
+    assert held in [set(names[i::4]) for i in range(4)]
+
+    path = tmp_path / "list"
+    path.write_text("\n".join(sorted(held)))
+    metrics = evaluate(tmp_path / "run" / "model.safetensors", rendered, list_file=path, workers=0)
+    assert metrics.confusion == evaluation.metrics.confusion

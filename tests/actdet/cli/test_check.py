@@ -64,3 +64,32 @@ def test_check_counts_tubes(actdet_command: Actdet, data: Path) -> None:
     outcome = actdet_command("check", data, "--no-decode")
     assert outcome.complaint() == f"1 problem in {data}"
     assert outcome.out.startswith(f"{tables[0]}:2: has 6 fields; expected 7")
+
+
+def test_check_looks_at_groups_and_lists(actdet_command: Actdet, data: Path) -> None:
+    names = sorted(path.stem for path in (data / "videos").iterdir())
+    groups = data / "groups.txt"
+    groups.write_text("".join(f"{name} {name}\n" for name in names))
+    (data / "train.txt").write_text("\n".join(names[:8]))
+    (data / "test.txt").write_text("\n".join(names[8:]))
+    good = actdet_command("check", data, "--no-decode")
+    assert (good.code, good.out.count("\n")) == (0, 1), good.out
+
+    groups.write_text("".join(f"{name} {name}\n" for name in names[1:]))
+    (data / "test.txt").write_text(f"{names[9]}\n{names[0]}\n")
+    outcome = actdet_command("check", data, "--no-decode")
+    assert outcome.complaint() == f"2 problems in {data}"
+    first, second = outcome.out.splitlines()
+    assert first.startswith(f"{groups}: 1 of 12 clips have no group, {names[0]} first; ")
+    assert second.startswith(f"{data / 'test.txt'}:2: clip {names[0]} is in line 1 of train.txt, too; ")
+
+
+def test_check_takes_a_bad_clip_for_one_of_a_list(actdet_command: Actdet, data: Path) -> None:
+    names = sorted(path.stem for path in (data / "videos").iterdir())
+    (data / "train.txt").write_text("\n".join(names[:8]))
+    (data / "test.txt").write_text("\n".join(names[8:]))
+    bad = next((data / "videos").glob(f"{names[0]}.*"))
+    bad.write_bytes(b"")
+    outcome = actdet_command("check", data, "--no-decode")
+    assert outcome.complaint() == f"1 problem in {data}"
+    assert outcome.out.startswith(f"{bad}: ")

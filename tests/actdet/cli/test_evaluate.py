@@ -102,3 +102,22 @@ def test_held_out_clips_of_another_data_set_are_missed(
         (data / "annotations" / f"{name}.txt").unlink()
     outcome = actdet_command("evaluate", model, data, "--held-out", "--out", tmp_path / "o", "--workers", 0)
     assert outcome.complaint().startswith(f"{data}: holds none of the 3 clips")
+
+
+def test_evaluate_takes_the_clips_of_a_list(
+    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path
+) -> None:
+    names = sorted(path.stem for path in (rendered / "videos").iterdir())[1:10:2]
+    path = tmp_path / "some.txt"
+    path.write_text("\r\n\r\n".join(names))
+    out = tmp_path / "e"
+    arguments = ("evaluate", model, rendered, "--out", out, "--workers", 0, "--list", path)
+    outcome = actdet_command(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert json.loads((out / "metrics.json").read_text())["clips"] == 5
+    assert {video.stem for video in (out / "videos").iterdir()} == set(names)
+
+    complaint = actdet_command(*arguments, "--held-out").complaint()
+    assert complaint == "--held-out and --list both say which clips to evaluate: give one of them"
+    path.write_text(f"{names[0]}\nnobody\n")
+    assert actdet_command(*arguments).complaint().startswith(f"{path}:2: 'nobody' is no clip of {rendered}; ")

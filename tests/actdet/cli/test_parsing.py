@@ -120,6 +120,11 @@ def test_the_version_is_that_of_the_package(actdet_command: Actdet) -> None:
             ["train", "d", "--epochs", "1.5"],
             "--epochs must be a whole number, got '1.5'; actdet train --help says more",
         ),
+        (
+            ["train", "d", "--val-share", "most"],
+            "--val-share must be a number, got most; actdet train --help says more",
+        ),
+        (["demo", "--clips", "1.5"], "--clips must be a whole number, got 1.5; actdet demo --help says more"),
         (["render", "d", "--clips", ""], "--clips must be a whole number, got ''; actdet render --help says more"),
         (
             ["train", "d", "--cache", "disk"],

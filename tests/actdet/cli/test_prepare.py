@@ -87,3 +87,31 @@ def test_no_space_left_for_a_prepared_video(actdet_command: Actdet, rendered: Pa
     assert re.match(rf"{tmp_path}/o/videos/\w+\.mp4: cannot be written: ", outcome.complaint())
     assert not leftovers(tmp_path)
     assert not list((tmp_path / "o" / "videos").iterdir())
+
+
+def test_groups_and_lists_go_with_a_prepared_data_set(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:
+    """A clip that cannot be read is in none of them."""
+    names = sorted(path.stem for path in (data / "videos").iterdir())
+    next((data / "videos").glob(f"{names[3]}.*")).write_bytes(b"")
+    (data / "groups.txt").write_text("".join(f"{name} room{i % 4}\n" for i, name in enumerate(names)))
+    (data / "train.txt").write_text("".join(f"{name}\n" for i, name in enumerate(names) if i % 4))
+    (data / "test.txt").write_text("".join(f"{name}\n" for i, name in enumerate(names) if not i % 4))
+    out = tmp_path / "out"
+    arguments = ("prepare", data, out, "--short-side", 32, "--bad-files", "skip")
+    outcome = actdet_command(*arguments)
+    assert outcome.code == 0, outcome.err
+    for name in ("groups.txt", "train.txt", "test.txt"):
+        lines = (data / name).read_text().splitlines()
+        assert (out / name).read_text().splitlines() == [line for line in lines if line.split()[0] != names[3]]
+    assert actdet_command("check", out).code == 0
+
+    # A later run takes over what has changed, but replaces nothing of anybody else's.
+    (data / "test.txt").write_text("")
+    assert actdet_command(*arguments).code == 0
+    assert (out / "test.txt").read_text() == ""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "groups.txt").write_text("mine")
+    complaint = actdet_command("prepare", data, other, *arguments[3:]).complaint()
+    assert complaint.startswith(f"{other / 'groups.txt'} was not written by this command")
+    assert [path.name for path in other.iterdir()] == ["groups.txt"]

@@ -15,7 +15,7 @@ import pytest
 from torchvision.models.video import R2Plus1D_18_Weights
 
 from actdet import distributed
-from actdet.models.checkpoints import load_model
+from actdet.models.checkpoints import load_model, read_info
 from actdet.prediction import predictor as prediction
 from actdet.training import trainer as training
 from tests.actdet.command import Actdet, leftovers, small_disk
@@ -187,3 +187,48 @@ def test_no_space_left_for_the_first_file(actdet_command: Actdet, data: Path, tm
         outcome = actdet_command("train", data, "--epochs", 1, "--out", tmp_path / "o", *OPTIONS)
     assert "cannot be written" in outcome.complaint()
     assert not leftovers(tmp_path)
+
+
+def test_the_lists_of_a_data_set_say_what_is_held_out(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:
+    names = sorted(path.stem for path in (data / "videos").iterdir())
+    (data / "train.txt").write_bytes("\r\n".join(["\ufeff" + names[0], *names[1::2]]).encode())
+    (data / "test.txt").write_text("\n".join(names[4::2]))
+    arguments = ("train", data, "--epochs", 1, *OPTIONS)
+    outcome = actdet_command(*arguments, "--out", tmp_path / "a")
+    assert outcome.code == 0, outcome.err
+    lists = f"{data / 'train.txt'} and test.txt"
+    assert (
+        f"split: {lists}: 7 clips to train on, 4 held out; 1 in neither list are not used" in outcome.out.splitlines()
+    )
+    detector = tmp_path / "a" / "model.safetensors"
+    info = read_info(detector)
+    assert info.training is not None
+    assert set(info.training["training_clips"]) == {names[0], *names[1::2]}
+    assert set(info.held_out) == set(names[4::2])
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["clips"] == 4
+
+    # With a share the test clips are for later, and evaluate takes them.
+    outcome = actdet_command(*arguments, "--out", tmp_path / "b", "--val-share", 0.4)
+    assert outcome.code == 0, outcome.err
+    info = read_info(tmp_path / "b" / "model.safetensors")
+    assert info.training is not None
+    used = {*info.training["training_clips"], *info.held_out}
+    assert used == {names[0], *names[1::2]}
+    assert len(info.held_out) == 3
+    assert f"split: {data / 'train.txt'}: 4 of its 7 clips to train on, 3 held out; the 4 in test.txt" in outcome.out
+
+
+def test_train_keeps_the_groups_of_a_data_set_whole(actdet_command: Actdet, data: Path, tmp_path: Path) -> None:
+    names = sorted(path.stem for path in (data / "videos").iterdir())
+    group_of = {name: f"room{i % 4}" for i, name in enumerate(names)}
+    (data / "groups.txt").write_text("".join(f"{name} {group}\n" for name, group in group_of.items()))
+    outcome = actdet_command("train", data, "--out", tmp_path / "run", "--epochs", 1, *OPTIONS)
+    assert outcome.code == 0, outcome.err
+    assert f"split: {data / 'groups.txt'}: 4 groups, none of them on both sides" in outcome.out.splitlines()
+    held = set(read_info(tmp_path / "run" / "model.safetensors").held_out)
+    assert held
+    assert {group_of[name] for name in held}.isdisjoint(group_of[name] for name in set(names) - held)
+
+    none = tmp_path / "none.txt"
+    complaint = actdet_command("train", data, "--groups", none, *OPTIONS).complaint()
+    assert complaint == f"{none}: file not found; expected a line NAME GROUP for each clip"

@@ -9,6 +9,7 @@ import pytest
 
 from actdet.cli import signals
 from actdet.evaluation import report
+from actdet.models.checkpoints import read_info
 from actdet.training.trainer import Trainer
 from tests.actdet.command import Actdet
 from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS
@@ -91,3 +92,52 @@ def test_an_experiment_of_an_earlier_version_is_completed(
     outcome = actdet_command(*arguments)
     assert outcome.code == 0, outcome.err
     assert (out / "fold_2" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("command", ["crossval", "ablate"])
+def test_an_experiment_keeps_groups_whole_and_goes_on_only_with_them(
+    actdet_command: Actdet, data: Path, tmp_path: Path, command: str
+) -> None:
+    out = tmp_path / "o"
+    groups = tmp_path / "rooms.txt"
+    names = sorted(path.stem for path in (data / "videos").iterdir())
+    group_of = {name: f"room{i % 4}" for i, name in enumerate(names)}
+    groups.write_text("".join(f"{name} {group}\n" for name, group in group_of.items()))
+    arguments = (*_command(command, data, out), "--groups", groups)
+    outcome = actdet_command(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert f"split: {groups}: 4 groups, none of them on both sides" in outcome.out.splitlines()
+    models = sorted(out.glob("*/model.safetensors"))
+    assert len(models) == {"crossval": 2, "ablate": 4}[command]
+    for model in models:
+        held = set(read_info(model).held_out)
+        assert held
+        assert {group_of[name] for name in held}.isdisjoint(group_of[name] for name in set(names) - held)
+
+    assert actdet_command(*arguments).out == outcome.out
+    groups.write_text("".join(f"{name} {i}\n" for i, name in enumerate(names)))
+    for changed in (arguments, arguments[:-2]):
+        complaint = actdet_command(*changed).complaint()
+        assert complaint.startswith(
+            f"{out} holds an experiment with other settings, clips or labels, or another division"
+        )
+
+
+@pytest.mark.parametrize("command", ["crossval", "ablate"])
+def test_an_experiment_follows_the_lists_of_its_data_set(
+    actdet_command: Actdet, data: Path, tmp_path: Path, command: str
+) -> None:
+    """Folds are those of the training clips; the ablation is evaluated on the test clips."""
+    names = sorted(path.stem for path in (data / "videos").iterdir())
+    test = set(names[::3])
+    (data / "train.txt").write_text("".join(f"{name}\n" for name in names if name not in test))
+    (data / "test.txt").write_text("".join(f"{name}\n" for name in test))
+    out = tmp_path / "o"
+    outcome = actdet_command(*_command(command, data, out))
+    assert outcome.code == 0, outcome.err
+    assert f"split: {data / 'train.txt'}" in outcome.out
+    held = [set(read_info(model).held_out) for model in sorted(out.glob("*/model.safetensors"))]
+    if command == "ablate":
+        assert held == [test] * 4
+    else:
+        assert held[0] | held[1] == set(names) - test

@@ -18,6 +18,7 @@ from actdet.training import run as running
 from actdet.training import start_weights
 from actdet.training.config import TrainConfig
 from actdet.training.run import describe_training
+from actdet.training.run_state import read_run
 from actdet.training.trainer import Trainer
 from tests.actdet.command import Actdet
 from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS
@@ -145,6 +146,42 @@ def test_a_data_set_that_has_changed_is_named(actdet_command: Actdet, data: Path
     (data / "annotations" / f"{video.stem}.txt").unlink()
     complaint = actdet_command("train", data, "--out", stopped, "--resume").complaint()
     assert complaint.startswith(f"{data}: no longer holds {video.stem}: ")
+
+
+def test_a_run_goes_on_with_the_groups_that_it_began_with(
+    actdet_command: Actdet, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder holds the division, with the clips that it does not use; one that is typed anew must be the same."""
+    names = sorted(path.stem for path in (data / "videos").iterdir())
+    groups = data / "groups.txt"
+    groups.write_text("".join(f"{name} room{i % 4}\n" for i, name in enumerate(names)))
+    (data / "train.txt").write_text("\n".join(name for i, name in enumerate(names) if i % 4))
+    (data / "test.txt").write_text("\n".join(names[::4]))
+    out = tmp_path / "o"
+    arguments = ("train", data, "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "finish", lambda self: self.save() or die())
+        options = ["--epochs", 1, "--val-share", 0.4, *MODEL_OPTIONS, *TRAIN_OPTIONS]
+        assert actdet_command(*arguments, *options).code == 130
+    before = read_run(out)
+    assert before.unused_clips == tuple(names[::4])
+
+    # A typed division is made anew, of the files as they are now: no three clips that were a group still are.
+    text = groups.read_text()
+    rooms = ["test" if i % 4 == 0 else f"room{(i + i // 4) % 3}" for i in range(len(names))]
+    groups.write_text("".join(f"{name} {room}\n" for name, room in zip(names, rooms, strict=True)))
+    for options in (["--val-share", 0.4], ["--groups", groups, "--val-share", 0.4], ["--groups", groups]):
+        complaint = actdet_command(*arguments, "--resume", *options).complaint()
+        assert complaint.startswith(f"{out / 'last.safetensors'}: a checkpoint of other training clips: ")
+    groups.write_text(text)
+    (data / "groups.txt").rename(tmp_path / "groups.txt")
+
+    outcome = actdet_command(*arguments, "--resume")
+    assert outcome.code == 0, outcome.err
+    info = read_info(out / "model.safetensors")
+    assert info.training is not None
+    assert tuple(info.training["training_clips"]) == before.training_clips
+    assert info.held_out == before.held_out_clips
 
 
 def test_nothing_to_go_on_from_is_said(actdet_command: Actdet, rendered: Path, tmp_path: Path) -> None:

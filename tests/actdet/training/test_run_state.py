@@ -86,6 +86,14 @@ def test_a_stored_run_says_what_it_is(make: MakeTrainer) -> None:
     assert (stored.model, stored.config) == (trainer.plan.model, trainer.config)
     names = [clip.name for clip in trainer.loader.index.clips]
     assert [*stored.training_clips, *stored.held_out_clips] == [names[i] for i in (*TRAIN_IDS, *VAL_IDS)]
+    assert stored.unused_clips == ()
+
+
+def test_a_stored_run_says_which_clips_it_does_not_use(make: MakeTrainer) -> None:
+    trainer = make(train=TRAIN_IDS[2:], val=VAL_IDS)
+    trainer.save()
+    names = [clip.name for clip in trainer.loader.index.clips]
+    assert read_run(trainer.out).unused_clips == (names[0], names[1])
 
 
 def test_a_state_of_an_earlier_version_goes_on(make: MakeTrainer, tmp_path: Path) -> None:
@@ -110,6 +118,7 @@ def test_a_state_of_an_earlier_version_goes_on(make: MakeTrainer, tmp_path: Path
     for later in ("small_epochs", "shallow_epochs"):
         stored.pop(later)
     header["training"].pop("left_out")
+    header["training"].pop("unused_clips")
     save_file(tensors, path, metadata={"actdet": json.dumps(header)})
 
     assert read_run(early.out).config == early.config
@@ -139,6 +148,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "settings that are a list": ({"settings": [1]}, "settings"),
     "a model that is text": ({"model": "large"}, "model"),
     "clips that are numbers": ({"training_clips": [1, 2]}, "training_clips"),
+    "an unused clip that is a number": ({"unused_clips": [1]}, "unused_clips"),
     "left out without a reason": ({"left_out": {"a": []}}, "left_out"),
     "a scaler of text": ({"scaler": {"scale": "x"}}, "scaler"),
     "a best of text": ({"best": ["x"]}, "best"),
