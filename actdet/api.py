@@ -117,7 +117,7 @@ def train(
     check_bounds({"val_share": val_share})
     place = choose_device(device)
     asked = None if model.class_names == CLASS_NAMES else model.class_names
-    index = load_index(data, asked, bad_files=config.bad_files)
+    index = load_index(data, asked, window=config.window, bad_files=config.bad_files)
     model = replace(model, class_names=index.class_names)
     ((train_ids, val_ids),) = divide(index, val_share, config.seed, groups).splits
 

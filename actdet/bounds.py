@@ -37,6 +37,7 @@ BOUNDS = {
     "eval_every": "[1, 1000000]",
     "workers": "[0, 1024]",
     "disk_cache": "[0, 1000000]",
+    "window": "[0, 86400]",
     "val_share": "[0, 1)",
     "folds": "[2, 1000]",
     "threshold": "[0, 1]",

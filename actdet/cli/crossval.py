@@ -49,7 +49,7 @@ def crossval(
     from actdet.training.session import open_session
 
     place = choose_device(device)
-    index = read_index(data, model.class_names, config.bad_files)
+    index = read_index(data, model.class_names, config.bad_files, window=config.window)
     model = replace(model, class_names=index.class_names)
     division = divide_into_folds(index, folds, config.seed, groups)
 

@@ -14,7 +14,12 @@ from actdet.data.index import BadFiles, load_index
 
 
 def read_index(
-    data: Path, class_names: tuple[str, ...], bad_files: BadFiles = "stop", *, quiet: bool = False
+    data: Path,
+    class_names: tuple[str, ...],
+    bad_files: BadFiles = "stop",
+    *,
+    window: float = 0.0,
+    quiet: bool = False,
 ) -> ClipIndex:
     """Read the index of a data set behind a progress bar, and print a line for each note on it.
 
@@ -22,6 +27,7 @@ def read_index(
         data: Folder with videos/ and annotations/.
         class_names: The names that the user gave; the data set's own hold if this is empty or `CLASS_NAMES` itself.
         bad_files: What a bad file does: `stop` raises an error, `skip` leaves out its clip.
+        window: The seconds of the windows into which videos with tables of tubes are cut; 0 leaves them whole.
         quiet: Whether to show and print nothing.
 
     Returns:
@@ -34,7 +40,7 @@ def read_index(
     asked = None if class_names is CLASS_NAMES else class_names or None
 
     with ProgressBar(desc="read", unit="video", leave=False, disable=quiet) as bar:
-        index = load_index(data, asked, bad_files=bad_files, progress=bar.show)
+        index = load_index(data, asked, window=window, bad_files=bad_files, progress=bar.show)
     if not quiet:
         print_notes(index.notes)
     return index

@@ -75,7 +75,7 @@ def train(
         place = choose_device(device)
         is_first = processes.rank == 0
 
-        index = read_index(data, model.class_names, config.bad_files, quiet=not is_first)
+        index = read_index(data, model.class_names, config.bad_files, window=config.window, quiet=not is_first)
         model = replace(model, class_names=index.class_names)
         division = None
         if stored is None or val_share is not None or groups is not None:

@@ -29,6 +29,13 @@ class Clip:
     """The tubes of its table; None for a clip with lines of actions, or without annotations."""
     span: tuple[int, int] | None = None
     """The first of its frames, and the one behind the last; None if it is the whole video."""
+    cut_from: str | None = None
+    """The name of the video if it is a part of it, which then has a name of its own."""
+
+    @property
+    def video_name(self) -> str:
+        """The name of its video, by which files of groups and lists of clips know it."""
+        return self.cut_from or self.name
 
     @property
     def frames(self) -> range:

@@ -5,7 +5,8 @@ Three files in a data set's folder have a say, if they are there; `actdet conver
     groups.txt               a line `NAME GROUP` for each clip: clips of one group are never on both sides
     train.txt, test.txt      a clip's name on each line: which clips to train on, and which ones to test on
 
-Without them `split` divides by the classes alone.
+Without them `split` divides by the classes alone. If videos are cut into windows, the files still name the videos, and
+the windows of a video are a group unless groups.txt says more.
 """
 
 from __future__ import annotations
@@ -186,7 +187,8 @@ class _Files(NamedTuple):
                 reasons.append(f"{others} in neither list are not used")
         if self.groups is not None:
             count = len(set(self.groups))
-            reasons.append(f"{self.groups_path}: {count} groups, none of them on both sides")
+            what = f"{count} videos in windows" if self.groups_path is None else f"{self.groups_path}: {count} groups"
+            reasons.append(f"{what}, none of them on both sides")
         return reasons
 
     def settings(self, index: ClipIndex) -> dict[str, Any]:
@@ -228,7 +230,9 @@ def _read_files(index: ClipIndex, groups_file: str | os.PathLike[str] | None = N
         path, groups = _own_groups(index)
     else:
         path = Path(groups_file)
-        groups = read_groups(path, [clip.name for clip in index.clips])
+        groups = read_groups(path, [clip.video_name for clip in index.clips])
+    if groups is None and any(clip.span for clip in index.clips):
+        groups = [clip.video_name for clip in index.clips]
 
     lists = _read_lists(index)
     if groups is not None and lists is not None:
@@ -249,7 +253,7 @@ def _own_groups(index: ClipIndex) -> tuple[Path | None, list[str] | None]:
     path = index.root / GROUPS
     if not os.path.lexists(path):
         return None, None
-    return path, read_groups(path, [clip.name for clip in index.clips])
+    return path, read_groups(path, [clip.video_name for clip in index.clips])
 
 
 def _read_lists(index: ClipIndex) -> Split | None:
@@ -283,7 +287,7 @@ def _read_lists(index: ClipIndex) -> Split | None:
 def _read_names(path: str | os.PathLike[str], index: ClipIndex) -> dict[str, int]:
     """Return the names in a list of clips, and the line that each is in."""
     lines = read_text_lines(path, _MOST_BYTES, _MOST_LINES, _EXPECTED)
-    known = {clip.name for clip in index.clips}
+    known = {clip.video_name for clip in index.clips}
     known.update(Path(problem.path).stem for problem in index.left_out)
 
     found: dict[str, int] = {}
@@ -305,7 +309,7 @@ def _read_names(path: str | os.PathLike[str], index: ClipIndex) -> dict[str, int
 
 def _numbers_of(path: str | os.PathLike[str], names: dict[str, int], index: ClipIndex) -> list[int]:
     """Return the numbers of the clips of these names, which the list at `path` holds."""
-    numbers = [number for number, clip in enumerate(index.clips) if clip.name in names]
+    numbers = [number for number, clip in enumerate(index.clips) if clip.video_name in names]
     if not numbers:
         raise DataError(path, "all clips that it names were left out; repair one of them, or name others")
     return numbers

@@ -15,6 +15,8 @@ from pathlib import Path
 from threading import Event
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from actdet.data.annotations import EVERY_FORM, OTHER_FORMS, Annotation, check_annotations, forms
 from actdet.data.classes import CLASS_FILE, CLASS_NAMES, class_names_of, read_class_names
 from actdet.data.clips import Clip, ClipIndex
@@ -31,6 +33,9 @@ BadFiles = Literal["stop", "skip"]
 
 # Called with the number of videos that are done, and the number of all.
 Progress = Callable[[int, int], None]
+
+# Videos that last so many times as long as an action had better be cut into windows.
+_LONG = 4
 
 # If at least so many lines all fit another form, that is hardly by chance.
 _TELLING_LINES = 8
@@ -72,7 +77,7 @@ def load_index(
             or if the data set's own class names differ from `class_names`.
     """
     root = Path(root)
-    found = _survey(root, class_names, decode=False, progress=progress, first=bad_files == "stop")
+    found = _survey(root, class_names, decode=False, progress=progress, first=bad_files == "stop", window=window)
     problems = found.problems
     if problems and (bad_files == "stop" or not found.clips or found.other_form):
         raise problems[0]
@@ -112,7 +117,15 @@ def find_problems(
     return survey(root, class_names, decode=decode, progress=progress).problems
 
 
-def _survey(root: Path, asked: Sequence[str] | None, *, decode: bool, progress: Progress | None, first: bool) -> Survey:
+def _survey(
+    root: Path,
+    asked: Sequence[str] | None,
+    *,
+    decode: bool,
+    progress: Progress | None,
+    first: bool,
+    window: float = 0.0,
+) -> Survey:
     """Inspect the videos one after the other.
 
     With `first` the survey ends at the first problem, unless it is with a line that may be of another form: only all
@@ -151,7 +164,7 @@ def _survey(root: Path, asked: Sequence[str] | None, *, decode: bool, progress: 
         cache.save(keep={path.name for path in videos})
 
     _judge_forms(root, found, lines, possible)
-    _add_notes(root, found, asked)
+    _add_notes(root, found, asked, window)
     return found
 
 
@@ -181,7 +194,7 @@ def _judge_forms(root: Path, found: Survey, lines: int, possible: Collection[str
             return
 
 
-def _add_notes(root: Path, found: Survey, asked: Sequence[str] | None) -> None:
+def _add_notes(root: Path, found: Survey, asked: Sequence[str] | None, window: float) -> None:
     """Note what is not an error, but may be unintended."""
     found.notes += [f"{clip.video.path}: {remark}" for clip in found.clips for remark in clip.video.remarks]
 
@@ -192,11 +205,27 @@ def _add_notes(root: Path, found: Survey, asked: Sequence[str] | None) -> None:
             "without an action. Is that right? An empty file for each of them would say so"
         )
 
+    tables = [clip for clip in found.clips if clip.table]
+    if tables and not window:
+        of_videos = float(np.median([clip.seconds for clip in tables]))
+        of_actions = float(np.median([_action_seconds(clip, tube) for clip in tables for tube in clip.table or ()]))
+        if of_videos > _LONG * of_actions:
+            found.notes.append(
+                f"{root / 'annotations'}: videos with tables last {of_videos:.1f} seconds, and their actions "
+                f"{of_actions:.1f} (medians). A detector of whole clips sees few frames of such an action; actdet "
+                f"train --window {2 * of_actions:.1f} cuts the videos into parts"
+            )
+
     if asked is not None and tuple(asked) != CLASS_NAMES and read_class_names(root) is None:
         found.notes.append(
             f"{root / CLASS_FILE}: no such file; write the class names into it, one per line, and every command will "
             "know them"
         )
+
+
+def _action_seconds(clip: Clip, tube: Tube) -> float:
+    """Return how long an action lasts, as if all frames of its clip did equally long."""
+    return float(tube.frames[-1] + 1 - tube.frames[0]) / len(clip.frames) * clip.seconds
 
 
 class _Inspected(NamedTuple):

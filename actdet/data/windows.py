@@ -67,7 +67,7 @@ def _windows(clip: Clip, table: Sequence[Tube], seconds: float) -> Iterator[Clip
         tubes = tuple(part for tube in table if (part := _part(tube, first, stop)) is not None)
         annotations = clip_annotations(tubes, clip.video.width, clip.video.height)
         name = f"{clip.name}@{number * length:.2f}"
-        yield replace(clip, name=name, annotations=annotations, table=tubes, span=(first, stop))
+        yield replace(clip, name=name, annotations=annotations, table=tubes, span=(first, stop), cut_from=clip.name)
 
 
 def _part(tube: Tube, first: int, stop: int) -> Tube | None:

@@ -84,7 +84,7 @@ def evaluate_checkpoint(
 
     detector, info = load_model(checkpoint, device)
     detector.to(memory_format=torch.channels_last_3d)
-    index = load_index(data, info.model.class_names, bad_files=bad_files)
+    index = load_index(data, info.model.class_names, window=info.window, bad_files=bad_files)
     for line in index.notes:
         say(f"note: {line}")
     ids = list(range(len(index.clips)))

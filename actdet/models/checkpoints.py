@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from actdet.bounds import check_bounds
 from actdet.errors import ActdetError, DataError
 from actdet.files import to_json, write_bytes
 from actdet.models.detr.config import LossConfig, ModelConfig
@@ -52,6 +53,8 @@ class CheckpointInfo:
     """The state of the training run (settings, data, step); None if the run cannot go on from this checkpoint."""
     family: FamilyName = "detr"
     """The family of the network: the folder in `actdet.models` that implements it."""
+    window: float = 0.0
+    """The seconds of the windows into which untrimmed training videos were cut; 0 if they stayed whole."""
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], info: CheckpointInfo) -> None:
@@ -127,6 +130,7 @@ def _info_from(path: Path, header: Any) -> CheckpointInfo:
     info = from_json(CheckpointInfo, header)
     if not 0 < info.clip_seconds < math.inf:
         raise ActdetError(f"clip_seconds must be above 0, got {info.clip_seconds}")
+    check_bounds({"window": info.window})
     return info
 
 

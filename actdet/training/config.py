@@ -62,6 +62,9 @@ class TrainConfig:
     """Seed of everything random."""
     eval_every: int = 5
     """Epochs from one evaluation on the held-out clips to the next; the last one is at the end."""
+    window: float = 0.0
+    """Cut videos that have a table of tubes (annotations/NAME.csv) into windows of about so many seconds, and train on
+    these; 0 leaves them whole. For long videos, in which an action takes a small part of the time."""
     reader: Literal["auto", "pyav", "dali"] = "auto"
     """What decodes the videos; auto takes DALI on a GPU, else PyAV."""
     workers: int = 1

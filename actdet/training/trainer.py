@@ -337,9 +337,15 @@ class Trainer:
 
     def _info(self, training: dict[str, Any] | None = None) -> CheckpointInfo:
         index = self.loader.index
-        held_out = tuple(index.clips[i].name for i in self.val_ids)
-        reader = self.loader.reader.name
-        return CheckpointInfo(self.plan.model, reader, index.median_seconds(), self.config.loss, held_out, training)
+        return CheckpointInfo(
+            model=self.plan.model,
+            reader=self.loader.reader.name,
+            clip_seconds=index.median_seconds(),
+            loss=self.config.loss,
+            held_out=tuple(index.clips[i].name for i in self.val_ids),
+            training=training,
+            window=self.config.window,
+        )
 
     def _model_tensors(self) -> dict[str, Tensor]:
         return {f"model.{name}": tensor for name, tensor in self.detector.state_dict().items()}

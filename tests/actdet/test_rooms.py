@@ -20,7 +20,7 @@ PACKAGE = Path(actdet.__file__).parent
 NO_ROOMS = {"__init__", "api"}
 
 # Modules on which everything may stand, since they themselves stand on nothing but `errors`.
-TOOLS = {"bounds", "detections", "device", "distributed", "errors", "files", "workers"}
+TOOLS = {"bounds", "detections", "device", "distributed", "errors", "files", "wording", "workers"}
 
 # What each room may import besides the tools, from the bottom to the top.
 MAY_IMPORT = {

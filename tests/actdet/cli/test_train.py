@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -232,3 +233,40 @@ def test_train_keeps_the_groups_of_a_data_set_whole(actdet_command: Actdet, data
     none = tmp_path / "none.txt"
     complaint = actdet_command("train", data, "--groups", none, *OPTIONS).complaint()
     assert complaint == f"{none}: file not found; expected a line NAME GROUP for each clip"
+
+
+def test_untrimmed_videos_are_trained_on_in_windows(
+    actdet_command: Actdet, rendered: Path, tiny_backbone: None, tmp_path: Path
+) -> None:
+    """Training, a resumed training, and an evaluation of the model cut the videos alike."""
+    data = tmp_path / "data"
+    shutil.copytree(rendered, data)
+    for text in (data / "annotations").iterdir():
+        rows = [line.split() for line in text.read_text().splitlines()]
+        lines = [f"{frame},1,{label},{','.join(box)},1\n" for label, *box in rows for frame in (0, 5)]
+        text.with_suffix(".csv").write_text("frame,track,class,x1,y1,x2,y2,interpolate\n" + "".join(lines))
+        text.unlink()
+
+    run = tmp_path / "run"
+    options = [*OPTIONS, "--epochs", 1, "--window", 1, "--seed", 3]
+    outcome = actdet_command("train", data, "--out", run, *options)
+    assert outcome.code == 0, outcome.err
+    assert "split: 12 videos in windows, none of them on both sides" in outcome.out
+    info = read_info(run / "model.safetensors")
+    assert info.window == 1
+    assert all(re.fullmatch(r"\w+@[01]\.\d\d", name) for name in info.held_out)
+    assert len(info.held_out) > len({name.partition("@")[0] for name in info.held_out}) >= 3
+    assert {path.stem for path in (run / "videos").iterdir()} == set(info.held_out)
+    first = json.loads((run / "metrics.json").read_text())
+
+    (run / "metrics.json").unlink()
+    outcome = actdet_command("train", data, "--out", run, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((run / "metrics.json").read_text()) | {"seconds": first["seconds"]} == first
+
+    words = ["evaluate", run / "model.safetensors", data, "--held-out", "--workers", 0, "--no-videos"]
+    outcome = actdet_command(*words, "--out", tmp_path / "e")
+    assert outcome.code == 0, outcome.err
+    again = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert again["clips"] == first["clips"] == len(info.held_out)
+    assert again["video_accuracy"] == first["video_accuracy"]

@@ -170,6 +170,20 @@ def test_wrong_lines_of_a_table_are_problems_of_that_file(root: Path) -> None:
     assert [clip.name for clip in load_index(root, bad_files="skip").clips] == ["a", "b.x", "c"]
 
 
+@pytest.mark.parametrize(("end", "asks"), [(0.4, True), (1.2, False)])
+def test_a_note_offers_windows_for_long_videos(root: Path, end: float, asks: bool) -> None:
+    write_video(root / "videos" / "d.mkv", frames=50)
+    (root / "annotations" / "d.csv").write_text(f"second,track,class,interpolate\n0,1,fight,1\n{end},1,fight,\n")
+    notes = [note for note in load_index(root).notes if "window" in note]
+    assert load_index(root, window=1.0).notes == ()
+    if asks:
+        (note,) = notes
+        assert note.startswith(f"{root / 'annotations'}: videos with tables last 2.0 seconds, and their actions 0.4 ")
+        assert note.endswith("actdet train --window 0.9 cuts the videos into parts")
+    else:
+        assert notes == []
+
+
 def test_problems_of_tables_are_listed_beside_lines_of_another_form(root: Path) -> None:
     _annotate(root, ["0 0.5 0.5 0.2 0.3", "1 0.25 0.25 0.5 0.5", "0 0.1 0.9 0.2 0.2"])
     (root / "annotations" / "d.txt").unlink()

@@ -11,6 +11,7 @@ import pytest
 
 from actdet.data.annotations import Annotation
 from actdet.data.clips import Clip, ClipIndex
+from actdet.data.division import divide, divide_into_folds
 from actdet.data.index import load_index
 from actdet.data.windows import cut_windows
 from actdet.detections import Tube
@@ -141,10 +142,9 @@ def test_a_clock_that_jumps_makes_no_empty_windows() -> None:
 
 
 def test_windows_too_short_to_tell_apart_are_refused() -> None:
-    with pytest.raises(
-        ActdetError, match=r"^windows of 0\.001 seconds are too short: there would be two called a@0\.00$"
-    ):
-        fast = replace(video([0, 1, 2, 3], 4), time_base=Fraction(1, 1000))
+    fast = replace(video([0, 1, 2, 3], 4), time_base=Fraction(1, 1000))
+    problem = r"^windows of 0\.001 seconds are too short: there would be two called a@0\.00$"
+    with pytest.raises(ActdetError, match=problem):
         cut_windows(index(Clip("a", fast, (), table=())), 0.001)
 
 
@@ -164,3 +164,33 @@ def test_a_data_set_is_loaded_in_windows(root: Path) -> None:
     assert [found_clip.name for found_clip in found.clips] == ["a", "b.x", "c", "d@0.00", "d@1.00"]
     assert found.labels.tolist() == [0, 1, 2, 2, 0]
     assert found.targets()[2].tolist() == [2, 1, 0, 0, 1]
+
+
+def test_all_windows_of_a_video_are_on_one_side() -> None:
+    whole = index(*(clip([tube(i % 2, 3, 30)], name=f"v{i}") for i in range(8)))
+    cut = cut_windows(whole, 0.5)
+    assert len(cut.clips) == 64
+    splits = [*divide(cut, None, 0).splits, *divide_into_folds(cut, 4, 0).splits]
+    assert len(splits) == 5
+    for train, held_out in splits:
+        sides = [{cut.clips[i].name.partition("@")[0] for i in side} for side in (train, held_out)]
+        assert sides[0].isdisjoint(sides[1])
+        assert sides[0] | sides[1] == {f"v{i}" for i in range(8)}
+    assert divide(cut, None, 0).reason == "8 videos in windows, none of them on both sides"
+
+
+def test_lists_and_groups_name_videos(tmp_path: Path) -> None:
+    whole = replace(index(*(clip([tube(i % 2, 3, 30)], name=f"v{i}") for i in range(4))), root=tmp_path)
+    cut = cut_windows(whole, 2.0)
+    (tmp_path / "train.txt").write_text("v0\nv3\n")
+    (tmp_path / "test.txt").write_text("v1\n")
+    ((train, held_out),) = divide(cut, None, 0).splits
+    assert [cut.clips[i].name for i in train] == ["v0@0.00", "v0@2.00", "v3@0.00", "v3@2.00"]
+    assert [cut.clips[i].name for i in held_out] == ["v1@0.00", "v1@2.00"]
+
+    (tmp_path / "train.txt").unlink()
+    (tmp_path / "test.txt").unlink()
+    (tmp_path / "groups.txt").write_text("v0 a\nv1 a\nv2 b\nv3 b\n")
+    ((train, held_out),) = divide(cut, 0.5, 0).splits
+    sides = [{cut.clips[i].name[:2] for i in side} for side in (train, held_out)]
+    assert sorted(map(sorted, sides)) == [["v0", "v1"], ["v2", "v3"]]
