@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actdet.data.config import AugmentConfig
 from actdet.models.detr.config import ModelConfig
@@ -40,7 +40,7 @@ def demo_for(device_type: str, clips: int | None = None, epochs: int | None = No
 
 
 def _gpu_demo(clips: int, epochs: int) -> Demo:
-    size = {"width": 320, "height": 240}
+    render = RenderConfig(width=320, height=240)
     config = TrainConfig(
         epochs=epochs,
         batch_size=16,
@@ -52,15 +52,15 @@ def _gpu_demo(clips: int, epochs: int) -> Demo:
         backbone_weights="none",
     )
     return Demo(
-        train_clips=RenderConfig(clips=clips, seed=TRAIN_SEED, **size),
-        test_clips=RenderConfig(clips=60, seed=TEST_SEED, **size),
+        train_clips=replace(render, clips=clips, seed=TRAIN_SEED),
+        test_clips=replace(render, clips=60, seed=TEST_SEED),
         model=ModelConfig(deep_supervision=True, dropout=0.0),
         config=config,
     )
 
 
 def _cpu_demo(clips: int, epochs: int) -> Demo:
-    size = {"width": 128, "height": 96, "frames": 24, "fps": 8}
+    render = RenderConfig(width=128, height=96, frames=24, fps=8)
     config = TrainConfig(
         epochs=epochs,
         shallow_epochs=2 * epochs // 3,
@@ -75,8 +75,8 @@ def _cpu_demo(clips: int, epochs: int) -> Demo:
         augment=AugmentConfig(crop=0.15, color=0.2, jitter=False),
     )
     return Demo(
-        train_clips=RenderConfig(clips=clips, seed=TRAIN_SEED, **size),
-        test_clips=RenderConfig(clips=60, seed=TEST_SEED, **size),
+        train_clips=replace(render, clips=clips, seed=TRAIN_SEED),
+        test_clips=replace(render, clips=60, seed=TEST_SEED),
         model=ModelConfig(image_size=48, frames=8, deep_supervision=True, dropout=0.0),
         config=config,
     )

@@ -23,11 +23,29 @@ from actdet.synthetic.motions import (
     wobble,
 )
 
+# The longest time from drawing back for a blow until the arm or leg is down again, in seconds.
+_BLOW = 0.6
+
+# How long after the impact of a fall the body has come to rest, in seconds.
+REBOUND = 0.4
+
 
 def collapse(t: Array, rng: Rng, room: float) -> Act:
     """Walk or stand, stagger, and fall fast, to stay down for at least the last 35 % of the clip."""
     drop = rng.uniform(0.5, 0.8)
-    landed = rng.uniform(0.42, 0.63) * t[-1]
+    return topple(t, rng, room, drop, rng.uniform(0.42, 0.63) * t[-1])
+
+
+def topple(t: Array, rng: Rng, room: float, drop: float, landed: float) -> Act:
+    """Walk or stand, stagger, and fall fast, to stay down.
+
+    Args:
+        t: (T,) times of the frames, in seconds.
+        rng: Where the motion comes from.
+        room: How much room there is to walk, in meters.
+        drop: How long the fall takes, in seconds. The action begins up to 0.8 seconds before it, with the stagger.
+        landed: When the person hits the ground, in seconds. The action ends when the body lies still, `REBOUND` later.
+    """
     fall = landed - drop
     stagger = fall - rng.uniform(0.3, 0.8)
     way = str(rng.choice(LYING))
@@ -44,7 +62,8 @@ def collapse(t: Array, rng: Rng, room: float) -> Act:
 
     _stagger(angles, t, rng, stagger, fall)
     _fall(angles, t, rng, way, fall, drop)
-    return Act([Track(angles, traveled[:, None] * along(yaw), np.full(len(t), yaw), rooted=True)])
+    track = Track(angles, traveled[:, None] * along(yaw), np.full(len(t), yaw), rooted=True)
+    return Act([track], action=(stagger, landed + REBOUND))
 
 
 def _stagger(angles: Array, t: Array, rng: Rng, start: float, end: float) -> None:
@@ -79,13 +98,28 @@ def _fall(angles: Array, t: Array, rng: Rng, way: str, start: float, length: flo
 
 def fight(t: Array, rng: Rng, room: float) -> Act:
     """Two people close in, then strike and wrestle in turns until the end."""
-    contact = rng.uniform(0, 0.22) * t[-1]
+    return brawl(t, rng, room, rng.uniform(0, 0.22) * t[-1], np.inf)
+
+
+def brawl(t: Array, rng: Rng, room: float, contact: float, end: float) -> Act:
+    """Two people close in, strike and wrestle in turns, and step back from each other.
+
+    Args:
+        t: (T,) times of the frames, in seconds.
+        rng: Where the motion comes from.
+        room: How far apart they may be, in meters.
+        contact: When the first of them draws back for the first blow, in seconds: here the action begins.
+        end: When they begin to part, in seconds, and the action is over; infinite if they do not.
+    """
     apart = min(rng.uniform(0.8, 1.1) + 2.6 * contact, room)
     reach = rng.uniform(0.58, 0.75)
-    grip = _grips(t, rng, contact)
+    # They let go of each other before they part, and drop their fists while they do.
+    grip = _grips(t, rng, contact) * (1 - ramp(t, end - 0.3, 0.3))
     gap = apart + (reach - apart) * ramp(t, -0.3 * contact, 1.3 * contact + 0.1)
     gap = gap + grip * (rng.uniform(0.34, 0.46) - gap)
-    vigor = ramp(t, contact - 0.2, 0.4)
+    if end < t[-1]:
+        gap = gap + ramp(t, end, 0.9) * (min(rng.uniform(1.1, 1.7), room) - gap)
+    vigor = ramp(t, contact - 0.2, 0.4) * (1 - ramp(t, end, 0.6))
 
     both = [still(t, rng) for _ in range(2)]
     for angles in both:
@@ -96,7 +130,7 @@ def fight(t: Array, rng: Rng, room: float) -> Act:
     # A blow pushes back the one who is hit, which moves both along their axis.
     shift = np.zeros(len(t))
     start = contact
-    while start < t[-1]:
+    while start < min(t[-1], end - _BLOW):
         who = int(rng.integers(2))
         # Arms that hold on have little strength left to strike.
         force = 1 - 0.6 * np.interp(start, t, grip)
@@ -109,7 +143,7 @@ def fight(t: Array, rng: Rng, room: float) -> Act:
     angle = sideways_heading(rng, 0.5) + vigor * (0.18 + 0.4 * grip) * wobble(t, rng, 0.8)
     roam = np.stack([wobble(t, rng, 0.8), 0.6 * wobble(t, rng, 0.7)], 1)
     center = (vigor * (0.14 + 0.14 * grip))[:, None] * roam + shift[:, None] * along(angle)
-    return Act(face_each_other(center, gap, angle, both))
+    return Act(face_each_other(center, gap, angle, both), action=(contact, end))
 
 
 def _grips(t: Array, rng: Rng, contact: float) -> Array:

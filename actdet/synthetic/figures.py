@@ -199,7 +199,7 @@ class _Part(NamedTuple):
 
 def shape_person(person: Person, track: Track, camera: Camera, light: float) -> Shapes:
     """Return what to draw of a person in every frame; the light comes from the left (-1) or the right (1)."""
-    joints = _skeleton(person, track)
+    joints = skeleton(person, track)
     parts = _parts(person)
     if track.parcel:
         parts.append(_Part("handle", "parcel", 0.035, 0.065, "parcel"))
@@ -272,7 +272,7 @@ def _parts(person: Person) -> list[_Part]:
     return parts
 
 
-def _skeleton(person: Person, track: Track) -> dict[str, Array]:
+def skeleton(person: Person, track: Track) -> dict[str, Array]:
     """Return the positions (T, 3) of all joints, in meters; the lowest point of the body touches the ground."""
     angle = {name: track.angles[:, i] for name, i in _INDEX.items()}
     wide = person.shoulders * person.build

@@ -42,6 +42,8 @@ class Act:
 
     tracks: list[Track]
     props: list[Prop] = field(default_factory=list)
+    action: tuple[float, float] | None = None
+    """When the action, if it is one, begins and ends, in the seconds of its motion."""
 
 
 # A motion takes the times, random numbers, and how much room there is to walk, in meters.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -15,6 +17,19 @@ OVERSAMPLING = 2
 MARGIN = 0.06
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A thing that is painted apart from the canvas, because people may be behind it."""
+
+    image: Image.Image
+    mask: Image.Image
+    """Where the thing is: of mode L and as large as `image`."""
+    corner: tuple[int, int]
+    """Where their upper left corner is on the canvas."""
+    distance: float
+    """From the camera, in meters. Whoever is farther away is behind it."""
+
+
 class Painter:
     """Paints the canvas of one clip, an oversampled picture with a margin.
 
@@ -24,13 +39,13 @@ class Painter:
         half: Half of the width that is in view, in meters per meter of distance.
     """
 
-    def __init__(self, camera: Camera, height: int) -> None:
-        """Start with a black canvas for videos of this height in pixels."""
+    def __init__(self, camera: Camera, height: int, mode: str = "RGB") -> None:
+        """Start with a canvas for videos of this height in pixels: black, or transparent if the mode is RGBA."""
         self._camera = camera
         self._unit = height * OVERSAMPLING
         self._offset = round(MARGIN * self._unit)
         width = round(camera.aspect * self._unit)
-        self.image = Image.new("RGB", (width + 2 * self._offset, self._unit + 2 * self._offset))
+        self.image = Image.new(mode, (width + 2 * self._offset, self._unit + 2 * self._offset))
         self._draw = ImageDraw.Draw(self.image)
         self.near = camera.focal * camera.up / (1.1 - camera.horizon)
         self.half = 0.75 * camera.aspect / camera.focal
@@ -93,6 +108,8 @@ class Painter:
             self.box(color, x - 0.3, y, 0, 0.6, 0.4, rng.uniform(0.3, 0.8))
         elif prop.kind == "parcel":
             self.box(color, x - 0.12, y, 0, 0.24, 0.14, 0.26)
+        elif prop.kind == "pillar":
+            self.box(color, x - 0.16, y, 0, 0.32, 0.32, 3.2)
         else:
             self.box(color, x - 0.16, y, 0, 0.32, 0.3, 0.35)
             self.leaves(rng, (62, 108, 62), x, y, 0.75, 0.42)
@@ -115,3 +132,27 @@ class Painter:
         """Paint a polygon between points in meters."""
         outline, _ = self._camera.project(np.array(corners))
         self._draw.polygon((outline * self._unit + self._offset).ravel().tolist(), fill=color)
+
+
+def paint_layers(props: list[Prop], camera: Camera, height: int, rng: Rng) -> list[Layer]:
+    """Paint things on the ground one by one; those out of the picture are left out.
+
+    Args:
+        props: The things. Mats are none: nothing can be behind them.
+        camera: What looks at them.
+        height: Of the video in pixels.
+        rng: Where their colors come from.
+    """
+    layers = []
+    for prop in props:
+        painter = Painter(camera, height, "RGBA")
+        painter.prop(prop, rng)
+        box = painter.image.getbbox()
+        if box is None:
+            continue
+
+        # Whoever sits on a seat is in front of it, although half of the seat is nearer.
+        distance = prop.y + 0.3 if prop.kind in ("chair", "bench") else prop.y
+        thing = painter.image.crop(box)
+        layers.append(Layer(thing.convert("RGB"), thing.getchannel("A"), box[:2], distance))
+    return layers

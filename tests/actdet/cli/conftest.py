@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,8 @@ def own_handlers() -> Iterator[None]:
 @pytest.fixture
 def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     """`actdet demo` renders six clips, trains on them for one epoch, and evaluates on six others."""
-    clips = {"clips": 6, "width": 64, "height": 64, "frames": 16, "fps": 8, "workers": 1}
+    clips = RenderConfig(clips=6, width=64, height=64, frames=16, fps=8, workers=1)
     model = ModelConfig(image_size=32, frames=8, encoder_layers=0, decoder_layers=1)
     config = TrainConfig(epochs=1, backbone_weights="none", workers=0, precision="fp32")
-    demo = Demo(RenderConfig(seed=0, **clips), RenderConfig(seed=1, **clips), model, config)
+    demo = Demo(clips, replace(clips, seed=1), model, config)
     monkeypatch.setattr("actdet.cli.demo_settings.demo_for", lambda *_: demo)

@@ -83,6 +83,7 @@ NUMBERS = {
         "--eval-every": [0, 10**15],
         "--workers": [-1, 10**9],
         "--disk-cache": [-1, "1e300", "inf", "nan"],
+        "--window": [-1, 86401, "nan", "inf"],
         "--val-share": [-0.1, 1, 1.5, "nan"],
     },
     "evaluate": {"--workers": [-1, 10**9]},
