@@ -106,28 +106,28 @@ class Features(NamedTuple):
 class Clips(NamedTuple):
     frames: Tensor
     indices: Tensor
-    windows: Tensor | None
-    colour: Tensor | None
-    levels: Tensor | None
+    crops: Tensor | None
+    color: Tensor | None
+    frame_means: Tensor | None
 
 
 def make_clips(size: ClipSize, changes: str, device: torch.device) -> Clips:
-    """Of 100 frames of noise; windows that lie within the picture, half of them mirrored."""
+    """Of 100 frames of noise; crops that lie within the picture, half of them mirrored."""
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(256, (100, size.side, size.side, 3), generator=generator, dtype=torch.uint8)
     indices = torch.randint(100, (size.clips, size.frames), generator=generator)
     extent = 0.6 + 0.4 * torch.rand(size.clips, 2, generator=generator)
-    windows = torch.cat([(1 - extent) * torch.rand(size.clips, 2, generator=generator), extent], 1)
-    windows[::2, 0] += windows[::2, 2]
-    windows[::2, 2] *= -1
-    colour = 0.6 + 0.8 * torch.rand(size.clips, 3, generator=generator)
-    levels = frame_levels(frames, backend="reference")
+    crops = torch.cat([(1 - extent) * torch.rand(size.clips, 2, generator=generator), extent], 1)
+    crops[::2, 0] += crops[::2, 2]
+    crops[::2, 2] *= -1
+    color = 0.6 + 0.8 * torch.rand(size.clips, 3, generator=generator)
+    frame_means = frame_levels(frames, backend="reference")
     fields = (
         frames,
         indices,
-        windows if "windows" in changes else None,
-        colour if "colors" in changes else None,
-        levels if "colors" in changes else None,
+        crops if "windows" in changes else None,
+        color if "colors" in changes else None,
+        frame_means if "colors" in changes else None,
     )
     return Clips(*(None if value is None else value.to(device) for value in fields))  # pyright: ignore
 
@@ -184,5 +184,5 @@ def make_cost(shape: Matrices, regime: str, device: torch.device) -> Tensor:
 
 
 def _boxes(generator: torch.Generator, *shape: int) -> Tensor:
-    centre = 0.2 + 0.6 * torch.rand(*shape, 2, generator=generator)
-    return torch.cat([centre, 0.05 + 0.3 * torch.rand(*shape, 2, generator=generator)], -1)
+    center = 0.2 + 0.6 * torch.rand(*shape, 2, generator=generator)
+    return torch.cat([center, 0.05 + 0.3 * torch.rand(*shape, 2, generator=generator)], -1)

@@ -30,7 +30,7 @@ Size = tuple[int, int]  # height and width
 Clip = Any  # uint8 (T, height, width, 3), an array or a tensor
 OURS = "actdet"
 DALI = {"DALI": torch.device("cpu")} | ({"DALI on the GPU": torch.device("cuda")} if torch.cuda.is_available() else {})
-# Mean over pixels, of 255, from PyAV's: between 1 and 2 are due to how each resizes and converts colours.
+# Mean over pixels, of 255, from PyAV's: between 1 and 2 are due to how each resizes and converts colors.
 MOST_DIFFERENCE = 3.0
 
 

@@ -189,7 +189,7 @@ tests() {
         case $file in
         "$KERNELS") ;;
         # They compile for other cards than this one, or run nothing: neither needs a GPU.
-        */test_gates.py | */test_specialisations.py) ;;
+        */test_gates.py | */test_specializations.py) ;;
         *) files+=("$file") ;;
         esac
     done

@@ -34,7 +34,7 @@ def measure(run: Callable[[], Any], *, capturable: bool = True) -> dict[str, Any
         capturable: whether a capture may be tried where the call waits for nothing that PyTorch knows of.
 
     Returns:
-        Microseconds (median, 10th and 90th percentile), launches, synchronisations, and bytes at the peak. graph_us is
+        Microseconds (median, 10th and 90th percentile), launches, synchronizations, and bytes at the peak. graph_us is
         None where the call cannot be captured, because it waits for the device or its shapes depend on values.
 
     Raises:
@@ -128,7 +128,7 @@ def count_launches(run: Callable[[], Any]) -> dict[str, int]:
     events = profile.events()
     on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
     waits = [event for event in events if event.name in ("cudaStreamSynchronize", "cudaEventSynchronize")]
-    return {"launches": len(on_device), "synchronisations": len(waits)}
+    return {"launches": len(on_device), "synchronizations": len(waits)}
 
 
 def quantiles(times: list[float]) -> dict[str, float]:

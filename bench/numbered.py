@@ -1,7 +1,7 @@
 """The files that the decoders read: one rendered scene in H.264 and VP9, whose every frame shows its number.
 
 The number stands in binary in a strip along the lower edge, bright for 1, so that a reader that gives another frame
-than the one asked for is found out whatever its colours and its way to resize.
+than the one asked for is found out whatever its colors and its way to resize.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from actdet.synthetic.rendered import RenderConfig, render_dataset
 
 WIDTH, HEIGHT, FRAMES, FPS = 640, 480, 300, 30
 BITS, STRIP = 10, 48  # cells of the strip, and its height in pixels
-DARK, BRIGHT, GREY = 16, 235, 128
+DARK, BRIGHT, GRAY = 16, 235, 128
 GRAIN = 4  # of a camera, as the standard deviation of the brightness; the renderer's own is lost in its compression
 GOPS = (30, 250)
 # x264's default preset has three B-frames in a row; VP9 as live encoders write it, in a tenth of the time of "good".
@@ -84,7 +84,7 @@ def write_number(picture: np.ndarray, number: int) -> None:
     bits = [number >> bit & 1 for bit in range(BITS)]
     picture[HEIGHT - STRIP : HEIGHT] = np.repeat(np.where(bits, BRIGHT, DARK).astype(np.uint8), WIDTH // BITS)
     for plane in picture[HEIGHT:].reshape(2, HEIGHT // 2, WIDTH // 2):
-        plane[-STRIP // 2 :] = GREY
+        plane[-STRIP // 2 :] = GRAY
 
 
 def number_of(picture: np.ndarray) -> int:
@@ -92,4 +92,4 @@ def number_of(picture: np.ndarray) -> int:
     height, width = picture.shape[:2]
     strip = picture[-(height * STRIP // HEIGHT) :].mean(axis=(0, 2))
     cells = [strip[(4 * bit + 1) * width // (4 * BITS) : (4 * bit + 3) * width // (4 * BITS)] for bit in range(BITS)]
-    return sum(int(cell.mean() > GREY) << bit for bit, cell in enumerate(cells))
+    return sum(int(cell.mean() > GRAY) << bit for bit, cell in enumerate(cells))

@@ -177,9 +177,9 @@ def resources_table(lines: Lines) -> str:
             moved, graph = row["input_bytes"] + row["output_bytes"], median(row, "graph_us")
             rate = f"{digits(1e8 * moved / graph.us / row['copy_bytes_per_s'])} %" if graph else DASH
             memory = times((row["input_bytes"] + row["peak_bytes"]) / moved)
-            counts = [row["launches"], row["synchronisations"]]
+            counts = [row["launches"], row["synchronizations"]]
             body.append([*map(plain, (*line, name)), *times_of, *counts, memory, rate])
-    columns = ["graph", "eager", "host", "launches", "synchronisations", "peak memory", "of copy rate"]
+    columns = ["graph", "eager", "host", "launches", "synchronizations", "peak memory", "of copy rate"]
     return table(["size", "regime", "name", *columns], body, texts=3)
 
 
@@ -210,7 +210,7 @@ def counted_table(rows: Sequence[Row]) -> str:
     for row in rows:
         least, launches = ours.get((row["operation"], row["size"])), f"{row['launches']:,}"
         if least and row["name"] != OURS:
-            launches += f" ({emphasised(row['launches'] / least)})"
+            launches += f" ({emphasized(row['launches'] / least)})"
         body.append([*(plain(row[field]) for field in KEYS["counted"]), launches, row["reads"]])
     return table(["operation", "size", "name", "launches, at least", "reads by the host"], body, texts=3)
 
@@ -308,11 +308,11 @@ def table(header: Sequence[str], body: Iterable[Sequence[object]], texts: int) -
 def compared(time: Time | None, ours: Time | None) -> str:
     if time is None:
         return DASH
-    ratio = f" ({emphasised(time.us / ours.us)})" if ours else ""
+    ratio = f" ({emphasized(time.us / ours.us)})" if ours else ""
     return duration(time.us) + "†" * time.uncaptured + ratio
 
 
-def emphasised(ratio: float) -> str:
+def emphasized(ratio: float) -> str:
     return f"**{times(ratio)}**" if ratio < 1 else times(ratio)
 
 
@@ -409,10 +409,10 @@ def figure_of(lines: Lines, title: str) -> Figure:
     for number, name in enumerate(names_of(lines)[1:]):
         dots = [comparison for comparison in found if comparison.name == name]
         if dots:
-            colour, ratios = f"C{number}", [dot.ratio for dot in dots]
-            faces = ["white" if dot.uncaptured else colour for dot in dots]
-            axes.scatter([], [], color=colour, label=name)
-            axes.scatter(ratios, [heights[dot.line] for dot in dots], c=faces, edgecolors=colour, zorder=3)
+            color, ratios = f"C{number}", [dot.ratio for dot in dots]
+            faces = ["white" if dot.uncaptured else color for dot in dots]
+            axes.scatter([], [], color=color, label=name)
+            axes.scatter(ratios, [heights[dot.line] for dot in dots], c=faces, edgecolors=color, zorder=3)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     ratios = [comparison.ratio for comparison in found]

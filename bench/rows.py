@@ -38,7 +38,7 @@ FIELDS = {
     "start": {"command": str, "cpu_s": NUMBER, "limit_s": NUMBER | None},
 }
 EVERY = {"device": str, "versions": dict, "commit": str, "date": str}
-COUNTS = ("launches", "synchronisations", "peak_bytes", "input_bytes", "output_bytes")
+COUNTS = ("launches", "synchronizations", "peak_bytes", "input_bytes", "output_bytes")
 GPU_FIELDS = {"graph_us": MAYBE, "eager_us": dict, "host_us": dict, "copy_bytes_per_s": NUMBER}
 GPU_FIELDS |= dict.fromkeys(COUNTS, int)
 NESTED = {field: {"median": NUMBER} for field in ("wall_us", "graph_us", "eager_us", "host_us")}

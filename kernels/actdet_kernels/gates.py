@@ -144,12 +144,12 @@ def of_losses(loss: int, total: int, gradient: int) -> dict[str, int]:
     return {"set_loss_kernel": loss, "total_kernel": total, "gradient_kernel": gradient}
 
 
-def gather_clips(dtype: torch.dtype, windows: bool = False, colour: bool = False) -> object:
+def gather_clips(dtype: torch.dtype, crops: bool = False, color: bool = False) -> object:
     """24 clips of 16 frames out of 100,000, which are 15 GB."""
     changes = (
-        tensor(FP32, 24, 4) if windows else None,
-        tensor(FP32, 24, 3) if colour else None,
-        tensor(FP32, 100_000) if colour else None,
+        tensor(FP32, 24, 4) if crops else None,
+        tensor(FP32, 24, 3) if color else None,
+        tensor(FP32, 100_000) if color else None,
     )
     return clips.gather_clips(tensor(U8, 100_000, 224, 224, 3), tensor(I64, 24, 16), *changes, dtype)
 
@@ -270,10 +270,10 @@ CASES = [
         lambda: set_loss("cross_entropy", tubelets(FP64), box_term="ciou"),
         of_losses(96, 255, 128),
     ),
-    Case("all changes, bf16", lambda: gather_clips(BF16, windows=True, colour=True), {"gather_clips_kernel": 128}),
-    Case("all changes, fp32", lambda: gather_clips(FP32, windows=True, colour=True), {"gather_clips_kernel": 128}),
-    Case("windows, fp16", lambda: gather_clips(FP16, windows=True), {"gather_clips_kernel": 96}),
-    Case("colour, fp16", lambda: gather_clips(FP16, colour=True), {"gather_clips_kernel": 56}),
+    Case("all changes, bf16", lambda: gather_clips(BF16, crops=True, color=True), {"gather_clips_kernel": 128}),
+    Case("all changes, fp32", lambda: gather_clips(FP32, crops=True, color=True), {"gather_clips_kernel": 128}),
+    Case("crops, fp16", lambda: gather_clips(FP16, crops=True), {"gather_clips_kernel": 96}),
+    Case("color, fp16", lambda: gather_clips(FP16, color=True), {"gather_clips_kernel": 56}),
     Case("no change, fp32", lambda: gather_clips(FP32), {"gather_clips_kernel": 40}),
     Case("norm, 144, bf16", lambda: batch_norm(144, BF16, relu=True), of_norm(128, 128, 168, 168, 128)),
     Case("norm, 45, fp32", lambda: batch_norm(45, FP32, relu=True), of_norm(255, 255, 255, 255, 128)),
@@ -283,7 +283,7 @@ CASES = [
 
 @dataclass(frozen=True)
 class Row:
-    """What a launch takes on one architecture: registers and spilt bytes of a thread, shared bytes of a program.
+    """What a launch takes on one architecture: registers and spilled bytes of a thread, shared bytes of a program.
 
     And the seconds of a core that compiling took, of which there are next to none where Triton finds it in its cache.
     """
@@ -308,7 +308,7 @@ class Row:
         if self.registers > self.limit:
             faults.append(f"{self.registers} registers, {self.limit} allowed")
         if self.spill:
-            faults.append(f"{self.spill} bytes spilt")
+            faults.append(f"{self.spill} bytes spilled")
         if self.seconds > LONGEST:
             faults.append(f"{self.seconds:.0f} s to compile, {LONGEST} allowed")
         if self.recompiled_for:
@@ -448,7 +448,7 @@ def cause(error: BaseException) -> str:
 
 
 def resources(cubin: bytes) -> dict[str, Any]:
-    """Registers of a thread, and bytes of its stack and local memory, to which registers are spilt."""
+    """Registers of a thread, and bytes of its stack and local memory, to which registers are spilled."""
     tool = Path(triton.backends.__file__).parent / "nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

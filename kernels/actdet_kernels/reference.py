@@ -26,8 +26,8 @@ NOT_FINITE, FORCED = 1, 2  # bits of a problem's status: has entries that are no
 
 def box_corners(boxes: Tensor) -> Tensor:
     """(..., 4) cxcywh to (..., 4) x1y1x2y2; a negative width or height counts as zero."""
-    centre, half = boxes[..., :2], _not_negative(boxes[..., 2:]) / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
+    center, half = boxes[..., :2], _not_negative(boxes[..., 2:]) / 2
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 def box_giou(a: Tensor, b: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def box_giou(a: Tensor, b: Tensor) -> Tensor:
 def box_similarity(a: Tensor, b: Tensor, kind: str) -> Tensor:
     """What `1 - similarity` is the loss of: "iou", "giou", "diou" or "ciou" of boxes that broadcast.
 
-    diou = iou - |centres|^2 / |diagonal of the hull|^2
+    diou = iou - |centers|^2 / |diagonal of the hull|^2
     ciou = diou - alpha v,  v = (2 / pi)^2 (angle_b - angle_a)^2,  angle = atan(w / h),  alpha = v / (1 - iou + v)
 
     (Zheng et al. 2020), alpha being a constant to the derivative. A quotient is 0 where its denominator is, and v where
@@ -294,7 +294,7 @@ def set_loss(
     # A factor, so that the gradient is NaN as well: a step with a wrong label must not pass for a right one.
     wrong = (owner >= 0) & ~(known | absent).all(-1)
     flaw = torch.where(wrong, math.nan, 1.0).to(logits.dtype)
-    normaliser = targets.counts.clamp(0, size).sum().clamp(min=1)
+    normalizer = targets.counts.clamp(0, size).sum().clamp(min=1)
 
     index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))
     chosen = boxes.gather(matched.ndim - 1, index.expand(*matched.shape, *boxes.shape[matched.ndim :]))
@@ -323,10 +323,10 @@ def set_loss(
         loss = loss * flaw[..., None]
         if class_weights is not None:
             loss = class_weights.to(loss.dtype) * loss
-        cls = loss.sum((-3, -2, -1)) / normaliser
+        cls = loss.sum((-3, -2, -1)) / normalizer
 
     terms = _box_terms(chosen, targets, goals, box_term)
-    l1, giou = (term.masked_fill(~pairs, 0).sum((-2, -1)) / normaliser for term in terms)
+    l1, giou = (term.masked_fill(~pairs, 0).sum((-2, -1)) / normalizer for term in terms)
     return cls, l1, giou
 
 
@@ -346,66 +346,76 @@ def batch_norm(
 
 def frame_levels(frames: Tensor) -> Tensor:
     size = frames[0].numel()
-    if frames.device.type == "cpu":  # PyTorch takes 20 times as long to add up bytes
+    if frames.device.type == "cpu":
+        # PyTorch takes 20 times as long as NumPy to add up bytes.
         rows = frames.numpy().reshape(*frames.shape[:2], -1).sum(2, dtype=np.uint32)
         sums = torch.from_numpy(rows.sum(1, dtype=np.int64))
     else:
-        some = max(2**24 // size, 1)  # at a time: PyTorch makes int64 of all that it adds up
-        sums = torch.cat([part.sum((1, 2, 3), dtype=torch.int64) for part in frames.split(some)])
+        # PyTorch copies all that it adds up to int64, so only some frames are added up at a time.
+        at_a_time = max(2**24 // size, 1)
+        sums = torch.cat([part.sum((1, 2, 3), dtype=torch.int64) for part in frames.split(at_a_time)])
     return (sums.double() / (255 * size)).float()
 
 
 def gather_clips(
     frames: Tensor,
     indices: Tensor,
-    windows: Tensor | None,
-    colour: Tensor | None,
-    levels: Tensor | None,
+    crops: Tensor | None,
+    color: Tensor | None,
+    frame_means: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Changes are made clip by clip, which fits a cache, and a channel after the other, which suits every operator."""
-    (batch, length), (_, height, width, _) = indices.shape, frames.shape
+    """Change one clip at a time, which fits into a cache, as planes of one channel each, which suits every operator."""
+    batch, length = indices.shape
+    height, width = frames.shape[1:3]
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     mean, std = (
         torch.cat([torch.full((1,), value, dtype=compute, device=frames.device) for value in values])
         for values in (IMAGENET_MEAN, IMAGENET_STD)
     )
+
+    # The flaw is added to the pixels: 0, or NaN if there is no such frame or, see below, if a change is not finite.
     known = (indices >= 0) & (indices < len(frames))
     indices = torch.where(known, indices, 0)
-    flaw = torch.where(known, 0.0, math.nan)  # NaN, too, where one of the numbers below is not finite
-    if windows is None and colour is None:
+    flaw = torch.where(known, 0.0, math.nan)
+    if crops is None and color is None:
         rows = frames.index_select(0, indices.flatten()).to(compute).view(batch, length, height, width * 3)
         rows.sub_((255 * mean).repeat(width) + flaw[..., None, None]).div_((255 * std).repeat(width))
         return rows.to(dtype).view(batch, length, height, width, 3).permute(0, 4, 1, 2, 3)
 
-    mean, std, level = mean[:, None, None], std[:, None, None], None
-    if windows is not None:
-        flaw = flaw + (0 * windows).sum(1, keepdim=True)
-    if colour is not None and levels is not None:
-        level = torch.where(known, levels[indices].to(compute), 0).sum(1, keepdim=True) / known.sum(1, keepdim=True)
-        flaw = flaw + (0 * colour).sum(1, keepdim=True)
+    mean = mean[:, None, None]
+    std = std[:, None, None]
+    clip_means = None
+    if crops is not None:
+        flaw = flaw + (0 * crops).sum(1, keepdim=True)
+    if color is not None and frame_means is not None:
+        sums = torch.where(known, frame_means[indices].to(compute), 0).sum(1, keepdim=True)
+        clip_means = sums / known.sum(1, keepdim=True)
+        flaw = flaw + (0 * color).sum(1, keepdim=True)
+
     out = frames.new_empty((batch, length, height, width, 3), dtype=dtype)
     for clip in range(batch):
         pixels = frames.index_select(0, indices[clip]).permute(0, 3, 1, 2)
         pixels = pixels.to(compute, memory_format=torch.contiguous_format).div_(255)
-        if windows is not None:
-            pixels = _stretch(pixels, windows[clip])
-        if colour is not None and level is not None:
-            pixels = _change_colour(pixels, level[clip], colour[clip])
+        if crops is not None:
+            pixels = _stretch(pixels, crops[clip])
+        if color is not None and clip_means is not None:
+            pixels = _change_color(pixels, clip_means[clip], color[clip])
         out[clip].permute(0, 3, 1, 2).copy_(pixels.sub_(mean + flaw[clip, :, None, None, None]).div_(std).to(dtype))
     return out.permute(0, 4, 1, 2, 3)
 
 
-def _stretch(pixels: Tensor, window: Tensor) -> Tensor:
-    """(T, 3, H, W) to the same, all frames through one window."""
-    left, top, across, down = window = window.to(pixels.dtype)
-    y, x = ((torch.arange(size, dtype=window.dtype, device=window.device) + 0.5) / size for size in pixels.shape[2:])
+def _stretch(pixels: Tensor, crop: Tensor) -> Tensor:
+    """Scale one crop of all frames (T, 3, H, W) to the whole picture."""
+    crop = crop.to(pixels.dtype)
+    left, top, across, down = crop
+    y, x = ((torch.arange(size, dtype=crop.dtype, device=crop.device) + 0.5) / size for size in pixels.shape[2:])
     grid = torch.stack(torch.meshgrid(left + x * across, top + y * down, indexing="xy"), dim=-1)[None] * 2 - 1
     flat = pixels.flatten(0, 1)[None]
     return F.grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=False).view_as(pixels)
 
 
-def _change_colour(pixels: Tensor, level: Tensor, factors: Tensor) -> Tensor:
+def _change_color(pixels: Tensor, clip_mean: Tensor, factors: Tensor) -> Tensor:
     brightness, contrast, saturation = factors.to(pixels.dtype)
-    pixels = torch.lerp(level * brightness, pixels.mul_(brightness), contrast)
+    pixels = torch.lerp(clip_mean * brightness, pixels.mul_(brightness), contrast)
     return torch.lerp(pixels.mean(1, keepdim=True), pixels, saturation).clamp_(0, 1)

@@ -234,7 +234,7 @@ def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets
     """Raise ValueError where `logits (..., B, N, C)`, `boxes` and `targets` disagree.
 
     boxes: (..., B, N, 4) with `Targets`, (..., B, N, T, 4) with `Tubelets`.
-    Looks at shapes, dtypes and devices, never at values, so it costs no synchronisation.
+    Looks at shapes, dtypes and devices, never at values, so it costs no synchronization.
     """
     frames = boxes.shape[-2:-1] if isinstance(targets, Tubelets) else ()
     if logits.ndim < 3 or boxes.shape != (*logits.shape[:-1], *frames, 4):

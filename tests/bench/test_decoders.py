@@ -20,7 +20,7 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 
 def make_clip(path: Path, video: Video) -> ClipRequest:
-    """Eight of 48 frames: a bright square that crosses a coloured ground."""
+    """Eight of 48 frames: a bright square that crosses a colored ground."""
     pictures = [np.full((3 * HEIGHT // 2, WIDTH), 90, np.uint8) for _ in range(48)]
     for number, picture in enumerate(pictures):
         picture[100:200, 10 * number : 10 * number + 100] = 200
@@ -85,9 +85,9 @@ def test_a_wrong_reader_is_refused(change: Change, fault: str, clip: ClipRequest
 
 
 def test_one_frame_off_is_refused_whatever_its_pixels(clip: ClipRequest) -> None:
-    """The reference of the neighbours is as near as can be; the numbers tell."""
-    neighbours = ClipRequest(clip.video, clip.indices + 1)
-    found = pyav(neighbours, SIZE)
+    """The reference of the neighbors is as near as can be; the numbers tell."""
+    neighbors = ClipRequest(clip.video, clip.indices + 1)
+    found = pyav(neighbors, SIZE)
     assert fault_of(found, clip.indices, found) == "gives wrong frames: 8 of 8, the first 4 for 3"
 
 

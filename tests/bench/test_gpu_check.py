@@ -235,7 +235,7 @@ def test_the_other_tests_are_those_that_a_gpu_runs(check: Check) -> None:
     files = [argument for argument in others if argument.endswith(".py")]
     assert files[0] == "tests/kernels/test_gpu.py"
     every = {f"tests/kernels/{path.name}" for path in (ROOT / "tests/kernels").glob("test_*.py")}
-    assert every - {*files} == {"tests/kernels/test_gates.py", "tests/kernels/test_specialisations.py"}
+    assert every - {*files} == {"tests/kernels/test_gates.py", "tests/kernels/test_specializations.py"}
     assert len(files) == len({*files})
 
 

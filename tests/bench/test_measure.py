@@ -92,7 +92,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], Machine]:
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(measuring.time, "perf_counter", lambda: machine.now)
-        monkeypatch.setattr(measuring, "count_launches", lambda run: run() or {"launches": 1, "synchronisations": 0})
+        monkeypatch.setattr(measuring, "count_launches", lambda run: run() or {"launches": 1, "synchronizations": 0})
         monkeypatch.setattr(measuring, "copy_rate", lambda: 1.0)
         return machine
 

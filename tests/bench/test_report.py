@@ -37,7 +37,7 @@ def timed(name: str, result: float | str, size: str = LARGE, regime: str = "unif
 def timed_on_gpu(name: str, graph: float | None, eager: float, **fields: Any) -> dict[str, Any]:
     row = about(GPU, "time") | {"operation": "match", "size": SMALL, "regime": "trained", "name": name}
     row |= {"graph_us": None if graph is None else quantiles(graph), "eager_us": quantiles(eager)}
-    row |= {"host_us": quantiles(2 * eager), "launches": 1, "synchronisations": 0}
+    row |= {"host_us": quantiles(2 * eager), "launches": 1, "synchronizations": 0}
     return row | {"peak_bytes": 0, "copy_bytes_per_s": 2e9} | SIZES | fields
 
 
@@ -137,7 +137,7 @@ def test_on_a_gpu_the_graph_counts_and_what_cannot_be_captured_is_marked(out: Pa
 def test_resources_on_a_gpu(out: Path) -> None:
     rows = [
         timed_on_gpu("actdet", 1.0, 40.0, peak_bytes=150),
-        timed_on_gpu("scipy", None, 20.0, launches=1234, synchronisations=6),
+        timed_on_gpu("scipy", None, 20.0, launches=1234, synchronizations=6),
         timed_on_gpu("lapx", None, 20.0, regime="uniform", why="absent"),
     ]
     text = report_of(rows, out)

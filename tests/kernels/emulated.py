@@ -186,15 +186,15 @@ def loss_and_gradient_case(
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=tolerance, atol=tolerance * scale)
 
 
-def clip_case(dtype: torch.dtype, windows: bool, colour: bool, frames: tuple[int, int, int] = (6, 13, 21)) -> None:
+def clip_case(dtype: torch.dtype, crops: bool, color: bool, frames: tuple[int, int, int] = (6, 13, 21)) -> None:
     """`frames`: the number of cached frames, their height and their width."""
-    pool, indices, crops, factors = random_clips(frames, 3, 5, seed=1)
-    crops = crops if windows else None
-    factors = factors if colour else None
-    got = gather_clips(pool, indices, crops, factors, frame_levels(pool), dtype=dtype, backend="triton")
-    wanted = torch.from_numpy(changed_clips(pool, indices, crops, factors))
+    pool, indices, all_crops, all_factors = random_clips(frames, 3, 5, seed=1)
+    used_crops = all_crops if crops else None
+    factors = all_factors if color else None
+    got = gather_clips(pool, indices, used_crops, factors, frame_levels(pool), dtype=dtype, backend="triton")
+    wanted = torch.from_numpy(changed_clips(pool, indices, used_crops, factors))
     rounding = 0.0 if dtype == FP32 else torch.finfo(dtype).eps
-    error = clip_error(pool, crops, factors)
+    error = clip_error(pool, used_crops, factors)
     torch.testing.assert_close(got.double(), wanted, rtol=rounding, atol=error, equal_nan=True)
 
 
@@ -240,8 +240,8 @@ CASES: dict[str, Callable[[], None]] = {
     "loss weights focal bf16": lambda: loss_and_gradient_case(20, 20, FEW, BF16, "focal", weighted=True),
     "loss varifocal fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "varifocal", gamma=1.5),
     "loss quality_focal fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "quality_focal"),
-    "clips bf16": lambda: clip_case(BF16, windows=True, colour=True),
-    "clips fp32": lambda: clip_case(FP32, windows=True, colour=False),
+    "clips bf16": lambda: clip_case(BF16, crops=True, color=True),
+    "clips fp32": lambda: clip_case(FP32, crops=True, color=False),
     "norm 130x24 bf16": lambda: norm_case(130, 24, BF16, relu=True),
     "norm 70x65 fp32": lambda: norm_case(70, 65, FP32, relu=False),
 }
@@ -254,7 +254,7 @@ LARGE_CASES: dict[str, Callable[[], None]] = {
     "match 100x20 focal bf16": lambda: match_case(100, 20, 91, BF16, "focal"),
     "loss 100x20 cross_entropy fp32": lambda: loss_and_gradient_case(100, 92, [20, 7], FP32, "cross_entropy"),
     "loss 100x20 focal bf16": lambda: loss_and_gradient_case(100, 91, [20, 7], BF16, "focal"),
-    "clips 64x64 bf16": lambda: clip_case(BF16, windows=True, colour=True, frames=(6, 64, 64)),
+    "clips 64x64 bf16": lambda: clip_case(BF16, crops=True, color=True, frames=(6, 64, 64)),
     "norm 900x144 bf16": lambda: norm_case(900, 144, BF16, relu=True),
 }
 

@@ -16,9 +16,9 @@ from torchvision.ops import box_convert, box_iou, distance_box_iou_loss, general
 def random_boxes(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Boxes of 5 to 60 percent of the picture, some across its edge, as a detector's sigmoid gives them."""
     generator = torch.Generator().manual_seed(seed)
-    centre = torch.rand(*shape, 2, generator=generator, dtype=torch.float64)
+    center = torch.rand(*shape, 2, generator=generator, dtype=torch.float64)
     size = 0.05 + 0.55 * torch.rand(*shape, 2, generator=generator, dtype=torch.float64)
-    return torch.cat([centre, size], -1).to(dtype)
+    return torch.cat([center, size], -1).to(dtype)
 
 
 def random_logits(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -355,30 +355,30 @@ def tubelet_criterion(
 def random_clips(
     shape: tuple[int, int, int], clips: int, frames: int, *, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A pool of noise (F, H, W, 3), indices (B, T), windows within and across the border, colours."""
+    """A pool of noise (F, H, W, 3), indices (B, T), crops within and across the border, colors."""
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randint(256, (*shape, 3), generator=generator, dtype=torch.uint8)
     indices = torch.randint(shape[0], (clips, frames), generator=generator)
-    windows = torch.rand(clips, 4, generator=generator) * 1.2 - 0.1
-    windows[1::2, 2] *= -1
-    return pool, indices, windows, 0.5 + torch.rand(clips, 3, generator=generator)
+    crops = torch.rand(clips, 4, generator=generator) * 1.2 - 0.1
+    crops[1::2, 2] *= -1
+    return pool, indices, crops, 0.5 + torch.rand(clips, 3, generator=generator)
 
 
 def changed_clips(
-    pool: Tensor, indices: Tensor, windows: Tensor | None = None, colour: Tensor | None = None
+    pool: Tensor, indices: Tensor, crops: Tensor | None = None, color: Tensor | None = None
 ) -> np.ndarray:
     """(B, 3, T, H, W) in float64, one frame at a time."""
     _, height, width, _ = pool.shape
     out = np.full((*indices.shape, height, width, 3), math.nan)
     for clip, chosen in enumerate(indices.tolist()):
         known = [index for index in chosen if 0 <= index < len(pool)]
-        level = np.mean([pool[index].double().mean() / 255 for index in known]) if known else 0.0
+        mean = np.mean([pool[index].double().mean() / 255 for index in known]) if known else 0.0
         for place, index in enumerate(chosen):
             if index not in known:
                 continue
             pixels = pool[index].double().numpy() / 255
-            if windows is not None:
-                left, top, across, down = windows[clip].double().tolist()
+            if crops is not None:
+                left, top, across, down = crops[clip].double().tolist()
                 for side, first, extent in ((1, left, across), (0, top, down)):
                     size = pixels.shape[side]
                     at = np.clip((first + (np.arange(size) + 0.5) / size * extent) * size - 0.5, 0, size - 1)
@@ -386,22 +386,22 @@ def changed_clips(
                     share = (at - low).reshape(-1, 1) if side else (at - low).reshape(-1, 1, 1)
                     behind = pixels.take(np.minimum(low + 1, size - 1), side)
                     pixels = (1 - share) * pixels.take(low, side) + share * behind
-            if colour is not None:
-                brightness, contrast, saturation = colour[clip].double().tolist()
-                pixels = level * brightness + contrast * (pixels - level) * brightness
-                grey = pixels.mean(-1, keepdims=True)
-                pixels = np.clip(grey + saturation * (pixels - grey), 0, 1)
+            if color is not None:
+                brightness, contrast, saturation = color[clip].double().tolist()
+                pixels = mean * brightness + contrast * (pixels - mean) * brightness
+                gray = pixels.mean(-1, keepdims=True)
+                pixels = np.clip(gray + saturation * (pixels - gray), 0, 1)
             out[clip, place] = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     return out.transpose(0, 4, 1, 2, 3)
 
 
-def clip_error(pool: Tensor, windows: Tensor | None, colour: Tensor | None) -> float:
+def clip_error(pool: Tensor, crops: Tensor | None, color: Tensor | None) -> float:
     """By how much `changed_clips` may be missed in float32.
 
-    16 roundings of values up to 1, and as much as neighbours may differ, 1, for every rounding of a coordinate, of
-    which there are 8 at the scale of a side; all multiplied by the factors of colour, and divided by the least std.
+    16 roundings of values up to 1, and as much as neighbors may differ, 1, for every rounding of a coordinate, of
+    which there are 8 at the scale of a side; all multiplied by the factors of color, and divided by the least std.
     """
     eps = torch.finfo(torch.float32).eps
-    roundings = 16 + (8 * sum(pool.shape[1:3]) if windows is not None else 0)
-    factor = 1.0 if colour is None or len(colour) == 0 else 3 * colour.abs().clamp(min=1).prod(1).max().item()
+    roundings = 16 + (8 * sum(pool.shape[1:3]) if crops is not None else 0)
+    factor = 1.0 if color is None or len(color) == 0 else 3 * color.abs().clamp(min=1).prod(1).max().item()
     return eps * roundings * factor / 0.224

@@ -45,9 +45,9 @@ def surrounded(value: Tensor) -> Tensor:
     return room[64 : 64 + value.numel()].view(value.shape).copy_(value)
 
 
-def gather(pool: Tensor, indices: Tensor, windows: Tensor | None, colour: Tensor | None, **options: Any) -> Tensor:
+def gather(pool: Tensor, indices: Tensor, crops: Tensor | None, color: Tensor | None, **options: Any) -> Tensor:
     """`gather_clips` of tensors each within garbage, on the host."""
-    values = (indices, windows, colour, frame_levels(pool))
+    values = (indices, crops, color, frame_levels(pool))
     mine = (None if value is None else surrounded(value) for value in values)
     return gather_clips(surrounded(pool), *mine, **options).cpu()  # pyright: ignore
 
@@ -57,17 +57,17 @@ def check(got: Tensor, wanted: np.ndarray, error: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("changes", ["", "windows", "colour", "windows and colour"])
+@pytest.mark.parametrize("changes", ["", "crops", "color", "crops and color"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_clips_are_the_loops(case: tuple[int, ...], changes: str, kind: Any) -> None:
-    pool, indices, windows, colour = random_clips(case[:3], *case[3:], seed=1)  # pyright: ignore
+    pool, indices, crops, color = random_clips(case[:3], *case[3:], seed=1)  # pyright: ignore
     pool[:, 0, 0], pool[:, -1, -1] = 0, 0  # unlike what lies around
-    windows = windows if "windows" in changes else None
-    colour = colour if "colour" in changes else None
-    wanted = changed_clips(pool, indices, windows, colour)
-    error = clip_error(pool, windows, colour)
+    crops = crops if "crops" in changes else None
+    color = color if "color" in changes else None
+    wanted = changed_clips(pool, indices, crops, color)
+    error = clip_error(pool, crops, color)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        got = gather(pool, indices, windows, colour, dtype=dtype, backend=kind)
+        got = gather(pool, indices, crops, color, dtype=dtype, backend=kind)
         assert (got.dtype, got.shape) == (dtype, (*case[3:4], 3, *case[4:], *case[1:3]))
         assert got.permute(0, 2, 3, 4, 1).is_contiguous()
         assert got.is_contiguous(memory_format=torch.channels_last_3d) or got.numel() == 0
@@ -75,9 +75,10 @@ def test_clips_are_the_loops(case: tuple[int, ...], changes: str, kind: Any) -> 
         check(got, wanted, error + rounding)
     if kind == "triton":
         return
-    exact = gather(pool, indices, windows, colour, dtype=torch.float64, backend=kind)
+    exact = gather(pool, indices, crops, color, dtype=torch.float64, backend=kind)
     assert (exact.dtype, exact.stride()) == (torch.float64, got.stride())
-    check(exact, wanted, 1e-12 if colour is None else clip_error(pool, None, colour))  # of levels in float32
+    # The means of the frames, which color needs, are float32.
+    check(exact, wanted, 1e-12 if color is None else clip_error(pool, None, color))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,15 +94,15 @@ def test_low_precision_is_the_rounded_float32(kind: Any) -> None:
             assert torch.equal(got, wide.to(dtype))
 
 
-# Windows
+# Crops
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_window_of_the_whole_picture_changes_nothing_but_by_rounding(kind: Any) -> None:
-    pool, indices, _, colour = random_clips((4, 23, 19), 2, 3, seed=3)
+def test_a_crop_of_the_whole_picture_changes_nothing_but_by_rounding(kind: Any) -> None:
+    pool, indices, _, color = random_clips((4, 23, 19), 2, 3, seed=3)
     whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(2, 4)
-    for factors in (None, colour):
-        one, other = (gather(pool, indices, windows, factors, backend=kind) for windows in (whole, None))
+    for factors in (None, color):
+        one, other = (gather(pool, indices, crops, factors, backend=kind) for crops in (whole, None))
         assert (one - other).abs().max() <= clip_error(pool, whole, factors)
 
 
@@ -119,39 +120,39 @@ def test_without_changes_every_byte_is_its_value(kind: Any) -> None:
 def test_a_negative_extent_mirrors_as_torchvision_does(kind: Any) -> None:
     pool, indices, *_ = random_clips((4, 11, 26), 2, 3, seed=4)
     plain = gather(pool, indices, None, None, backend=kind)
-    for window, flip in (([1.0, 0.0, -1.0, 1.0], V.horizontal_flip), ([0.0, 1.0, 1.0, -1.0], V.vertical_flip)):
-        windows = torch.tensor([window, window])
-        got = gather(pool, indices, windows, None, backend=kind)
-        assert (got - flip(plain)).abs().max() <= clip_error(pool, windows, None)
+    for crop, flip in (([1.0, 0.0, -1.0, 1.0], V.horizontal_flip), ([0.0, 1.0, 1.0, -1.0], V.vertical_flip)):
+        crops = torch.tensor([crop, crop])
+        got = gather(pool, indices, crops, None, backend=kind)
+        assert (got - flip(plain)).abs().max() <= clip_error(pool, crops, None)
         assert (got - plain).abs().max() > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_windows_are_those_of_grid_sample(kind: Any) -> None:
+def test_crops_are_those_of_grid_sample(kind: Any) -> None:
     """Within the picture, beyond its borders, of no size, far outside, hugely larger and mirrored both ways."""
-    windows = torch.tensor([
+    crops = torch.tensor([
         [0.2, 0.1, 0.6, 0.7], [0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5], [-0.5, -0.25, 2.0, 1.5], [0.3, 0.6, 0.0, 0.0],
         [0.5, 0.5, 1e-6, 1e-6], [7.0, -9.0, 1.0, 1.0], [-500.0, -500.0, 1000.0, 1000.0], [0.9, 0.8, -0.7, -0.6],
     ])  # fmt: skip
     pool, *_ = random_clips((9, 14, 23), 1, 1, seed=5)
     indices = torch.arange(9)[:, None]
-    got = gather(pool, indices, windows, None, backend=kind)
+    got = gather(pool, indices, crops, None, backend=kind)
     matrix = torch.zeros(9, 2, 3, dtype=torch.float64)
-    matrix[:, 0, 0], matrix[:, 1, 1] = windows[:, 2], windows[:, 3]
-    matrix[:, :, 2] = 2 * windows[:, :2].double() + windows[:, 2:].double() - 1
+    matrix[:, 0, 0], matrix[:, 1, 1] = crops[:, 2], crops[:, 3]
+    matrix[:, :, 2] = 2 * crops[:, :2].double() + crops[:, 2:].double() - 1
     grid = F.affine_grid(matrix, [9, 3, 14, 23], align_corners=False)
     pixels = pool.permute(0, 3, 1, 2).double() / 255
     wanted = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     wanted = (wanted * (HIGH - LOW)[:, None, None] + LOW[:, None, None]).numpy()[:, :, None]
-    scale = windows.abs().amax(1).clamp(min=1)  # a coordinate has its roundings at this scale
+    scale = crops.abs().amax(1).clamp(min=1)  # a coordinate has its roundings at this scale
     for clip in range(9):
-        check(got[clip], wanted[clip], clip_error(pool, windows, None) * scale[clip].item())
+        check(got[clip], wanted[clip], clip_error(pool, crops, None) * scale[clip].item())
     assert (got[4] == got[4, :, :, :1, :1]).all()  # one place, wherever the pixel is
     corner = (pool[6, 0, -1].double() / 255 * (HIGH - LOW) + LOW).float()
     assert (got[6, :, 0] - corner[:, None, None]).abs().max() < 1e-6
 
 
-# Colour
+# Color
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,7 +168,7 @@ def test_brightness_is_torchvisions(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_extreme_colours_are_the_loops_and_clamped(kind: Any) -> None:
+def test_extreme_colors_are_the_loops_and_clamped(kind: Any) -> None:
     factors = torch.tensor([
         [1.0, 0.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1000.0, 1.0, 1.0], [1.0, 1000.0, 1.0], [1.0, 1.0, 1000.0],
         [-1.0, 1.0, 1.0], [1.0, -1.0, 1.0], [1.0, 1.0, -1.0],
@@ -188,20 +189,20 @@ def test_extreme_colours_are_the_loops_and_clamped(kind: Any) -> None:
     assert (flat - frame_levels(pool)[:2].mean()).abs().max() < 1e-6
 
 
-def test_the_level_is_that_of_the_clip_and_not_of_its_window() -> None:
-    """A black and a white half: a contrast of 0 gives the grey between, whichever half is seen."""
+def test_the_mean_is_that_of_the_clip_and_not_of_its_crop() -> None:
+    """A black and a white half: a contrast of 0 gives the gray between, whichever half is seen."""
     pool = torch.zeros(2, 4, 6, 3, dtype=torch.uint8)
     pool[:, :, :3] = 255
     pool[1] = 255
-    windows, factors = torch.tensor([[0.0, 0.0, 0.3, 1.0]]), torch.tensor([[1.0, 0.0, 1.0]])
+    crops, factors = torch.tensor([[0.0, 0.0, 0.3, 1.0]]), torch.tensor([[1.0, 0.0, 1.0]])
     for kind in KINDS:
-        got = gather(pool, torch.tensor([[0, 1, 0, 0]]), windows, factors, backend=kind)
+        got = gather(pool, torch.tensor([[0, 1, 0, 0]]), crops, factors, backend=kind)
         assert (got - (LOW + 0.625 * (HIGH - LOW))[:, None, None, None]).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "triton"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 5, 3), (64, 9, 11), (2, 1700, 1700)], ids=str)
-def test_levels_are_the_exact_means(shape: tuple[int, int, int], kind: Any) -> None:
+def test_frame_levels_are_the_exact_means(shape: tuple[int, int, int], kind: Any) -> None:
     """The last has sums beyond int32, and more bytes than are added up at a time."""
     pool = torch.randint(250, 256, (*shape, 3), generator=torch.Generator().manual_seed(8), dtype=torch.uint8)
     got = frame_levels(pool.to(DEVICE), backend=kind)
@@ -216,31 +217,31 @@ def test_levels_are_the_exact_means(shape: tuple[int, int, int], kind: Any) -> N
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("changed", [False, True])
 def test_an_index_outside_the_pool_makes_its_frame_nan_and_no_other(changed: bool, kind: Any) -> None:
-    pool, _, windows, colour = random_clips((4, 6, 25), 4, 5, seed=9)
+    pool, _, crops, color = random_clips((4, 6, 25), 4, 5, seed=9)
     indices = torch.tensor([[0, -1, 3, 4, 2], [-(2**63), 1, 2**63 - 1, 2**40, 1], [4, -1, 9, -9, 5], [3, 3, 3, 3, 3]])
-    changes = (windows, colour) if changed else (None, None)
+    changes = (crops, color) if changed else (None, None)
     got = gather(pool, indices, *changes, backend=kind)
     unknown = (indices < 0) | (indices > 3)
     assert torch.equal(got.isnan(), unknown[:, None, :, None, None].expand_as(got))
-    check(got, changed_clips(pool, indices, *changes), clip_error(pool, *changes))  # and the level is of the others
+    check(got, changed_clips(pool, indices, *changes), clip_error(pool, *changes))  # and the mean is of the others
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_makes_its_clip_nan_and_no_other(bad: float, kind: Any) -> None:
-    pool, _, windows, colour = random_clips((16, 3, 5), 8, 2, seed=10)
+    pool, _, crops, color = random_clips((16, 3, 5), 8, 2, seed=10)
     indices = torch.arange(16).view(8, 2)
-    levels = frame_levels(pool)
-    clean = gather_clips(pool, indices, windows, colour, levels)
+    frame_means = frame_levels(pool)
+    clean = gather_clips(pool, indices, crops, color, frame_means)
     for column in range(4):
-        windows[column, column] = bad
+        crops[column, column] = bad
     for column in range(3):
-        colour[4 + column, column] = bad
-    levels[14] = bad
-    values = (pool, indices, windows, colour, levels)
+        color[4 + column, column] = bad
+    frame_means[14] = bad
+    values = (pool, indices, crops, color, frame_means)
     got = gather_clips(*(value.to(DEVICE) for value in values), backend=kind).cpu()
     assert got.isnan().all()
-    windows[0, 0], colour[4, 0], levels[14] = 0.5, 0.5, 0.5
+    crops[0, 0], color[4, 0], frame_means[14] = 0.5, 0.5, 0.5
     got = gather_clips(*(value.to(DEVICE) for value in values), backend=kind).cpu()
     assert got.isnan().flatten(1).all(1).tolist() == [False, True, True, True, False, True, True, False]
     assert not got[[0, 4, 7]].isnan().any()
@@ -265,7 +266,7 @@ def test_a_pool_may_have_more_than_two_gigabytes() -> None:
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="needs the interpreter")
 def test_the_triton_kernel_reads_nothing_outside_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even where it would count for nothing: whatever windows and indices hold."""
+    """Not even where it would count for nothing: whatever crops and indices hold."""
     from triton.runtime.interpreter import InterpreterBuilder
 
     load = InterpreterBuilder.create_masked_load
@@ -277,11 +278,11 @@ def test_the_triton_kernel_reads_nothing_outside_the_pool(monkeypatch: pytest.Mo
         return load(self, pointers, mask, *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "create_masked_load", recorded)
-    pool, _, windows, colour = random_clips((2, 5, 7), 8, 4, seed=15)
-    windows[:7, 0] = torch.tensor([math.nan, math.inf, -math.inf, 1e38, -1e38, 5.0, -5.0])
-    windows[:6, 3] = torch.tensor([1e38, -math.inf, math.nan, 1.0, -1e38, 0.0])
+    pool, _, crops, color = random_clips((2, 5, 7), 8, 4, seed=15)
+    crops[:7, 0] = torch.tensor([math.nan, math.inf, -math.inf, 1e38, -1e38, 5.0, -5.0])
+    crops[:6, 3] = torch.tensor([1e38, -math.inf, math.nan, 1.0, -1e38, 0.0])
     indices = torch.tensor([[1, 1, 1, 1]] * 7 + [[2, -1, 2**63 - 1, -(2**63)]])
-    for changes in ((windows, colour), (None, None)):
+    for changes in ((crops, color), (None, None)):
         gather_clips(pool, indices, *changes, frame_levels(pool), backend="triton")
         addresses = np.concatenate(read) - pool.data_ptr()
         assert addresses.min() >= 0
@@ -291,9 +292,9 @@ def test_the_triton_kernel_reads_nothing_outside_the_pool(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_strides_of_what_is_not_the_pool(kind: Any) -> None:
-    pool, indices, windows, colour = random_clips((5, 4, 6), 4, 6, seed=12)
-    levels = frame_levels(pool).repeat_interleave(2)[::2]
-    strided = (pool, indices[::2, ::3], windows[::2], colour.mT.contiguous().mT[::2], levels)
+    pool, indices, crops, color = random_clips((5, 4, 6), 4, 6, seed=12)
+    frame_means = frame_levels(pool).repeat_interleave(2)[::2]
+    strided = (pool, indices[::2, ::3], crops[::2], color.mT.contiguous().mT[::2], frame_means)
     got = gather_clips(*(value.to(DEVICE) for value in strided), backend=kind)
     wanted = gather_clips(*(value.contiguous().to(DEVICE) for value in strided), backend=kind)
     assert torch.equal(got, wanted)
@@ -301,23 +302,23 @@ def test_any_strides_of_what_is_not_the_pool(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_clips_carry_no_graph(kind: Any) -> None:
-    pool, indices, windows, colour = random_clips((5, 4, 6), 2, 3, seed=13)
-    values = (pool, indices, windows.requires_grad_(), colour.requires_grad_(), frame_levels(pool))
+    pool, indices, crops, color = random_clips((5, 4, 6), 2, 3, seed=13)
+    values = (pool, indices, crops.requires_grad_(), color.requires_grad_(), frame_levels(pool))
     assert not gather_clips(*(value.to(DEVICE) for value in values), backend=kind).requires_grad
 
 
-def test_levels_count_for_nothing_where_colour_stays() -> None:
-    pool, indices, windows, _ = random_clips((5, 4, 6), 2, 3, seed=14)
-    levels = torch.full((5,), math.nan)
+def test_frame_means_count_for_nothing_if_color_stays() -> None:
+    pool, indices, crops, _ = random_clips((5, 4, 6), 2, 3, seed=14)
+    frame_means = torch.full((5,), math.nan)
     for kind in KINDS:
-        values = (value.to(DEVICE) for value in (pool, indices, windows))
-        got = gather_clips(*values, levels=levels.to(DEVICE), backend=kind)
-        assert torch.equal(got.cpu(), gather(pool, indices, windows, None, backend=kind))
+        values = (value.to(DEVICE) for value in (pool, indices, crops))
+        got = gather_clips(*values, frame_means=frame_means.to(DEVICE), backend=kind)
+        assert torch.equal(got.cpu(), gather(pool, indices, crops, None, backend=kind))
 
 
 # Errors
 
-POOL, INDICES, WINDOWS, COLOUR, LEVELS = torch.zeros(4, 3, 5, 3).byte(), torch.zeros(2, 6).long(), *map(
+POOL, INDICES, CROPS, COLOR, FRAME_MEANS = torch.zeros(4, 3, 5, 3).byte(), torch.zeros(2, 6).long(), *map(
     torch.ones, ((2, 4), (2, 3), (4,))
 )  # fmt: skip
 
@@ -334,20 +335,20 @@ POOL, INDICES, WINDOWS, COLOUR, LEVELS = torch.zeros(4, 3, 5, 3).byte(), torch.z
         ({"indices": INDICES[0]}, r"indices must be \(B, T\), got \(6,\)"),
         ({"indices": INDICES.int()}, "indices must be torch.int64 on cpu, got torch.int32 on cpu"),
         ({"indices": INDICES.to("meta")}, "indices must be torch.int64 on cpu, got torch.int64 on meta"),
-        ({"windows": WINDOWS[:1]}, r"windows must be \(2, 4\), got \(1, 4\)"),
-        ({"windows": WINDOWS[:, :3]}, r"windows must be \(2, 4\), got \(2, 3\)"),
-        ({"windows": WINDOWS.double()}, "windows must be torch.float32 on cpu, got torch.float64 on cpu"),
-        ({"windows": WINDOWS.to("meta")}, "windows must be torch.float32 on cpu, got torch.float32 on meta"),
-        ({"colour": COLOUR[0]}, r"colour must be \(2, 3\), got \(3,\)"),
-        ({"colour": COLOUR.half()}, "colour must be torch.float32 on cpu, got torch.float16 on cpu"),
-        ({"levels": LEVELS[1:]}, r"levels must be \(4,\), got \(3,\)"),
-        ({"levels": LEVELS.double()}, "levels must be torch.float32 on cpu, got torch.float64"),
-        ({"levels": None}, r"colour needs the levels of the frames: frame_levels\(frames\)"),
+        ({"crops": CROPS[:1]}, r"crops must be \(2, 4\), got \(1, 4\)"),
+        ({"crops": CROPS[:, :3]}, r"crops must be \(2, 4\), got \(2, 3\)"),
+        ({"crops": CROPS.double()}, "crops must be torch.float32 on cpu, got torch.float64 on cpu"),
+        ({"crops": CROPS.to("meta")}, "crops must be torch.float32 on cpu, got torch.float32 on meta"),
+        ({"color": COLOR[0]}, r"color must be \(2, 3\), got \(3,\)"),
+        ({"color": COLOR.half()}, "color must be torch.float32 on cpu, got torch.float16 on cpu"),
+        ({"frame_means": FRAME_MEANS[1:]}, r"frame_means must be \(4,\), got \(3,\)"),
+        ({"frame_means": FRAME_MEANS.double()}, "frame_means must be torch.float32 on cpu, got torch.float64"),
+        ({"frame_means": None}, r"color needs frame_means, the result of frame_levels\(frames\)"),
         ({"dtype": torch.int64}, "dtype must be float16, bfloat16, float32 or float64, got torch.int64"),
     ],
 )
 def test_what_disagrees_is_refused(changes: dict[str, Any], message: str) -> None:
-    arguments: Any = {"frames": POOL, "indices": INDICES, "windows": WINDOWS, "colour": COLOUR, "levels": LEVELS}
+    arguments: Any = {"frames": POOL, "indices": INDICES, "crops": CROPS, "color": COLOR, "frame_means": FRAME_MEANS}
     gather_clips(**arguments)
     with pytest.raises(ValueError, match=f"^{message}"):
         gather_clips(**arguments | changes)
@@ -359,15 +360,15 @@ def test_pictures_too_wide_for_places_in_float32_are_refused_where_they_are_stre
     shape: tuple[int, int], kind: Any
 ) -> None:
     frames = torch.empty(1, *shape, 3, dtype=torch.uint8)  # memory that nobody touches
-    message = f"^with windows, frames may have at most 8388608 pixels a side, got {shape[0]} x {shape[1]}$"
+    message = f"^with crops, frames may have at most 8388608 pixels a side, got {shape[0]} x {shape[1]}$"
     with pytest.raises(ValueError, match=message):
         gather_clips(frames, torch.tensor([[0]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), backend=kind)
 
 
 def test_the_widest_picture_and_wider_ones_that_stay_as_they_are_are_taken() -> None:
     widest, wider = (torch.empty(1, 1, size, 3, dtype=torch.uint8, device="meta") for size in (2**23, 2**24 + 4))
-    indices, window = torch.zeros(1, 1, dtype=torch.int64, device="meta"), torch.zeros(1, 4, device="meta")
-    assert gather_clips(widest, indices, window).shape == (1, 3, 1, 1, 2**23)
+    indices, crop = torch.zeros(1, 1, dtype=torch.int64, device="meta"), torch.zeros(1, 4, device="meta")
+    assert gather_clips(widest, indices, crop).shape == (1, 3, 1, 1, 2**23)
     assert gather_clips(wider, indices).shape == (1, 3, 1, 1, 2**24 + 4)
 
 

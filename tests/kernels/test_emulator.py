@@ -269,7 +269,7 @@ ROUND_TRIP = """
 """
 
 
-def modelled(body: str, threads: int = 32, cache: str = "L1") -> Estimate:
+def modeled(body: str, threads: int = 32, cache: str = "L1") -> Estimate:
     machine = run(body, np.zeros(threads, "u8"), threads)
     [[trace]] = machine.traces
     return estimate(machine.generator, trace, cache)
@@ -291,7 +291,7 @@ def test_a_round_trip_takes_what_it_does_by_hand(
     monkeypatch: pytest.MonkeyPatch, threads: int, cache: str, wanted: int
 ) -> None:
     monkeypatch.setattr(timing, "TABLE", BY_HAND)
-    found = modelled(ROUND_TRIP, threads, cache)
+    found = modeled(ROUND_TRIP, threads, cache)
     assert found.cycles == wanted
     # Of `mov`, which is free, nothing is counted.
     assert found.instructions == 8
@@ -309,7 +309,7 @@ def test_a_loop_counts_each_round() -> None:
     setp.lt.u32 	%p1, %r2, 5;
     @%p1 bra 	$again;
     """
-    found = modelled(loop)
+    found = modeled(loop)
     assert found.counts == {"load parameter": 1, "integer": 1 + 2 * 5, "integer64": 1, "branch": 5 + 1}
 
 
@@ -327,9 +327,9 @@ def test_a_loop_counts_each_round() -> None:
 def test_a_chain_waits_for_each_result(chained: str, independent: str, kind: str) -> None:
     slots, latency = timing.TABLE[kind]
     # The differences, so that what is around them does not matter.
-    chain = [modelled(f"{chained};\n" * count) for count in (4, 12)]
+    chain = [modeled(f"{chained};\n" * count) for count in (4, 12)]
     assert chain[1].cycles - chain[0].cycles == 8 * (slots - 1 + latency)
-    alone = [modelled(f"{independent};\n" * count) for count in (4, 12)]
+    alone = [modeled(f"{independent};\n" * count) for count in (4, 12)]
     assert alone[1].cycles - alone[0].cycles == 8 * slots
     assert chain[1].instructions == alone[1].instructions
 
@@ -338,16 +338,16 @@ def test_a_chain_waits_for_each_result(chained: str, independent: str, kind: str
 @pytest.mark.parametrize("threads", [32, 128, 512])
 def test_what_takes_longer_is_never_quicker(monkeypatch: pytest.MonkeyPatch, kind: str, threads: int) -> None:
     cache = "L2" if kind.endswith("L2") else "L1"
-    before = modelled(ROUND_TRIP, threads, cache)
+    before = modeled(ROUND_TRIP, threads, cache)
     slots, latency = timing.TABLE[kind]
     monkeypatch.setitem(timing.TABLE, kind, Cost(slots, latency + 100))
-    slower = modelled(ROUND_TRIP, threads, cache)
+    slower = modeled(ROUND_TRIP, threads, cache)
     assert slower.cycles >= before.cycles
     # Nobody reads what was stored; the instruction itself is never for nothing.
     assert slower.cycles > before.cycles or kind in ("store global", "integer")
     monkeypatch.setitem(timing.TABLE, kind, Cost(slots + 1, latency))
-    assert modelled(ROUND_TRIP, threads, cache).cycles > before.cycles
-    assert modelled(ROUND_TRIP, 2 * threads, cache).cycles >= before.cycles
+    assert modeled(ROUND_TRIP, threads, cache).cycles > before.cycles
+    assert modeled(ROUND_TRIP, 2 * threads, cache).cycles >= before.cycles
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_faults_are_named_and_an_architecture_without_code_is_none(tmp_path: Pat
     lines = done.stdout.splitlines()
     for case, fault in {
         "assign_kernel (tight)": r"\d+ registers, 16 allowed",
-        "assign_kernel (spilling)": r"\d+ bytes spilt",
+        "assign_kernel (spilling)": r"\d+ bytes spilled",
         "sized_kernel (sized)": "compiled again for other values of size",
         "wrong_kernel (wrong)": r"CompilationError: .*nothing is not defined.*",
         "assign_kernel (no limit)": r"\d+ registers, 0 allowed",

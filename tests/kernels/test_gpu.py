@@ -252,7 +252,7 @@ CLIPS = [(200, 224, 224, 24, 16), (200, 112, 112, 8, 16), (200, 48, 48, 8, 8), (
 
 
 def make_clips(size: tuple[int, ...], seed: int) -> list[Tensor]:
-    """frames, indices, windows, colour, levels on the GPU; one index is no frame."""
+    """frames, indices, crops, color, frame_means on the GPU; one index is no frame."""
     pool, indices, *changes = random_clips(size[:3], *size[3:], seed=seed)  # pyright: ignore
     indices[-1, -1] = size[0]
     return [value.cuda() for value in (pool, indices, *changes, frame_levels(pool))]
@@ -266,10 +266,10 @@ def both(arguments: list[Tensor], dtype: torch.dtype = torch.bfloat16) -> list[T
 @pytest.mark.parametrize("size", CLIPS, ids=str)
 def test_real_clips_are_the_loops(size: tuple[int, ...]) -> None:
     arguments = make_clips(size, seed=11)
-    pool, indices, windows, colour, levels = (value.cpu() for value in arguments)
-    assert torch.equal(frame_levels(arguments[0]).cpu(), levels)
+    pool, indices, crops, color, frame_means = (value.cpu() for value in arguments)
+    assert torch.equal(frame_levels(arguments[0]).cpu(), frame_means)
     few = slice(None, None, -(-len(indices) // 3))
-    for changes in ((windows, colour), (None, None)):
+    for changes in ((crops, color), (None, None)):
         wanted = torch.from_numpy(changed_clips(pool, indices[few], *(None if v is None else v[few] for v in changes)))
         error = clip_error(pool, *changes)
         for dtype in (torch.float32, torch.float16, torch.bfloat16):

@@ -132,8 +132,8 @@ def test_a_batch_of_clips_is_one_launch(changed: bool, launched: list[tuple[Any,
     from actdet_kernels.triton import clips, launch
 
     pool, indices, *changes = random_clips((4, 30, 20), 2, 3, seed=5)
-    levels = frame_levels(pool)
-    values = [pool, indices, *changes, levels] if changed else [pool, indices]
+    frame_means = frame_levels(pool)
+    values = [pool, indices, *changes, frame_means] if changed else [pool, indices]
     with Watch() as watch:
         gather_clips(*(value.to(DEVICE) for value in values), backend="triton")
     assert launched == [("gather_clips_kernel", 2 * 3 * 2)]  # two programs for the 600 pixels of every frame

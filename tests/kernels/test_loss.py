@@ -499,9 +499,9 @@ def test_a_second_derivative_is_refused(kernels: Any, squared: bool, wanting: in
     loss = set_loss(*arguments, class_loss=class_loss, backend=kernels).total
     loss = loss**2 if squared else loss
     slope = torch.autograd.grad(loss, arguments[wanting], create_graph=True)[0]
-    penalised = loss + slope.square().sum()
+    penalized = loss + slope.square().sum()
     with pytest.raises(RuntimeError, match=SECOND):
-        penalised.backward()
+        penalized.backward()
 
 
 @EACH_KERNEL

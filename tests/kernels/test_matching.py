@@ -231,7 +231,7 @@ def test_all_entries_not_finite_still_give_an_assignment(kernels: Any, bad: floa
 
 
 @EACH_KERNEL
-def test_a_bad_problem_does_not_touch_its_neighbours(kernels: Any) -> None:
+def test_a_bad_problem_does_not_touch_its_neighbors(kernels: Any) -> None:
     cost = problems("random", (3, 8, 5)).float()
     clean = assign(cost.to(DEVICE), backend=kernels)
     cost[1, ::2] = math.nan

@@ -44,7 +44,7 @@ def make(dtype: torch.dtype, tubelets: bool = False, leading: tuple[int, ...] = 
 
 
 def make_clips() -> tuple[Tensor, ...]:
-    """frames, indices, windows, colour, levels."""
+    """frames, indices, crops, color, frame_means."""
     pool, *rest = random_clips((4, 5, 6), 2, 3, seed=4)
     return *(value.to(DEVICE) for value in (pool, *rest)), torch.rand(4, device=DEVICE)
 
@@ -61,7 +61,7 @@ def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
     loss = (WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, "giou", True)
     class_weights = torch.tensor([0.5, 2.0, 0.1], device=DEVICE)
     cost = torch.rand(2, 4, 5, device=DEVICE).to(dtype)
-    pool, indices, windows, colour, levels = make_clips()
+    pool, indices, crops, color, frame_means = make_clips()
     found = {}
     for kind in KINDS:
         found[f"pairwise_cost {kind}"] = (logits, boxes, *flat(targets), WEIGHTS, "softmax", 0.25, 2.0, "giou", kind)
@@ -85,7 +85,7 @@ def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
             found["batch_norm triton"] = (x, values, values, True, 1e-5, kind)
             found["batch_norm_gradient triton"] = (x, x, values, values, statistics, True, kind)
         computed = dtype if kind != "triton" or dtype != torch.float64 else torch.float32
-        found[f"gather_clips {kind}"] = (pool, indices, windows, colour, levels, computed, kind)
+        found[f"gather_clips {kind}"] = (pool, indices, crops, color, frame_means, computed, kind)
         found[f"gather_clips {kind} without changes"] = (pool, indices, None, None, None, computed, kind)
     return found
 

@@ -38,7 +38,7 @@ def train(backend: Any, kind: Any) -> tuple[list[list[float]], list[Any], Tensor
     """The four losses and the matching at every step, and the final parameters."""
     torch.manual_seed(5)
     heads = Heads().to(DEVICE)
-    optimiser = torch.optim.AdamW(heads.parameters(), lr=RATE)
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=RATE)
     features = torch.randn(len(COUNTS), SAMPLES, QUERIES, WIDTH).to(DEVICE)
     batches = [random_targets(counts, 4, CLASSES - 1, seed=3, dtype=torch.float32).to(DEVICE) for counts in COUNTS]
     losses, matchings = [], []
@@ -48,9 +48,9 @@ def train(backend: Any, kind: Any) -> tuple[list[list[float]], list[Any], Tensor
         logits, boxes = heads(features[step % len(COUNTS)])
         matched = match(logits, boxes, targets, class_cost=kind, backend=backend)
         loss = set_loss(logits, boxes, targets, matched, weights=MatchWeights(), class_loss=class_loss, backend=backend)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.total.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(torch.stack(loss).tolist())
         matchings.append(matched.tolist())
     return losses, matchings, torch.cat([value.detach().flatten() for value in heads.parameters()]).cpu()

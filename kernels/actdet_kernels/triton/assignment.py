@@ -1,6 +1,6 @@
 """Exact rectangular linear assignment: shortest augmenting paths, one program for each problem.
 
-minimise  sum_i cost[i, column_i]   over one-to-one choices of a column for every row,  rows <= columns
+minimize  sum_i cost[i, column_i]   over one-to-one choices of a column for every row,  rows <= columns
 
 The method is Jonker and Volgenant's (1987) in the form of Crouse (2016), as in SciPy: rows get their columns one at a
 time, each along the cheapest path of re-assignments, which Dijkstra's algorithm finds on the reduced costs

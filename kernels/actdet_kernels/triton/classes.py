@@ -14,7 +14,7 @@ MINUS_INFINITY = tl.constexpr(float("-inf"))
 
 @triton.jit
 def class_cost(
-    logits, label, more_labels, m, classes, labels_each, normaliser, quality, COST: tl.constexpr, DTYPE: tl.constexpr
+    logits, label, more_labels, m, classes, labels_each, normalizer, quality, COST: tl.constexpr, DTYPE: tl.constexpr
 ):
     """The class terms of pairs, added up over the labels of each target.
 
@@ -22,20 +22,20 @@ def class_cost(
     labels_each: pointers to these labels, which of the pointers may be read, and how many labels are behind each.
     COST: CLASS_COST, ALPHA, GAMMA, BOX_TERM and SEVERAL, together so that they pass through the assignment as one.
     """
-    cost = label_cost(load_logit(logits, label, classes, DTYPE), normaliser, quality, COST)
+    cost = label_cost(load_logit(logits, label, classes, DTYPE), normalizer, quality, COST)
     if COST[4]:
         for k in range(1, labels_each):
             label = tl.load(more_labels + k, mask=m, other=-1)
-            term = label_cost(load_logit(logits, label, classes, DTYPE), normaliser, quality, COST)
+            term = label_cost(load_logit(logits, label, classes, DTYPE), normalizer, quality, COST)
             cost += tl.where(label == -1, 0.0, term)
     return cost
 
 
 @triton.jit
-def label_cost(x, normaliser, quality, COST: tl.constexpr):
+def label_cost(x, normalizer, quality, COST: tl.constexpr):
     """x: the query's logit of the label. quality: the IoU of the boxes, for the soft costs."""
     if COST[0] == "softmax":
-        cost = softmax_cost(x, normaliser)
+        cost = softmax_cost(x, normalizer)
     elif COST[0] == "focal":
         cost = focal_cost(x, COST[1], COST[2])
     else:
@@ -44,8 +44,8 @@ def label_cost(x, normaliser, quality, COST: tl.constexpr):
 
 
 @triton.jit
-def softmax_cost(x, normaliser):
-    peak, total = normaliser
+def softmax_cost(x, normalizer):
+    peak, total = normalizer
     return -tl.exp(x - peak) / total
 
 
@@ -173,7 +173,7 @@ def has_wrong_label(labels, target, label, classes, labels_each, SEVERAL: tl.con
 
 
 @triton.jit
-def softmax_normaliser(
+def softmax_normalizer(
     logits, m_n, classes, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """(BLOCK_N,) max(x) and sum(exp(x - max(x))) over the `classes` logits behind each pointer, for "softmax" alone."""

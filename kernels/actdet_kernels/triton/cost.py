@@ -27,7 +27,7 @@ from actdet_kernels.options import CostOptions
 from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.boxes import tubelet_terms
-from actdet_kernels.triton.classes import class_cost, softmax_normaliser
+from actdet_kernels.triton.classes import class_cost, softmax_normalizer
 from actdet_kernels.triton.launch import (
     block_of_classes,
     compiler_options,
@@ -66,8 +66,8 @@ def pairwise_cost_kernel(
 
     weights = (tl.full([], CLS, DTYPE), tl.full([], L1, DTYPE), tl.full([], GIOU, DTYPE))
     row = tl.where(m_n, i_p * queries + o_n, 0)
-    peak, total = softmax_normaliser(logits + row * classes, m_n, classes, CLASS_COST, DTYPE, BLOCK_N, BLOCK_C)
-    normaliser = (peak[:, None], total[:, None])
+    peak, total = softmax_normalizer(logits + row * classes, m_n, classes, CLASS_COST, DTYPE, BLOCK_N, BLOCK_C)
+    normalizer = (peak[:, None], total[:, None])
     o_n = o_n[:, None]
     m_n = m_n[:, None]
     row = row[:, None]
@@ -86,7 +86,7 @@ def pairwise_cost_kernel(
         if CLASS_COST == "varifocal" or CLASS_COST == "quality_focal":
             quality = 1 - tubelet_terms(p_boxes, p_targets, p_visible, frames, m_n, m_m, "iou", DTYPE)[1]
         cls = class_cost(
-            p_logits, label, p_labels, m_m, classes, labels_each, normaliser, quality,
+            p_logits, label, p_labels, m_m, classes, labels_each, normalizer, quality,
             (CLASS_COST, ALPHA, GAMMA, BOX_TERM, SEVERAL), DTYPE,
         )  # fmt: skip
         cost = tl.where(m_m, weights[0] * cls + weights[1] * l1 + weights[2] * giou, 0)

@@ -41,7 +41,7 @@ from actdet_kernels.triton.classes import (
     load_logits,
     sign_of,
     soft_terms,
-    softmax_normaliser,
+    softmax_normalizer,
 )
 from actdet_kernels.triton.launch import (
     block_of_classes,
@@ -143,7 +143,7 @@ def set_loss_kernel(
     if CROSS_ENTROPY:
         known = (label >= 0) & (label < classes)
         picked = tl.load(p_logits + tl.where(known, label, 0)).to(DTYPE)
-        peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
+        peak, total = softmax_normalizer(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
         loss = tl.log(total) - (tl.where(known, picked, float("nan")) - peak)
         weight = weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT, DTYPE)
         cls = tl.where(m_n, weight * loss, 0.0)
@@ -273,7 +273,7 @@ def gradient_kernel(
     wrong = has_wrong_label(labels, target, label, classes, labels_each, SEVERAL)
     by_query = tl.where(wrong, float("nan"), by_cls)
     if CROSS_ENTROPY:
-        peak, total = softmax_normaliser(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
+        peak, total = softmax_normalizer(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
         by_query *= weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT, DTYPE)
     if SOFT != "none":
         iou_term = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, "iou", DTYPE)[1]

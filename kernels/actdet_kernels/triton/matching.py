@@ -21,7 +21,7 @@ from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.assignment import block_size, solve, solve_assignment, solver_options
 from actdet_kernels.triton.boxes import box_diou, box_terms, load_box
-from actdet_kernels.triton.classes import class_cost, softmax_normaliser
+from actdet_kernels.triton.classes import class_cost, softmax_normalizer
 from actdet_kernels.triton.cost import pairwise_cost
 from actdet_kernels.triton.launch import block_of_classes, compute_dtype, cost_options
 
@@ -32,12 +32,12 @@ FUSED_BLOCK = {torch.float32: 1024, torch.float64: 256}
 @triton.jit
 def target_costs(source, i, j, COST: tl.constexpr, DTYPE: tl.constexpr):
     """The costs of target i for every query j: what is known of the queries stays in registers."""
-    query, normaliser, weights, logits, labels, target_boxes, classes, labels_each = source
+    query, normalizer, weights, logits, labels, target_boxes, classes, labels_each = source
     p_labels = labels + (i * labels_each if COST[4] else i)
     label = tl.load(p_labels)
     target = load_box(target_boxes + i * 4, None, DTYPE)
     quality = pair_quality(query, target, COST[0])
-    cls = class_cost(logits, label, p_labels, i >= 0, classes, labels_each, normaliser, quality, COST, DTYPE)
+    cls = class_cost(logits, label, p_labels, i >= 0, classes, labels_each, normalizer, quality, COST, DTYPE)
     l1, giou = box_terms(query, target, COST[3])
     return weights[0] * cls + weights[1] * l1 + weights[2] * giou
 
@@ -50,12 +50,12 @@ def query_costs(source, i, j, COST: tl.constexpr, DTYPE: tl.constexpr):
     ROWS: tl.constexpr = i.numel
     BLOCK_C: tl.constexpr = 16 if ROWS == 1 else 4
     p_rows = tl.reshape(row + tl.zeros([1], tl.int32), [ROWS])
-    normaliser = softmax_normaliser(p_rows, tl.full([ROWS], 1, tl.int1), classes, COST[0], DTYPE, ROWS, BLOCK_C)
+    normalizer = softmax_normalizer(p_rows, tl.full([ROWS], 1, tl.int1), classes, COST[0], DTYPE, ROWS, BLOCK_C)
     if len(i.shape) == 2:
-        normaliser = (normaliser[0][:, None], normaliser[1][:, None])
+        normalizer = (normalizer[0][:, None], normalizer[1][:, None])
     query = load_box(boxes + i * 4, None, DTYPE)
     quality = pair_quality(query, target, COST[0])
-    cls = class_cost(row, label, p_labels, m_m, classes, labels_each, normaliser, quality, COST, DTYPE)
+    cls = class_cost(row, label, p_labels, m_m, classes, labels_each, normalizer, quality, COST, DTYPE)
     l1, giou = box_terms(query, target, COST[3])
     return weights[0] * cls + weights[1] * l1 + weights[2] * giou
 
@@ -95,8 +95,8 @@ def match_kernel(
         m_n = o < queries
         p_logits = logits + tl.where(m_n, o, 0) * classes
         query = load_box(boxes + o * 4, m_n, DTYPE)
-        normaliser = softmax_normaliser(p_logits, m_n, classes, CLASS_COST, DTYPE, BLOCK, BLOCK_C)
-        for_targets = (query, normaliser, weights, p_logits, labels, target_boxes, classes, labels_each)
+        normalizer = softmax_normalizer(p_logits, m_n, classes, CLASS_COST, DTYPE, BLOCK, BLOCK_C)
+        for_targets = (query, normalizer, weights, p_logits, labels, target_boxes, classes, labels_each)
         of_queries = solve(
             target_costs, (CLASS_COST, ALPHA, GAMMA, BOX_TERM, SEVERAL),
             for_targets, kept, memo, count, queries, DTYPE, BLOCK, TILE, SQUARE=False, REDUX=REDUX,

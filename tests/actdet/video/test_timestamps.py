@@ -158,7 +158,7 @@ def test_frames_of_one_timestamp_share_its_time(
     times = _milliseconds(info)
     assert len(times) == PART
     assert (np.diff(times) > 0).all()
-    # No frame is further off than its neighbours are, and what follows keeps its time.
+    # No frame is further off than its neighbors are, and what follows keeps its time.
     assert np.abs(np.array(times) - 40 * np.arange(PART)).max() <= 40 * len(same)
     assert times[-2:] == pytest.approx([40 * (PART - 2), 40 * (PART - 1)], abs=22)
     assert len(info.remarks) == 1

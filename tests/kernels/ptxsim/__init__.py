@@ -9,7 +9,7 @@ warps, layouts, shuffles, shared memory, barriers and threads that diverge.
         matched = actdet_kernels.match(logits, boxes, targets, backend="triton")  # tensors on the CPU
     assert not emulator.races()
 
-    python -m tests.kernels.ptxsim model  # in a checkout: modelled time of each kernel, nothing measured
+    python -m tests.kernels.ptxsim model  # in a checkout: modeled time of each kernel, nothing measured
 
 Files: `parser` reads PTX, `generator` makes Python of it, `arithmetic` is what that Python calls. `memory` has bounds,
 poison and the race detector; `machine` has warps, barriers and collectives. `launch` is the host's side, for which

@@ -50,7 +50,7 @@ COMPILED: dict[Any, tuple[Generator, int]] = {}
 
 
 def compiled(kernel: Any, values: dict[str, Any], capability: int) -> tuple[Generator, int]:
-    """As `gates.compiled_for`, with what JITFunction would specialise: pointers at a multiple of 16, wide integers."""
+    """As `gates.compiled_for`, with what JITFunction would specialize: pointers at a multiple of 16, wide integers."""
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = values[parameter.name]

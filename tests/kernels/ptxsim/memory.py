@@ -229,7 +229,7 @@ class View:
 
         unwritten = ~space.written[access.granules]
         if space.name == "shared" and unwritten.any():
-            space.report("uninitialised read", self.threads.where(site), "", int(unwritten.sum()))
+            space.report("uninitialized read", self.threads.where(site), "", int(unwritten.sum()))
         self._report_unordered("RAW", space.writes, access, access.synced, np.zeros(len(access.granules), bool))
 
         # One read of each granule is remembered. If several warps read it, any writer is of another one.

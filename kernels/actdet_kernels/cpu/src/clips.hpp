@@ -1,11 +1,14 @@
 // Training clips out of a pool of video frames: gathered, stretched, colored and normalized, a row of pixels at a time.
 //
-//   u = left W + (x + 1/2) width - 1/2      output pixel (x, y) reads the source at (u, v), bilinear, within the
-//   picture v = top H + (y + 1/2) height - 1/2 p1 = brightness p                       p in [0, 1], and m the mean of
-//   the clip's frames before any change p2 = m brightness + contrast (p1 - m brightness) p3 = grey + saturation (p2 -
-//   grey)      grey: the mean of the three channels of p2 out = (clamp(p3, 0, 1) - mean) / std    ImageNet's
+//   u = left W + (x + 1/2) width - 1/2      output pixel (x, y) reads the source at (u, v), bilinear, within the picture
+//   v = top H + (y + 1/2) height - 1/2
+//   p1 = brightness p                       p in [0, 1], and m the mean of the clip's frames before any change
+//   p2 = m brightness + contrast (p1 - m brightness)
+//   p3 = gray + saturation (p2 - gray)      gray: the mean of the three channels of p2
+//   out = (clamp(p3, 0, 1) - mean) / std    ImageNet's
 //
-// Two rows of the source become one between them, and that one the row that is written: a loop over columns each.
+// Two rows of the source are blended into one, and that row is resampled into the one that is written. Each of the two
+// steps is a loop over columns.
 #pragma once
 
 #include <algorithm>
@@ -19,11 +22,11 @@
 
 namespace actdet::ACTDET_ISA {
 
-// The nearest two places that an output place reads, and the share of the second.
+// Finds the nearest two places that an output place reads, and the share of the second.
 template <typename Real>
 inline void source_of(int64_t o, Real start, Real extent, int64_t size, int64_t& first, int64_t& second, Real& share) {
     Real place = start * static_cast<Real>(size) - Real(0.5) + (static_cast<Real>(o) + Real(0.5)) * extent;
-    // Within the picture even where it is NaN.
+    // Stay within the picture even if the place is NaN.
     place = place > 0 ? place : Real(0);
     place = std::min(place, static_cast<Real>(size - 1));
     first = static_cast<int64_t>(place);
@@ -58,7 +61,7 @@ class Clips {
         }
     }
 
-    // Writes frame `i` of all clips, a clip after the other.
+    // Writes frame `i` of all clips, counted one clip after the other.
     void write(int64_t i) {
         const int64_t size = a_.height * wide_;
         const int64_t index = reinterpret_cast<const int64_t*>(a_.indices)[i];
@@ -66,59 +69,59 @@ class Clips {
         const uint8_t* frame = reinterpret_cast<const uint8_t*>(a_.pool) + (known ? index : 0) * size;
         Out* out = reinterpret_cast<Out*>(a_.out) + i * size;
         const int64_t clip = i / a_.length;
-        const float* window = reinterpret_cast<const float*>(a_.windows);
+        const float* crop = reinterpret_cast<const float*>(a_.crops);
         const float* color = reinterpret_cast<const float*>(a_.color);
-        // NaN, too, where one of the numbers below is not finite.
+        // Also NaN if one of the numbers below is not finite.
         Real flaw = known ? Real(0) : std::numeric_limits<Real>::quiet_NaN();
-        if (window != nullptr) {
-            window += clip * 4;
-            for (int k = 0; k < 4; ++k) flaw += window[k] * 0;
-            find_columns(window);
+        if (crop != nullptr) {
+            crop += clip * 4;
+            for (int k = 0; k < 4; ++k) flaw += crop[k] * 0;
+            find_columns(crop);
         }
-        Real level = 0;
+        Real mean = 0;
         if (color != nullptr) {
             color += clip * 3;
-            level = mean_level(clip);
-            flaw += level * 0;
+            mean = clip_mean(clip);
+            flaw += mean * 0;
             for (int k = 0; k < 3; ++k) flaw += color[k] * 0;
         }
         for (int64_t y = 0; y < a_.height; ++y, out += wide_) {
-            if (window == nullptr && color == nullptr) {
+            if (crop == nullptr && color == nullptr) {
                 normalize(frame + y * wide_, flaw, out);
                 continue;
             }
-            if (window == nullptr) {
+            if (crop == nullptr) {
                 split(frame + y * wide_);
             } else {
-                stretch(frame, y, window);
+                stretch(frame, y, crop);
             }
-            if (color != nullptr) change(level, color[0], color[1], color[2]);
+            if (color != nullptr) change(mean, color[0], color[1], color[2]);
             normalize(flaw, out);
         }
     }
 
   private:
-    // The mean of a clip's levels, over those of its frames that there are.
-    Real mean_level(int64_t clip) const {
+    // The mean of a clip: the mean of frame_means over those of its frames that exist.
+    Real clip_mean(int64_t clip) const {
         const int64_t* indices = reinterpret_cast<const int64_t*>(a_.indices) + clip * a_.length;
-        const float* levels = reinterpret_cast<const float*>(a_.levels);
+        const float* frame_means = reinterpret_cast<const float*>(a_.frame_means);
         Real total = 0;
         int64_t known = 0;
         for (int64_t t = 0; t < a_.length; ++t) {
             if (indices[t] < 0 || indices[t] >= a_.frames) continue;
-            total += levels[indices[t]];
+            total += frame_means[indices[t]];
             ++known;
         }
         return total / static_cast<Real>(known);
     }
 
-    // Where the pixels of a row read, in elements of a row of the source.
-    void find_columns(const float* window) {
+    // Finds where the pixels of a row read, in elements of a row of the source.
+    void find_columns(const float* crop) {
         low_ = a_.width;
         high_ = 0;
         for (int64_t x = 0; x < a_.width; ++x) {
             int64_t first, second;
-            source_of<Real>(x, window[0], window[2], a_.width, first, second, share_[x]);
+            source_of<Real>(x, crop[0], crop[2], a_.width, first, second, share_[x]);
             first_[x] = static_cast<int32_t>(first * 3);
             second_[x] = static_cast<int32_t>(second * 3);
             low_ = std::min(low_, first);
@@ -126,11 +129,11 @@ class Clips {
         }
     }
 
-    // Row y through the window, by channel.
-    void stretch(const uint8_t* frame, int64_t y, const float* window) {
+    // Reads row y through the crop, by channel.
+    void stretch(const uint8_t* frame, int64_t y, const float* crop) {
         int64_t above, below;
         Real share;
-        source_of<Real>(y, window[1], window[3], a_.height, above, below, share);
+        source_of<Real>(y, crop[1], crop[3], a_.height, above, below, share);
         const uint8_t* __restrict a = frame + above * wide_;
         const uint8_t* __restrict b = frame + below * wide_;
         Real* __restrict row = row_.data();
@@ -154,7 +157,7 @@ class Clips {
         }
     }
 
-    // A row as it is, by channel.
+    // Splits a row into its channels, unchanged.
     void split(const uint8_t* __restrict row) {
         Real* __restrict red = red_.data();
         Real* __restrict green = green_.data();
@@ -166,9 +169,9 @@ class Clips {
         }
     }
 
-    // Colors of values in [0, 255], which stay so.
-    void change(Real level, Real brightness, Real contrast, Real saturation) {
-        const Real middle = level * brightness * 255;
+    // Changes the colors of values in [0, 255], and clamps the results to that range.
+    void change(Real mean, Real brightness, Real contrast, Real saturation) {
+        const Real middle = mean * brightness * 255;
         Real* __restrict red = red_.data();
         Real* __restrict green = green_.data();
         Real* __restrict blue = blue_.data();
@@ -177,10 +180,10 @@ class Clips {
             const Real r = middle + contrast * (red[x] * brightness - middle);
             const Real g = middle + contrast * (green[x] * brightness - middle);
             const Real b = middle + contrast * (blue[x] * brightness - middle);
-            const Real grey = (r + g + b) / 3;
-            red[x] = within_range(grey + saturation * (r - grey));
-            green[x] = within_range(grey + saturation * (g - grey));
-            blue[x] = within_range(grey + saturation * (b - grey));
+            const Real gray = (r + g + b) / 3;
+            red[x] = within_range(gray + saturation * (r - gray));
+            green[x] = within_range(gray + saturation * (g - gray));
+            blue[x] = within_range(gray + saturation * (b - gray));
         }
     }
 
@@ -197,7 +200,7 @@ class Clips {
         for (int64_t k = 0; k < wide_; ++k) store(row[k] * scale[k] + offset[k] + flaw, out[k]);
     }
 
-    // Writes the row that is there by channel.
+    // Writes the row that the buffers of the three channels hold.
     void normalize(Real flaw, Out* __restrict out) const {
         const Real* __restrict red = red_.data();
         const Real* __restrict green = green_.data();
@@ -224,12 +227,12 @@ void gather_clips(const ClipArguments& a, Counter& next) {
     for (int64_t frame; next.next(frame);) clips.write(frame);
 }
 
-// The mean of every frame over its bytes, in [0, 1], of the exact sum.
+// Writes the mean of every frame over its bytes, in [0, 1], from the exact sum.
 inline void frame_levels(const LevelArguments& a, Counter& next) {
     for (int64_t i; next.next(i);) {
         const uint8_t* __restrict frame = reinterpret_cast<const uint8_t*>(a.pool) + i * a.size;
         int64_t sum = 0;
-        // So many bytes at a time have a sum of 32 bits.
+        // The sum of this many bytes fits 32 bits.
         for (int64_t first = 0; first < a.size; first += 1 << 23) {
             const int64_t size = std::min<int64_t>(a.size - first, 1 << 23);
             uint32_t part = 0;
@@ -237,7 +240,7 @@ inline void frame_levels(const LevelArguments& a, Counter& next) {
             for (int64_t k = 0; k < size; ++k) part += frame[first + k];
             sum += part;
         }
-        reinterpret_cast<float*>(a.levels)[i] = static_cast<float>(static_cast<double>(sum) / (255.0 * a.size));
+        reinterpret_cast<float*>(a.frame_means)[i] = static_cast<float>(static_cast<double>(sum) / (255.0 * a.size));
     }
 }
 

@@ -347,9 +347,9 @@ PyObject* gather_clips(PyObject*, PyObject* const* given, Py_ssize_t count) {
     actdet::ClipArguments a;
     a.pool = read.pointer();
     a.indices = read.pointer();
-    a.windows = read.pointer();
+    a.crops = read.pointer();
     a.color = read.pointer();
-    a.levels = read.pointer();
+    a.frame_means = read.pointer();
     a.out = read.pointer();
     a.frames = read.integer();
     a.clips = read.integer();
@@ -375,13 +375,13 @@ PyObject* frame_levels(PyObject*, PyObject* const* given, Py_ssize_t count) {
     const int64_t threads = read.integer();
     actdet::LevelArguments a;
     a.pool = read.pointer();
-    a.levels = read.pointer();
+    a.frame_means = read.pointer();
     a.frames = read.integer();
     a.size = read.integer();
     if (!read.finish()) return nullptr;
 
     return without_gil([&] {
-        return run(operations->levels, a, threads, a.frames, a.frames * a.size / 16);
+        return run(operations->frame_means, a, threads, a.frames, a.frames * a.size / 16);
     });
 }
 

@@ -79,17 +79,17 @@ struct GradientArguments {
     uintptr_t factors, d_logits, d_boxes;
 };
 
-// pool (frames, height, width, 3) uint8; indices (clips, length) int64; windows (clips, 4), color (clips, 3) and levels
-// (frames) float, or none; out (clips, length, height, width, 3) of the operation's type.
+// pool (frames, height, width, 3) uint8; indices (clips, length) int64; crops (clips, 4), color (clips, 3) and
+// frame_means (frames) float, or none; out (clips, length, height, width, 3) of the operation's type.
 struct ClipArguments {
-    uintptr_t pool, indices, windows, color, levels, out;
+    uintptr_t pool, indices, crops, color, frame_means, out;
     int64_t frames, clips, length, height, width;
     double mean[3], std_dev[3];
 };
 
-// pool: frames of `size` uint8; levels (frames) float.
+// pool: frames of `size` uint8; frame_means (frames) float.
 struct LevelArguments {
-    uintptr_t pool, levels;
+    uintptr_t pool, frame_means;
     int64_t frames, size;
 };
 
@@ -108,7 +108,7 @@ struct Operations {
     void (*clips_float)(const ClipArguments&, Counter& next);
     void (*clips_bfloat16)(const ClipArguments&, Counter& next);
     void (*clips_double)(const ClipArguments&, Counter& next);
-    void (*levels)(const LevelArguments&, Counter& next);
+    void (*frame_means)(const LevelArguments&, Counter& next);
 };
 
 extern const Operations kBaseline;

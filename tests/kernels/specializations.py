@@ -2,7 +2,7 @@
 frames and sides, without a GPU.
 
 A process of its own, because kernels that were imported under TRITON_INTERPRET=1 know nothing of it:
-python -m tests.kernels.specialisations
+python -m tests.kernels.specializations
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 KEYS: dict[str, set[Any]] = {}
 
 
-def specialisation(value: Any, specialise: bool) -> Any:
+def specialization(value: Any, specialize: bool) -> Any:
     """What Triton compiles an argument for: a type, and whether 16 divides the number or the address, or it is 1."""
     if isinstance(value, Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
     if isinstance(value, int):
         wide = "i32" if -(2**31) <= value < 2**31 else "i64"
-        return (wide, value == 1, value % 16 == 0) if specialise else wide
+        return (wide, value == 1, value % 16 == 0) if specialize else wide
     return value
 
 
@@ -32,7 +32,7 @@ def record(kernel: Any, programs: int, **arguments: Any) -> None:
     if programs > 0:
         variable = [parameter for parameter in kernel.params if not parameter.is_constexpr]
         key = tuple(
-            specialisation(arguments.pop(parameter.name), not parameter.do_not_specialize) for parameter in variable
+            specialization(arguments.pop(parameter.name), not parameter.do_not_specialize) for parameter in variable
         )
         KEYS.setdefault(kernel.__name__, set()).add((key, tuple(sorted((k, str(v)) for k, v in arguments.items()))))
 

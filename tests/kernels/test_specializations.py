@@ -23,7 +23,7 @@ def test_few_kernels_serve_all_sizes() -> None:
     """M from 1 to 100, at 12 and at 100 queries, with other numbers of samples, layers and frames each time; pools of 1
     to 100 frames, and pictures of as many rows; features of 1 to 100 times 8 channels.
     """
-    script = Path(__file__).parent / "specialisations.py"
+    script = Path(__file__).parent / "specializations.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=250)
