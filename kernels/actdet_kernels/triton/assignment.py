@@ -10,8 +10,8 @@ u[i] = cost[i, j] - v[j], so that rounding never adds up. What was tuned, and wh
 
 `solve` does not know where costs come from: it calls a device function for the costs of a row.
 """
+# Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false, reportCallIssue=false
-# (what Triton compiles has types that a checker of Python does not know)
 
 from __future__ import annotations
 

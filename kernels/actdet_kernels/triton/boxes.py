@@ -1,7 +1,7 @@
 """Box algebra that kernels share: device functions over boxes given as four values (cx, cy, w, h).
 
-The four values may be scalars or blocks of any shape. What broadcasts is compared pair by pair, value by value, so that
-an array of shape (N, M, 4) never exists.
+The four values may be scalars or blocks of any shape. Pairs of boxes are compared by broadcasting each of the four
+values, so an array of shape (N, M, 4) never exists.
 """
 
 import math
@@ -17,7 +17,7 @@ FOUR_BY_PI_SQUARED = tl.constexpr(4 / math.pi**2)
 
 @triton.jit
 def load_box(pointer, mask, DTYPE: tl.constexpr):
-    """The four values that lie behind `pointer`; anything where `mask` is false."""
+    """Load the four values at `pointer`. Elements whose `mask` is false may hold anything."""
     cx = tl.load(pointer, mask=mask).to(DTYPE)
     cy = tl.load(pointer + 1, mask=mask).to(DTYPE)
     w = tl.load(pointer + 2, mask=mask).to(DTYPE)
@@ -27,7 +27,7 @@ def load_box(pointer, mask, DTYPE: tl.constexpr):
 
 @triton.jit
 def box_terms(a, b, BOX_TERM: tl.constexpr):
-    """The L1 distance of the four values as they are, and 1 - GIoU, DIoU or CIoU."""
+    """Return the L1 distance of the four values as they are, and 1 - GIoU, DIoU or CIoU."""
     l1 = tl.abs(a[0] - b[0]) + tl.abs(a[1] - b[1]) + tl.abs(a[2] - b[2]) + tl.abs(a[3] - b[3])
     similarity = box_giou(a, b) if BOX_TERM == "giou" else box_diou(a, b, BOX_TERM)
     return l1, 1 - similarity
@@ -35,9 +35,9 @@ def box_terms(a, b, BOX_TERM: tl.constexpr):
 
 @triton.jit
 def tubelet_terms(a, b, visible, frames, m_a, m_b, BOX_TERM: tl.constexpr, DTYPE: tl.constexpr):
-    """The means of `box_terms` over the frames that are visible, of tubelets (frames, 4) behind the pointers a and b.
+    """Return the means of `box_terms` over the visible frames of tubelets (frames, 4) at the pointers a and b.
 
-    visible points to the flags (frames,) of b; None where every frame is.
+    `visible` points to the flags (frames,) of b. None means that every frame is visible.
     """
     shape = (m_a & m_b).to(DTYPE)
     l1, giou, seen = shape * 0, shape * 0, shape * 0
@@ -56,11 +56,11 @@ def tubelet_terms(a, b, visible, frames, m_a, m_b, BOX_TERM: tl.constexpr, DTYPE
 
 @triton.jit
 def box_giou(a, b):
-    """Generalized IoU (Rezatofighi et al. 2019).
+    """Return the generalized IoU (Rezatofighi et al. 2019).
 
     giou = intersection / union - (hull - union) / hull
 
-    A quotient whose denominator is no larger than SMALLEST_AREA (boxes without an area) is 0.
+    A quotient is 0 if its denominator is at most SMALLEST_AREA, as for boxes without an area.
     """
     _, _, hull_x, hull_y, intersection, union = common_sides(a, b)
     hull = hull_x * hull_y
@@ -69,9 +69,10 @@ def box_giou(a, b):
 
 @triton.jit
 def giou_gradient(a, b):
-    """d giou / d a, the four values: the derivative of `box_giou`, with PyTorch's choices at the kinks.
+    """Return d giou / d a, four values: the derivative of `box_giou`, with PyTorch's choices at the kinks.
 
-    With U union, H hull, I intersection, A the area of a:  giou = I / U - 1 + U / H  and  U = A + B - I, so that
+    Let U be the union, H the hull, I the intersection and A the area of a. Then giou = I / U - 1 + U / H and
+    U = A + B - I, so
     d giou = (1 / H - I / U^2) dA + (1 / U - 1 / H + I / U^2) dI - U / H^2 dH,  each a product of two sides.
     """
     ax1, ay1, ax2, ay2 = box_corners(a)
@@ -97,7 +98,7 @@ def giou_gradient(a, b):
 
 @triton.jit
 def box_diou(a, b, BOX_TERM: tl.constexpr):
-    """IoU, distance IoU or complete IoU (Zheng et al. 2020), of which `reference.box_similarity` is the definition."""
+    """Return IoU, distance IoU or complete IoU (Zheng et al. 2020), as `reference.box_similarity` defines them."""
     _, _, hull_x, hull_y, intersection, union = common_sides(a, b)
     iou = divide_or_zero(intersection, union)
     similarity = iou
@@ -111,9 +112,9 @@ def box_diou(a, b, BOX_TERM: tl.constexpr):
 
 @triton.jit
 def diou_gradient(a, b, BOX_TERM: tl.constexpr):
-    """d diou / d a, or d ciou / d a, the four values, with PyTorch's choices at the kinks.
+    """Return d diou / d a or d ciou / d a, four values, with PyTorch's choices at the kinks.
 
-    With D the squared distance of the centers, S the squared diagonal of the hull, and I, U, A as in `giou_gradient`:
+    Let D be the squared distance of the centers, S the squared diagonal of the hull, and I, U, A as in `giou_gradient`:
     d diou = (1 / U + I / U^2) dI - I / U^2 dA - dD / S + D / S^2 dS,  and  d ciou = d diou - alpha dv.
     """
     ax1, ay1, ax2, ay2 = box_corners(a)
@@ -151,10 +152,10 @@ def diou_gradient(a, b, BOX_TERM: tl.constexpr):
 
 @triton.jit
 def common_sides(a, b):
-    """What two boxes are compared by: overlap_x, overlap_y, hull_x, hull_y, intersection, union.
+    """Return overlap_x, overlap_y, hull_x, hull_y, intersection and union, by which two boxes are compared.
 
-    The sides of their overlap, below 0 where a gap lies between them, and of their hull; the areas of their
-    intersection and of their union.
+    These are the sides of their overlap, which are negative if there is a gap between the boxes, the sides of their
+    hull, and the areas of their intersection and their union.
     """
     ax1, ay1, ax2, ay2 = box_corners(a)
     bx1, by1, bx2, by2 = box_corners(b)
@@ -169,14 +170,14 @@ def common_sides(a, b):
 
 @triton.jit
 def aspect_terms(a, b, iou):
-    """CIoU's angle between the diagonals of a and b, its v, and its alpha. 0 where one of the boxes is a point."""
+    """Return CIoU's angle between the diagonals of a and b, its v and its alpha; 0 if one of the boxes is a point."""
     a_w = not_negative(a[2])
     a_h = not_negative(a[3])
     b_w = not_negative(b[2])
     b_h = not_negative(b[3])
     points = (square(a_w) + square(a_h) <= SMALLEST_AREA) | (square(b_w) + square(b_h) <= SMALLEST_AREA)
 
-    # atan(x) - atan(y) = atan((x - y) / (1 + x y)), whose denominator, of sides, is not negative.
+    # atan(x) - atan(y) = atan((x - y) / (1 + x y)). The denominator is not negative, because sides are not.
     cross = b_w * a_h - a_w * b_h
     dot = tl.where(points, 1.0, a_w * b_w + a_h * b_h)
     angle = tl.where(points, 0.0, arctan(cross, dot))
@@ -186,9 +187,9 @@ def aspect_terms(a, b, iou):
 
 @triton.jit
 def arctan(y, x):
-    """atan(y / x) for x >= 0 that are not both 0, to some roundings, by the rational function of Cephes (Moshier 1992).
+    """Return atan(y / x) up to a few roundings, for x >= 0, unless both are 0.
 
-    The quotient is brought into [-0.21, 0.66] before anything is divided.
+    It is computed by the rational function of Cephes (Moshier 1992), with its argument reduced to [-0.21, 0.66].
     """
     size = tl.abs(y)
     steep = size > x
@@ -198,7 +199,7 @@ def arctan(y, x):
     z = tl.where(middle, low - high, low) / tl.where(middle, low + high, high)
     square_z = z * z
 
-    # Numbers of the argument's type, as Triton would round a Python float to float32.
+    # The coefficients get the argument's type, because Triton would round a Python float to float32.
     p = tl.full([], -8.750608600031904122785e-1, z.dtype) * square_z
     p = (p + tl.full([], -1.615753718733365076637e1, z.dtype)) * square_z
     p = (p + tl.full([], -7.500855792314704667340e1, z.dtype)) * square_z
@@ -222,13 +223,17 @@ def square(x):
 
 @triton.jit
 def not_negative(x):
-    """NaN stays NaN."""
+    """Replace negative values by 0. NaN stays NaN."""
     return tl.where(x < 0, 0.0, x)
 
 
 @triton.jit
 def side_gradient(a1, a2, b1, b2, d_length, d_overlap, d_hull, overlap):
-    """d / d a1 and d / d a2 of what depends on the length of [a1, a2], its overlap and its hull with [b1, b2]."""
+    """Return the derivatives by a1 and a2 of a function of the interval [a1, a2].
+
+    The function depends on the interval's length, and on its overlap and its hull with [b1, b2]. Its derivatives by
+    these three are given.
+    """
     d_overlap = tl.where(overlap < 0, 0.0, d_overlap)
     d_a1 = -d_length - d_overlap * larger(a1, b1) - d_hull * larger(b1, a1)
     d_a2 = d_length + d_overlap * larger(b2, a2) + d_hull * larger(a2, b2)
@@ -237,13 +242,13 @@ def side_gradient(a1, a2, b1, b2, d_length, d_overlap, d_hull, overlap):
 
 @triton.jit
 def larger(a, b):
-    """1 where a > b, 0 where a < b, and 1/2 where they are equal: d max(a, b) / d a, and d min(a, b) / d b."""
+    """Return 1 if a > b, 0 if a < b, and 1/2 if they are equal: d max(a, b) / d a, and d min(a, b) / d b."""
     return tl.where(a > b, 1.0, tl.where(a == b, 0.5, 0.0))
 
 
 @triton.jit
 def box_corners(box):
-    """x1, y1, x2, y2; a negative width or height counts as zero, and NaN stays NaN."""
+    """Return x1, y1, x2, y2. A negative width or height counts as zero, and NaN stays NaN."""
     half_w = tl.where(box[2] < 0, 0.0, box[2]) / 2
     half_h = tl.where(box[3] < 0, 0.0, box[3]) / 2
     return box[0] - half_w, box[1] - half_h, box[0] + half_w, box[1] + half_h
@@ -251,6 +256,6 @@ def box_corners(box):
 
 @triton.jit
 def divide_or_zero(numerator, denominator):
-    """NaN stays NaN."""
+    """Return the quotient, or 0 if the denominator is at most SMALLEST_AREA. NaN stays NaN."""
     none = denominator <= SMALLEST_AREA
     return tl.where(none, 0.0, numerator / tl.where(none, 1.0, denominator))

@@ -1,10 +1,10 @@
 """Class algebra that kernels share: device functions over logits, labels and the quality of boxes.
 
-A target has one label, or several, of which those behind the last are -1 (and the first never is). Logits and labels
-are reached by pointers that broadcast, so that an array of shape (N, M, C) never exists.
+A target has one label or several. If it has several, those after its last are -1; the first never is. Logits and labels
+are read through pointers that broadcast, so an array of shape (N, M, C) never exists.
 """
+# Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
-# (what Triton compiles has types that a checker of Python does not know)
 
 import triton
 import triton.language as tl
@@ -16,11 +16,19 @@ MINUS_INFINITY = tl.constexpr(float("-inf"))
 def class_cost(
     logits, label, more_labels, m, classes, labels_each, normalizer, quality, COST: tl.constexpr, DTYPE: tl.constexpr
 ):
-    """The class terms of pairs, added up over the labels of each target.
+    """Return the class terms of pairs, added up over the labels of each target.
 
-    logits: pointers to the first logit of each query. label: the first label of each target. more_labels, m,
-    labels_each: pointers to these labels, which of the pointers may be read, and how many labels are behind each.
-    COST: CLASS_COST, ALPHA, GAMMA, BOX_TERM and SEVERAL, together so that they pass through the assignment as one.
+    Args:
+        logits: Pointers to the first logit of each query.
+        label: The first label of each target.
+        more_labels: Pointers to the first label of each target.
+        m: Which of these pointers may be read.
+        classes: The number of logits of a query.
+        labels_each: The number of labels stored for each target.
+        normalizer: The result of `softmax_normalizer` for each query.
+        quality: The IoU of each pair of boxes, for the soft costs.
+        COST: CLASS_COST, ALPHA, GAMMA, BOX_TERM and SEVERAL, in a tuple because the assignment passes them on as one.
+        DTYPE: The type of the arithmetic.
     """
     cost = label_cost(load_logit(logits, label, classes, DTYPE), normalizer, quality, COST)
     if COST[4]:
@@ -33,7 +41,7 @@ def class_cost(
 
 @triton.jit
 def label_cost(x, normalizer, quality, COST: tl.constexpr):
-    """x: the query's logit of the label. quality: the IoU of the boxes, for the soft costs."""
+    """Return the class term of one label, given the query's logit `x` of it and, for soft costs, the boxes' IoU."""
     if COST[0] == "softmax":
         cost = softmax_cost(x, normalizer)
     elif COST[0] == "focal":
@@ -51,9 +59,10 @@ def softmax_cost(x, normalizer):
 
 @triton.jit
 def focal_cost(x, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
-    """The focal loss of calling it this class, less that of calling it none (Lin et al. 2017, as Deformable DETR).
+    """Return the focal loss if the query has this class, minus that if it has none, as in Deformable DETR.
 
-    sigmoid(x) and sigmoid(-x) come from one exponential that cannot overflow; neither is one less the other.
+    The focal loss is that of Lin et al. 2017. sigmoid(x) and sigmoid(-x) come from one exponential that cannot
+    overflow. Neither is computed as 1 minus the other, which would lose precision.
     """
     tail = tl.exp(-tl.abs(x))
     larger = 1 / (1 + tail)
@@ -66,7 +75,7 @@ def focal_cost(x, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
     found = common + tl.where(x < 0, -x, 0.0)
     missed = common + tl.where(x > 0, x, 0.0)
 
-    # Of the logits' type, as Triton would round a Python float to float32.
+    # The constants get the logits' type, because Triton would round a Python float to float32.
     alpha = tl.full([], ALPHA, x.dtype)
     others = tl.full([], 1 - ALPHA, x.dtype)
     return times_power(alpha, rest, missed, GAMMA) * found - times_power(others, p, found, GAMMA) * missed
@@ -74,7 +83,7 @@ def focal_cost(x, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
 
 @triton.jit
 def soft_cost(x, quality, SOFT: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
-    """The soft loss of calling it this class with that IoU, less that of calling it none."""
+    """Return the soft loss if the query has this class with the given IoU, minus that if it has none."""
     label = tl.full([], 1, tl.int1)
     found = soft_terms(x, label, quality, SOFT, ALPHA, GAMMA)[0]
     missed = soft_terms(x, label == 0, quality, SOFT, ALPHA, GAMMA)[0]
@@ -83,7 +92,10 @@ def soft_cost(x, quality, SOFT: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.con
 
 @triton.jit
 def focal_terms(x, hit, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
-    """(alpha_t (1 - p_t)^gamma (-log p_t), its derivative) of logits x (Lin et al. 2017); hit: it is the label's."""
+    """Return alpha_t (1 - p_t)^gamma (-log p_t) of logits x (Lin et al. 2017), and its derivative.
+
+    `hit` tells which logits are those of a label.
+    """
     sign = tl.where(hit, 1.0, -1.0).to(x.dtype)
     x = x * sign
     tail = tl.exp(-tl.abs(x))
@@ -103,16 +115,17 @@ def focal_terms(x, hit, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
 
 @triton.jit
 def soft_terms(x, hit, quality, SOFT: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr):
-    """A factor times BCE(sigmoid(x), q), and its derivative. q: the quality where `hit` (it is the label's), else 0.
+    """Return a factor times BCE(sigmoid(x), q), and its derivative.
 
-    The factor of "varifocal" is q or alpha p^gamma, a constant to the derivative, and that of "quality_focal" is
-    |q - p|^gamma.
+    `hit` tells which logits are those of a label. For these q is the quality, for the others 0. The factor of
+    "varifocal" is q for a label and alpha p^gamma otherwise, and counts as a constant in the derivative. The factor of
+    "quality_focal" is |q - p|^gamma.
     """
     tail = tl.exp(-tl.abs(x))
     p = tl.where(x > 0, 1.0, tail) / (1 + tail)
     rest = tl.where(x > 0, tail, 1.0) / (1 + tail)
 
-    # -log(p) is `found`.
+    # `found` is -log(p).
     common = tl.log(1 + tail)
     found = common + tl.where(x < 0, -x, 0.0)
     q = tl.where(hit, quality, 0.0)
@@ -130,7 +143,7 @@ def soft_terms(x, hit, quality, SOFT: tl.constexpr, ALPHA: tl.constexpr, GAMMA: 
 
 @triton.jit
 def times_power(factor, p, surprise, GAMMA: tl.constexpr):
-    """factor * p^GAMMA. surprise: -log(p), by which a power is 0 where p is, and not NaN."""
+    """Return factor * p^GAMMA. The power is computed from `surprise`, -log(p), so it is 0 and not NaN if p is 0."""
     if GAMMA == 0:
         result = factor
     elif GAMMA == 1:
@@ -149,9 +162,15 @@ def sign_of(x):
 
 @triton.jit
 def is_label(labels, target, label, o_c, labels_each, SEVERAL: tl.constexpr):
-    """(BLOCK_N, BLOCK_C): whether class o_c is one of the labels of the query's target.
+    """Tell for each query and class o_c, as (BLOCK_N, BLOCK_C), whether it is a label of the query's target.
 
-    labels, target: the sample's labels, and which target each query has, -1 for none. label: the first, as find_labels.
+    Args:
+        labels: Pointer to the sample's labels.
+        target: The target of each query, -1 for none.
+        label: The first label of each query, as `find_labels` returns it.
+        o_c: The classes.
+        labels_each: The number of labels stored for each target.
+        SEVERAL: Whether there may be more than one.
     """
     hit = o_c == label[:, None]
     if SEVERAL:
@@ -163,7 +182,7 @@ def is_label(labels, target, label, o_c, labels_each, SEVERAL: tl.constexpr):
 
 @triton.jit
 def has_wrong_label(labels, target, label, classes, labels_each, SEVERAL: tl.constexpr):
-    """(BLOCK_N,) whether the query's target has a label that no logit has."""
+    """Tell for each query (BLOCK_N,) whether its target has a label for which there is no logit."""
     wrong = (label < 0) | (label >= classes)
     if SEVERAL:
         for k in range(1, labels_each):
@@ -176,15 +195,18 @@ def has_wrong_label(labels, target, label, classes, labels_each, SEVERAL: tl.con
 def softmax_normalizer(
     logits, m_n, classes, CLASS_COST: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """(BLOCK_N,) max(x) and sum(exp(x - max(x))) over the `classes` logits behind each pointer, for "softmax" alone."""
+    """Return max(x) and sum(exp(x - max(x))), (BLOCK_N,) each, over the `classes` logits at each pointer.
+
+    Other class costs than "softmax" need neither, and get placeholders.
+    """
     peak = tl.full([BLOCK_N], MINUS_INFINITY, DTYPE)
     total = tl.zeros([BLOCK_N], DTYPE)
     if CLASS_COST == "softmax":
-        # Element by element, and across the threads once at the end: a reduction in each round would take most of the
-        # time. The second look at the logits finds them in the cache.
+        # The loops work element by element and reduce across the threads once at the end. A reduction in each round
+        # would take most of the time. The second loop finds the logits in the cache.
         #
-        # Not `for`: there Triton re-arranges a reduction of what was loaded, and 3.6 and 3.7 carry its arrangement into
-        # the matching, where every thread then computes the costs of all columns.
+        # These are no `for` loops, because in those Triton re-arranges a reduction of loaded values. Versions 3.6 and
+        # 3.7 carry that arrangement into the matching, where every thread then computes the costs of all columns.
         highest = tl.full([BLOCK_N, BLOCK_C], MINUS_INFINITY, DTYPE)
         first = classes * 0
         while first < classes:
@@ -193,7 +215,7 @@ def softmax_normalizer(
             first += BLOCK_C
         peak = tl.max(highest, axis=1)
 
-        # Infinity less infinity would be NaN.
+        # Infinity minus infinity would be NaN.
         shift = tl.where(peak == MINUS_INFINITY, 0.0, peak)[:, None]
         summed = tl.zeros([BLOCK_N, BLOCK_C], DTYPE)
         first = classes * 0
@@ -212,7 +234,7 @@ def load_logits(logits, m_n, o_c, classes, other, DTYPE: tl.constexpr):
 
 @triton.jit
 def load_logit(pointer, label, classes, DTYPE: tl.constexpr):
-    """The logit of class `label` behind each pointer, NaN for a class there is not."""
+    """Load the logit of class `label` at each pointer; NaN if there is no such class."""
     known = (label >= 0) & (label < classes)
     x = tl.load(pointer + tl.where(known, label, 0)).to(DTYPE)
     return tl.where(known, x, float("nan"))

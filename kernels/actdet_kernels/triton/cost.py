@@ -1,20 +1,21 @@
-"""The matching cost of every query with every target, and the kernel that writes it out.
+"""Computes the matching cost of every query with every target of its sample.
 
-cost[i, j] = cls * class_cost + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j)),  or with DIoU or CIoU
+cost[i, j] = cls * class_cost + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j)),  or DIoU or CIoU in place of GIoU
 
 class_cost with "softmax":        -softmax(logits_i)[label_j]
            with "focal":          alpha (1 - p)^gamma -log(p) - (1 - alpha) p^gamma -log(1 - p)
            with "varifocal":      q BCE(p, q) - alpha p^gamma -log(1 - p)
            with "quality_focal":  |q - p|^gamma BCE(p, q) - p^gamma -log(1 - p)
 
-Here p = sigmoid(logits_i[label_j]) and q is the IoU of the boxes: but for "softmax" it is what the class loss of query
-i changes by when it gets target j. Of a target with several labels the class costs are added up. The L1 and GIoU terms
-and the IoU of tubelets are means over the visible frames.
-Everything is computed in float32, or in float64 where logits or boxes are float64. A label that no logit has makes the
-cost NaN, which the assignment avoids and reports.
+Here p = sigmoid(logits_i[label_j]), and q is the IoU of the boxes. Except for "softmax", the class cost is by how much
+the class loss of query i changes when it gets target j. If a target has several labels, their class costs are added up.
+For tubelets, the L1 and GIoU terms and the IoU are means over the visible frames.
+
+Everything is computed in float32, or in float64 if logits or boxes are float64. A label for which there is no logit
+makes the cost NaN, which the assignment avoids and reports.
 """
+# Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
-# (what Triton compiles has types that a checker of Python does not know)
 
 from __future__ import annotations
 
@@ -38,11 +39,11 @@ from actdet_kernels.triton.launch import (
     tile_count,
 )
 
-# Queries and targets that one program compares at a time.
+# The number of queries and of targets that one program compares at a time.
 BLOCK_N = 64
 BLOCK_M = 8
 
-# Logits of a query that are in registers at a time.
+# The most logits of a query that are in registers at a time.
 LARGEST_BLOCK_C = 16
 
 
@@ -55,8 +56,10 @@ def pairwise_cost_kernel(
     SEVERAL: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """out (problems, size, queries): one program writes BLOCK_N queries of one problem, BLOCK_M targets at a time."""
-    # A problem is a sample under a layer.
+    """Write out (problems, size, queries): each program has BLOCK_N queries of one problem, BLOCK_M targets at a time.
+
+    A problem is one sample under one decoder layer.
+    """
     tiles = tl.cdiv(queries, BLOCK_N)
     i_p = (tl.program_id(0) // tiles).to(tl.int64)
     i_b = i_p % batch
@@ -71,6 +74,7 @@ def pairwise_cost_kernel(
     o_n = o_n[:, None]
     m_n = m_n[:, None]
     row = row[:, None]
+
     p_logits = logits + row * classes
     p_boxes = boxes + row * frames * 4
     for first in range(0, size, BLOCK_M):
@@ -100,11 +104,15 @@ def pairwise_cost(
     options: CostOptions,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(..., B, M, N) of `dtype`: the queries of one target lie together in memory, as the assignment reads them."""
+    """Return the cost as (..., B, M, N) of `dtype`.
+
+    The costs of one target lie side by side in memory, because the assignment reads them together.
+    """
     *leading, batch, queries, classes = logits.shape
     size = targets.labels.shape[1]
     out = launch.empty((*leading, batch, size, queries), dtype, logits.device)
     problems = out.shape[:-2].numel() if out.numel() else 0
+
     launch.launch(
         pairwise_cost_kernel,
         problems * tile_count(queries, BLOCK_N),

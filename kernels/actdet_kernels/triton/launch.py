@@ -1,4 +1,4 @@
-"""How kernels are launched, and what every launch says the same way: tensors, sizes and compile-time constants."""
+"""Launches kernels, and prepares what all launches share: tensors, sizes and compile-time constants."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ REDUX_CAPABILITY = (8, 0)
 
 
 def launch(kernel: Any, programs: int, **arguments: Any) -> None:
-    """Run a kernel of one-dimensional grid on the device of its first tensor, unless there is nothing to do.
+    """Run a kernel with a one-dimensional grid on the device of its first tensor.
 
-    Everything has its name, as several tensors of one shape, or sizes, would be taken for one another without notice.
+    Args:
+        kernel: The kernel.
+        programs: The size of the grid. With 0 there is nothing to do, and nothing is launched.
+        arguments: The kernel's arguments and Triton's options. All have names, because nobody would notice if two
+            tensors of one shape, or two sizes, were swapped.
     """
     if programs > 0:
         first = next(value for value in arguments.values() if isinstance(value, Tensor))
@@ -27,31 +31,31 @@ def launch(kernel: Any, programs: int, **arguments: Any) -> None:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Where a kernel writes. Tests replace this by memory full of NaN or -7, which shows what nobody wrote."""
+    """Allocate what a kernel writes. Tests return memory full of NaN or -7 instead, to find what was never written."""
     return torch.empty(shape, dtype=dtype, device=device)
 
 
 def empty_like(tensor: Tensor) -> Tensor:
-    """The same for what lies in memory as `tensor` does. Nobody's view, so that it may be changed in place later on."""
+    """Allocate what a kernel writes, in the memory layout of `tensor`. It is no view, so it may be changed in place."""
     return torch.empty_like(tensor)
 
 
 def has_redux(device: torch.device) -> bool:
-    """Whether a warp of that GPU reduces 32-bit integers in one instruction, for which a kernel is compiled."""
+    """Tell whether a warp of this GPU reduces 32-bit integers in one instruction. Kernels are compiled accordingly."""
     return capability(device) >= REDUX_CAPABILITY
 
 
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
-    """The compute capability of a GPU, and for other devices, as the interpreter's, that of the newest GPUs.
+    """Return the compute capability of a GPU. For other devices, as the interpreter's, it is that of the newest GPUs.
 
-    Gates and tests replace this by the architecture that they compile for.
+    Gates and tests replace this function by the architecture that they compile for.
     """
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (12, 0)
 
 
 def inputs(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> dict[str, Tensor | None]:
-    """Predictions and targets; `visible` is None for boxes."""
+    """Return predictions and targets under the names of the kernels' arguments. Without tubelets `visible` is None."""
     return {
         "logits": logits.contiguous(),
         "boxes": boxes.contiguous(),
@@ -63,7 +67,7 @@ def inputs(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> dict[s
 
 
 def sizes(logits: Tensor, targets: Targets | Tubelets) -> dict[str, int]:
-    """Of one problem, and how many boxes a query has."""
+    """Return the sizes of a problem, and the number of samples, under the names of the kernels' arguments."""
     batch, queries, classes = logits.shape[-3:]
     frames = targets.boxes.shape[2] if isinstance(targets, Tubelets) else 1
     return {
@@ -77,7 +81,7 @@ def sizes(logits: Tensor, targets: Targets | Tubelets) -> dict[str, int]:
 
 
 def labels_each(targets: Targets | Tubelets) -> int:
-    """How many labels lie behind each target."""
+    """Return the number of labels that are stored for each target."""
     return targets.labels.shape[2] if targets.labels.ndim == 3 else 1
 
 
@@ -90,12 +94,15 @@ def triton_dtype(compute: torch.dtype) -> Any:
 
 
 def weight_options(weights: tuple[float, float, float]) -> dict[str, float]:
-    """Compile-time constants, because a Python float would reach a kernel as float32."""
+    """Return the weights as compile-time constants, because a Python float would reach a kernel as float32."""
     return dict(zip(("CLS", "L1", "GIOU"), map(float, weights), strict=True))
 
 
 def focal_options(focal: bool, alpha: float, gamma: float) -> dict[str, float]:
-    """Compile-time constants, and so 0 where nothing is focal, lest a kernel is compiled for what it does not use."""
+    """Return alpha and gamma as compile-time constants.
+
+    Both are 0 if nothing is focal, so that a kernel is not compiled again for values that it does not use.
+    """
     return {"ALPHA": float(alpha) if focal else 0.0, "GAMMA": float(gamma) if focal else 0.0}
 
 
@@ -111,12 +118,12 @@ def cost_options(compute: torch.dtype, targets: Targets | Tubelets, options: Cos
 
 
 def block_of_classes(classes: int, largest: int) -> int:
-    """How many logits of a query are looked at together: all, or the largest block, one after the other."""
+    """Return how many logits of a query are read at a time: all of them, or the largest block."""
     return min(max(power_of_2(classes), 4), largest)
 
 
 def power_of_2(size: int) -> int:
-    """The least that is not smaller. Triton's own takes 4 microseconds, which is a fifth of a launch."""
+    """Return the least power of two that is not smaller. Triton's own function takes 4 us, a fifth of a launch."""
     return 1 << max(size - 1, 0).bit_length()
 
 
@@ -125,8 +132,12 @@ def tile_count(size: int, block: int) -> int:
 
 
 def compiler_options(warps: int = 4, fused: bool = False) -> dict[str, Any]:
-    """The register limit is the hardware's own: some versions of ptxas spill rather than go near it.
+    """Return Triton's options.
 
-    Without fused multiply-adds, near ties fall the same way with every compiler.
+    Args:
+        warps: The warps of a program.
+        fused: Whether multiplications and additions may be fused. Without fusion, near ties are resolved in the same
+            way by every compiler.
     """
+    # The register limit is the hardware's own. Without it, some versions of ptxas spill rather than go near the limit.
     return {"num_warps": warps, "maxnreg": min(255, 65536 // (32 * warps)), "enable_fp_fusion": fused}

@@ -16,9 +16,9 @@ All of it for every layer. A program takes some queries of one problem (a sample
 writes the sums of each program and `total_kernel` adds them up in one fixed order, so that two runs give the same bits;
 `gradient_kernel` computes the softmax again, which is less to move than gradients kept from the forward pass.
 """
+# Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false, reportCallIssue=false
-# (what Triton compiles has types that a checker of Python does not know)
 
 from __future__ import annotations
 

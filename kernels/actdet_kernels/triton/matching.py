@@ -1,13 +1,13 @@
-"""Logits, boxes and targets in, the query of each target out: cost and assignment in one launch.
+"""Matches queries and targets: computes the costs and solves the assignment in one launch.
 
 matched = argmin over one-to-one matchings of  sum_j cost[matched_j, j],  cost as in `cost.py`
 
-A cost is computed when the assignment first looks at it, from logits and boxes, and kept for when it looks again. Two
-launches, with the matrix between them, serve what would not fit or not pay: many queries, and tubelets, whose pairs
-cost T times as much.
+A cost is computed from logits and boxes when the assignment first needs it, and kept for later looks. Many queries do
+not fit into one program, and a pair of tubelets takes T times as long to compare. For these there are two launches,
+with the cost matrix between them.
 """
+# Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
-# (what Triton compiles has types that a checker of Python does not know)
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from actdet_kernels.triton.classes import class_cost, softmax_normalizer
 from actdet_kernels.triton.cost import pairwise_cost
 from actdet_kernels.triton.launch import block_of_classes, compute_dtype, cost_options
 
-# Above, a cost matrix is written and read: two launches.
+# The largest block that is matched in one launch. For larger ones a cost matrix is written and read.
 FUSED_BLOCK = {torch.float32: 1024, torch.float64: 256}
 
 
 @triton.jit
 def target_costs(source, i, j, COST: tl.constexpr, DTYPE: tl.constexpr):
-    """The costs of target i for every query j: what is known of the queries stays in registers."""
+    """Return the costs of target i for every query j. What was computed from the queries stays in registers."""
     query, normalizer, weights, logits, labels, target_boxes, classes, labels_each = source
     p_labels = labels + (i * labels_each if COST[4] else i)
     label = tl.load(p_labels)
@@ -44,13 +44,15 @@ def target_costs(source, i, j, COST: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def query_costs(source, i, j, COST: tl.constexpr, DTYPE: tl.constexpr):
-    """The costs of query i for every target j: what is known of the targets stays in registers."""
+    """Return the costs of query i for every target j. What was loaded of the targets stays in registers."""
     target, label, p_labels, m_m, weights, logits, boxes, classes, labels_each = source
     row = logits + i * classes
     ROWS: tl.constexpr = i.numel
     BLOCK_C: tl.constexpr = 16 if ROWS == 1 else 4
     p_rows = tl.reshape(row + tl.zeros([1], tl.int32), [ROWS])
     normalizer = softmax_normalizer(p_rows, tl.full([ROWS], 1, tl.int1), classes, COST[0], DTYPE, ROWS, BLOCK_C)
+
+    # The start of the assignment asks for several rows at a time, as a column.
     if len(i.shape) == 2:
         normalizer = (normalizer[0][:, None], normalizer[1][:, None])
     query = load_box(boxes + i * 4, None, DTYPE)
@@ -62,7 +64,7 @@ def query_costs(source, i, j, COST: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def pair_quality(query, target, CLASS_COST: tl.constexpr):
-    """The IoU of the boxes, where the class cost asks for it, and else 0."""
+    """Return the IoU of the boxes if the class cost needs it, otherwise 0."""
     soft: tl.constexpr = CLASS_COST == "varifocal" or CLASS_COST == "quality_focal"
     return box_diou(query, target, "iou") if soft else 0.0
 
@@ -76,12 +78,13 @@ def match_kernel(
     SEVERAL: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
-    """One program matches one problem, a sample under one decoder layer; the layers share the samples' targets."""
+    """Match one problem in each program: a sample under one decoder layer. The layers share the samples' targets."""
     i_p = tl.program_id(0).to(tl.int64)
     i_b = i_p % batch
     o = tl.arange(0, BLOCK)
     count = tl.minimum(tl.maximum(tl.load(counts + i_b), 0), size).to(tl.int32)
     classes = classes.to(tl.int64)
+
     weights = (tl.full([], CLS, DTYPE), tl.full([], L1, DTYPE), tl.full([], GIOU, DTYPE))
     logits += i_p * queries * classes
     boxes += i_p * queries * 4
@@ -89,6 +92,8 @@ def match_kernel(
     target_boxes += i_b * size * 4
     matched += i_p * size
     kept += i_p * tl.minimum(queries, size) * BLOCK
+
+    # The memo of the assignment lies where its result will be written at the end.
     memo = matched.to(tl.pointer_type(DTYPE), bitcast=True)
 
     if count <= queries:
@@ -119,7 +124,7 @@ def match_kernel(
 
 
 def match(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: CostOptions) -> tuple[Tensor, Tensor]:
-    """The query of each target (..., B, M) int64, -1 for none, and the status of each problem (..., B) int32."""
+    """Return each target's query, (..., B, M) int64 with -1 for none, and each problem's status, (..., B) int32."""
     *leading, batch, queries, classes = logits.shape
     size = targets.labels.shape[1]
     problems = (*leading, batch)
@@ -129,19 +134,20 @@ def match(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: C
         cost = pairwise_cost(logits, boxes, targets, options, compute).flatten(0, -3).mT
         matched, _, _, _, status = solve_assignment(cost, targets.counts, maximize=False, duals=False)
         return matched.view(*problems, size), status.view(problems)
+
     matched = launch.empty((*problems, size), torch.int64, logits.device)
     status = launch.empty(problems, torch.int32, logits.device)
-    # The kernel looks at target 0 even where a count is 0.
+    # The kernel reads target 0 even if a count is 0, so without any target it must not run.
     if size == 0:
         return matched, status.zero_()
 
-    # A pair is a hundred instructions, for which more warps pay; more pairs or logits a thread would spill.
+    # A pair takes a hundred instructions, so more warps pay off. With more pairs or logits, a thread would spill.
     large = block > 512
     costs = 2 if large or compute == torch.float64 else 4
     logits_each = 8 if large else 16
     solver = solver_options(block, logits.device, costs, most_warps=16 if large else 8)
 
-    # What an augmentation looks at again and again, rather than computing it anew.
+    # The augmentations read the costs from here again and again, rather than computing them anew.
     kept = launch.empty((*problems, min(queries, size), block), compute, logits.device)
 
     launch.launch(

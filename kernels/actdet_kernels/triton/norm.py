@@ -13,8 +13,8 @@ Sums are made in three stages, each in a fixed order, so that two runs give the 
 rows, element by element and across its threads once at the end; one program for some channels adds up the programs, in
 float64. Squares are those of the distance from the first row, lest a large mean swallows a small variance.
 """
+# Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
-# (what Triton compiles has types that a checker of Python does not know)
 
 from __future__ import annotations
 
