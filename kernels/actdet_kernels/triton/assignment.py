@@ -1,14 +1,14 @@
-"""Exact rectangular linear assignment: shortest augmenting paths, one program for each problem.
+"""Solves rectangular linear assignments exactly: shortest augmenting paths, one program for each problem.
 
 minimize  sum_i cost[i, column_i]   over one-to-one choices of a column for every row,  rows <= columns
 
-The method is Jonker and Volgenant's (1987) in the form of Crouse (2016), as in SciPy: rows get their columns one at a
-time, each along the cheapest path of re-assignments, which Dijkstra's algorithm finds on the reduced costs
-cost[i, j] - u[i] - v[j] >= 0. Rows are the smaller side, walked one by one; all that is known of the columns (dual,
-row, distance, path) lies in one block. The dual u of an assigned row follows from its own pair, which is tight:
-u[i] = cost[i, j] - v[j], so that rounding never adds up. What was tuned, and why, is in `bench/LOG.md`.
+The method is that of Jonker and Volgenant (1987) in the form of Crouse (2016), as in SciPy. Rows get their columns one
+at a time, each along the cheapest path of re-assignments. Dijkstra's algorithm finds that path on the reduced costs
+cost[i, j] - u[i] - v[j] >= 0. Rows are the smaller side and are walked one by one. The state of all columns (dual, row,
+distance, path) lies in one block. The dual u of an assigned row follows from its own pair, which is tight:
+u[i] = cost[i, j] - v[j]. So rounding errors never add up. `bench/LOG.md` says what was tuned, and why.
 
-`solve` does not know where costs come from: it calls a device function for the costs of a row.
+`solve` does not know where costs come from. It calls a device function for the costs of a row.
 """
 # Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false, reportCallIssue=false
@@ -28,7 +28,7 @@ from actdet_kernels.triton.launch import compiler_options, power_of_2, triton_dt
 
 INFINITY = tl.constexpr(float("inf"))
 
-# Above HUGE costs are shrunk, exactly, so that their sums cannot overflow.
+# Costs above HUGE are scaled by SHRINK, which is exact, so that their sums cannot overflow.
 HUGE = tl.constexpr(2.0**90)
 SHRINK = tl.constexpr(2.0**-40)
 
@@ -38,17 +38,31 @@ def solve(
     row_costs: tl.constexpr, KIND: tl.constexpr, source, kept, memo, rows, columns,
     DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SQUARE: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
-    """(BLOCK,) for every column: its row or -1, the dual u of that row, its own dual v. And the problem's status.
+    """Solve one problem.
 
-    row_costs(source, i, j, KIND, DTYPE): the costs of rows i in columns j, which broadcast; past `columns` it may
-    return anything. rows <= columns <= BLOCK. Every row gets a column, whatever the costs hold: every loop is bounded
-    by a count, and every step finds a column, because `distance` is never NaN.
-    kept: room for `rows` times BLOCK values of DTYPE, where costs that are dear are kept once they are known; or None.
-    memo: room for `rows` values of DTYPE, where the duals of assigned rows wait to be looked up: a load that nothing
-    waits for, where to pick a value from registers would be one more reduction in every step.
-    SQUARE: where there are as many rows as columns, start with prices of the columns.
+    Every row gets a column, whatever the costs are: each loop is bounded by a count, and each step finds a column,
+    because `distance` is never NaN.
+
+    Args:
+        row_costs: The device function row_costs(source, i, j, KIND, DTYPE), which returns the costs of rows i in
+            columns j, which broadcast. Past `columns` it may return anything.
+        KIND: Passed on to `row_costs`.
+        source: Passed on to `row_costs`.
+        kept: Room for `rows` times BLOCK values of DTYPE, where costs that are slow to compute are kept; or None.
+        memo: Room for `rows` values of DTYPE, for the duals of assigned rows. Loading a dual from here delays nothing,
+            whereas picking it from registers would be one more reduction in every step.
+        rows: The number of rows, at most `columns`.
+        columns: The number of columns, at most BLOCK.
+        DTYPE: The type of the arithmetic.
+        BLOCK: The size of the block that holds the columns.
+        TILE: The number of rows that the greedy start reads at a time.
+        SQUARE: Whether to start with prices of the columns if there are as many rows as columns.
+        REDUX: See `least_and_first`.
+
+    Returns:
+        For every column (BLOCK,) its row or -1, the dual u of that row, and its own dual v. And the problem's status.
     """
-    # Without the hint two layouts would meet in every step.
+    # Without this hint, values would be converted between two layouts in every step.
     o_j = tl.max_contiguous(tl.arange(0, BLOCK), 1)
     m_j = o_j < columns
     v = tl.zeros([BLOCK], DTYPE)
@@ -73,23 +87,23 @@ def solve(
         root = tl.min(tl.where(waiting, o_j, BLOCK), axis=0)
 
     while root < rows:
-        # Dijkstra from `root` to the nearest free column. A column is open until its shortest path is known.
+        # Search from `root` to the nearest free column. A column is open until its shortest path is known.
         open = m_j
         distance = tl.full([BLOCK], INFINITY, DTYPE)
 
-        # The row before each column, and the column before that, as i * BLOCK + j; and the cost of that row in it.
+        # For each column: the row before it and the column before that row, as i * BLOCK + j; and the row's cost in it.
         path = tl.zeros([BLOCK], tl.int32)
         last = tl.zeros([BLOCK], DTYPE)
         nearest = tl.full([], 0, DTYPE)
 
-        # A tensor: a comparison of Python numbers would be a Python bool, which no mask takes.
+        # The zero is a tensor, because comparisons of Python numbers would be Python bools, which no mask takes.
         zero = root * 0
         i = root
         j = zero
         steps = zero
         while (i >= 0) & (steps < rows):
             cost = bounded(known_costs(row_costs, KIND, source, kept, i, o_j, DTYPE, BLOCK), scale, substitute)
-            # Any finite value does for the root.
+            # The dual of the root is not known yet. Any finite value does.
             u = tl.where(steps > 0, tl.load(memo + i), 0)
             through = nearest + (cost - v - u)
             closer = open & (through < distance)
@@ -97,7 +111,7 @@ def solve(
             path = tl.where(closer, i * BLOCK + j, path)
             last = tl.where(closer, cost, last)
 
-            # Of equally near columns a free one comes first, which ends the search.
+            # Among equally near columns a free one comes first, because it ends the search.
             nearest, first = least_and_first(tl.where(open, distance, INFINITY), (row_of + 1) * BLOCK + o_j, REDUX)
             i = first // BLOCK - 1
             j = first % BLOCK
@@ -129,7 +143,7 @@ def solve(
 def known_costs(
     row_costs: tl.constexpr, KIND: tl.constexpr, source, kept, i, j, DTYPE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The costs of rows that the greedy start has looked at, in the columns j."""
+    """Return the costs, in the columns j, of rows that the greedy start has looked at."""
     if kept is None:  # noqa: SIM108 - known when it is compiled
         cost = row_costs(source, i, j, KIND, DTYPE)
     else:
@@ -142,10 +156,11 @@ def starting_prices(
     row_costs: tl.constexpr, KIND: tl.constexpr, source, rows, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
-    """(BLOCK,) duals of the columns to start with, for as many rows as columns: they may be anything, as all are taken.
+    """Return duals (BLOCK,) of the columns to start with, if there are as many rows as columns.
 
-    What the rows' minima leave of each column's; or each column's minimum: whichever gives the larger bound on the
-    total cost. 0 where costs are not finite or huge.
+    Any duals are allowed, because all columns are taken. One choice is each column's minimum. The other is the minimum
+    of what is left of each column after the rows' minima are subtracted. The function takes the choice that gives the
+    larger bound on the total cost. The duals are 0 if some cost is huge or not finite.
     """
     o_j = tl.arange(0, BLOCK)[None, :]
     left = tl.full([1, BLOCK], INFINITY, DTYPE)
@@ -178,10 +193,11 @@ def greedy_start(
     row_costs: tl.constexpr, KIND: tl.constexpr, source, kept, v, rows, columns,
     DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
-    """A look at every cost, TILE rows at a time: each row takes its cheapest column under the prices v, if it is free.
+    """Give each row its cheapest column under the prices v if that is free. Rows are read TILE at a time.
 
-    (BLOCK,) the row of each column or -1, and its cost; the least and the largest finite cost; 1 where an entry is not
-    finite.
+    Returns:
+        The row of each column or -1, and its cost in it, (BLOCK,) each. The least and the largest finite cost. And 1 if
+        some entry is not finite, otherwise 0.
     """
     o_j = tl.arange(0, BLOCK)[None, :]
     m_j = o_j < columns
@@ -203,7 +219,7 @@ def greedy_start(
         free_first = tl.where(row_of < 0, o_j, BLOCK + o_j)
         price, j = least_and_first(tl.where(finite, cost - v[None, :], INFINITY), free_first, REDUX)
 
-        # BLOCK or more: another row has it.
+        # A column of BLOCK or more means that another row has it already.
         j = tl.where(price < INFINITY, j, BLOCK)[:, None]
         row = tl.min(tl.where(o_j == j, o_i, BLOCK), axis=0)[None, :]
         own = tl.where(row < BLOCK, tl.sum(tl.where(o_i == row, cost, 0), axis=0)[None, :], own)
@@ -220,11 +236,12 @@ def greedy_start(
 
 @triton.jit
 def least_and_first(x, tie, REDUX: tl.constexpr):
-    """Along the last axis: the least x, and of those that have it the least `tie`, which is not negative.
+    """Return the least x along the last axis, and the least `tie` among the elements that have it.
 
-    In float32 by order-preserving integers, to which -0 is less than 0 and a positive NaN more than infinity.
-    REDUX: by two reductions of 32 bits, each of which is one instruction of a warp from compute capability 8.0 on, and
-    not by one of both packed into 64 bits, which is made of shuffles. The results are the same.
+    `tie` must not be negative. float32 is compared by integers of the same order, in which -0 is less than 0 and a
+    positive NaN more than infinity. With REDUX there are two reductions of 32 bits, each of which is a single
+    instruction of a warp from compute capability 8.0 on. Without it, both values are packed into 64 bits and reduced
+    once, by shuffles. The results are the same.
     """
     axis: tl.constexpr = len(x.shape) - 1
     if x.dtype == tl.float32:
@@ -245,13 +262,14 @@ def least_and_first(x, tie, REDUX: tl.constexpr):
 
 @triton.jit
 def ordered(x):
-    """float32 to int32 of the same order; the same again, on the bits, goes back."""
+    """Map float32 to int32 of the same order. Applied to the bits of the result, it gives the first bits back."""
     bits = x.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def smallest_of_rows(x):
+    """Return the minimum of each row."""
     if x.dtype == tl.float32:
         least = ordered(tl.min(ordered(x), axis=1)).to(tl.float32, bitcast=True)
     else:
@@ -261,11 +279,12 @@ def smallest_of_rows(x):
 
 @triton.jit
 def finite_substitute(low, high, rows):
-    """The scale at which sums of costs do not overflow, and at that scale the cost to use for one that is not finite.
+    """Return a scale at which sums of costs do not overflow, and at that scale the substitute for non-finite costs.
 
-    With finite costs in [low, high], `rows` pairs of which b are substitutes s cost at most b s + (rows - b) high, and
-    with b + 1 at least (b + 1) s + (rows - b - 1) low: s > high + (rows - 1) (high - low) makes fewer always cheaper.
-    No larger than that and a margin, so that in float32 it swallows as little as possible of the others.
+    Let finite costs be in [low, high]. Then `rows` pairs of which b cost the substitute s cost at most
+    b s + (rows - b) high, and with b + 1 such pairs at least (b + 1) s + (rows - b - 1) low. So fewer of them are
+    always cheaper if s > high + (rows - 1) (high - low). The substitute exceeds that only by a margin, so that in
+    float32 it swallows as little as possible of the other costs.
     """
     some = low <= high
     low = tl.where(some, low, 0.0)
@@ -279,6 +298,7 @@ def finite_substitute(low, high, rows):
 
 @triton.jit
 def bounded(cost, scale, substitute):
+    """Scale the costs, with the substitute in place of those that are not finite."""
     return tl.where(not_finite(cost), substitute, cost * scale)
 
 
@@ -289,9 +309,10 @@ def not_finite(cost):
 
 @triton.jit
 def matrix_costs(source, i, j, SIGN: tl.constexpr, DTYPE: tl.constexpr):
-    """Loaded as a vector, whose columns lie along the threads.
+    """Load the costs of a matrix for `solve`.
 
-    Up to Triton 3.6 a tile's threads would lie across its rows, and several would keep the same column.
+    They are loaded as a vector, so that the columns lie along the threads. If a tile was loaded, Triton up to 3.6 would
+    lay the threads across its rows, and several threads would keep the same column.
     """
     pointer, stride_i, stride_j, columns = source
     places = pointer + i * stride_i + j * stride_j
@@ -306,21 +327,21 @@ def assign_kernel(
     samples, rows, columns, s_p, s_n, s_m,
     SIGN: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, REDUX: tl.constexpr,
 ):  # fmt: skip
-    """One program solves one problem: cost (rows, columns), of which as many columns count as its count says."""
+    """Solve one problem in each program: cost (rows, columns), of which the first `count` columns are used."""
     i_p = tl.program_id(0).to(tl.int64)
     o = tl.arange(0, BLOCK)
     count = columns
     if counts is not None:
         count = tl.minimum(tl.maximum(tl.load(counts + i_p % samples), 0), columns).to(tl.int32)
 
-    # Whether the columns are the smaller side, which the solver walks.
+    # If there are few columns, they are the smaller side, which the solver walks.
     few = count <= rows
     smaller = tl.minimum(count, rows)
     larger = tl.maximum(count, rows)
     stride_i = tl.where(few, s_m, s_n).to(tl.int64)
     stride_j = tl.where(few, s_n, s_m).to(tl.int64)
 
-    # Without a row there is no column to look at.
+    # Without a row there is nothing to read.
     readable = tl.where(smaller > 0, larger, 0)
     source = (cost + i_p * s_p, stride_i, stride_j, readable)
 
@@ -335,7 +356,7 @@ def assign_kernel(
         matrix_costs, SIGN, source, None, memo, smaller, larger, DTYPE, BLOCK, TILE, SQUARE=True, REDUX=REDUX
     )
 
-    # partner, u and v lie along the larger side; the smaller side's answers are written through them.
+    # partner, u and v lie along the larger side. The results of the smaller side are scattered through them.
     m_pair = partner >= 0
     m_larger = o < size_larger
     m_padding = (o >= smaller) & (o < size_smaller)
@@ -352,9 +373,14 @@ def assign_kernel(
 
 
 def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
-    """The fields of `actdet_kernels.Assignment` of `cost (B, N, M)`; the duals are empty where they are not asked for.
+    """Return the fields of `actdet_kernels.Assignment`. The duals are empty if they are not asked for.
 
-    counts: (B,), or fewer, of which each problem takes its own modulo their number: layers share the samples' counts.
+    Args:
+        cost: (B, N, M).
+        counts: The number of columns used in each problem. There may be fewer counts than problems, because layers
+            share those of the samples: problem p takes count p modulo their number. None uses all columns.
+        maximize: Whether the total cost is to be largest.
+        duals: Whether duals are asked for.
     """
     batch, rows, columns = cost.shape
     dtype = dual_dtype(cost.dtype)
@@ -396,9 +422,11 @@ def block_size(rows: int, columns: int) -> int:
 
 
 def solver_options(block: int, device: torch.device, costs: int, most_warps: int) -> dict[str, Any]:
-    """A column a thread as far as `most_warps` go, and as many rows at a time as make `costs` a thread, at most 8.
+    """Return the options of a kernel that calls `solve`.
 
-    What a thread holds decides how many problems a multiprocessor solves at a time.
+    Each thread gets one column, or more if `most_warps` are too few. So many rows are read at a time that each thread
+    holds `costs` costs, but at most 8 rows. The registers of a thread decide how many problems a multiprocessor solves
+    at a time.
     """
     warps = min(block // 32, most_warps)
     each = block // (32 * warps)

@@ -1,4 +1,4 @@
-"""The set criterion over matched and unmatched queries: losses in two launches, gradients in one.
+"""Computes the losses of matched and unmatched queries in two launches, and their gradients in one.
 
 cls, "cross_entropy":  sum_n w_n (-log softmax(logits_n)[label_n]) / sum_n w_n
 cls, "focal":          sum_nc w_c alpha_t (1 - p_t)^gamma (-log p_t) / targets
@@ -7,14 +7,14 @@ cls, "quality_focal":  sum_nc w_c |q_nc - p_nc|^gamma BCE(p_nc, q_nc) / targets
 l1                     sum over matched n of |b_n - target|_1 / targets
 giou                   sum over matched n of (1 - GIoU(b_n, target)) / targets,  or of DIoU or CIoU
 
-Here w_n is the class weight of label_n, or, without class weights, no_object_weight for no_object and 1 for the others;
-w_c is the class weight of class c, or 1; p_nc = sigmoid(logits_nc), and p_t is that for a label, 1 - p_nc for every
-other class, as alpha_t is alpha and 1 - alpha; q_nc is the IoU of the matched boxes for a label, else 0. Targets with
-several labels have none of the cross entropy. L1, GIoU and IoU of tubelets are means over the visible frames.
+Here w_n is the class weight of label_n. Without class weights it is no_object_weight for no_object and 1 otherwise.
+w_c is the class weight of class c, or 1. p_nc = sigmoid(logits_nc). p_t is p_nc for a label and 1 - p_nc for every
+other class; in the same way alpha_t is alpha or 1 - alpha. q_nc is the IoU of the matched boxes for a label, otherwise
+0. Targets with several labels have no cross entropy. L1, GIoU and IoU of tubelets are means over the visible frames.
 
-All of it for every layer. A program takes some queries of one problem (a sample under one layer). `set_loss_kernel`
-writes the sums of each program and `total_kernel` adds them up in one fixed order, so that two runs give the same bits;
-`gradient_kernel` computes the softmax again, which is less to move than gradients kept from the forward pass.
+Every layer has its own losses. A program takes some queries of one problem, a sample under one layer. `set_loss_kernel`
+writes the sums of each program, and `total_kernel` adds them up in a fixed order, so that two runs give the same bits.
+`gradient_kernel` computes the softmax again, which moves less memory than keeping gradients from the forward pass.
 """
 # Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
@@ -55,14 +55,14 @@ from actdet_kernels.triton.launch import (
     weight_options,
 )
 
-# Queries of one program, and targets among which it looks for theirs at a time.
+# The number of queries of one program, and of targets that it searches for theirs at a time.
 BLOCK_N = 16
 BLOCK_M = 32
 
-# Logits of a query that are in registers at a time.
+# The most logits of a query that are in registers at a time.
 LARGEST_BLOCK_C = 32
 
-# Layers and programs whose sums are added up at a time, and warps that do it.
+# The number of layers and of programs whose sums are added up at a time, and of the warps that do it.
 BLOCK_L = 8
 BLOCK_I = 128
 TOTAL_WARPS = 8
@@ -70,7 +70,7 @@ TOTAL_WARPS = 8
 
 @triton.jit
 def find_targets(matched, o_n, count, BLOCK_M: tl.constexpr):
-    """(BLOCK_N,) the target of each query, -1 for none: the inverse of `matched`, the last of several."""
+    """Return the target of each query (BLOCK_N,), -1 for none. If several targets have a query, the last one counts."""
     target = o_n * 0 - 1
     for first in range(0, count, BLOCK_M):
         o_m = first + tl.arange(0, BLOCK_M)
@@ -82,7 +82,10 @@ def find_targets(matched, o_n, count, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def find_labels(labels, target, classes, labels_each, NO_OBJECT: tl.constexpr, SEVERAL: tl.constexpr):
-    """(BLOCK_N,) the label of each query: its target's first, else no_object, the last logit, or -1 without any."""
+    """Return the label of each query (BLOCK_N,): the first of its target.
+
+    A query without a target gets no_object, which is the last logit, or -1 if there is no such class.
+    """
     label = tl.load(labels + (target * labels_each if SEVERAL else target), mask=target >= 0, other=-1)
     if NO_OBJECT:
         label = tl.where(target >= 0, label, classes - 1)
@@ -91,7 +94,10 @@ def find_labels(labels, target, classes, labels_each, NO_OBJECT: tl.constexpr, S
 
 @triton.jit
 def weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT: tl.constexpr, DTYPE: tl.constexpr):
-    """(BLOCK_N,) what each query counts for in the cross entropy. class_weights: None for no_object's alone."""
+    """Return the weight of each query (BLOCK_N,) in the cross entropy.
+
+    If class_weights is None, only no_object has a weight other than 1.
+    """
     if class_weights is None:
         weight = tl.where(label == classes - 1, tl.full([], NO_OBJECT_WEIGHT, DTYPE), 1.0)
     else:
@@ -104,7 +110,10 @@ def weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT: tl.constex
 def matched_terms(
     boxes, target_boxes, visible, first, target, row, frames, BOX_TERM: tl.constexpr, DTYPE: tl.constexpr
 ):
-    """(BLOCK_N,) the L1 and the box term of each query with its target, 0 without. first: the sample's first target."""
+    """Return the L1 and the box term of each query (BLOCK_N,) with its target; 0 for a query without one.
+
+    `first` is the row of the sample's first target.
+    """
     m_pair = target >= 0
     goal = tl.where(m_pair, first + target, 0)
     p_visible = None if visible is None else visible + goal * frames
@@ -115,7 +124,7 @@ def matched_terms(
 
 @triton.jit
 def locate(matched, labels, counts, batch, queries, size, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
-    """What a program works on: problem, sample, queries and which of them there are, their targets."""
+    """Return what a program works on: the problem, the sample, the queries, which of them exist, and their targets."""
     tiles = tl.cdiv(queries, BLOCK_N)
     i_p = (tl.program_id(0) // tiles).to(tl.int64)
     i_b = i_p % batch
@@ -134,7 +143,7 @@ def set_loss_kernel(
     BOX_TERM: tl.constexpr, SOFT: tl.constexpr, SEVERAL: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """sums (4, programs): weighted class losses, their weights, L1 and GIoU terms of BLOCK_N queries."""
+    """Write sums (4, programs) over BLOCK_N queries: weighted class losses, their weights, L1 and GIoU terms."""
     _, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
     labels += i_b * size * labels_each if SEVERAL else i_b * size
     label = find_labels(labels, target, classes, labels_each, CROSS_ENTROPY, SEVERAL)
@@ -149,7 +158,7 @@ def set_loss_kernel(
         cls = tl.where(m_n, weight * loss, 0.0)
         weight = tl.where(m_n, weight, 0.0)
     else:
-        # Element by element, and across the threads once at the end.
+        # Add up element by element, and reduce across the threads once at the end.
         summed = tl.zeros([BLOCK_N, BLOCK_C], DTYPE)
         weight = tl.zeros([BLOCK_N], DTYPE)
         if SOFT != "none":
@@ -170,6 +179,7 @@ def set_loss_kernel(
         cls = tl.where(has_wrong_label(labels, target, label, classes, labels_each, SEVERAL), float("nan"), cls)
 
     l1, giou = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, BOX_TERM, DTYPE)
+
     p_sums = sums + tl.program_id(0)
     programs = tl.num_programs(0).to(tl.int64)
     tl.store(p_sums, tl.sum(cls, axis=0))
@@ -185,7 +195,7 @@ def total_kernel(
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CROSS_ENTROPY: tl.constexpr, PER_LAYER: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """One program: the losses, of each layer or of all together, and what they were divided by, (2, layers)."""
+    """Write the losses, of each layer or of all together, and their divisors (2, layers), in a single program."""
     o_i = tl.arange(0, BLOCK_I)
     targets = tl.zeros([BLOCK_I], tl.int64)
     for first in range(0, batch, BLOCK_I):
@@ -214,6 +224,7 @@ def total_kernel(
         all_cls += b_cls
         all_l1 += b_l1
         all_giou += b_giou
+
     if not PER_LAYER:
         e_cls = tl.sum(all_cls, axis=0)
         e_l1 = tl.sum(all_l1, axis=0)
@@ -226,7 +237,7 @@ def total_kernel(
 
 @triton.jit
 def sums_of_layers(sums, o_l, m_l, layers, each, DTYPE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_I: tl.constexpr):
-    """(BLOCK_L,) each: the four sums of the `each` programs of a layer, whose loads are all on their way together."""
+    """Add up the four sums of the `each` programs of a layer, (BLOCK_L,) each. Their loads overlap in time."""
     p_sums = sums + o_l[:, None] * each
     term = layers * each
     cls = tl.zeros([BLOCK_L, BLOCK_I], DTYPE)
@@ -258,7 +269,7 @@ def gradient_kernel(
     BOX_TERM: tl.constexpr, SOFT: tl.constexpr, SEVERAL: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """d_logits and d_boxes of BLOCK_N queries, from the gradients of the four losses, None for those not used."""
+    """Write d_logits and d_boxes of BLOCK_N queries, given the gradients of the four losses, or None if not used."""
     i_p, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
     m_pair = target >= 0
     labels += i_b * size * labels_each if SEVERAL else i_b * size
@@ -269,7 +280,8 @@ def gradient_kernel(
     by_giou = cotangent(d_total, d_giou, i_l, GIOU, PER_LAYER, DTYPE) / tl.load(divisors + layers + i_l)
 
     p_logits = logits + tl.where(m_n, row, 0) * classes
-    # As the loss: a step with a label that there is not must not pass for a right one.
+
+    # A label for which there is no logit makes the gradient NaN, as it does the loss, so that the error shows.
     wrong = has_wrong_label(labels, target, label, classes, labels_each, SEVERAL)
     by_query = tl.where(wrong, float("nan"), by_cls)
     if CROSS_ENTROPY:
@@ -278,6 +290,7 @@ def gradient_kernel(
     if SOFT != "none":
         iou_term = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, "iou", DTYPE)[1]
         quality = 1 - iou_term
+
     for first in range(0, classes, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)[None, :]
         x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
@@ -301,6 +314,7 @@ def gradient_kernel(
             seen += tl.load(visible + goal * frames + frame, mask=m_pair, other=0).to(DTYPE)
     by_l1 = by_l1 / tl.maximum(seen, 1.0)
     by_giou = by_giou / tl.maximum(seen, 1.0)
+
     for frame in range(frames):
         m = m_pair if visible is None else tl.load(visible + goal * frames + frame, mask=m_pair, other=0) != 0
         p_box = (row * frames + frame) * 4
@@ -314,7 +328,7 @@ def gradient_kernel(
 
 @triton.jit
 def cotangent(d_total, d_term, i_l, WEIGHT: tl.constexpr, PER_LAYER: tl.constexpr, DTYPE: tl.constexpr):
-    """The gradient that reaches one term of layer i_l, through the total and by itself."""
+    """Return the gradient that reaches one term of layer i_l, directly and through the total."""
     i_l = i_l if PER_LAYER else i_l * 0
     value = tl.full([], 0, DTYPE)
     if d_total is not None:
@@ -332,14 +346,16 @@ def set_loss(
     class_weights: Tensor | None,
     options: LossOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """total, cls, l1, giou, (...) where `per_layer` and 0-d otherwise; and the divisors, which the gradient needs."""
+    """Return total, cls, l1, giou, 0-d or, with `per_layer`, (...); and the divisors, which the gradient needs."""
     *leading, batch, queries, classes = logits.shape
-    tiles, layers = tile_count(queries, BLOCK_N), torch.Size(leading).numel()
+    tiles = tile_count(queries, BLOCK_N)
+    layers = torch.Size(leading).numel()
     compute = compute_dtype(logits, boxes)
     shape = tuple(leading) if options.per_layer else ()
     sums = launch.empty((4, layers * batch * tiles), compute, logits.device)
     total, cls, l1, giou = (launch.empty(shape, compute, logits.device) for _ in range(4))
     divisors = launch.empty((2, layers), compute, logits.device)
+
     launch.launch(
         set_loss_kernel,
         sums.shape[1],
@@ -367,7 +383,7 @@ def set_loss(
         PER_LAYER=options.per_layer,
         CROSS_ENTROPY=options.class_loss == "cross_entropy",
         DTYPE=triton_dtype(compute),
-        # Eight layers in registers where there is one are four times as long to add up.
+        # A block of eight layers takes four times as long to add up as a block of one, if there is only one.
         BLOCK_L=1 if layers == 1 else BLOCK_L,
         BLOCK_I=BLOCK_I,
         **compiler_options(TOTAL_WARPS),
@@ -386,13 +402,14 @@ def set_loss_gradient(
     cotangents: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     options: LossOptions,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of logits and boxes, from those of total, cls, l1 and giou."""
+    """Return the gradients of logits and boxes, given those of total, cls, l1 and giou."""
     *leading, batch, queries, classes = logits.shape
     layers = torch.Size(leading).numel()
     compute = compute_dtype(logits, boxes)
     d_logits = launch.empty(tuple(logits.shape), logits.dtype, logits.device)
     d_boxes = launch.empty(tuple(boxes.shape), boxes.dtype, boxes.device)
     d_total, d_cls, d_l1, d_giou = (None if value is None else value.contiguous() for value in cotangents)
+
     launch.launch(
         gradient_kernel,
         layers * batch * tile_count(queries, BLOCK_N),
@@ -418,6 +435,7 @@ def set_loss_gradient(
 def loss_options(
     compute: torch.dtype, targets: Targets | Tubelets, options: LossOptions, classes: int
 ) -> dict[str, Any]:
+    """Return the compile-time constants that the loss and its gradient share."""
     class_loss = options.class_loss
     return {
         "NO_OBJECT_WEIGHT": float(options.no_object_weight),

@@ -1,17 +1,18 @@
-"""Batch normalization of channels-last features with the ReLU after it, forward and backward, in training.
+"""Normalizes channels-last features over the batch, with the ReLU after it, forward and backward, in training.
 
 mean_c = sum_r x_rc / R,   var_c = sum_r (x_rc - mean_c)^2 / R,   n_rc = (x_rc - mean_c) / sqrt(var_c + eps)
 y_rc = relu(w_c n_rc + b_c)                                      the ReLU only where it is asked for
 g_rc = dy_rc where w_c n_rc + b_c is above 0, else 0;            db_c = sum_r g_rc,   dw_c = sum_r g_rc n_rc
 dx_rc = w_c / sqrt(var_c + eps) (g_rc - db_c / R - n_rc dw_c / R)
 
-Features are R rows (samples, frames and pixels) of channels that lie side by side. What counts is how often they are
-read and written: three times forward, five times backward, where PyTorch's BatchNorm and ReLU take five and eight. The
-sign of y says where the ReLU let through, and is computed again rather than read.
+Features are R rows (samples, frames and pixels) of channels that lie side by side. The time is that of reading and
+writing them: three times forward and five times backward; PyTorch's BatchNorm and ReLU take five and eight. The sign of
+y, which tells where the ReLU passed a value, is computed again rather than read.
 
-Sums are made in three stages, each in a fixed order, so that two runs give the same bits: every program adds up some
-rows, element by element and across its threads once at the end; one program for some channels adds up the programs, in
-float64. Squares are those of the distance from the first row, lest a large mean swallows a small variance.
+Sums are made in stages with a fixed order, so that two runs give the same bits. Every program adds up some rows element
+by element, and across its threads once at the end. Then one program for some channels adds up the results of these
+programs, in float64. Squares are taken of the distance from the first row, so that a large mean does not swallow a
+small variance.
 """
 # Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
@@ -28,21 +29,23 @@ from torch import Tensor
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.launch import compiler_options, tile_count, triton_dtype
 
-# Rows and channels that a program has in registers at a time; and rows that it normalizes.
+# The number of rows and of channels that a program has in registers at a time, and of rows that it normalizes.
 BLOCK_R = 64
 BLOCK_C = 64
 ROWS_EACH = 256
 
-# Programs that add up, some more than a large GPU runs at a time; and how many of their sums are added up at a time.
+# The number of programs that add up rows, slightly more than a large GPU runs at a time, and how many of their sums are
+# added up at a time.
 PROGRAMS = 1024
 BLOCK_P = 32
 
 
 @triton.jit
 def locate(channels, ALIGNMENT: tl.constexpr, BLOCK_C: tl.constexpr):
-    """What a program works on: which share of the rows, which channels, and whether there are such channels.
+    """Return what a program works on: its share of the rows, its channels, and which of these exist.
 
-    And the number of channels, of which the compiler then knows that it is a multiple: rows are read by 16 bytes.
+    The number of channels is returned, too, in a form that tells the compiler that it is a multiple of ALIGNMENT. Rows
+    can then be read 16 bytes at a time.
     """
     channels = channels // ALIGNMENT * ALIGNMENT
     blocks = tl.cdiv(channels, BLOCK_C)
@@ -52,19 +55,19 @@ def locate(channels, ALIGNMENT: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def load_tile(features, o_r, o_c, channels, m, DTYPE: tl.constexpr):
-    """(rows, channels) of the features, 0 where there are none."""
+    """Load a tile (rows, channels) of the features, with 0 outside of the mask."""
     return tl.load(features + (o_r.to(tl.int64) * channels)[:, None] + o_c[None, :], mask=m, other=0).to(DTYPE)
 
 
 @triton.jit
 def load_channels(values, o_c, m_c, DTYPE: tl.constexpr):
-    """(1, channels), to be broadcast over rows."""
+    """Load a value for each channel as (1, channels), which broadcasts over rows."""
     return tl.load(values + o_c, mask=m_c, other=0).to(DTYPE)[None, :]
 
 
 @triton.jit
 def load_affine(weight, bias, statistics, o_c, m_c, channels, DTYPE: tl.constexpr):
-    """What `normalized` asks for: weight, bias, mean and 1 / sqrt(var + eps) of each channel."""
+    """Load what `normalized` needs: weight, bias, mean and 1 / sqrt(var + eps) of each channel."""
     return (
         load_channels(weight, o_c, m_c, DTYPE),
         load_channels(bias, o_c, m_c, DTYPE),
@@ -75,7 +78,7 @@ def load_affine(weight, bias, statistics, o_c, m_c, channels, DTYPE: tl.constexp
 
 @triton.jit
 def normalized(x, affine):
-    """n and w n + b."""
+    """Return n and w n + b."""
     weight, bias, mean, scale = affine
     n = (x - mean) * scale
     return n, weight * n + bias
@@ -83,7 +86,7 @@ def normalized(x, affine):
 
 @triton.jit
 def rectified_gradient(d_y, y, RELU: tl.constexpr):
-    """What passes through the ReLU. NaN does, as in PyTorch."""
+    """Return the gradient that passes through the ReLU. It passes if y is NaN, as in PyTorch."""
     return tl.where(y <= 0, 0.0, d_y) if RELU else d_y
 
 
@@ -93,7 +96,7 @@ def feature_sums_kernel(
     rows, channels, rows_each,
     DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """sums (2, shares, channels): of the distance from the first row, and of its square."""
+    """Write sums (2, shares, channels) of the distance from the first row, and of its square."""
     i_p, o_c, m_c, channels = locate(channels, ALIGNMENT, BLOCK_C)
     origin = load_channels(x, o_c, m_c, DTYPE)
 
@@ -113,7 +116,7 @@ def feature_sums_kernel(
 
 @triton.jit
 def sum_of_shares(sums, shares, channels, o_c, m_c, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """(BLOCK_C,) float64: the sums of all programs, (shares, channels), added up."""
+    """Add up the sums of all programs, (shares, channels), to (BLOCK_C,) float64."""
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
     for first in range(0, shares, BLOCK_P):
         o_p = first + tl.arange(0, BLOCK_P)
@@ -128,14 +131,14 @@ def statistics_kernel(
     rows, channels, shares,
     EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """statistics (3, channels): mean, 1 / sqrt(var + eps), and the variance with R - 1 in the place of R."""
+    """Write statistics (3, channels): mean, 1 / sqrt(var + eps), and the variance with R - 1 in place of R."""
     o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < channels
     count = rows.to(tl.float64)
     shift = sum_of_shares(sums, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C) / count
     squares = sum_of_shares(sums + shares * channels, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C)
 
-    # Where all rows are the same, rounding may leave less than 0. NaN stays what it is.
+    # If all rows are the same, rounding may leave a variance below 0. NaN stays NaN.
     variance = squares / count - shift * shift
     variance = tl.where(variance < 0, 0.0, variance)
     scale = 1.0 / tl.sqrt(variance + tl.full([], EPS, tl.float64))
@@ -169,7 +172,7 @@ def gradient_sums_kernel(
     rows, channels, rows_each,
     RELU: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """sums (2, shares, channels): of g, and of g n."""
+    """Write sums (2, shares, channels) of g, and of g n."""
     i_p, o_c, m_c, channels = locate(channels, ALIGNMENT, BLOCK_C)
     affine = load_affine(weight, bias, statistics, o_c, m_c, channels, DTYPE)
 
@@ -182,7 +185,7 @@ def gradient_sums_kernel(
         n, value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), affine)
         g = rectified_gradient(load_tile(d_y, o_r, o_c, channels, m, DTYPE), value, RELU)
         total += g
-        # What was not loaded is 0, and its n is not: g is.
+        # Outside of the mask x was loaded as 0, so n is not 0 there. But g is 0.
         products += g * n
     p_sums = sums + i_p * channels + o_c
     tl.store(p_sums, tl.sum(total, axis=0), mask=m_c)
@@ -224,7 +227,7 @@ def feature_gradient_kernel(
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float) -> tuple[Tensor, Tensor]:
-    """y like x (B, C, ...), channels-last; and what its gradient needs, (3, C), as `statistics_kernel` says."""
+    """Return y like x (B, C, ...), channels-last, and the statistics (3, C) that `statistics_kernel` writes."""
     compute = torch.promote_types(x.dtype, torch.float32)
     tiles = tile_arguments(x, compute)
     rows = tiles["rows"]
@@ -234,6 +237,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float) 
     statistics = launch.empty((3, channels), compute, x.device)
     y = launch.empty_like(x)
     blocks = tile_count(channels, BLOCK_C)
+
     launch.launch(feature_sums_kernel, shares * blocks, x=x, sums=sums, rows_each=rows_each, **tiles)
     launch.launch(
         statistics_kernel,
@@ -265,7 +269,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float) 
 def batch_norm_gradient(
     d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias, from that of y, which lies in memory as x does."""
+    """Return the gradients of x, weight and bias, given that of y, which has x's memory layout."""
     compute = statistics.dtype
     tiles = tile_arguments(x, compute)
     channels = tiles["channels"]
@@ -275,6 +279,7 @@ def batch_norm_gradient(
     d_x = launch.empty_like(x)
     blocks = tile_count(channels, BLOCK_C)
     given = {"d_y": d_y, "x": x, "weight": weight, "bias": bias, "statistics": statistics, "RELU": relu, **tiles}
+
     launch.launch(gradient_sums_kernel, shares * blocks, sums=sums, rows_each=rows_each, **given)
     launch.launch(
         weight_gradient_kernel,
@@ -299,21 +304,21 @@ def batch_norm_gradient(
 
 
 def shares_of(rows: int, channels: int) -> tuple[int, int]:
-    """How many programs add up the rows of one block of channels, and how many rows each."""
+    """Return how many programs add up the rows of one block of channels, and how many rows each of them takes."""
     programs = min(tile_count(rows, BLOCK_R), max(PROGRAMS // tile_count(channels, BLOCK_C), 1))
     rows_each = tile_count(tile_count(rows, programs), BLOCK_R) * BLOCK_R
     return tile_count(rows, rows_each), rows_each
 
 
 def tile_arguments(x: Tensor, compute: torch.dtype) -> dict[str, Any]:
-    """What every kernel that reads features is told of them, and how many it has in registers."""
+    """Return the arguments of every kernel that reads features: their sizes and those of its blocks."""
     channels = x.shape[1]
     return {
         "rows": x.numel() // channels,
         "channels": channels,
         "DTYPE": triton_dtype(compute),
         "ALIGNMENT": min(channels & -channels, 8),
-        # As many would nearly spill.
+        # In float64, a whole block would nearly spill.
         "BLOCK_R": BLOCK_R // 2 if compute == torch.float64 else BLOCK_R,
         "BLOCK_C": BLOCK_C,
         **compiler_options(),
@@ -321,4 +326,5 @@ def tile_arguments(x: Tensor, compute: torch.dtype) -> dict[str, Any]:
 
 
 def sum_options() -> dict[str, Any]:
+    """Return the options of the kernels that add up the sums of all programs."""
     return {"BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C, **compiler_options()}
