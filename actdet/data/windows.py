@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -43,11 +44,11 @@ def cut_windows(index: ClipIndex, seconds: float) -> ClipIndex:
     for clip in index.clips:
         clips += [clip] if clip.table is None else _windows(clip, clip.table, seconds)
 
-    names = [clip.name for clip in clips]
-    if len(set(names)) < len(names):
-        double = next(name for number, name in enumerate(names) if name in names[:number])
-        raise ActdetError(f"windows of {seconds:g} seconds are too short: there would be two called {double}")
-    return replace(index, clips=tuple(sorted(clips, key=lambda clip: clip.name)))
+    clips.sort(key=lambda clip: clip.name)
+    for clip, following in pairwise(clips):
+        if clip.name == following.name:
+            raise ActdetError(f"windows of {seconds:g} seconds are too short: there would be two called {clip.name}")
+    return replace(index, clips=tuple(clips))
 
 
 def _windows(clip: Clip, table: Sequence[Tube], seconds: float) -> Iterator[Clip]:
@@ -62,12 +63,28 @@ def _windows(clip: Clip, table: Sequence[Tube], seconds: float) -> Iterator[Clip
     length = clip.seconds / count
     window_of_frame = np.minimum((times / length).astype(np.int64), count - 1)
     numbers, firsts = np.unique(window_of_frame, return_index=True)
-    stops = [*firsts[1:].tolist(), len(times)]
-    for number, first, stop in zip(numbers.tolist(), firsts.tolist(), stops, strict=True):
-        tubes = tuple(part for tube in table if (part := _part(tube, first, stop)) is not None)
+    stops = np.append(firsts[1:], len(times))
+
+    # A video may have thousands of tubes and windows, so each tube is compared only with those that it reaches.
+    parts: list[list[Tube]] = [[] for _ in numbers]
+    for tube in table:
+        first_window = int(np.searchsorted(firsts, tube.frames[0], side="right")) - 1
+        last_window = int(np.searchsorted(firsts, tube.frames[-1], side="right")) - 1
+        for window in range(first_window, last_window + 1):
+            part = _part(tube, int(firsts[window]), int(stops[window]))
+            if part is not None:
+                parts[window].append(part)
+
+    for number, first, stop, tubes in zip(numbers.tolist(), firsts.tolist(), stops.tolist(), parts, strict=True):
         annotations = clip_annotations(tubes, clip.video.width, clip.video.height)
-        name = f"{clip.name}@{number * length:.2f}"
-        yield replace(clip, name=name, annotations=annotations, table=tubes, span=(first, stop), cut_from=clip.name)
+        yield replace(
+            clip,
+            name=f"{clip.name}@{number * length:.2f}",
+            annotations=annotations,
+            table=tuple(tubes),
+            span=(first, stop),
+            cut_from=clip.name,
+        )
 
 
 def _part(tube: Tube, first: int, stop: int) -> Tube | None:
