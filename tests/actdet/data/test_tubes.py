@@ -365,8 +365,9 @@ def test_a_clip_has_the_box_around_each_of_its_tubes() -> None:
 
 def test_a_line_of_a_clip_is_a_tube_that_does_not_move() -> None:
     line = Annotation(1, (10, 20.25, 30.5, 40))
-    tube = tube_of_clip_line(line, frames=3)
+    tube = tube_of_clip_line(line, range(3))
     assert plain([tube]) == [(1, [0, 1, 2], [[10, 20.25, 30.5, 40]] * 3)]
+    assert plain([tube_of_clip_line(line, range(7, 9))]) == [(1, [7, 8], [[10, 20.25, 30.5, 40]] * 2)]
     assert clip_annotations([tube], 320, 240) == (line,)
 
 
