@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from actdet.api import evaluate, load_dataset, load_model, train
     from actdet.data.clips import ClipIndex
     from actdet.data.config import AugmentConfig
-    from actdet.detections import Tube
+    from actdet.detections import Action, Tube
     from actdet.errors import ActdetError, DataError
     from actdet.evaluation.clips import Evaluation
     from actdet.evaluation.metrics import Metrics, measure
+    from actdet.models.detr.assessment import assess
     from actdet.models.detr.config import LossConfig, ModelConfig
-    from actdet.models.detr.decision import Action, Decision, actions, decide
+    from actdet.models.detr.decision import actions, decide
     from actdet.models.detr.detector import ActionDetector, Predictions
+    from actdet.models.family import Decision
     from actdet.prediction.predictor import FoundAction, Gap, Predictor, Window
     from actdet.training.config import TrainConfig
 
@@ -49,6 +51,7 @@ __all__ = [
     "Window",
     "__version__",
     "actions",
+    "assess",
     "decide",
     "evaluate",
     "load_dataset",
@@ -61,14 +64,16 @@ __all__ = [
 _HOMES = {
     "api": ["evaluate", "load_dataset", "load_model", "train"],
     "data.config": ["AugmentConfig"],
-    "data.index": ["ClipIndex"],
-    "detections": ["Tube"],
+    "data.clips": ["ClipIndex"],
+    "detections": ["Action", "Tube"],
     "errors": ["ActdetError", "DataError"],
     "evaluation.clips": ["Evaluation"],
     "evaluation.metrics": ["Metrics", "measure"],
     "models.detr.config": ["LossConfig", "ModelConfig"],
-    "models.detr.decision": ["Action", "Decision", "actions", "decide"],
+    "models.detr.assessment": ["assess"],
+    "models.detr.decision": ["actions", "decide"],
     "models.detr.detector": ["ActionDetector", "Predictions"],
+    "models.family": ["Decision"],
     "prediction.predictor": ["FoundAction", "Gap", "Predictor", "Window"],
     "training.config": ["TrainConfig"],
 }

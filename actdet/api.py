@@ -25,8 +25,9 @@ from actdet.evaluation.clips import Evaluation
 from actdet.evaluation.metrics import Metrics
 from actdet.models import checkpoints
 from actdet.models.checkpoints import CheckpointInfo
+from actdet.models.config import FamilyConfig
 from actdet.models.detr.config import ModelConfig
-from actdet.models.detr.detector import ActionDetector
+from actdet.models.family import FamilyNetwork
 from actdet.training.config import TrainConfig
 from actdet.training.plan import make_plan
 from actdet.training.run import train_run
@@ -56,12 +57,11 @@ def load_dataset(folder: AnyPath, class_names: Sequence[str] | None = None) -> C
     return load_index(folder, class_names)
 
 
-def load_model(path: AnyPath, device: torch.device | str = "cpu") -> tuple[ActionDetector, CheckpointInfo]:
+def load_model(path: AnyPath, device: torch.device | str = "cpu") -> tuple[FamilyNetwork, CheckpointInfo]:
     """Load the network of a checkpoint, in evaluation mode, and what the checkpoint says about it.
 
         detector, info = load_model("runs/mine/model.safetensors")
-        predictions = detector(clips).final()
-        found = actions(*predictions, no_object_weight=info.loss.no_object_weight)
+        found = detector.detections(detector(clips).final(), info.loss).actions
 
     `Predictor` does all of this for video files.
 
@@ -79,7 +79,7 @@ def train(
     data: AnyPath,
     out: AnyPath,
     *,
-    model: ModelConfig = ModelConfig(),
+    model: FamilyConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
     val_share: float | None = None,
     groups: AnyPath | None = None,
@@ -95,8 +95,9 @@ def train(
     Args:
         data: Folder with videos/ and annotations/.
         out: Folder for the log, the checkpoints, model.safetensors and the report.
-        model: Shape of the detector. Class names other than the default must be those of the data set; by default they
-            are taken from it. With `config.init`, it must be the shape of that detector: `load_model(path)[1].model`.
+        model: Shape of the detector, which names its family: `ModelConfig` is that of the family detr. Class names
+            other than the default must be those of the data set; by default they are taken from it. With `config.init`,
+            it must be the shape of that detector: `load_model(path)[1].model`.
         config: Settings of the training.
         val_share: Share of each class that is held out for the evaluation; 0 trains on all clips. By default 0.2; or if
             `data` has the lists train.txt and test.txt, the clips in test.txt are held out.

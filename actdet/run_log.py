@@ -9,7 +9,6 @@ from typing import Any
 
 from actdet.errors import DataError
 from actdet.files import to_json, write_bytes
-from actdet.models.detr.losses import LOSSES
 
 LOG = "log.jsonl"
 
@@ -78,7 +77,7 @@ def _is_record(record: Any) -> bool:
     if not _has_numbers(record, ("step", "epoch")):
         return False
     if "loss" in record:
-        return _has_numbers(record["loss"], LOSSES)
+        return _has_numbers(record["loss"], ("total",)) and _has_numbers(record["loss"], record["loss"])
     return isinstance(record.get("validation"), dict) and record["validation"].keys() >= set(FIGURES)
 
 

@@ -95,8 +95,7 @@ def make_step(model: ModelConfig, case: dict[str, Any]) -> TrainStep:
         detector.backbone.load_state_dict(state)
     if case.get("prepared", True):
         prepare_device(DEVICE)
-    shape = (case["batch"], 3, model.frames, model.image_size, model.image_size)
-    best, _ = choose_convolutions(shape, DEVICE, DTYPES[case["precision"]])
+    best, _ = choose_convolutions(model, case["batch"], DEVICE, DTYPES[case["precision"]])
     set_flat(detector.backbone, case.get("flat", best))
     loss = LossConfig(no_object_weight=0.1)
     config = TrainConfig(lr=1e-4, weight_decay=0.01, loss=loss, checkpointing=case.get("checkpointing", False))

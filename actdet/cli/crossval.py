@@ -12,6 +12,7 @@ from actdet.cli.data import print_division, print_left_out, read_index
 from actdet.cli.progress import announce_training, watch
 from actdet.cli.terminal import print_line
 from actdet.data.division import divide_into_folds
+from actdet.models.config import FamilyConfig
 from actdet.models.detr.config import ModelConfig
 from actdet.training.config import TrainConfig
 
@@ -22,7 +23,8 @@ def crossval(
     out: Path = Path("runs/crossval"),
     folds: int = 5,
     groups: Path | None = None,
-    model: ModelConfig = ModelConfig(),
+    family: str | None = None,
+    model: FamilyConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
     device: str = "auto",
 ) -> None:
@@ -34,6 +36,8 @@ def crossval(
     Args:
         data: Folder with videos/ and annotations/.
         out: Folder for crossval.json and for a run of each fold.
+        family: What kind of detector to train; detr, the only one so far, is the default. --family NAME --help lists
+            the options of a family.
         folds: How many parts DATA is cut into, or the clips in DATA/train.txt if there is such a list.
         groups: A file with a line NAME GROUP for each clip. Clips of one group, such as those of one camera or person,
             are never on both sides of a fold. By default DATA/groups.txt, if there is such a file.

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from actdet.bounds import BOUNDS, check_bounds
 from actdet.cli.terminal import print_line
-from actdet.models.detr.config import THRESHOLD
+from actdet.detections import THRESHOLD
 
 # The exporter writes version 18 of ONNX's operators, and converts to those after it.
 _BOUNDS = BOUNDS | {"opset": "[18, 23]"}

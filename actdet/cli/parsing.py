@@ -13,17 +13,18 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from difflib import get_close_matches
 from functools import partial, wraps
 from importlib.metadata import PackageNotFoundError, version
-from itertools import dropwhile, takewhile
+from itertools import dropwhile, pairwise, takewhile
 from typing import Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes
 
 from actdet.errors import SettingError
+from actdet.models.families import FAMILIES, config_class, loss_class
 
 Command = Callable[..., None]
 
@@ -71,7 +72,7 @@ class Commands:
         if first not in self.functions:
             raise UsageError(f"{self._describe_unknown(first)}; {self.program} --help lists all commands")
 
-        function = self.functions[first]
+        function = _with_family(self.functions[first], rest)
         program = f"{self.program} {first}"
         _check_options(function, program, rest)
         return _parse(function, program, rest)
@@ -160,6 +161,45 @@ def _suggestion(word: str, known: Sequence[str]) -> str:
     """What was probably meant, in parentheses, if anything known resembles `word`."""
     close = get_close_matches(word.replace("_", "-"), known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _with_family(function: Command, words: Sequence[str]) -> Command:
+    """A command with the options of the family that `words` ask for, if it has families at all.
+
+    Raises:
+        UsageError: There is no such family.
+    """
+    signature = inspect.signature(function)
+    family = _value_of("--family", words)
+    if "family" not in signature.parameters or family is None:
+        return function
+    if family not in FAMILIES:
+        raise UsageError(f"there is no family {family}{_suggestion(family, list(FAMILIES))}: use {', '.join(FAMILIES)}")
+
+    config = signature.parameters["config"].default
+    defaults = {"model": config_class(family)(), "config": replace(config, loss=loss_class(family)())}
+
+    @wraps(function)
+    def of_family(*arguments: Any, **options: Any) -> None:
+        function(*arguments, **options)
+
+    parameters = [
+        parameter.replace(default=defaults.get(name, parameter.default))
+        for name, parameter in signature.parameters.items()
+    ]
+    of_family.__dict__["__signature__"] = signature.replace(parameters=parameters)
+    return of_family
+
+
+def _value_of(option: str, words: Sequence[str]) -> str | None:
+    """The last value that an option has among `words`; None if it has none."""
+    value = None
+    for word, following in pairwise([*words, ""]):
+        if word == option:
+            value = following or None
+        elif word.startswith(f"{option}="):
+            value = word.removeprefix(f"{option}=")
+    return value
 
 
 @contextmanager

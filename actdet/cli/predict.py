@@ -12,9 +12,9 @@ from tyro.conf import Positional
 from actdet.bounds import check_bounds
 from actdet.cli.progress import ProgressBar
 from actdet.cli.terminal import print_line
+from actdet.detections import THRESHOLD
 from actdet.errors import ActdetError, DataError
 from actdet.files import write_bytes
-from actdet.models.detr.config import THRESHOLD
 from actdet.video.info import probe
 
 if TYPE_CHECKING:

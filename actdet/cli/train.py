@@ -17,7 +17,9 @@ from actdet.cli.progress import announce_training, watch
 from actdet.cli.terminal import print_line, print_lines
 from actdet.data.division import divide
 from actdet.errors import ActdetError
+from actdet.models.config import FamilyConfig
 from actdet.models.detr.config import ModelConfig
+from actdet.models.families import loss_class
 from actdet.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ def train(
     data: Positional[Path],
     /,
     out: Path = Path("runs/train"),
-    model: ModelConfig = ModelConfig(),
+    family: str | None = None,
+    model: FamilyConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
     val_share: float | None = None,
     groups: Path | None = None,
@@ -43,6 +46,8 @@ def train(
     Args:
         data: Folder with videos/ and annotations/.
         out: Folder for the log, the checkpoints, the trained model and the report.
+        family: What kind of detector to train; detr, the only one so far, is the default. --family NAME --help lists
+            the options of a family.
         val_share: Share of each class that is held out for the evaluation; 0 trains on all clips. A clip with actions
             of several classes counts for the class with the lowest id. By default 0.2; or if DATA has the lists
             train.txt and test.txt, the clips in test.txt are held out. If a share is given, they are kept for later.
@@ -65,7 +70,7 @@ def train(
     stored = read_run(out) if resume else None
     settings = _Settings(model, config)
     if stored is not None or config.init is not None:
-        settings = _settings_over(stored, config.init)
+        settings = _settings_over(stored, config.init, family)
     model = settings.model
     config = settings.config
 
@@ -109,11 +114,11 @@ def train(
 class _Settings(NamedTuple):
     """The settings of a training."""
 
-    model: ModelConfig
+    model: FamilyConfig
     config: TrainConfig
 
 
-def _settings_over(stored: StoredRun | None, init: str | None) -> _Settings:
+def _settings_over(stored: StoredRun | None, init: str | None, family: str | None) -> _Settings:
     """What was typed after `actdet train`, over settings that are there already.
 
     The command line is read once more, with those settings as the defaults of the options.
@@ -121,25 +126,33 @@ def _settings_over(stored: StoredRun | None, init: str | None) -> _Settings:
     Args:
         stored: The run that goes on, if one does.
         init: Otherwise the file of the detector to train on.
+        family: The family that was typed, if one was.
 
     Returns:
         The settings of the training.
+
+    Raises:
+        ActdetError: If another family was typed than that of the run or the detector.
     """
     from actdet.models.checkpoints import read_info
 
-    other_model = ModelConfig()
+    other_model: FamilyConfig = ModelConfig()
     other_config = TrainConfig()
     if stored is not None:
         other_model = stored.model
         other_config = stored.config
     elif init is not None:
         other_model = read_info(Path(init)).model
+        other_config = TrainConfig(loss=loss_class(other_model.family)())
+    if family not in (None, other_model.family):
+        raise ActdetError(f"the detector to train on is of the family {other_model.family}, not {family}")
 
     def parse(
         data: Positional[Path],
         /,
         out: Path = Path(),
-        model: ModelConfig = other_model,
+        family: str | None = None,
+        model: FamilyConfig = other_model,
         config: TrainConfig = other_config,
         val_share: float | None = None,
         groups: Path | None = None,

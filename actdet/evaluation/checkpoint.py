@@ -20,7 +20,7 @@ from actdet.evaluation.clips import BATCH_SIZE, Evaluation, evaluate
 from actdet.evaluation.metrics import Metrics
 from actdet.evaluation.report import write_report
 from actdet.models.checkpoints import CheckpointInfo, load_model
-from actdet.models.detr.detector import ActionDetector
+from actdet.models.family import FamilyNetwork
 from actdet.run_folder import check_apart, check_replaceable, sole_writers
 from actdet.video.readers import choose_reader, open_reader
 
@@ -118,7 +118,7 @@ def evaluate_checkpoint(
 
 
 def _evaluate(
-    detector: ActionDetector,
+    detector: FamilyNetwork,
     info: CheckpointInfo,
     index: ClipIndex,
     ids: list[int],

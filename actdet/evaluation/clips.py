@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from actdet_kernels import Targets
@@ -13,9 +14,8 @@ from actdet.data.loader import ClipLoader
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
 from actdet.evaluation.metrics import Metrics, decided_iou, measure, true_labels
-from actdet.models.detr.config import LossConfig
-from actdet.models.detr.decision import Decision, decide
-from actdet.models.detr.detector import ActionDetector, Predictions
+from actdet.models.config import LossSettings
+from actdet.models.family import Decision, FamilyNetwork
 
 # So many clips go through the network together.
 BATCH_SIZE = 8
@@ -40,10 +40,10 @@ class Evaluation:
 
 
 def evaluate(
-    detector: ActionDetector,
+    detector: FamilyNetwork,
     loader: ClipLoader,
     ids: Sequence[int],
-    loss: LossConfig,
+    loss: LossSettings,
     dtype: torch.dtype,
     processes: Processes = ALONE,
     *,
@@ -55,7 +55,7 @@ def evaluate(
         detector: The detector; it is switched to evaluation mode.
         loader: Reads the clips.
         ids: The clips, by their numbers in the loader's index.
-        loss: The weights that the detector was trained with. The loss and the rule that decides need them.
+        loss: The settings of the losses that the detector was trained with. The rule that decides may need them, too.
         dtype: Arithmetic of the network.
         processes: The processes that share the work. Each takes some of the clips, none is taken twice, and all
             processes return the same.
@@ -65,11 +65,10 @@ def evaluate(
         ActdetError: If no clip can be read, or the detector's output is not finite.
     """
     own = processes.share(ids)
-    rows: list[tuple[Tensor, ...]] = []
+    rows: list[tuple[Any, Targets]] = []
     for batch in loader.eval_batches(own, BATCH_SIZE):
-        predictions = predict_batch(detector, batch.clips, dtype).final()
-        tensors = [tensor.cpu() for tensor in (*predictions, *batch.targets)]
-        rows += zip(*tensors, strict=True)
+        outputs = predict_batch(detector, batch.clips, dtype)
+        rows += zip(_split(outputs), _split(batch.targets), strict=True)
         if progress is not None:
             progress(len(rows), len(ids))
 
@@ -81,17 +80,17 @@ def evaluate(
     if not clips:
         raise ActdetError(f"none of the {len(ids)} clips to evaluate can be read")
 
-    columns = zip(*(row_of[clip] for clip in clips), strict=True)
-    logits, boxes, *fields = (torch.stack(column) for column in columns)
-    targets = Targets(*fields)
-    if not (logits.isfinite().all() and boxes.isfinite().all()):
+    outputs = _stack([row_of[clip][0] for clip in clips])
+    targets = _stack([row_of[clip][1] for clip in clips])
+    if not all(tensor.isfinite().all() for tensor in outputs):
         raise ActdetError("the detector's output is not finite: its weights are damaged, or its training failed")
 
     class_names = detector.config.class_names
-    decision = decide(logits, boxes, no_object_weight=loss.no_object_weight)
+    assessment = detector.assess(outputs, targets, loss)
+    decision = assessment.detections.decision
     return Evaluation(
         clips=clips,
-        metrics=measure(Predictions(logits[None], boxes[None]), targets, class_names, loss),
+        metrics=measure(assessment, targets, class_names, loss.term_weights()),
         decision=decision,
         truth=true_labels(targets, len(class_names), decision.label),
         iou=decided_iou(decision, targets),
@@ -99,9 +98,20 @@ def evaluate(
     )
 
 
+def _split(batch: Any) -> Iterator[Any]:
+    """Yield a NamedTuple of tensors, on the CPU, for each clip of one whose first dimension is the clips."""
+    for tensors in zip(*(tensor.cpu() for tensor in batch), strict=True):
+        yield type(batch)(*tensors)
+
+
+def _stack(rows: Sequence[Any]) -> Any:
+    """Undo `_split`."""
+    return type(rows[0])(*map(torch.stack, zip(*rows, strict=True)))
+
+
 @torch.inference_mode()
-def predict_batch(detector: ActionDetector, clips: Tensor, dtype: torch.dtype) -> Predictions:
-    """The predictions of `detector`, in evaluation mode, for normalized clips (B, 3, T, S, S).
+def predict_batch(detector: FamilyNetwork, clips: Tensor, dtype: torch.dtype) -> Any:
+    """The final outputs of `detector`, in evaluation mode: a NamedTuple of tensors whose first dimension is the clips.
 
     Args:
         detector: The detector; it is switched to evaluation mode.
@@ -110,4 +120,4 @@ def predict_batch(detector: ActionDetector, clips: Tensor, dtype: torch.dtype) -
     """
     detector.eval()
     with torch.autocast(clips.device.type, dtype, enabled=dtype != torch.float32):
-        return detector(clips)
+        return detector(clips).final()

@@ -1,7 +1,7 @@
 """The report's metrics (eq. 16 to 18, tables 1 and 2), and what else tells how far a detector can be trusted.
 
-They are computed from predictions and targets alone, and none depends on the order of a clip's annotations. A quotient
-whose denominator is 0 is None: "n/a" for people (`format_figure`), null in JSON.
+They are computed from what a network's outputs come to (`Assessment`) and from targets, and none depends on the order
+of a clip's annotations. A quotient whose denominator is 0 is None: "n/a" for people (`format_figure`), null in JSON.
 """
 
 from __future__ import annotations
@@ -9,21 +9,23 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from actdet_kernels import MatchWeights, SetLoss, Targets, match, set_loss
+from actdet_kernels import Targets
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from actdet.data.classes import NO_ACTION
-from actdet.models.detr.config import LossConfig
-from actdet.models.detr.decision import Action, Decision, action_scores, actions, decide
-from actdet.models.detr.detector import Predictions
+from actdet.detections import Action
+from actdet.models.family import Assessment, Candidates, Decision
 
 # 95 % of a normal distribution lie within so many standard deviations of its mean.
 NORMAL_95 = 1.959963984540054
+
+# What people read of the terms of a loss, where that differs from the term's name.
+READABLE_TERMS = {"cls": "class", "l1": "L1", "giou": "GIoU"}
 
 # The number of bins of equal width in which scores are compared with how often they come true.
 BINS = 10
@@ -67,18 +69,19 @@ class Metrics:
     """Share of clips that are right and, if there is an action, whose box overlaps an annotated box of that class by
     IoU >= 0.5 (eq. 17)."""
     mean_iou: float | None
-    """Mean IoU of the annotated boxes with the queries that Hungarian matching gives to them (eq. 18), whatever the
-    detector decides. It compares with the report's figure, but is above 0 even for a detector that finds nothing;
-    `located_iou` is not."""
+    """Mean IoU of the annotated boxes with the candidates that training would match with them (eq. 18; for `detr` the
+    queries of the Hungarian matching), whatever the detector decides. It compares with the report's figure, but is
+    above 0 even for a detector that finds nothing; `located_iou` is not."""
     clips: int
     """The number of clips."""
     average_precision: float | None
-    """AP averaged over IoU 0.50 to 0.95 and over the classes; all queries count as detections."""
+    """AP averaged over IoU 0.50 to 0.95 and over the classes; all candidates count as detections, for `detr`
+    all queries."""
     average_precision_50: float | None
     """The same at IoU 0.5."""
     loss: dict[str, float]
-    """The total loss of eq. 12 and its terms cls, l1 and giou. The terms are not weighted; the total is the sum of the
-    terms times their weights in `loss_weights`."""
+    """The total loss and its terms; for `detr` those of eq. 12, cls, l1 and giou. The terms are not weighted; the total
+    is the sum of the terms times their weights in `loss_weights`."""
     classes: dict[str, ClassMetrics]
     """Figures of each class, "no action" last."""
     confusion: list[list[int]]
@@ -96,7 +99,7 @@ class Metrics:
     majority_accuracy: float | None
     """The video accuracy of a detector that always answers `majority_class`."""
     loss_weights: dict[str, float]
-    """The weights of cls, l1 and giou in the total loss."""
+    """The weight of each term in the total loss."""
     calibration_error: float | None
     """Expected calibration error: the distance of score and accuracy of a clip's reliability bin, averaged over the
     clips."""
@@ -120,9 +123,11 @@ class Metrics:
 
     def describe_loss(self) -> str:
         """The loss as the sum of its weighted terms, rounded so that the printed terms add up to the printed sum."""
-        names = {"cls": "class", "l1": "L1", "giou": "GIoU"}
-        terms = {name: round(self.loss_weights[name] * self.loss[name], 3) for name in names}
-        parts = (f"{names[name]} {term:.3f} (weight {self.loss_weights[name]:g})" for name, term in terms.items())
+        terms = {name: round(weight * self.loss[name], 3) for name, weight in self.loss_weights.items()}
+        parts = (
+            f"{READABLE_TERMS.get(name, name)} {term:.3f} (weight {self.loss_weights[name]:g})"
+            for name, term in terms.items()
+        )
         return f"{sum(terms.values()):.3f} = {' + '.join(parts)}"
 
 
@@ -135,23 +140,23 @@ def _format_interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f" (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
 
 
-def measure(predictions: Predictions, targets: Targets, class_names: tuple[str, ...], loss: LossConfig) -> Metrics:
-    """All metrics of n clips. Everything is computed on the CPU in float32.
+def measure(
+    assessment: Assessment, targets: Targets, class_names: tuple[str, ...], loss_weights: Mapping[str, float]
+) -> Metrics:
+    """All metrics of n clips. Everything is computed on the CPU.
 
     Args:
-        predictions: logits (L, n, N, C) and boxes (L, n, N, 4) of L decoder layers, of which only the last one counts.
+        assessment: What a network's outputs for the n clips come to, as its `assess` returns it.
         targets: The annotations of the n clips.
-        class_names: The C - 1 action classes, in the order of their numbers.
-        loss: The weights of the loss, and of no_object in the rule that decides.
+        class_names: The action classes, in the order of their numbers.
+        loss_weights: The weight of each term in the total loss, as the settings of the losses give them.
     """
-    predictions = Predictions(*(field.detach().to("cpu", torch.float32) for field in predictions))
     targets = targets.to("cpu")
-    logits, boxes = predictions.final()
+    decision, found = assessment.detections
     names = (*class_names, NO_ACTION)
     no_action = len(class_names)
-    clips = len(logits)
+    clips = len(decision.label)
 
-    decision = decide(logits, boxes, no_object_weight=loss.no_object_weight)
     annotated = _annotated(targets, no_action)
     right = _holds(annotated, decision.label)
     located = right & ((decision.label == no_action) | (decided_iou(decision, targets) >= 0.5))
@@ -160,28 +165,21 @@ def measure(predictions: Predictions, targets: Targets, class_names: tuple[str, 
 
     clips_of_class = annotated.sum(0).tolist()
     majority = max(range(len(names)), key=clips_of_class.__getitem__)
+    reliability = reliability_bins(decision.score, _holds(annotated, decision.likeliest))
 
-    # A threshold of 0 gives the score of the most likely class, whether it passes the usual threshold or not.
-    likeliest = decide(logits, boxes, no_object_weight=loss.no_object_weight, threshold=0.0)
-    reliability = reliability_bins(likeliest.score, _holds(annotated, likeliest.label))
-
-    found = actions(logits, boxes, no_object_weight=loss.no_object_weight)
     predicted = torch.zeros_like(annotated)
     for clip, actions_of_clip in enumerate(found):
         predicted[clip, [action.label for action in actions_of_clip] or [no_action]] = True
 
-    weights = loss.match_weights
-    matched = match(logits, boxes, targets, weights=weights)
-    losses = set_loss(logits, boxes, targets, matched, weights=weights, no_object_weight=loss.no_object_weight)
-    precision = _average_precision(logits, boxes, targets)
+    precision = _average_precision(assessment.candidates, targets)
     return Metrics(
         video_accuracy=_quotient(int(right.sum()), clips),
         detection_accuracy=_quotient(int(located.sum()), clips),
-        mean_iou=_matched_iou(boxes, targets, matched),
+        mean_iou=_matched_iou(assessment.candidates.box, targets, assessment.matched),
         clips=clips,
         average_precision=precision["map"],
         average_precision_50=precision["map_50"],
-        loss={name: getattr(losses, name).item() for name in SetLoss._fields},
+        loss=assessment.losses,
         classes={name: _class_metrics(predicted[:, label], annotated[:, label]) for label, name in enumerate(names)},
         confusion=pairs.bincount(minlength=len(names) ** 2).view(len(names), len(names)).tolist(),
         located_iou=_located_iou(found, targets),
@@ -189,7 +187,7 @@ def measure(predictions: Predictions, targets: Targets, class_names: tuple[str, 
         detection_accuracy_interval=wilson_interval(int(located.sum()), clips),
         majority_class=names[majority] if clips else None,
         majority_accuracy=_quotient(clips_of_class[majority], clips),
-        loss_weights={name: getattr(weights, name) for name in MatchWeights._fields},
+        loss_weights=dict(loss_weights),
         calibration_error=calibration_error(reliability),
         reliability=reliability,
     )
@@ -303,12 +301,12 @@ def decided_iou(decision: Decision, targets: Targets) -> Tensor:
 
 
 def _matched_iou(boxes: Tensor, targets: Targets, matched: Tensor) -> float | None:
-    """Mean IoU of annotated boxes and the queries matched to them; see `Metrics.mean_iou`.
+    """Mean IoU of annotated boxes and the candidates matched to them; see `Metrics.mean_iou`.
 
     Args:
-        boxes: (n, N, 4) cxcywh, of all queries.
+        boxes: (n, N, 4) cxcywh, of all candidates.
         targets: The annotations of the n clips.
-        matched: (n, M), the query of each annotation; negative for padding.
+        matched: (n, M), the candidate of each annotation; negative for none.
     """
     pairs = matched >= 0
     if not pairs.any():
@@ -339,8 +337,8 @@ def _located_iou(found: Sequence[tuple[Action, ...]], targets: Targets) -> float
     return _quotient(total, int(targets.counts.sum()))
 
 
-def _average_precision(logits: Tensor, boxes: Tensor, targets: Targets) -> dict[str, float | None]:
-    """AP over IoU 0.50 to 0.95 ("map") and at 0.5 ("map_50"), as COCO defines it, with every query as a detection."""
+def _average_precision(candidates: Candidates, targets: Targets) -> dict[str, float | None]:
+    """AP over IoU 0.50 to 0.95 ("map") and at 0.5 ("map_50"), as COCO defines it, of all candidates."""
     # This import takes a second, and brings in transformers if that is installed; prediction needs neither.
     from torchmetrics.detection import MeanAveragePrecision
 
@@ -348,7 +346,7 @@ def _average_precision(logits: Tensor, boxes: Tensor, targets: Targets) -> dict[
     if not any(counts):
         return {"map": None, "map_50": None}
 
-    scores, labels = action_scores(logits)
+    labels, scores, boxes = candidates
     corners = box_convert(boxes, "cxcywh", "xyxy")
     wanted = box_convert(targets.boxes, "cxcywh", "xyxy")
     detections = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actdet.evaluation.metrics import ReliabilityBin
+from actdet.evaluation.metrics import READABLE_TERMS, ReliabilityBin
 from actdet.run_log import read_log
 
 # Importing matplotlib takes a while, so it is imported only by the functions that draw.
@@ -49,14 +49,17 @@ def training_curve(log: Path) -> str | None:
 
 def _plot_losses(axes: Any, records: Sequence[dict[str, Any]]) -> None:
     """Plot the training loss, and its terms times their weights, which add up to it."""
-    terms = {"total": "total", "cls": "class", "l1": "L1", "giou": "GIoU"}
-    if any(record["loss"]["auxiliary"] for record in records):
-        terms["auxiliary"] = "auxiliary"
-
     lines = {}
-    for term, label in terms.items():
+    for term in records[0]["loss"]:
+        # A loss that the training does not use is logged as 0.
+        values = [record["loss"].get(term, 0.0) for record in records]
+        if term != "total" and not any(values):
+            continue
+
         # Logs of earlier versions do not record the weights, and the total has none.
-        lines[label] = [record["loss"][term] * record.get("loss_weights", {}).get(term, 1.0) for record in records]
+        weights = [record.get("loss_weights", {}).get(term, 1.0) for record in records]
+        label = READABLE_TERMS.get(term, term)
+        lines[label] = [value * weight for value, weight in zip(values, weights, strict=True)]
     _plot(axes, records, lines)
     axes.set(title="training loss and its weighted terms", xlabel="epoch", yscale="log")
 

@@ -18,12 +18,12 @@ from urllib.parse import quote
 
 from actdet.data.classes import NO_ACTION
 from actdet.data.clips import Clip, ClipIndex
+from actdet.detections import THRESHOLD
 from actdet.errors import DataError
 from actdet.evaluation.clips import Evaluation
 from actdet.evaluation.metrics import format_figure
 from actdet.evaluation.plots import reliability_curve, training_curve
 from actdet.files import write_bytes, write_json
-from actdet.models.detr.decision import THRESHOLD
 from actdet.pictures import TRUTH, Mark, annotate_video, class_color, data_url, draw, no_action_mark, picture_size
 from actdet.video.decoding import decode_frames
 

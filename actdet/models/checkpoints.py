@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -19,16 +19,16 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from actdet.bounds import check_bounds
 from actdet.errors import ActdetError, DataError
 from actdet.files import to_json, write_bytes
-from actdet.models.detr.config import LossConfig, ModelConfig
-from actdet.models.detr.detector import ActionDetector
+from actdet.models.config import FamilyConfig, LossSettings
+from actdet.models.families import FAMILIES, build_network, config_class, loss_class
+from actdet.models.family import FamilyNetwork
 
 FORMAT = 2
-FamilyName = Literal["detr"]
 
 _KEY = "actdet"
 
@@ -39,22 +39,25 @@ T = TypeVar("T")
 class CheckpointInfo:
     """What a checkpoint says about itself."""
 
-    model: ModelConfig
-    """The configuration of the network, which names the classes."""
+    model: FamilyConfig
+    """The configuration of the network, which names its family and the classes."""
     reader: str
     """The reader that decoded the training clips: pyav, dali-cpu or dali-gpu."""
     clip_seconds: float
     """Median duration of the training clips, which is the length of the window that prediction slides over a video."""
-    loss: LossConfig = LossConfig()
-    """The weights of the loss in training. The rule that decides needs the weight of no_object."""
+    loss: LossSettings
+    """The settings of the losses in training, which the rule that decides may need."""
     held_out: tuple[str, ...] = ()
     """Names of the clips that the training run held out for evaluation."""
     training: dict[str, Any] | None = None
     """The state of the training run (settings, data, step); None if the run cannot go on from this checkpoint."""
-    family: FamilyName = "detr"
-    """The family of the network: the folder in `actdet.models` that implements it."""
     window: float = 0.0
     """The seconds of the windows into which untrimmed training videos were cut; 0 if they stayed whole."""
+
+    @property
+    def family(self) -> str:
+        """The family of the network, by its name in `actdet.models.families`."""
+        return self.model.family
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], info: CheckpointInfo) -> None:
@@ -63,7 +66,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], info: CheckpointInfo
     Raises:
         DataError: If the disk refuses, or if a number in `info` is not finite.
     """
-    header = to_json(path, {"format": FORMAT, **asdict(info)})
+    header = to_json(path, {"format": FORMAT, "family": info.model.family, **asdict(info)})
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, safetensors.torch.save(contiguous, metadata={_KEY: header}))
 
@@ -120,22 +123,34 @@ def _info_from(path: Path, header: Any) -> CheckpointInfo:
     elif version != FORMAT:
         raise DataError(path, f"written by another version of actdet: this one reads checkpoint formats 1 to {FORMAT}")
 
-    family = header["family"]
-    known = get_args(FamilyName)
-    if family not in known:
+    family = header.pop("family")
+    # A damaged header may have anything here, even what is not hashable.
+    if family not in list(FAMILIES):
         raise DataError(
-            path, f"holds a model of the family {str(family)[:80]!r}; this version of actdet has {', '.join(known)}"
+            path, f"holds a model of the family {str(family)[:80]!r}; this version of actdet has {', '.join(FAMILIES)}"
         )
 
-    info = from_json(CheckpointInfo, header)
+    # Checkpoints of the first versions do not mention losses, which were at their defaults.
+    header.setdefault("loss", {})
+    info = from_json(CheckpointInfo, header, types_of(family))
     if not 0 < info.clip_seconds < math.inf:
         raise ActdetError(f"clip_seconds must be above 0, got {info.clip_seconds}")
     check_bounds({"window": info.window})
     return info
 
 
-def from_json(cls: type[T], value: Any) -> T:
+def types_of(family: str) -> dict[str, type]:
+    """Return the classes of the settings that each family has its own of, by the name of the field that holds them."""
+    return {"model": config_class(family), "loss": loss_class(family)}
+
+
+def from_json(cls: type[T], value: Any, types: Mapping[str, type] = {}) -> T:
     """Build the dataclass `cls` from what JSON made of its `asdict`.
+
+    Args:
+        cls: The class.
+        value: A dictionary.
+        types: The classes of fields whose annotation says less, by name.
 
     Raises:
         TypeError: If a field is missing, unknown or of another type.
@@ -143,7 +158,7 @@ def from_json(cls: type[T], value: Any) -> T:
     """
     if not isinstance(value, dict):
         raise TypeError(f"{cls.__name__} is not described")
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls) | dict(types)
     names = {field.name for field in fields(cls)}  # pyright: ignore[reportArgumentType]
     for name in value:
         if name not in names:
@@ -170,7 +185,7 @@ def _field(name: str, kind: Any, value: Any) -> Any:
     raise TypeError(f"{name} cannot be {json.dumps(value)[:80]}")
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[ActionDetector, CheckpointInfo]:
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[FamilyNetwork, CheckpointInfo]:
     """Load the network of a checkpoint of either kind, in evaluation mode.
 
     Args:
@@ -183,27 +198,27 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[ActionDe
     info = read_info(path)
     _check_shapes(path, info.model)
     tensors, info = read_checkpoint(path)
-    detector = ActionDetector(info.model)
-    load_weights(detector, tensors, path)
-    return detector.eval().to(device), info
+    network = build_network(info.model)
+    load_weights(network, tensors, path)
+    return network.eval().to(device), info
 
 
-def _check_shapes(path: Path, model: ModelConfig) -> None:
-    """Raise DataError if `path` lacks a tensor of a detector of this shape; nothing of that size is built."""
+def _check_shapes(path: Path, model: FamilyConfig) -> None:
+    """Raise DataError if `path` lacks a tensor of a network of this shape; nothing of that size is built."""
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
         # Every layer has tensors of its own. More layers than tensors are a wrong number, and it could be any number.
-        for setting in ("encoder_layers", "decoder_layers"):
-            if getattr(model, setting) > len(names):
+        for setting, count in asdict(model).items():
+            if setting.endswith("_layers") and count > len(names):
                 raise DataError(
                     path,
-                    f"a checkpoint of another configuration: it has no {getattr(model, setting)} layers "
+                    f"a checkpoint of another configuration: it has no {count} layers "
                     f"({setting}) in its {len(names)} tensors",
                 )
 
         # Tensors of the device "meta" have a shape and take no memory.
         with torch.device("meta"):
-            wanted = ActionDetector(model).state_dict()
+            wanted = build_network(model).state_dict()
         for name, value in wanted.items():
             stored = f"model.{name}"
             shape = file.get_slice(stored).get_shape() if stored in names else None
@@ -244,13 +259,13 @@ def take_tensor(tensors: dict[str, Tensor], stored: str, name: str, wanted: Tens
     return found
 
 
-def load_weights(detector: ActionDetector, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy the tensors named `model.*` of the checkpoint `path` into `detector`.
+def load_weights(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy the tensors named `model.*` of the checkpoint `path` into `network`.
 
     Raises:
-        DataError: If one of them does not fit; the detector is then as it was.
+        DataError: If one of them does not fit; the network is then as it was.
     """
-    own = detector.state_dict()
-    detector.load_state_dict(
+    own = network.state_dict()
+    network.load_state_dict(
         {name: take_tensor(tensors, f"model.{name}", name, value, path) for name, value in own.items()}
     )

@@ -1,102 +1,173 @@
 """The contract of a model family: what training, evaluation and prediction need to know of a network, and no more.
 
 A family is a network with its configuration, the losses that train it and the rule that turns its outputs into
-actions. `actdet.models.detr` is the first. Another family is a folder beside it whose network has what `Family` lists;
-nothing is inherited, and nothing has to be registered except the name that its checkpoints carry
-(`actdet.models.checkpoints`).
+actions. `actdet.models.detr` is the first. Another family is a folder beside it whose network has what `FamilyNetwork`
+lists, and an entry in `actdet.models.families`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from abc import ABC, abstractmethod
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from torch import Tensor
+from actdet_kernels import Targets
+from torch import Tensor, nn
 
-Outputs = TypeVar("Outputs")
+from actdet.detections import THRESHOLD, Action
+from actdet.distributed import ALONE, Processes
+from actdet.models.config import FamilyConfig
+from actdet.models.exportable import Exportable
 
 Truth = Literal["clip_box", "tubelet", "keyframe_box", "label"]
 """What a family learns from: a box per clip, a box in every frame of it, boxes of its key frame, or its label alone."""
 
 
-class FamilyConfig(Protocol):
-    """What the configuration of every family says; each adds its own settings. It is a frozen dataclass."""
+class Decision(NamedTuple):
+    """One answer for each of B clips."""
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the action classes, in the order of their numbers."""
-        ...
-
-    @property
-    def frames(self) -> int:
-        """How many frames of a clip the network sees (T)."""
-        ...
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square picture to which each frame is scaled, in pixels (S)."""
-        ...
+    label: Tensor
+    """(B,) int64, class of the action; the number of action classes if there is none."""
+    score: Tensor
+    """(B,) the score of the most likely class, in [0, 1], whether it passed the threshold or not."""
+    box: Tensor
+    """(B, 4) cxcywh in [0, 1], where an action of the most likely class is."""
+    likeliest: Tensor
+    """(B,) int64, the most likely class, which `score` and `box` are of, whether it passed the threshold or not."""
 
 
-class Detection(Protocol):
-    """An action that a family found in a clip; each family adds where it is."""
+class Detections(NamedTuple):
+    """What a network finds in B clips."""
 
-    @property
-    def label(self) -> int:
-        """Class, counted from 0."""
-        ...
-
-    @property
-    def score(self) -> float:
-        """How sure the family is of it, in [0, 1]."""
-        ...
+    decision: Decision
+    """One answer for each clip."""
+    actions: list[tuple[Action, ...]]
+    """The set of actions of each clip, the surest first; none if it has none. The first one is what `decision` says."""
 
 
-class Family(Protocol[Outputs]):
-    """A network of a family, which is an nn.Module.
+class Candidates(NamedTuple):
+    """All N places of each of B clips that a network considered, for figures that rank them, such as average precision.
 
-    `Outputs` is what its forward pass returns: a NamedTuple of tensors whose batch dimension is that of the clips.
+    Confidences need not be probabilities, and several candidates may stand for one action.
     """
 
-    @property
-    def config(self) -> FamilyConfig:
-        """What the network was built from; a checkpoint records it."""
+    label: Tensor
+    """(B, N) int64, the most likely class."""
+    confidence: Tensor
+    """(B, N), by which candidates are ranked."""
+    box: Tensor
+    """(B, N, 4) cxcywh in [0, 1]."""
+
+
+class Assessment(NamedTuple):
+    """What the outputs for n clips come to, from which `actdet.evaluation.metrics` makes its figures."""
+
+    detections: Detections
+    """At the usual threshold."""
+    candidates: Candidates
+    """N for each clip."""
+    matched: Tensor
+    """(n, M) int64, the candidate that training would compare with each annotation; negative for none."""
+    losses: dict[str, float]
+    """The losses over all n clips, by name: "total", and the terms in the `term_weights` of the loss's settings."""
+
+
+class Outputs(Protocol):
+    """What a network's forward pass returns: a NamedTuple of tensors."""
+
+    def final(self) -> Any:
+        """Return the part that detections are made of, a NamedTuple of tensors whose first dimension is the clips."""
         ...
 
-    @property
-    def truth(self) -> Truth:
-        """What the loader has to cut out of the annotations for `losses`."""
-        ...
 
-    def forward(self, clips: Tensor) -> Outputs:
+C = TypeVar("C", bound=FamilyConfig)
+O = TypeVar("O", bound=Outputs)  # noqa: E741
+
+
+class FamilyNetwork(nn.Module, ABC, Generic[C, O]):
+    """What the network of each family has: at least the methods without a body here.
+
+    Attributes:
+        config: What the network was built from; a checkpoint records it.
+        truth: What the loader has to cut out of the annotations for `losses`.
+        loss_names: The names of what `losses` returns, "total" first.
+        backbone: The module that turns normalized clips (B, 3, T, S, S), floating point, into features.
+    """
+
+    config: C
+    truth: Truth
+    loss_names: tuple[str, ...]
+    backbone: Any
+
+    def forward(self, clips: Tensor) -> O:
         """Compute the outputs for normalized clips (B, 3, T, S, S), floating point."""
-        ...
+        return self.detect(self.backbone(clips))
 
-    def losses(self, outputs: Outputs, targets: Any, weights: Any) -> dict[str, Tensor]:
+    @abstractmethod
+    def detect(self, features: Any) -> O:
+        """Compute what follows the backbone."""
+
+    @abstractmethod
+    def losses(
+        self,
+        outputs: O,
+        targets: Targets,
+        weights: Any,
+        *,
+        auxiliary_output: Tensor | None = None,
+        auxiliary_weight: float = 0.0,
+        processes: Processes = ALONE,
+    ) -> dict[str, Tensor]:
         """Compare outputs with the truth, without waiting for the device.
 
         Args:
             outputs: What `forward` returned.
             targets: What the loader gives for `truth`, on the device of the outputs.
             weights: The family's own settings of its losses.
+            auxiliary_output: What the layer of `auxiliary_head` returned, if there is one.
+            auxiliary_weight: Weight of the auxiliary loss in the total; 0 if there is none.
+            processes: The processes that share the batch. The losses are of this process's share, and their mean over
+                the processes is that of the whole batch.
 
         Returns:
-            0-d tensors by name. "total" is what training minimizes; the others are for the log.
+            0-d tensors by the names in `loss_names`. "total" is what training minimizes; the others are for the log.
         """
-        ...
 
-    def detections(self, outputs: Outputs, weights: Any, *, threshold: float) -> Sequence[Sequence[Detection]]:
-        """Turn outputs into the actions of each clip, the surest first.
+    @abstractmethod
+    def detections(self, final: Any, weights: Any, *, threshold: float = THRESHOLD) -> Detections:
+        """Turn outputs into actions.
 
         This is the only place that knows the family's rule: which queries or peaks count, and which of them are one
         action.
 
         Args:
-            outputs: What `forward` returned.
+            final: What `Outputs.final` returned for B clips.
             weights: The settings of the losses that the network was trained with.
             threshold: The lowest score at which an action counts, in [0, 1].
+        """
+
+    @abstractmethod
+    def assess(self, final: Any, targets: Targets, weights: Any) -> Assessment:
+        """Compare outputs with the truth, as an evaluation does.
+
+        Args:
+            final: What `Outputs.final` returned for n clips, on the CPU, in float32.
+            targets: The annotations of the n clips.
+            weights: The settings of the losses that the network was trained with.
+        """
+
+    def exportable(self, weights: Any, *, threshold: float = THRESHOLD) -> Exportable:
+        """Make the network as one function of frames, for `actdet export`.
+
+        Args:
+            weights: The settings of the losses that the network was trained with.
+            threshold: The lowest score at which an action counts, in [0, 1].
+        """
+        return Exportable(self)
+
+    def auxiliary_head(self) -> nn.Module | None:
+        """Make the layer that only training has, from features to an output that `losses` compares with the truth, too.
 
         Returns:
-            For each of the B clips its actions, none if it has none.
+            The layer; None if the family has no auxiliary loss.
         """
-        ...
+        return None

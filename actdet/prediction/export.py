@@ -13,9 +13,9 @@ import json
 import logging
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,14 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actdet.data.augment import normalize
+from actdet.detections import THRESHOLD
 from actdet.errors import ActdetError, DataError, shortage
 from actdet.files import replacing
 from actdet.models.checkpoints import CheckpointInfo, load_model, read_info
-from actdet.models.detr.config import THRESHOLD, ModelConfig
-from actdet.models.detr.decision import action_probabilities, decide
-from actdet.models.detr.detector import ActionDetector
-from actdet.models.detr.exportable import ExportableDetector
+from actdet.models.config import FamilyConfig
+from actdet.models.exportable import Exportable
+from actdet.models.family import FamilyNetwork
 from actdet.synthetic.rendered import RenderConfig, render_dataset
 from actdet.video.decoding import decode_frames
 from actdet.video.info import probe
@@ -40,9 +39,8 @@ from actdet.video.sampling import sample_frames
 
 Format = Literal["onnx", "pt2"]
 
-# The names in the file.
+# The names in the file; the family names the outputs.
 INPUT = "clips"
-OUTPUTS: tuple[str, ...] = ("label", "score", "box", "probabilities", "logits", "boxes")
 METADATA = "actdet"
 
 # The version of ONNX's set of operators if the user asks for none. The exporter writes it without a conversion.
@@ -72,8 +70,8 @@ class Exported:
     batches: tuple[int, ...]
     """How many clips each batch of the comparison had."""
     differences: dict[str, float]
-    """The largest absolute difference of each output. Those of label, score and box are differences from the rule
-    applied to the file's own logits and boxes, because a rule may jump where its inputs differ by rounding."""
+    """The largest absolute difference of each output. A rule may jump where its inputs differ by rounding, so what it
+    says is compared with the rule applied to the file's own raw outputs."""
 
 
 def export_model(
@@ -109,7 +107,6 @@ def export_model(
     _check_out(out, format)
 
     detector, info = load_model(checkpoint)
-    rule = {"no_object_weight": info.loss.no_object_weight, "threshold": threshold}
     if video is None:
         clips = _rendered_clips(info.model)
         source = f"{len(clips)} rendered clips"
@@ -118,9 +115,13 @@ def export_model(
         source = f"{len(clips)} clips of {video}"
 
     with _one_line(out, "cannot be exported"):
-        program = _trace(ExportableDetector(detector, **rule), info.model)
+        exportable = detector.exportable(info.loss, threshold=threshold)
+        program = _trace(exportable, info.model)
         metadata = _metadata(info, threshold)
-        data = _to_pt2(program, metadata) if format == "pt2" else _to_onnx(program, opset or DEFAULT_OPSET, metadata)
+        if format == "pt2":
+            data = _to_pt2(program, metadata)
+        else:
+            data = _to_onnx(program, list(exportable(clips[:1])), opset or DEFAULT_OPSET, metadata)
 
     batches = [clips[:1], clips[1:], clips]
     with replacing(out) as temporary:
@@ -128,7 +129,7 @@ def export_model(
         with _one_line(out, "was exported, but cannot be run"):
             run = _load_pt2(temporary) if format == "pt2" else _load_onnx(temporary)
             answers = [run(batch) for batch in batches]
-        differences = _compare(out, detector, rule, batches, answers)
+        differences = _compare(out, detector, exportable, batches, answers)
     return Exported(out, len(data), source, tuple(len(batch) for batch in batches), differences)
 
 
@@ -160,7 +161,7 @@ def _is_export(path: Path) -> bool:
         return False
 
 
-def _rendered_clips(config: ModelConfig) -> Tensor:
+def _rendered_clips(config: FamilyConfig) -> Tensor:
     """(3, T, S, S, 3) uint8: a rendered fight, a collapse, and a clip without either."""
     with TemporaryDirectory(prefix="actdet-") as folder:
         render_dataset(Path(folder), RenderConfig(clips=3, workers=1))
@@ -168,7 +169,7 @@ def _rendered_clips(config: ModelConfig) -> Tensor:
         return torch.cat([_clips_of(video, config)[:1] for video in videos])
 
 
-def _clips_of(path: Path, config: ModelConfig) -> Tensor:
+def _clips_of(path: Path, config: FamilyConfig) -> Tensor:
     """(3, T, S, S, 3) uint8: the whole video, its first half, and its second half.
 
     Raises:
@@ -186,7 +187,7 @@ def _clips_of(path: Path, config: ModelConfig) -> Tensor:
     return torch.from_numpy(frames).unflatten(0, (len(spans), config.frames))
 
 
-def _trace(detector: ExportableDetector, config: ModelConfig) -> torch.export.ExportedProgram:
+def _trace(detector: Exportable, config: FamilyConfig) -> torch.export.ExportedProgram:
     """Record the operators of `detector` for any number of clips."""
     # The example is stored in a pt2 file, so it is nobody's video. A batch of one would be taken for a constant.
     example = torch.zeros(2, config.frames, config.image_size, config.image_size, 3, dtype=torch.uint8)
@@ -245,6 +246,7 @@ def _metadata(info: CheckpointInfo, threshold: float) -> str:
 
     return json.dumps(
         {
+            **asdict(info.loss),
             "actdet": __version__,
             "torch": torch.__version__,
             "family": info.family,
@@ -252,7 +254,6 @@ def _metadata(info: CheckpointInfo, threshold: float) -> str:
             "frames": info.model.frames,
             "image_size": info.model.image_size,
             "clip_seconds": info.clip_seconds,
-            "no_object_weight": info.loss.no_object_weight,
             "threshold": threshold,
         }
     )
@@ -270,7 +271,7 @@ def _load_pt2(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
         return torch.export.load(path).module()
 
 
-def _to_onnx(program: torch.export.ExportedProgram, opset: int, metadata: str) -> bytes:
+def _to_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str], opset: int, metadata: str) -> bytes:
     """Convert to an ONNX model, weights and all."""
     with _quiet():
         converted = torch.onnx.export(
@@ -278,7 +279,7 @@ def _to_onnx(program: torch.export.ExportedProgram, opset: int, metadata: str) -
             dynamo=True,
             opset_version=opset,
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
+            output_names=list(outputs),
             verbose=False,
         )
     assert converted is not None
@@ -329,8 +330,8 @@ def _load_onnx(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
 @torch.inference_mode()
 def _compare(
     path: Path,
-    detector: ActionDetector,
-    rule: dict[str, float],
+    detector: FamilyNetwork,
+    exportable: Exportable,
     batches: list[Tensor],
     answers: list[dict[str, Tensor]],
 ) -> dict[str, float]:
@@ -339,7 +340,7 @@ def _compare(
     Args:
         path: The final name of the file, for messages.
         detector: The detector, as it was trained.
-        rule: The settings of the rule, as `decide` takes them.
+        exportable: What was exported of it.
         batches: Clips (B, T, S, S, 3) uint8.
         answers: What the file computed for each batch, by name.
 
@@ -349,18 +350,10 @@ def _compare(
     Raises:
         DataError: If an output differs by more than rounding.
     """
-    largest = dict.fromkeys(OUTPUTS, 0.0)
+    largest: dict[str, float] = {}
     for clips, found in zip(batches, answers, strict=True):
-        logits, boxes = detector(normalize(clips)).final()
-        probabilities = action_probabilities(logits, rule["no_object_weight"])
-        predicted = {"probabilities": probabilities, "logits": logits, "boxes": boxes}
-        for name, wanted in predicted.items():
-            largest[name] = max(largest[name], _difference(path, name, found[name], wanted))
-
-        # The rule may jump where its inputs differ by rounding, so it is applied to the file's own.
-        decision = decide(found["logits"], found["boxes"], **rule)
-        for name, wanted in decision._asdict().items():
-            largest[name] = max(largest[name], _difference(path, name, found[name], wanted))
+        for name, wanted in exportable.expected(detector, clips, found).items():
+            largest[name] = max(largest.get(name, 0.0), _difference(path, name, found[name], wanted))
     return largest
 
 

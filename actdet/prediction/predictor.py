@@ -23,11 +23,11 @@ import torch
 
 from actdet.bounds import check_bounds
 from actdet.data.augment import normalize
+from actdet.detections import THRESHOLD
 from actdet.device import choose_device, choose_precision, memory_for
 from actdet.errors import DataError
 from actdet.evaluation.clips import predict_batch
 from actdet.models.checkpoints import load_model
-from actdet.models.detr.decision import THRESHOLD, actions, decide
 from actdet.pictures import NOT_LOOKED_AT, Mark, annotate_video, class_color, no_action_mark
 from actdet.prediction.cuts import has_cut
 from actdet.video.damage import stream_past_damage
@@ -59,7 +59,7 @@ class Window:
     end: float
     """Seconds from the video's first frame."""
     action: str | None
-    """The window's surest action by the rule in `actdet.models.detr.decision`; None for no action."""
+    """The window's surest action, by the rule of the detector's family; None for no action."""
     score: float
     """How sure the detector is of the most likely action, whether it passed the threshold or not."""
     box: tuple[float, float, float, float] | None
@@ -274,13 +274,10 @@ class Predictor:
     def _decide(self, video: VideoInfo, spans: list[tuple[int, int]], clips: np.ndarray) -> Iterator[Window]:
         """What the network says of clips (B, T, S, S, 3) uint8 that show the B spans."""
         pixels = torch.from_numpy(clips).to(self.device)
-        logits, boxes = predict_batch(self.detector, normalize(pixels), self.dtype).final()
+        outputs = predict_batch(self.detector, normalize(pixels), self.dtype)
+        decision, found = self.detector.detections(outputs, self.info.loss, threshold=self.threshold)
 
-        weight = self.info.loss.no_object_weight
-        top_scores = decide(logits, boxes, no_object_weight=weight, threshold=self.threshold).score.tolist()
-        found = actions(logits, boxes, no_object_weight=weight, threshold=self.threshold)
-
-        for (start, end), score, found_here, clip in zip(spans, top_scores, found, clips, strict=True):
+        for (start, end), score, found_here, clip in zip(spans, decision.score.tolist(), found, clips, strict=True):
             answers = tuple(
                 FoundAction(self.class_names[action.label], action.score, _in_pixels(action.box, video))
                 for action in found_here

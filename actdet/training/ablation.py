@@ -48,6 +48,8 @@ def ablate(session: Session, division: Division, out: Path) -> Runs:
     ((train_ids, val_ids),) = division.splits
     if not val_ids:
         raise ActdetError("an ablation needs held-out clips: give a --val-share above 0")
+    if plan.model.family != "detr":
+        raise ActdetError(f"the ablation leaves out losses of the family detr, not of {plan.model.family}")
 
     with sole_writers(out):
         claim_folder(session, out, division.settings, "ablation.json")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from actdet.bounds import check, check_bounds
 from actdet.data.config import AugmentConfig
+from actdet.models.config import LossSettings
 from actdet.models.detr.config import LossConfig
 
 
@@ -78,7 +79,7 @@ class TrainConfig:
     bad_files: Literal["stop", "skip"] = "stop"
     """What to do about a bad file (a video that is empty, cut off or cannot be decoded, or a wrong annotation): stop
     the run, or skip its clip and list it at the end."""
-    loss: LossConfig = LossConfig()
+    loss: LossSettings = LossConfig()
     augment: AugmentConfig = AugmentConfig()
 
     def __post_init__(self) -> None:

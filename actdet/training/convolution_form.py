@@ -13,19 +13,22 @@ import torch
 from actdet.device import prepare_device
 from actdet.models.backbones.convolution import set_flat
 from actdet.models.backbones.r2plus1d import Backbone
+from actdet.models.config import FamilyConfig
+from actdet.models.families import build_network
 
 # cuDNN chooses its algorithms in the first passes, so the fastest of several counts.
 _PASSES = 5
 
 
-def choose_convolutions(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+def choose_convolutions(model: FamilyConfig, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     """Choose the form of the factorized convolutions.
 
     On a GPU this takes seconds: it times forward and backward passes of both forms over a batch of random clips, or
     over the largest half, quarter and so on of the batch that fits into the free memory.
 
     Args:
-        shape: (B, 3, T, S, S) of a batch of clips.
+        model: The settings of the network whose backbone is trained.
+        batch: Clips in a batch (B).
         device: Where the network is trained.
         dtype: The network's arithmetic.
 
@@ -35,12 +38,18 @@ def choose_convolutions(shape: tuple[int, ...], device: torch.device, dtype: tor
     if device.type != "cuda":
         return True, "on a CPU 3-D ones err in bf16"
 
+    # A network on the device "meta" has modules, but takes no memory.
+    with torch.device("meta"):
+        backbone = build_network(model).backbone
+    if not isinstance(backbone, Backbone):
+        return True, "the backbone has no others"
+
     prepare_device(device)
-    batch, *sides = shape
+    whole = batch
     while batch:
         try:
-            flat_seconds = _seconds_of_passes(True, (batch, *sides), device, dtype)
-            solid_seconds = _seconds_of_passes(False, (batch, *sides), device, dtype)
+            flat_seconds = _seconds_of_passes(model, True, batch, device, dtype)
+            solid_seconds = _seconds_of_passes(model, False, batch, device, dtype)
         except torch.OutOfMemoryError:
             batch //= 2
             continue
@@ -51,27 +60,28 @@ def choose_convolutions(shape: tuple[int, ...], device: torch.device, dtype: tor
         flat = flat_seconds <= solid_seconds
         faster = min(flat_seconds, solid_seconds)
         slower = max(flat_seconds, solid_seconds)
-        clips = "" if batch == shape[0] else f" of {batch} clips"
+        clips = "" if batch == whole else f" of {batch} clips"
         return flat, f"{1e3 * faster:.1f} ms a step{clips} against {1e3 * slower:.1f}"
     return True, "too little memory to measure"
 
 
-def _seconds_of_passes(flat: bool, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> float:
+def _seconds_of_passes(model: FamilyConfig, flat: bool, batch: int, device: torch.device, dtype: torch.dtype) -> float:
     """Time a forward and a backward pass of a new backbone over random clips; the random state is left as it was.
 
     Args:
+        model: The settings of the network that has the backbone.
         flat: The form of its convolutions.
-        shape: (B, 3, T, S, S) of the clips.
+        batch: How many clips.
         device: Where to compute.
         dtype: The arithmetic.
 
     Returns:
         Seconds of both passes together, the least of several tries.
     """
-    batch, channels, *sides = shape
+    side = model.image_size
     with torch.random.fork_rng([device]):
-        backbone = Backbone().to(device).to(memory_format=torch.channels_last_3d).train()
-        clips = torch.randn(batch, *sides, channels, device=device).permute(0, 4, 1, 2, 3)
+        backbone = build_network(model).backbone.to(device).to(memory_format=torch.channels_last_3d).train()
+        clips = torch.randn(batch, model.frames, side, side, 3, device=device).permute(0, 4, 1, 2, 3)
     set_flat(backbone, flat)
 
     times = []

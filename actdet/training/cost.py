@@ -12,6 +12,7 @@ and softmaxes of the Transformer.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,10 +24,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from actdet.models.backbones.r2plus1d import Backbone
-from actdet.models.detr.config import ModelConfig
-from actdet.models.detr.detector import ActionDetector
+from actdet.models.config import FamilyConfig
+from actdet.models.families import build_network
+from actdet.models.family import FamilyNetwork
 
-STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "transformer")
+# The stages of R(2+1)D-18.
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 # Bytes of a float32.
 _FLOAT32 = 4
@@ -45,7 +48,7 @@ class StageCost(NamedTuple):
     """What one stage of a training step costs, forward and backward."""
 
     name: str
-    """One of STAGES, or "optimizer"."""
+    """That of a stage, or "optimizer"."""
     flop: int
     """Floating-point operations of convolutions and matrix products, two for a multiply-add. Other operators, those of
     the optimizer included, count none, because they cost what their bytes cost."""
@@ -101,7 +104,7 @@ def find_card(device_name: str) -> Card | None:
     return next((card for card in CARDS if card.name == name), None)
 
 
-def stage_costs(model: ModelConfig, batch: int, dtype: torch.dtype) -> list[StageCost]:
+def stage_costs(model: FamilyConfig, batch: int, dtype: torch.dtype) -> list[StageCost]:
     """Count what a step costs, without the loss and the clipping of gradients.
 
     Args:
@@ -110,15 +113,15 @@ def stage_costs(model: ModelConfig, batch: int, dtype: torch.dtype) -> list[Stag
         dtype: The network's arithmetic, by autocast; float32 is without.
 
     Returns:
-        The cost of each of STAGES, and of the optimizer, which is AdamW in float32.
+        The cost of each stage, and of the optimizer, which is AdamW in float32.
     """
     costs = []
     with FakeTensorMode():
         detector = _detector(model, aligned=False)
         value = _clips(model, batch)
-        for name, stage in zip(STAGES, (*detector.backbone, detector.detect), strict=True):
+        for number, (name, stage) in enumerate(_stages(detector)):
             # Nothing needs the gradient of the clips.
-            value = value.detach().requires_grad_(name != "stem")
+            value = value.detach().requires_grad_(number > 0)
             with FlopCounterMode(display=False) as arithmetic, _Traffic() as traffic:
                 with _autocast(dtype):
                     output = stage(value)
@@ -132,7 +135,7 @@ def stage_costs(model: ModelConfig, batch: int, dtype: torch.dtype) -> list[Stag
     return [*costs, StageCost("optimizer", 0, 7 * _FLOAT32 * elements)]
 
 
-def step_flop(model: ModelConfig) -> int:
+def step_flop(model: FamilyConfig) -> int:
     """Count the FLOP of the network for one clip, forward and backward."""
     return sum(cost.flop for cost in stage_costs(model, 1, torch.float32))
 
@@ -157,7 +160,7 @@ def floor_seconds(costs: list[StageCost], card: Card, dtype: torch.dtype) -> flo
 
 
 @cache
-def peak_memory(model: ModelConfig, batch: int, dtype: torch.dtype, *, checkpointing: bool = False) -> int:
+def peak_memory(model: FamilyConfig, batch: int, dtype: torch.dtype, *, checkpointing: bool = False) -> int:
     """Count the most bytes that tensors take at once in a training step, as an eager `TrainStep` does it.
 
     Parameters, gradients and the two averages of AdamW are float32. Not counted are what kernels take for themselves
@@ -184,8 +187,8 @@ def peak_memory(model: ModelConfig, batch: int, dtype: torch.dtype, *, checkpoin
         optimizer.zero_grad(set_to_none=True)
         clips = _clips(model, batch)
         with _autocast(dtype):
-            logits, boxes = detector(clips)
-        loss = logits.sum() + boxes.sum()
+            outputs = tree_leaves(detector(clips))
+        loss = sum(tensor.sum() for tensor in outputs)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -193,7 +196,7 @@ def peak_memory(model: ModelConfig, batch: int, dtype: torch.dtype, *, checkpoin
 
 
 def largest_batch(
-    model: ModelConfig, dtype: torch.dtype, memory: int, *, checkpointing: bool = False, reserve: float = 0.1
+    model: FamilyConfig, dtype: torch.dtype, memory: int, *, checkpointing: bool = False, reserve: float = 0.1
 ) -> int:
     """Find the largest batch whose `peak_memory` fits into a card's memory.
 
@@ -219,10 +222,17 @@ def largest_batch(
     return batch
 
 
-def _detector(model: ModelConfig, *, aligned: bool = True) -> ActionDetector:
+def _stages(detector: FamilyNetwork) -> list[tuple[str, Callable[[Tensor], Any]]]:
+    """The stages of a detector, by name, each of which takes the first output of the one before it."""
+    backbone = detector.backbone
+    stages = zip(STAGES, backbone, strict=True) if isinstance(backbone, Backbone) else [("backbone", backbone)]
+    return [*stages, ("transformer", detector.detect)]
+
+
+def _detector(model: FamilyConfig, *, aligned: bool = True) -> FamilyNetwork:
     """Make a detector in training mode whose video convolutions lie in memory as training lays them."""
-    detector = ActionDetector(model).train()
-    if not aligned:
+    detector = build_network(model).train()
+    if not aligned and isinstance(detector.backbone, Backbone):
         detector.backbone = Backbone(aligned=False)
     for parameter in detector.parameters():
         # nn.Module.to cannot do this with fake tensors.
@@ -231,7 +241,7 @@ def _detector(model: ModelConfig, *, aligned: bool = True) -> ActionDetector:
     return detector
 
 
-def _clips(model: ModelConfig, batch: int) -> Tensor:
+def _clips(model: FamilyConfig, batch: int) -> Tensor:
     """(B, 3, T, S, S) float32, channels-last."""
     return torch.empty(batch, model.frames, model.image_size, model.image_size, 3).permute(0, 4, 1, 2, 3)
 

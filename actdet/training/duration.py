@@ -10,8 +10,8 @@ from actdet_kernels import Targets
 
 from actdet.data.augment import Batch
 from actdet.device import prepare_device
-from actdet.models.detr.config import ModelConfig
-from actdet.models.detr.detector import ActionDetector
+from actdet.models.config import FamilyConfig
+from actdet.models.families import build_network
 from actdet.training.config import TrainConfig
 from actdet.training.train_step import TrainStep
 
@@ -29,7 +29,7 @@ _SHALLOW_SHARE = 0.49
 _LEAST_FLOP_PER_SECOND = 5e9
 
 
-def seconds_per_clip(model: ModelConfig, config: TrainConfig, dtype: torch.dtype) -> float:
+def seconds_per_clip(model: FamilyConfig, config: TrainConfig, dtype: torch.dtype) -> float:
     """Time the training step on this CPU, without decoding.
 
     Three steps are done on noise, and the last one counts: in those before it, libraries set themselves up and memory
@@ -49,7 +49,7 @@ def seconds_per_clip(model: ModelConfig, config: TrainConfig, dtype: torch.dtype
     shape = (clips, model.frames, model.image_size, model.image_size, 3)
     with torch.random.fork_rng(devices=[]):
         # The convolutions of a new detector are flat, as the plan has them on every CPU.
-        step = TrainStep(ActionDetector(model), config, device, dtype, "eager")
+        step = TrainStep(build_network(model), config, device, dtype, "eager")
         targets = Targets(torch.zeros(clips, 1).long(), torch.full((clips, 1, 4), 0.5), torch.ones(clips).int())
         batch = Batch(torch.randn(shape).permute(0, 4, 1, 2, 3), targets)
         seconds = 0.0
@@ -60,12 +60,12 @@ def seconds_per_clip(model: ModelConfig, config: TrainConfig, dtype: torch.dtype
     return seconds / clips
 
 
-def step_flop(model: ModelConfig) -> float:
+def step_flop(model: FamilyConfig) -> float:
     """Estimate the FLOP of a step for each clip; `actdet.training.cost` counts them exactly, in a second."""
     return _FLOP_PER_PIXEL * model.frames * model.image_size**2
 
 
-def is_short(model: ModelConfig, clips: int) -> bool:
+def is_short(model: FamilyConfig, clips: int) -> bool:
     """Return whether an epoch over so many clips certainly takes less than a minute."""
     return clips * step_flop(model) < 60 * _LEAST_FLOP_PER_SECOND
 
@@ -85,7 +85,7 @@ def training_seconds(config: TrainConfig, epoch_seconds: float) -> float:
     return epoch_seconds * (whole + partial)
 
 
-def describe_duration(model: ModelConfig, config: TrainConfig, epoch_seconds: float) -> str | None:
+def describe_duration(model: FamilyConfig, config: TrainConfig, epoch_seconds: float) -> str | None:
     """Say how long a training takes, and which option makes it shorter; None if an epoch takes at most a minute.
 
     Args:
@@ -117,7 +117,7 @@ def in_words(seconds: float) -> str:
     return f"{round(minutes / 1440)} days"
 
 
-def _advice(model: ModelConfig, epoch_seconds: float) -> str:
+def _advice(model: FamilyConfig, epoch_seconds: float) -> str:
     """Name an option that makes an epoch shorter, and say by how much."""
     smaller = model.image_size // 32 * 16
     if smaller >= 48:

@@ -41,6 +41,7 @@ def claim_folder(session: Session, out: Path, settings: dict[str, Any], result: 
     config = asdict(session.plan.config)
     mine = {
         **settings,
+        "family": session.plan.model.family,
         "model": asdict(session.plan.model),
         "training": {name: value for name, value in config.items() if name not in LAUNCH},
         "clips": [clip.name for clip in index.clips],
@@ -57,6 +58,8 @@ def claim_folder(session: Session, out: Path, settings: dict[str, Any], result: 
 
     found = read_json(path)
     if isinstance(found, dict) and isinstance(found.get("training"), dict):
+        # Earlier versions had a single family, and other names of some settings.
+        found.setdefault("family", "detr")
         found["training"] = current_names(found["training"])
     if found != mine:
         problem = f"{out} holds an experiment with other settings, clips or labels, or another division of the clips"

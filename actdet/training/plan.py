@@ -18,7 +18,8 @@ from actdet.data.config import ClipSize
 from actdet.device import choose_precision, choose_step, device_name
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
-from actdet.models.detr.config import ModelConfig
+from actdet.models.config import FamilyConfig
+from actdet.models.families import loss_class
 from actdet.training.config import TrainConfig
 from actdet.training.convolution_form import choose_convolutions
 from actdet.video.readers import choose_reader
@@ -38,7 +39,7 @@ class Choice(Generic[T]):
 class Plan:
     """The settings of a training and what they come to on this machine."""
 
-    model: ModelConfig
+    model: FamilyConfig
     """The detector's settings."""
     config: TrainConfig
     """The training's settings, as asked for: an `auto` in it is decided below."""
@@ -55,7 +56,7 @@ class Plan:
     cache: Choice[bool]
     """Whether decoded clips are kept in the device's memory."""
     flat: Choice[bool]
-    """Whether the backbone's factorized convolutions are computed in two dimensions instead of three."""
+    """Whether a backbone's factorized convolutions are computed in two dimensions instead of three."""
     matching: Choice[str]
     """What computes matching and loss: triton, cpu or reference. Every operation of the kernels chooses by this same
     rule."""
@@ -85,7 +86,7 @@ class Plan:
 
 def make_plan(
     index: ClipIndex,
-    model: ModelConfig,
+    model: FamilyConfig,
     config: TrainConfig,
     device: torch.device,
     processes: Processes = ALONE,
@@ -106,6 +107,7 @@ def make_plan(
         ActdetError: If a clip has more annotations than the detector has queries, or if something was asked for by name
             that this machine cannot do.
     """
+    _check_losses(model, config)
     _check_queries(index, model)
     dtype, dtype_reason = choose_precision(config.precision, device)
     launch, launch_reason = choose_step(
@@ -125,7 +127,8 @@ def make_plan(
     )
 
     # The measurement takes memory for a while, so it comes after the choice that counts the free memory.
-    flat, flat_reason = choose_convolutions(_batch_shape(model, config, processes), device, dtype)
+    # The first process has the largest share of a batch.
+    flat, flat_reason = choose_convolutions(model, -(-config.batch_size // processes.count), device, dtype)
     matching, _, matching_reason = explain_backend(device).partition(": ")
     return Plan(
         model=model,
@@ -141,24 +144,27 @@ def make_plan(
     )
 
 
-def _check_queries(index: ClipIndex, model: ModelConfig) -> None:
+def _check_losses(model: FamilyConfig, config: TrainConfig) -> None:
+    """Raise ActdetError if the settings of the losses are those of another family."""
+    wanted = loss_class(model.family)
+    if not isinstance(config.loss, wanted):
+        given = type(config.loss).__name__
+        raise ActdetError(f"the family {model.family} needs {wanted.__name__} for its losses, got {given}")
+
+
+def _check_queries(index: ClipIndex, model: FamilyConfig) -> None:
     """Raise ActdetError if a clip has more annotations than the detector has queries to match with them."""
     if not index.clips:
         return
     fullest = max(index.clips, key=lambda clip: len(clip.annotations))
-    most = len(fullest.annotations)
-    if most > model.queries:
+    annotations = len(fullest.annotations)
+    most = model.max_actions()
+    if most is not None and annotations > most:
         raise ActdetError(
-            f"clip {fullest.name} has {most} annotations, more than the {model.queries} queries of the model: "
-            f"use --queries {most} or more"
+            f"clip {fullest.name} has {annotations} annotations, more than the {most} queries of the model: "
+            f"use --queries {annotations} or more"
         )
 
 
-def _clip_size(model: ModelConfig) -> ClipSize:
+def _clip_size(model: FamilyConfig) -> ClipSize:
     return ClipSize(model.frames, model.image_size)
-
-
-def _batch_shape(model: ModelConfig, config: TrainConfig, processes: Processes) -> tuple[int, ...]:
-    """(B, 3, T, S, S) of the clips that the first process, whose share is the largest, gets at once."""
-    batch = -(-config.batch_size // processes.count)
-    return batch, 3, model.frames, model.image_size, model.image_size

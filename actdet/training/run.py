@@ -19,7 +19,7 @@ from actdet.errors import ActdetError, DataError, ReadError, Stopped
 from actdet.evaluation.clips import Evaluation
 from actdet.evaluation.report import write_report
 from actdet.files import check_own
-from actdet.models.detr.config import ModelConfig
+from actdet.models.config import FamilyConfig
 from actdet.run_folder import check_apart, check_replaceable, is_reported, sole_writers
 from actdet.run_log import LOG, is_log
 from actdet.training.config import TrainConfig
@@ -119,7 +119,7 @@ def find_clips(index: ClipIndex, stored: StoredRun, out: Path) -> tuple[list[int
     return training, held_out
 
 
-def describe_training(model: ModelConfig, config: TrainConfig, train_clips: int) -> str:
+def describe_training(model: FamilyConfig, config: TrainConfig, train_clips: int) -> str:
     """Say in one line of a report on what and how a detector was trained.
 
     Args:
@@ -248,5 +248,5 @@ def _too_large_for_gpu(session: Session) -> str:
     return f"{problem}: about {batch} a GPU are possible, {checkpointed} with --checkpointing{clips}"
 
 
-def _shape(model: ModelConfig) -> str:
+def _shape(model: FamilyConfig) -> str:
     return f"{model.frames} x {model.image_size} x {model.image_size}"

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from actdet.data.clips import ClipIndex
 from actdet.errors import ActdetError, DataError
-from actdet.models.checkpoints import CheckpointInfo, from_json, read_info, take_tensor
-from actdet.models.detr.config import ModelConfig
+from actdet.models.checkpoints import CheckpointInfo, from_json, read_info, take_tensor, types_of
+from actdet.models.config import FamilyConfig
+from actdet.models.families import config_class, loss_class
 from actdet.training.config import TrainConfig
 from actdet.training.plan import Plan
 from actdet.training.train_step import TrainStep
@@ -43,7 +44,7 @@ _STORED_HEAD = "clip_head"
 class StoredRun:
     """What the state in a run's folder says of the run, so that it can go on with nothing else but the data."""
 
-    model: ModelConfig
+    model: FamilyConfig
     config: TrainConfig
     training_clips: tuple[str, ...]
     """Names of the clips that it trains on, in their order."""
@@ -60,11 +61,12 @@ def read_run(out: Path) -> StoredRun:
         DataError: If there is no state to go on from, or none that can be read.
     """
     path = state_path(out)
-    state = check_state(path, read_info(path))
+    info = read_info(path)
+    state = check_state(path, info)
     try:
         return StoredRun(
-            from_json(ModelConfig, state["model"]),
-            from_json(TrainConfig, state["settings"] | state["launch"]),
+            from_json(config_class(info.family), state["model"]),
+            from_json(TrainConfig, state["settings"] | state["launch"], types_of(info.family)),
             tuple(state["training_clips"]),
             tuple(state["held_out_clips"]),
             tuple(state["unused_clips"]),
@@ -143,20 +145,36 @@ def run_identity(plan: Plan, index: ClipIndex, train_ids: Sequence[int], val_ids
     }
 
 
-def check_same_run(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def check_same_run(path: Path, info: CheckpointInfo, plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Check that a stored state is of the run that is to go on from it.
 
     Args:
         path: The checkpoint, for messages.
-        state: As `check_state` returns it.
+        info: Its description.
+        plan: The plan of the run.
         identity: What `run_identity` returns for that run.
 
+    Returns:
+        The state, as `check_state` returns it.
+
     Raises:
-        DataError: If the state has other settings or clips.
+        DataError: If the state is none, or has other settings or clips.
     """
+    state = check_state(path, info)
+    family = plan.model.family
+    if info.family != family:
+        raise DataError(path, f"a checkpoint of another configuration: family was {info.family}, is now {family}")
+
     current = json.loads(json.dumps(identity))
     # A setting that came after the checkpoint had been written was what is the default now.
-    defaults = json.loads(json.dumps({"model": asdict(ModelConfig()), "settings": asdict(TrainConfig())}))
+    defaults = json.loads(
+        json.dumps(
+            {
+                "model": asdict(config_class(family)()),
+                "settings": asdict(TrainConfig(loss=loss_class(family)())),
+            }
+        )
+    )
     for group in ("model", "settings"):
         before = defaults[group] | state[group]
         for setting, value in current[group].items():
@@ -168,6 +186,7 @@ def check_same_run(path: Path, state: Mapping[str, Any], identity: Mapping[str, 
         if state[clips] != current[clips]:
             problem = f"a checkpoint of other {clips.replace('_', ' ')}"
             raise DataError(path, f"{problem}: the data set has changed, or the groups, lists or share that divide it")
+    return state
 
 
 def step_tensors(step: TrainStep) -> dict[str, Tensor]:
@@ -176,7 +195,8 @@ def step_tensors(step: TrainStep) -> dict[str, Tensor]:
     for number, parameter in enumerate(step.parameters):
         state = step.optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    tensors |= {f"{_STORED_HEAD}.{name}": value for name, value in step.auxiliary_head.state_dict().items()}
+    if step.auxiliary_head is not None:
+        tensors |= {f"{_STORED_HEAD}.{name}": value for name, value in step.auxiliary_head.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in step.average.items()}
     return tensors
 
@@ -197,8 +217,11 @@ def restore_step(step: TrainStep, tensors: dict[str, Tensor], scaler: dict[str, 
     def take(name: str, wanted: Tensor) -> Tensor:
         return take_tensor(tensors, name, name, wanted, path)
 
-    head = step.auxiliary_head.state_dict()
-    step.auxiliary_head.load_state_dict({name: take(f"{_STORED_HEAD}.{name}", value) for name, value in head.items()})
+    if step.auxiliary_head is not None:
+        head = step.auxiliary_head.state_dict()
+        step.auxiliary_head.load_state_dict(
+            {name: take(f"{_STORED_HEAD}.{name}", value) for name, value in head.items()}
+        )
     for name, value in step.average.items():
         value.copy_(take(f"average.{name}", value))
 

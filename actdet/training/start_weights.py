@@ -1,21 +1,38 @@
-"""The weights from which a training starts."""
+"""The weights from which a training starts, and whether its options are for the network that it trains."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
 
-from actdet.errors import DataError
-from actdet.models.backbones.r2plus1d import load_backbone_weights
+from actdet.errors import ActdetError, DataError
+from actdet.models.backbones.r2plus1d import Backbone, load_backbone_weights
 from actdet.models.checkpoints import load_model
-from actdet.models.detr.detector import ActionDetector
+from actdet.models.family import FamilyNetwork
 from actdet.training.config import TrainConfig
 
 # Settings of a detector that belong to its training, not to its weights.
 _OF_TRAINING = ("dropout", "deep_supervision")
 
 
-def load_start_weights(detector: ActionDetector, config: TrainConfig) -> None:
+def check_options(detector: FamilyNetwork, config: TrainConfig) -> None:
+    """Check that a training has only options that its network's backbone has a use for.
+
+    A backbone that can do what `shallow_epochs` or `checkpointing` ask for has an attribute for it.
+
+    Raises:
+        ActdetError: If an option is for another backbone.
+    """
+    backbone = detector.backbone
+    of_other = f"is not for the backbone of the family {detector.config.family}"
+    if not isinstance(backbone, Backbone) and config.init is None and config.backbone_weights != "none":
+        raise ActdetError(f"backbone_weights {config.backbone_weights} {of_other}: set backbone_weights to none")
+    for option, attribute in (("shallow_epochs", "shallow"), ("checkpointing", "checkpointing")):
+        if getattr(config, option) and not hasattr(backbone, attribute):
+            raise ActdetError(f"{option} {of_other}: leave it out")
+
+
+def load_start_weights(detector: FamilyNetwork, config: TrainConfig) -> None:
     """Fill a new detector with what `config` says: another detector's weights, those of a backbone, or neither.
 
     Raises:
@@ -28,6 +45,9 @@ def load_start_weights(detector: ActionDetector, config: TrainConfig) -> None:
 
     path = Path(config.init)
     found, info = load_model(path)
+    family = detector.config.family
+    if info.family != family:
+        raise DataError(path, f"a detector of the family {info.family}, asked for is {family}")
     for name, value in asdict(detector.config).items():
         stored = getattr(info.model, name)
         if name not in _OF_TRAINING and value != stored:

@@ -1,10 +1,9 @@
 """One training step, all of it on the device: with a single process, the host reads nothing of it back.
 
-    clips, targets -> detector -> match -> set loss -> gradients -> clip -> AdamW -> running average
-                                                                         (sections 3.3 and 3.4 of the report)
+    clips, targets -> detector -> its losses -> gradients -> clip -> AdamW -> running average (the report's section 3.4)
 
-With `auxiliary_weight`, one linear layer must also tell from the backbone's averaged features what happens in the clip
-and where. This teaches a backbone without pretrained weights in half the time.
+With `auxiliary_weight`, a layer that only training has must also tell from the backbone's features what happens in the
+clip and where. This teaches a backbone without pretrained weights in half the time.
 
 There are three ways to launch a step. eager: operator by operator. compile: the network and its losses by
 torch.compile. graph: for each shape of batch, the whole step is captured as one CUDA graph after a few eager steps, and
@@ -27,9 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from actdet.data.augment import Batch
 from actdet.distributed import ALONE, Processes, synchronize_batch_norm
+from actdet.errors import ActdetError
 from actdet.models.backbones.convolution import fuse_norms
-from actdet.models.detr.detector import ActionDetector, Predictions
-from actdet.models.detr.losses import LOSSES, AuxiliaryHead
+from actdet.models.family import FamilyNetwork
 from actdet.training.config import TrainConfig
 from actdet.training.graph import StepGraph
 
@@ -52,17 +51,21 @@ class TrainStep:
         mode: How the step is launched: "eager", "compile" or "graph".
         processes: The processes that share each batch.
 
+    Raises:
+        ActdetError: If an auxiliary loss is asked for that the detector's family has not.
+
     Attributes:
-        losses: (5,) float32 on the device, the values of `LOSSES` summed over the steps since it was last set to zero.
-            They are of this process's share of each batch; their mean over the processes is that of the whole batch.
+        losses: float32 on the device, the values of the detector's `loss_names` summed over the steps since it was last
+            set to zero. They are of this process's share of each batch; their mean over the processes is that of the
+            whole batch.
         average: The running average of `live()`, by name; empty if the settings ask for none.
-        auxiliary_head: The layer of the auxiliary loss, which is not part of the detector.
+        auxiliary_head: The layer of the auxiliary loss, which is not part of the detector; None if it has no such loss.
         parameters: What is trained, in the order of the optimizer.
     """
 
     def __init__(
         self,
-        detector: ActionDetector,
+        detector: FamilyNetwork,
         config: TrainConfig,
         device: torch.device,
         dtype: torch.dtype,
@@ -78,10 +81,13 @@ class TrainStep:
         detector = detector.to(device).to(memory_format=torch.channels_last_3d)
         detector.backbone.requires_grad_(not config.freeze_backbone)
         detector.backbone.checkpointing = config.checkpointing
-        self.auxiliary_head = AuxiliaryHead(detector.config).to(device)
-        self.auxiliary_head.requires_grad_(config.auxiliary_weight > 0)
+        self.auxiliary_head = detector.auxiliary_head()
+        if self.auxiliary_head is None and config.auxiliary_weight:
+            raise ActdetError(f"the family {detector.config.family} has no auxiliary loss: leave out auxiliary_weight")
+        if self.auxiliary_head is not None:
+            self.auxiliary_head.to(device).requires_grad_(config.auxiliary_weight > 0)
         if processes.count > 1:
-            detector = cast(ActionDetector, synchronize_batch_norm(detector, device))
+            detector = cast(FamilyNetwork, synchronize_batch_norm(detector, device))
         self.detector = detector
 
         network = _Network(detector, self.auxiliary_head, dtype)
@@ -96,7 +102,7 @@ class TrainStep:
             capturable=mode == "graph",
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.losses = torch.zeros(len(LOSSES), device=device)
+        self.losses = torch.zeros(len(detector.loss_names), device=device)
         self.average = {k: v.clone() for k, v in self.live().items()} if config.ema_decay else {}
         self._average_weight = torch.ones((), device=device)
 
@@ -170,17 +176,17 @@ class TrainStep:
             move(list(self.average.values()), [live[name] for name in self.average], self._average_weight)
 
     def _losses_of(self, clips: Tensor, targets: Targets) -> Tensor:
-        """(5,) the values of LOSSES for this process's share of a batch."""
-        logits, boxes, auxiliary_output = self._network(clips)
+        """The values of the detector's `loss_names` for this process's share of a batch."""
+        outputs, auxiliary_output = self._network(clips)
         losses = self.detector.losses(
-            Predictions(logits, boxes),
+            outputs,
             targets,
             self.config.loss,
             auxiliary_output=auxiliary_output,
             auxiliary_weight=self.config.auxiliary_weight,
             processes=self.processes,
         )
-        return torch.stack([losses[name] for name in LOSSES])
+        return torch.stack([losses[name] for name in self.detector.loss_names])
 
     def live(self) -> dict[str, Tensor]:
         """Return the detector's parameters and statistics by name, without the counters, which have no average."""
@@ -207,18 +213,18 @@ class TrainStep:
 class _Network(nn.Module):
     """Everything that has gradients, as one module."""
 
-    def __init__(self, detector: ActionDetector, auxiliary_head: AuxiliaryHead, dtype: torch.dtype) -> None:
+    def __init__(self, detector: FamilyNetwork, auxiliary_head: nn.Module | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.detector = detector
         self.auxiliary_head = auxiliary_head
         self.dtype = dtype
 
-    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Clips to the detector's logits and boxes, and the output of the auxiliary head."""
+    def forward(self, clips: Tensor) -> tuple[Any, Tensor | None]:
+        """Clips to the detector's outputs, and to that of the auxiliary head, if there is one."""
         with torch.autocast(clips.device.type, self.dtype, enabled=self.dtype != torch.float32):
             features = self.detector.backbone(clips)
-            logits, boxes = self.detector.detect(features)
-        return logits, boxes, self.auxiliary_head(features)
+            outputs = self.detector.detect(features)
+        return outputs, None if self.auxiliary_head is None else self.auxiliary_head(features)
 
 
 def _distributed(network: _Network, config: TrainConfig) -> DistributedDataParallel:

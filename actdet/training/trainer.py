@@ -29,8 +29,7 @@ from actdet.evaluation.clips import Evaluation, evaluate
 from actdet.evaluation.metrics import Metrics
 from actdet.models.backbones.convolution import set_flat
 from actdet.models.checkpoints import CheckpointInfo, load_weights, read_checkpoint, save_checkpoint
-from actdet.models.detr.detector import ActionDetector
-from actdet.models.detr.losses import LOSSES
+from actdet.models.families import build_network
 from actdet.run_log import LOG, append_record, cut_log
 from actdet.training.plan import Plan
 from actdet.training.run_state import (
@@ -39,7 +38,6 @@ from actdet.training.run_state import (
     LAUNCH,
     MODEL,
     check_same_run,
-    check_state,
     restore_step,
     run_identity,
     state_path,
@@ -47,7 +45,7 @@ from actdet.training.run_state import (
 )
 from actdet.training.schedule import check_last_batch, dropout_seed, last_batch, learning_rate
 from actdet.training.speed import Speedometer
-from actdet.training.start_weights import load_start_weights
+from actdet.training.start_weights import check_options, load_start_weights
 from actdet.training.train_step import TrainStep
 
 # Steps between two reads of the losses from the device.
@@ -82,7 +80,7 @@ class Trainer:
 
     Raises:
         ActdetError: If the last batch of an epoch would have fewer clips than there are processes, or if the weights to
-            start from cannot be had.
+            start from cannot be had, or if an option is not for networks of this family.
     """
 
     def __init__(
@@ -109,7 +107,8 @@ class Trainer:
         self._identity = run_identity(plan, loader.index, train_ids, val_ids)
 
         torch.manual_seed(self.config.seed)
-        detector = ActionDetector(plan.model)
+        detector = build_network(plan.model)
+        check_options(detector, self.config)
         if not to_restore:
             load_start_weights(detector, self.config)
         set_flat(detector.backbone, plan.flat.value)
@@ -225,11 +224,10 @@ class Trainer:
         """
         path = state_path(self.out)
         tensors, info = read_checkpoint(path)
-        state = check_state(path, info)
+        state = check_same_run(path, info, self.plan, self._identity)
         trained = path.name == MODEL
         if not trained and "losses" not in tensors:
             raise DataError(path, "holds a trained detector, not the state of a training")
-        check_same_run(path, state, self._identity)
         reader = self.loader.reader.name
         if info.reader != reader:
             raise DataError(
@@ -307,9 +305,9 @@ class Trainer:
             "epoch": self.step_number / self.steps_per_epoch,
             "step": self.step_number,
             "lr": learning_rate(self.config, (self.step_number - 1) / self.steps_per_epoch),
-            "loss": dict(zip(LOSSES, values, strict=True)),
+            "loss": dict(zip(self.detector.loss_names, values, strict=True)),
             # The first loss is the sum of the others, each by its weight.
-            "loss_weights": {**self.config.loss.match_weights._asdict(), "auxiliary": self.config.auxiliary_weight},
+            "loss_weights": {**self.config.loss.term_weights(), "auxiliary": self.config.auxiliary_weight},
             "speed": self.speedometer.read(whole=self.step_number > self.steps_per_epoch * partial_epochs),
         }
         self._log(record)

@@ -22,9 +22,10 @@ TRAIN_OPTIONS = ["--backbone-weights", "none", "--workers", "0", "--precision", 
 class TinyBackbone(nn.Sequential):
     """Maps clips (B, 3, T, H, W) to features (B, 512, T / 8, H / 16, W / 16), as R(2+1)D-18 does for the detector.
 
-    While it is shallow it trains no BatchNorm.
+    While it is shallow it trains no BatchNorm. Checkpointing changes nothing.
     """
 
+    checkpointing = False
     shallow = False
 
     def __init__(self) -> None:

@@ -9,27 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from actdet.bounds import check, check_bounds
-from actdet.data.classes import CLASS_NAMES, NO_ACTION
+from actdet.bounds import check_bounds
+from actdet.models.config import FamilyConfig, LossSettings
 
 if TYPE_CHECKING:
     from actdet_kernels import MatchWeights
 
-# An action counts as found if at least so many actions of its class are expected in the clip.
-THRESHOLD = 0.5
-
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(FamilyConfig):
     """The shape of the detector."""
 
-    class_names: tuple[str, ...] = CLASS_NAMES
-    """Names of the action classes, in the order of their ids in the annotation files. A data set with a classes.txt,
-    which has one name per line, brings its own."""
-    image_size: int = 224
-    """Side of the square picture that the network sees, in pixels; a multiple of 16."""
-    frames: int = 16
-    """Frames sampled from a clip; a multiple of 8."""
+    family = "detr"
+
     queries: int = 12
     """How many predictions a clip gets: more than the most actions in any clip."""
     encoder_layers: int = 2
@@ -41,22 +33,13 @@ class ModelConfig:
     deep_supervision: bool = False
     """Train every decoder layer with the loss, as DETR does, instead of only the last one."""
 
-    def __post_init__(self) -> None:
-        check_bounds(vars(self))
-        check(self.image_size % 16 == 0, f"image_size must be a multiple of 16, got {self.image_size}")
-        check(self.frames % 8 == 0, f"frames must be a multiple of 8, got {self.frames}")
-        check(
-            len(self.class_names) >= 1 and len(set(self.class_names)) == len(self.class_names),
-            f"class_names must be one or more different names, got {self.class_names}",
-        )
-        check(
-            NO_ACTION not in self.class_names,
-            f"class_names must not contain {NO_ACTION!r}, which stands for a clip without any action",
-        )
+    def max_actions(self) -> int:
+        # Each query is matched with one action at most.
+        return self.queries
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(LossSettings):
     """Weights of the matching cost (eq. 10) and of the loss (eq. 12)."""
 
     cls_weight: float = 2.0
@@ -78,3 +61,6 @@ class LossConfig:
         from actdet_kernels import MatchWeights
 
         return MatchWeights(self.cls_weight, self.l1_weight, self.giou_weight)
+
+    def term_weights(self) -> dict[str, float]:
+        return {"cls": self.cls_weight, "l1": self.l1_weight, "giou": self.giou_weight}

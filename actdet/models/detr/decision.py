@@ -21,40 +21,15 @@ share an answer err independently, so their mean is closer than the best of them
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from actdet.models.detr.config import THRESHOLD
-
-Corners = tuple[float, float, float, float]
-"""x1, y1, x2, y2."""
+from actdet.detections import THRESHOLD, Action, Corners
+from actdet.models.family import Decision
 
 # Two boxes of one class that overlap by at least this IoU are the same action.
 SAME_PLACE = 0.5
-
-
-class Decision(NamedTuple):
-    """One answer for each of B clips."""
-
-    label: Tensor
-    """(B,) int64, class of the action; the number of action classes if there is none."""
-    score: Tensor
-    """(B,) expected number of actions of the most likely class, at most 1, whether it passed the threshold or not."""
-    box: Tensor
-    """(B, 4) cxcywh in [0, 1], where the most confident queries of that class say it is."""
-
-
-class Action(NamedTuple):
-    """One action that was found in a clip."""
-
-    label: int
-    """Its class, counted from 0."""
-    score: float
-    """The probability that the clip holds it, in [0, 1]."""
-    box: Corners
-    """x1, y1, x2, y2 as shares of the picture, in [0, 1]."""
 
 
 def action_scores(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +75,12 @@ def decide(logits: Tensor, boxes: Tensor, *, no_object_weight: float, threshold:
     box = _mean_box(probability, boxes, here)
 
     no_action = logits.shape[-1] - 1
-    return Decision(torch.where(expected >= threshold, chosen, no_action), expected.clamp(max=1.0), box)
+    return Decision(
+        label=torch.where(expected >= threshold, chosen, no_action),
+        score=expected.clamp(max=1.0),
+        box=box,
+        likeliest=chosen,
+    )
 
 
 def actions(

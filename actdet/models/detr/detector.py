@@ -8,18 +8,21 @@ include two encoder layers. The report's text names no encoder; `encoder_layers=
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from actdet_kernels import Targets
 from torch import Tensor, nn
 
+from actdet.detections import THRESHOLD
 from actdet.distributed import ALONE, Processes
 from actdet.models.backbones.r2plus1d import FEATURES, SPATIAL_STRIDE, TEMPORAL_STRIDE, Backbone
-from actdet.models.detr.config import THRESHOLD, LossConfig, ModelConfig
-from actdet.models.detr.decision import Action, actions
-from actdet.models.detr.losses import detector_losses
-from actdet.models.family import Family, Truth
+from actdet.models.detr.assessment import assess
+from actdet.models.detr.config import LossConfig, ModelConfig
+from actdet.models.detr.decision import actions, decide
+from actdet.models.detr.exportable import ExportableDetector
+from actdet.models.detr.losses import LOSSES, AuxiliaryHead, detector_losses
+from actdet.models.family import Assessment, Detections, FamilyNetwork, Truth
 
 HIDDEN = 256
 HEADS = 8
@@ -42,7 +45,7 @@ class Predictions(NamedTuple):
         return Predictions(self.logits[-1], self.boxes[-1])
 
 
-class ActionDetector(nn.Module):
+class ActionDetector(FamilyNetwork[ModelConfig, Predictions]):
     """Clips (B, 3, T, S, S), normalized as `actdet.data.augment` does, to `Predictions`.
 
     Args:
@@ -50,6 +53,7 @@ class ActionDetector(nn.Module):
     """
 
     truth: Truth = "clip_box"
+    loss_names = LOSSES
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
@@ -119,6 +123,9 @@ class ActionDetector(nn.Module):
             supervised = supervised.float()
             return Predictions(self.class_head(supervised), self.box_head(supervised).sigmoid())
 
+    def auxiliary_head(self) -> AuxiliaryHead:
+        return AuxiliaryHead(self.config)
+
     def losses(
         self,
         outputs: Predictions,
@@ -129,10 +136,6 @@ class ActionDetector(nn.Module):
         auxiliary_weight: float = 0.0,
         processes: Processes = ALONE,
     ) -> dict[str, Tensor]:
-        """Compare predictions with the annotated actions: 0-d tensors by name, of which "total" is minimized.
-
-        The arguments are those of `actdet.models.detr.losses.detector_losses`.
-        """
         return detector_losses(
             *outputs,
             targets,
@@ -142,23 +145,19 @@ class ActionDetector(nn.Module):
             processes=processes,
         )
 
-    def detections(
-        self, outputs: Predictions, weights: LossConfig, *, threshold: float = THRESHOLD
-    ) -> list[tuple[Action, ...]]:
-        """Turn predictions into the set of actions of each clip by the rule in `actdet.models.detr.decision`.
+    def detections(self, final: Predictions, weights: LossConfig, *, threshold: float = THRESHOLD) -> Detections:
+        weight = weights.no_object_weight
+        return Detections(
+            decide(*final, no_object_weight=weight, threshold=threshold),
+            actions(*final, no_object_weight=weight, threshold=threshold),
+        )
 
-        Args:
-            outputs: The predictions for B clips.
-            weights: The weights of the loss that the detector was trained with.
-            threshold: The lowest score at which an action counts.
-        """
-        return actions(*outputs.final(), no_object_weight=weights.no_object_weight, threshold=threshold)
+    def assess(self, final: Predictions, targets: Targets, weights: LossConfig) -> Assessment:
+        return assess(*final, targets, weights)
+
+    def exportable(self, weights: LossConfig, *, threshold: float = THRESHOLD) -> ExportableDetector:
+        return ExportableDetector(self, no_object_weight=weights.no_object_weight, threshold=threshold)
 
 
 def _head(outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs))
-
-
-if TYPE_CHECKING:
-    # The type checker reports here if the detector does not fulfill the contract of a family.
-    _fulfills: type[Family[Predictions]] = ActionDetector

@@ -9,20 +9,24 @@ of actions is not among its outputs, because its size depends on the values: `ac
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from actdet_kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from torch import Tensor, nn
 
+from actdet.data.augment import normalize
 from actdet.models.backbones.folding import fold_norms
 from actdet.models.backbones.r2plus1d import SPATIAL_STRIDE
 from actdet.models.detr.decision import action_probabilities, decide
-from actdet.models.detr.detector import ActionDetector
+from actdet.models.exportable import Exportable
+
+if TYPE_CHECKING:
+    from actdet.models.detr.detector import ActionDetector, Predictions
 
 
-class ExportableDetector(nn.Module):
+class ExportableDetector(Exportable):
     """Clips (B, T, S, S, 3) uint8 RGB to tensors by name.
 
     label: (B,) int64, class of the clip's surest action; the number of action classes if there is none.
@@ -38,38 +42,39 @@ class ExportableDetector(nn.Module):
         threshold: The lowest score at which an action counts.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, detector: ActionDetector, *, no_object_weight: float, threshold: float) -> None:
-        super().__init__()
+        super().__init__(detector)
         self.no_object_weight = no_object_weight
         self.threshold = threshold
 
         # Only the last decoder layer's predictions are used.
-        copied = deepcopy(detector).cpu().float().requires_grad_(False)
+        copied = self.network
         copied.config = replace(copied.config, deep_supervision=False)
         side = copied.config.image_size // SPATIAL_STRIDE
         copied.add_module("pool", exportable_pool((copied.grid[0], side, side), copied.grid))
         copied.add_module("backbone", fold_norms(copied.backbone))
-        self.detector = copied
-        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN))
-        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD))
+
+        # What has replaced modules is in evaluation mode, too.
         self.eval()
 
     def forward(self, clips: Tensor) -> dict[str, Tensor]:
-        pixels = (clips.float() - self.mean) / self.std
-        features = self.detector.backbone(pixels.permute(0, 4, 1, 2, 3))
-        logits, boxes = self.detector.detect(features).final()
+        features = self.network.backbone(self.normalized(clips))
+        predictions = self.network.detect(features).final()
+        return self._answer(predictions, predictions)
 
-        label, score, box = decide(logits, boxes, no_object_weight=self.no_object_weight, threshold=self.threshold)
+    def expected(self, network: ActionDetector, clips: Tensor, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        predictions = network(normalize(clips)).final()
+        return self._answer(predictions, predictions._replace(logits=found["logits"], boxes=found["boxes"]))
+
+    def _answer(self, predictions: Predictions, of_rule: Predictions) -> dict[str, Tensor]:
+        """The outputs by name, where the rule is applied to `of_rule`."""
+        decision = decide(*of_rule, no_object_weight=self.no_object_weight, threshold=self.threshold)
         return {
-            "label": label,
-            "score": score,
-            "box": box,
-            "probabilities": action_probabilities(logits, self.no_object_weight),
-            "logits": logits,
-            "boxes": boxes,
+            "label": decision.label,
+            "score": decision.score,
+            "box": decision.box,
+            "probabilities": action_probabilities(predictions.logits, self.no_object_weight),
+            **predictions._asdict(),
         }
 
 

@@ -20,14 +20,18 @@ from actdet.evaluation.metrics import (
     calibration_error,
     decided_iou,
     format_figure,
-    measure,
     reliability_bins,
     true_labels,
     wilson_interval,
 )
+from actdet.evaluation.metrics import (
+    measure as measure_assessment,
+)
+from actdet.models.detr.assessment import assess
 from actdet.models.detr.config import LossConfig, ModelConfig
-from actdet.models.detr.decision import Decision, actions
+from actdet.models.detr.decision import actions
 from actdet.models.detr.detector import Predictions
+from actdet.models.family import Decision
 
 FIGHT, COLLAPSE, NONE = 0, 1, 2
 NAMES = ("fight", "collapse")
@@ -53,6 +57,11 @@ NOTHING: Said = ((0.02, 0.03, 0.95), FAR)
 def predictions(clips: list[list[Said]]) -> Predictions:
     logits = torch.tensor([[query[0] for query in clip] for clip in clips]).log()
     return Predictions(logits[None], torch.tensor([[query[1] for query in clip] for clip in clips])[None])
+
+
+def measure(predictions: Predictions, targets: Targets, names: tuple[str, ...], loss: LossConfig) -> Metrics:
+    assessment = assess(*predictions.final(), targets, loss)
+    return measure_assessment(assessment, targets, names, loss.term_weights())
 
 
 def targets(clips: list[list[tuple[int, Box]]], size: int = 3) -> Targets:
@@ -231,7 +240,8 @@ def test_a_true_label_is_the_decided_one_of_those_annotated_else_the_lowest() ->
 
 def test_decided_iou_is_the_best_of_the_decided_class() -> None:
     true = targets([[(FIGHT, CORNER), (FIGHT, SHIFTED), (COLLAPSE, WHOLE)]] * 3 + [[]])
-    decision = Decision(torch.tensor([FIGHT, COLLAPSE, NONE, FIGHT]), torch.ones(4), torch.tensor([WHOLE] * 4))
+    label = torch.tensor([FIGHT, COLLAPSE, NONE, FIGHT])
+    decision = Decision(label, torch.ones(4), torch.tensor([WHOLE] * 4), likeliest=label)
     assert decided_iou(decision, true).tolist() == pytest.approx([1 / 3, 1.0, 0.0, 0.0])
 
 

@@ -25,9 +25,9 @@ from actdet.evaluation import report
 from actdet.evaluation.clips import Evaluation
 from actdet.evaluation.metrics import decided_iou, measure, true_labels
 from actdet.evaluation.report import reliability_curve, write_report
+from actdet.models.detr.assessment import assess
 from actdet.models.detr.config import LossConfig, ModelConfig
 from actdet.models.detr.decision import decide
-from actdet.models.detr.detector import Predictions
 from actdet.training.config import TrainConfig
 from actdet.video.decoding import decode_frames
 from actdet.video.info import probe
@@ -95,7 +95,7 @@ def _evaluation(index: ClipIndex, ids: list[int]) -> Evaluation:
     decision = decide(logits, boxes, no_object_weight=0.1)
     return Evaluation(
         ids,
-        measure(Predictions(logits[None], boxes[None]), targets, NAMES, LossConfig()),
+        measure(assess(logits, boxes, targets, LossConfig()), targets, NAMES, LossConfig().term_weights()),
         decision,
         true_labels(targets, 2),
         decided_iou(decision, targets),

@@ -72,8 +72,8 @@ def test_tensors_and_description_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_defaults_of_the_description_come_back(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c", {}, CheckpointInfo(ModelConfig(), "pyav", 1.0))
-    assert read_info(tmp_path / "c") == CheckpointInfo(ModelConfig(), "pyav", 1.0, LossConfig(), (), None, "detr")
+    save_checkpoint(tmp_path / "c", {}, CheckpointInfo(ModelConfig(), "pyav", 1.0, LossConfig()))
+    assert read_info(tmp_path / "c") == CheckpointInfo(ModelConfig(), "pyav", 1.0, LossConfig(), (), None)
 
 
 def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
@@ -130,7 +130,8 @@ def test_a_weights_checkpoint_of_the_default_detector_has_the_reports_size(tmp_p
     state = detector.state_dict()
     parameters = sum(state[name].numel() for name, _ in detector.named_parameters())
     assert round(parameters / 1e6, 1) == 40.5
-    save_checkpoint(path, {f"model.{k}": v for k, v in state.items()}, CheckpointInfo(detector.config, "pyav", 3.0))
+    info = CheckpointInfo(detector.config, "pyav", 3.0, LossConfig())
+    save_checkpoint(path, {f"model.{k}": v for k, v in state.items()}, info)
     tensors = sum(v.numel() * (4 if v.dtype == torch.float32 else 8) for v in state.values())
     # The rest is the header.
     assert 0 < path.stat().st_size - tensors < 2**16

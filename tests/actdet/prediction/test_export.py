@@ -22,11 +22,13 @@ from torch import Tensor
 from actdet.data.augment import normalize
 from actdet.errors import ActdetError, DataError
 from actdet.models.checkpoints import CheckpointInfo, save_checkpoint
+from actdet.models.detr import detector
 from actdet.models.detr.config import LossConfig, ModelConfig
 from actdet.models.detr.decision import actions, decide
 from actdet.models.detr.detector import ActionDetector
+from actdet.models.detr.exportable import ExportableDetector
 from actdet.prediction import export
-from actdet.prediction.export import OUTPUTS, export_model
+from actdet.prediction.export import export_model
 from tests.actdet.command import Actdet, small_disk
 
 onnx = pytest.importorskip("onnx")
@@ -35,6 +37,7 @@ pytest.importorskip("onnxscript")
 
 DOCS = Path(__file__).parents[3] / "docs" / "export.md"
 LOSS = LossConfig(no_object_weight=0.2)
+OUTPUTS = ExportableDetector.outputs
 RULE = {"no_object_weight": 0.2, "threshold": 0.4}
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -168,6 +171,9 @@ def test_the_file_describes_itself(case: Case) -> None:
         "frames": 8,
         "image_size": case.detector.config.image_size,
         "clip_seconds": 2.5,
+        "cls_weight": 2.0,
+        "l1_weight": 5.0,
+        "giou_weight": 2.0,
         "no_object_weight": 0.2,
         "threshold": 0.4,
     }
@@ -406,14 +412,14 @@ def test_a_file_that_computes_something_else_is_not_written(
 ) -> None:
     change = WRONG[name]
 
-    class Wrong(export.ExportableDetector):
+    class Wrong(ExportableDetector):
         def forward(self, clips: Tensor) -> dict[str, Tensor]:
             answer = super().forward(clips)
             return answer | {name: change(answer[name])}
 
     out = export_model(checkpoint, format=format, video=video).path
     before = out.read_bytes()
-    monkeypatch.setattr(export, "ExportableDetector", Wrong)
+    monkeypatch.setattr(detector, "ExportableDetector", Wrong)
     with pytest.raises(DataError, match=f"^{re.escape(str(out))}: not written: its output {name} ") as caught:
         export_model(checkpoint, format=format, video=video)
     assert "\n" not in str(caught.value)

@@ -51,7 +51,7 @@ def _checkpoint(path: Path, seconds: float, *, box: tuple[float, ...] | None = N
             detector.box_head[-1].weight.zero_()
             detector.box_head[-1].bias.copy_(torch.logit(torch.tensor(box)))
     tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
-    save_checkpoint(path, tensors, CheckpointInfo(MODEL, "pyav", seconds))
+    save_checkpoint(path, tensors, CheckpointInfo(MODEL, "pyav", seconds, LossConfig()))
     return path
 
 
@@ -94,7 +94,7 @@ def test_the_last_window_ends_with_the_video(predictor: Predictor) -> None:
 
 @pytest.mark.parametrize("clip_seconds", [1e-9, 0.04, 1e6])
 def test_windows_of_extreme_lengths(predictor: Predictor, clip_seconds: float) -> None:
-    predictor.info = CheckpointInfo(MODEL, "pyav", clip_seconds)
+    predictor.info = CheckpointInfo(MODEL, "pyav", clip_seconds, LossConfig())
     spans = predictor.spans(_video(5, 25, base=Fraction(1, 25)))
     assert spans[0][0] == 0
     assert spans[-1][1] == 5
@@ -256,7 +256,7 @@ def test_windows_in_a_batch_do_not_influence_each_other(
 def test_a_clip_gets_the_answer_that_evaluation_gives_it(rendered: Path, trained: Path) -> None:
     predictor = Predictor(trained / "model.safetensors", threshold=0.0, device="cpu", precision="fp32")
     # All of a clip is one window.
-    predictor.info = CheckpointInfo(MODEL, "pyav", 1e3)
+    predictor.info = CheckpointInfo(MODEL, "pyav", 1e3, LossConfig())
     with torch.no_grad():
         # Keeps the expected numbers of actions below 1.
         predictor.detector.class_head[-1].bias[-1] += 5

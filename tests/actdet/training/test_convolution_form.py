@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from actdet.models.backbones.convolution import FactorizedConv
 from actdet.models.backbones.r2plus1d import Backbone
+from actdet.models.detr import detector
+from actdet.models.detr.config import ModelConfig
 from actdet.training import convolution_form
 from actdet.training.convolution_form import choose_convolutions
+
+MODEL = ModelConfig(image_size=112)
 
 
 @pytest.mark.parametrize(
@@ -30,24 +34,24 @@ def test_the_faster_form_is_chosen_on_the_batch_or_what_of_it_fits(
 ) -> None:
     """Ten clips on a GPU that does not exist, whose 3-D form takes longer for each clip but less to begin."""
 
-    def seconds(flat: bool, shape: tuple[int, ...], *_: Any) -> float:
-        assert shape[1:] == (3, 16, 112, 112)
+    def seconds(model: ModelConfig, flat: bool, batch: int, *_: Any) -> float:
+        assert model is MODEL
         # The 3-D form takes a little more memory.
-        if shape[0] > fits - (not flat):
+        if batch > fits - (not flat):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return 0.001 * (40 + 7 * shape[0] if flat else 30 + 10 * shape[0])
+        return 0.001 * (40 + 7 * batch if flat else 30 + 10 * batch)
 
     monkeypatch.setattr(convolution_form, "_seconds_of_passes", seconds)
     monkeypatch.setattr(convolution_form, "prepare_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    assert choose_convolutions((10, 3, 16, 112, 112), torch.device("cuda"), torch.bfloat16) == expected
+    assert choose_convolutions(MODEL, 10, torch.device("cuda"), torch.bfloat16) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cpu_measures_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan of every CPU has the form that a new detector has, which `actdet.training.duration` relies on."""
     monkeypatch.setattr(convolution_form, "_seconds_of_passes", None)
-    flat, _ = choose_convolutions((10, 3, 16, 112, 112), torch.device("cpu"), dtype)
+    flat, _ = choose_convolutions(MODEL, 10, torch.device("cpu"), dtype)
     assert flat is FactorizedConv.flat is True
 
 
@@ -61,9 +65,17 @@ def test_passes_are_timed_over_the_whole_batch(flat: bool, monkeypatch: pytest.M
             assert all(part.flat == flat for part in self.modules() if isinstance(part, FactorizedConv))
             return super().forward(input)
 
-    monkeypatch.setattr(convolution_form, "Backbone", Watched)
+    monkeypatch.setattr(detector, "Backbone", Watched)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
-    seconds = convolution_form._seconds_of_passes(flat, (3, 3, 2, 16, 16), torch.device("cpu"), torch.float32)
+    small = ModelConfig(frames=8, image_size=32)
+    seconds = convolution_form._seconds_of_passes(small, flat, 3, torch.device("cpu"), torch.float32)
     assert seconds > 0
-    assert set(seen) == {((3, 3, 2, 16, 16), True)}
+    assert set(seen) == {((3, 3, 8, 32, 32), True)}
+
+
+def test_a_backbone_without_factorized_convolutions_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detector, "Backbone", nn.Identity)
+    monkeypatch.setattr(convolution_form, "_seconds_of_passes", None)
+    choice = choose_convolutions(MODEL, 10, torch.device("cuda"), torch.float32)
+    assert choice == (True, "the backbone has no others")

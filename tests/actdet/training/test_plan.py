@@ -66,13 +66,13 @@ def test_the_first_line_says_every_choice_and_its_reason(index: ClipIndex) -> No
     assert alone.startswith("CPU, ")
 
 
-def _fake_gpu(patch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """A GPU of which the plan learns only what it asks; returns the shapes on which convolutions are measured."""
-    measured: list[tuple[int, ...]] = []
+def _fake_gpu(patch: pytest.MonkeyPatch) -> list[int]:
+    """A GPU of which the plan learns only what it asks; returns the batches on which convolutions are measured."""
+    measured: list[int] = []
 
-    def convolutions(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-        assert (device, dtype) == (CUDA, torch.bfloat16)
-        measured.append(shape)
+    def convolutions(model: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+        assert (model, device, dtype) == (ModelConfig(), CUDA, torch.bfloat16)
+        measured.append(batch)
         return False, "measured"
 
     patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
@@ -91,7 +91,7 @@ def test_on_a_gpu_convolutions_are_measured_on_the_largest_share_of_a_batch(
     measured = _fake_gpu(monkeypatch)
     config = TrainConfig(batch_size=5)
     plan = make_plan(index, ModelConfig(), config, CUDA, Processes(0, count))
-    assert measured == [(share, 3, 16, 224, 224)]
+    assert measured == [share]
     assert plan.launch.value == launch
     assert (plan.dtype.value, plan.reader.value, plan.flat.value) == (torch.bfloat16, "dali-gpu", False)
     assert (plan.matching.value, plan.matching.reason) == ("triton", "NVIDIA H100 PCIe")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torchvision.ops import box_convert, box_iou
 
-from actdet.models.detr.decision import Action, action_scores, actions, decide
+from actdet.detections import Action
+from actdet.models.detr.decision import action_scores, actions, decide
 
 LEFT = (0.25, 0.5, 0.3, 0.4)
 NEARLY_LEFT = (0.29, 0.5, 0.3, 0.4)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.video import r2plus1d_18
 
 from actdet.models.detr.config import LossConfig, ModelConfig
-from actdet.models.detr.decision import actions
+from actdet.models.detr.decision import actions, decide
 from actdet.models.detr.detector import ActionDetector, Predictions
 from actdet.models.detr.losses import detector_losses
 
@@ -311,7 +311,11 @@ def test_its_losses_and_detections_are_those_of_its_outputs(small: ActionDetecto
     losses = small.losses(outputs, targets, weights)
     assert losses == detector_losses(*outputs, targets, weights)
 
-    found = small.detections(outputs, weights, threshold=0.05)
+    assert tuple(losses) == small.loss_names
+
+    decision, found = small.detections(outputs.final(), weights, threshold=0.05)
     assert found == actions(*outputs.final(), no_object_weight=0.3, threshold=0.05)
     assert any(found)
+    decided = decide(*outputs.final(), no_object_weight=0.3, threshold=0.05)
+    assert all(map(torch.equal, decision, decided))
     assert small.truth == "clip_box"
