@@ -35,7 +35,6 @@ FAMILIES = {
 }
 
 
-
 def config_class(family: str) -> type[FamilyConfig]:
     """Return the class of a family's network settings, by its name in `FAMILIES`."""
     return _load(FAMILIES[family].config)

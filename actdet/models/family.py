@@ -90,7 +90,9 @@ class FamilyNetwork(nn.Module, ABC, Generic[C, O]):
         config: What the network was built from; a checkpoint records it.
         truth: What the loader has to cut out of the annotations for `losses`.
         loss_names: The names of what `losses` returns, "total" first.
-        backbone: The module that turns normalized clips (B, 3, T, S, S), floating point, into features.
+        backbone: The module that turns normalized clips (B, 3, T, S, S), floating point, into features. It may have
+            what some settings of a training need: a method `load_weights(source)` for `backbone_weights`, a flag
+            `shallow` for `shallow_epochs`, and a flag `checkpointing`, as `backbones.r2plus1d.Backbone` has them.
     """
 
     config: C

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from actdet.errors import ActdetError, DataError
-from actdet.models.backbones.r2plus1d import Backbone, load_backbone_weights
 from actdet.models.checkpoints import load_model
 from actdet.models.family import FamilyNetwork
 from actdet.training.config import TrainConfig
@@ -18,14 +17,13 @@ _OF_TRAINING = ("dropout", "deep_supervision")
 def check_options(detector: FamilyNetwork, config: TrainConfig) -> None:
     """Check that a training has only options that its network's backbone has a use for.
 
-    A backbone that can do what `shallow_epochs` or `checkpointing` ask for has an attribute for it.
-
     Raises:
-        ActdetError: If an option is for another backbone.
+        ActdetError: If an option needs something that the backbone has not (see `FamilyNetwork.backbone`).
     """
     backbone = detector.backbone
     of_other = f"is not for the backbone of the family {detector.config.family}"
-    if not isinstance(backbone, Backbone) and config.init is None and config.backbone_weights != "none":
+    takes_weights = config.init is None and config.backbone_weights != "none"
+    if takes_weights and not hasattr(backbone, "load_weights"):
         raise ActdetError(f"backbone_weights {config.backbone_weights} {of_other}: set backbone_weights to none")
     for option, attribute in (("shallow_epochs", "shallow"), ("checkpointing", "checkpointing")):
         if getattr(config, option) and not hasattr(backbone, attribute):
@@ -40,7 +38,8 @@ def load_start_weights(detector: FamilyNetwork, config: TrainConfig) -> None:
         DataError: If they belong to another detector.
     """
     if config.init is None:
-        load_backbone_weights(detector.backbone, config.backbone_weights)
+        if hasattr(detector.backbone, "load_weights"):
+            detector.backbone.load_weights(config.backbone_weights)
         return
 
     path = Path(config.init)

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "data": {"video"},
     "pictures": {"video"},
     "models": {"data", "video"},
-    "run_log": {"models"},
+    "run_log": set(),
     "run_folder": {"pictures", "run_log"},
     "evaluation": {"data", "models", "pictures", "run_folder", "run_log", "video"},
     "training": {"data", "evaluation", "models", "run_folder", "run_log", "video"},

@@ -6,6 +6,7 @@ Run as a program it is the command `actdet`, so that a test can send it signals.
 from __future__ import annotations
 
 import os
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import actdet.cli.main
 import actdet.models.detr.detector
 import actdet.training.trainer
+from actdet.models.backbones.r2plus1d import Backbone, load_backbone_weights
 
 MODEL_OPTIONS = ["--image-size", "32", "--frames", "8", "--encoder-layers", "0", "--decoder-layers", "1"]
 TRAIN_OPTIONS = ["--backbone-weights", "none", "--workers", "0", "--precision", "fp32"]
@@ -35,6 +37,9 @@ class TinyBackbone(nn.Sequential):
             nn.ReLU(),
             nn.Conv3d(16, 512, 1),
         )
+
+    def load_weights(self, source: str) -> None:
+        load_backbone_weights(cast(Backbone, self), source)
 
     def forward(self, input: Tensor) -> Tensor:
         input = input.contiguous()

@@ -79,6 +79,10 @@ class Backbone(nn.Sequential):
             input = self._recomputed(part, input) if self.checkpointing and torch.is_grad_enabled() else part(input)
         return input
 
+    def load_weights(self, source: str) -> None:
+        """Take the weights from `source`, as `load_backbone_weights` describes it."""
+        load_backbone_weights(self, source)
+
     def _recomputed(self, part: nn.Module, input: Tensor) -> Tensor:
         """Compute `part` so that the backward pass computes it again."""
         output = checkpoint(

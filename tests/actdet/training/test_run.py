@@ -15,13 +15,12 @@ from actdet.evaluation import report
 from actdet.models.checkpoints import read_checkpoint, read_info, save_checkpoint
 from actdet.models.detr.config import ModelConfig
 from actdet.training import run as running
-from actdet.training import start_weights
 from actdet.training.config import TrainConfig
 from actdet.training.run import describe_training
 from actdet.training.run_state import read_run
 from actdet.training.trainer import Trainer
 from tests.actdet.command import Actdet
-from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS
+from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS, TinyBackbone
 from tests.actdet.training.folders import contents_of, die
 
 OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS]
@@ -86,7 +85,7 @@ def stopped(actdet_command: Actdet, data: Path, tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "steps", steps)
-        patch.setattr(start_weights, "load_backbone_weights", lambda *_: None)
+        patch.setattr(TinyBackbone, "load_weights", lambda *_: None)
         start = [*MODEL_OPTIONS, "--backbone-weights", weights, *TRAIN_OPTIONS[2:]]
         assert actdet_command("train", data, "--out", tmp_path / "o", *options, *start).code == 130
     return tmp_path / "o"

@@ -10,9 +10,9 @@ import torch
 
 from actdet.errors import DataError
 from actdet.models.checkpoints import read_checkpoint
-from actdet.training import start_weights
 from actdet.training.run_state import MODEL, read_run
 from actdet.training.trainer import Trainer
+from tests.actdet.tiny import TinyBackbone
 from tests.actdet.training.trainers import MODEL_CONFIG, MakeTrainer, assert_same, one_line, run, state_of
 
 
@@ -20,7 +20,7 @@ def test_start_weights_are_not_read_again(make: MakeTrainer, stopped: Trainer, m
     def gone(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(start_weights, "load_backbone_weights", gone)
+    monkeypatch.setattr(TinyBackbone, "load_weights", gone)
     with pytest.raises(AssertionError):
         make("new")
     resumed = make(to_restore=True)
