@@ -1,4 +1,8 @@
-"""Exact rectangular linear assignment of many problems at once."""
+"""Exact rectangular linear assignment of many problems at once.
+
+From top to bottom: the public functions, their checks, their operators with the two implementations, the operators'
+shapes, and the check of a status, which matching.py shares.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,25 @@ from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.operators import LIBRARY, operator
 from actdet_kernels.targets import check_counts
 
-# The most rows or columns of one problem: the kernels keep a pair of them in 32 bits.
+# The most rows or columns of one problem. The Triton kernels keep a row and a column together in 32 bits.
 MAX_SIZE = 2**15
 
 
 class Assignment(NamedTuple):
     """The solutions of B assignment problems `cost (B, N, M)`.
 
-    row_of_column: (B, M) int64, column_of_row: (B, N) int64; -1 for none.
-    row_dual: (B, N), column_dual: (B, M), 0 past the count. They prove the solution optimal:
-        row_dual[i] + column_dual[j] <= cost[i, j] (>= under `maximize`), equal on the pairs, and on the larger side
-        0 for who is left over; so the total cost equals their sum. For costs that are all finite.
-    status: (B,) int32. Bit 0: an entry is not finite; bit 1: such an entry had to be taken.
+    The duals prove that the solution of a problem whose costs are all finite is optimal:
+
+        row_dual[i] + column_dual[j] <= cost[i, j]    (>= with `maximize`),  with equality on the pairs
+
+    They are 0 for unassigned rows or columns on the larger side, so their sum is the total cost of the pairs.
+
+    Args:
+        row_of_column: (B, M) int64, the row of each column, or -1.
+        column_of_row: (B, N) int64, the column of each row, or -1.
+        row_dual: (B, N) float32, or float64 for float64, int32 and int64 costs.
+        column_dual: (B, M) of the same dtype; 0 past the count.
+        status: (B,) int32. Bit 0: an entry of the cost is not finite. Bit 1: such an entry had to be taken.
     """
 
     row_of_column: Tensor
@@ -41,18 +52,33 @@ def assign(
     check: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Exact linear assignment of B independent problems (eq. 11): `cost (B, N, M)` to `(B, M)` int64.
+    """Solve B independent linear assignment problems exactly (eq. 11): `cost (B, N, M)` to `(B, M)` int64.
 
-    The result holds, for each column, the row that it got, and -1 for a column past `counts (B,)` or left over
-    because there are more columns than rows. Where several assignments cost the same, any of them may come out.
-    An entry that is not finite (NaN, either infinity) is never chosen while an assignment without it exists.
-    A count below 0 is as 0, one above M as M.
-    check: raise ValueError, naming the problem, for such an entry and such a count. It waits for the device.
-    Kernels compute in float32, and in float64 for float64, int32 and int64 costs.
-    Raises ValueError for other shapes.
+    Of all ways to pair min(N, M) rows and columns one to one, the result is one with the least total cost. If several
+    assignments cost the same, it may be any of them, and the same in every run on the same kind of device. An entry
+    that is not finite, NaN or an infinity, is never chosen if there is an assignment with fewer of them.
+
+    Costs are computed in float32, and in float64 if they are float64, int32 or int64. There is no gradient.
+
+    Args:
+        cost: (B, N, M) floating point or integer, with any strides.
+        counts: (B,) int32 or int64, the number of columns of each problem that are real, or None if all are. Columns
+            past the count are ignored. A count below 0 counts as 0, one above M as M.
+        maximize: Find the largest total instead of the least.
+        check: Raise ValueError if an entry is not finite or a count is not in [0, M]. This waits for the device.
+        backend: See `explain_backend`.
+
+    Returns:
+        (B, M) int64, the row of each column. It is -1 for a column past the count, and for an unassigned column if
+        there are more columns than rows.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices disagree, or `check` found something; the text names the problem.
+        RuntimeError: The backend that was asked for by name cannot run.
     """
     _check(cost, counts)
     row_of_column, status = _assign(_constant(cost), counts, maximize, backend)
+
     if check:
         if counts is not None:
             check_counts("counts", counts, cost.shape[2])
@@ -63,7 +89,22 @@ def assign(
 def solve_assignment(
     cost: Tensor, counts: Tensor | None = None, *, maximize: bool = False, backend: Backend = "auto"
 ) -> Assignment:
-    """`assign` with all that is known of the solution: both sides, the dual prices that prove it, and the status."""
+    """Do what `assign` does, and return the rest of the solution as well.
+
+    Args:
+        cost: (B, N, M), as in `assign`.
+        counts: (B,), as in `assign`.
+        maximize: Find the largest total instead of the least.
+        backend: See `explain_backend`.
+
+    Returns:
+        The pairs from both sides, the dual prices that prove them optimal, and the status, which tells about entries
+        that are not finite without waiting for the device.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices disagree.
+        RuntimeError: The backend that was asked for by name cannot run.
+    """
     _check(cost, counts)
     return Assignment(*_solve_assignment(_constant(cost), counts, maximize, backend))
 
@@ -83,7 +124,7 @@ def _constant(cost: Tensor) -> Tensor:
 
 @operator("assign(Tensor cost, Tensor? counts, bool maximize, str backend) -> (Tensor, Tensor)")
 def _assign(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Any) -> tuple[Tensor, Tensor]:
-    """row_of_column and status."""
+    """Return row_of_column and status."""
     row_of_column, *_, status = _compute(cost, counts, maximize, backend, duals=False)
     return row_of_column, status
 
@@ -93,7 +134,7 @@ def _assign(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Any) -
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 def _solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Any) -> tuple[Tensor, ...]:
-    """The fields of `Assignment`."""
+    """Return the fields of `Assignment`."""
     return _compute(cost, counts, maximize, backend, duals=True)
 
 
@@ -127,12 +168,12 @@ def _all_shapes(cost: Tensor, counts: Tensor | None, maximize: bool, backend: st
 
 
 def too_large(rows: int, columns: int) -> str | None:
-    """Why no kernel solves a problem of this size, if none does."""
+    """Return why the Triton kernels cannot solve a problem of this size, or None if they can."""
     return f"{rows} x {columns} is larger than {MAX_SIZE}" if max(rows, columns) > MAX_SIZE else None
 
 
 def check_status(status: Tensor) -> None:
-    """Raise ValueError, naming the first problem, for a cost that is not finite. It waits for the device."""
+    """Raise a ValueError that names the first problem with a cost that is not finite. This waits for the device."""
     bad = (status & reference.NOT_FINITE).nonzero()
     if len(bad):
         raise ValueError(f"the cost of problem {tuple(bad[0].tolist())} is not finite ({len(bad)} of {status.numel()})")

@@ -1,4 +1,8 @@
-"""The one place that decides which implementation of an operation runs: Triton kernels, C++ ones or the reference."""
+"""The one place that decides which implementation of an operation runs: Triton kernels, C++ kernels or the reference.
+
+`implementation` is what operations call, `choose_backend` decides, and `explain_backend` says why. An obstacle is the
+reason why kernels cannot run, as a text for people.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,10 @@ import torch
 Backend = Literal["auto", "triton", "cpu", "reference"]
 Chosen = Literal["triton", "cpu", "reference"]
 
+# The least compute capability for which Triton compiles.
 LEAST_CAPABILITY = (6, 0)
+
+# The compiled C++ module.
 NATIVE = "actdet_kernels.cpu.native"
 
 
@@ -27,23 +34,23 @@ def implementation(
     obstacle: str | None = None,
     cpu_obstacle: str | None = None,
 ) -> Callable[..., Any]:
-    """The function that computes an operation. Every operation chooses here, and nowhere else.
+    """Return the function that computes an operation. Every operation chooses here, and nowhere else.
 
     Args:
-        backend: what was asked for.
-        device: where the tensors are.
-        kernels: computes it by the kernels whose backend, "triton" or "cpu", is its first argument. None for an
-            operation that has none.
-        reference: computes it in PyTorch and SciPy, from the same arguments, but for that first one.
-        obstacle: why the Triton kernels cannot compute what is asked for, on whatever device.
-        cpu_obstacle: the same of the C++ kernels.
+        backend: The backend that was asked for.
+        device: The device of the tensors.
+        kernels: Computes the operation by kernels. Its first argument is which ones, "triton" or "cpu". None for an
+            operation without kernels.
+        reference: Computes it in PyTorch and SciPy, from the other arguments of `kernels`.
+        obstacle: Why the Triton kernels cannot compute what is asked for on any device, or None if they can.
+        cpu_obstacle: The same for the C++ kernels.
 
     Returns:
-        One of the two functions, and that of the kernels with its first argument.
+        One of the two functions. That of the kernels has its first argument already.
 
     Raises:
-        RuntimeError: the kernels were asked for by name, and cannot run.
-        ValueError: there is no such backend.
+        RuntimeError: Kernels were asked for by name, and cannot run.
+        ValueError: There is no such backend.
     """
     if kernels is None:
         obstacle = cpu_obstacle = "no kernel computes this operation yet"
@@ -54,23 +61,33 @@ def implementation(
 def choose_backend(
     backend: Backend, device: torch.device, obstacle: str | None = None, cpu_obstacle: str | None = None
 ) -> Chosen:
-    """The implementation that `backend` means for tensors on `device`.
+    """Return the implementation that `backend` means for tensors on `device`.
 
-    "auto" takes Triton on a CUDA device; where that cannot run, and on a CPU, C++; and the reference where neither can,
-    or on another device. "reference" always runs; "triton" and "cpu" raise RuntimeError where they cannot run, rather
-    than falling back in silence. "cpu" copies what is on another device, there and back.
-    obstacle, cpu_obstacle: why these kernels cannot compute what is asked for, on whatever device.
+    "auto" takes Triton on a CUDA device, and C++ on a CPU or if Triton cannot run. If neither can run, and on devices
+    of other kinds, it takes the reference. "cpu" copies tensors from another device, and the results back to it.
+
+    Args:
+        backend: The backend that was asked for.
+        device: The device of the tensors.
+        obstacle: Why the Triton kernels cannot compute what is asked for on any device, or None if they can.
+        cpu_obstacle: The same for the C++ kernels.
+
+    Raises:
+        RuntimeError: "triton" or "cpu" was asked for, and cannot run. There is no silent fallback from either.
+        ValueError: There is no such backend.
     """
     if backend not in ("auto", "triton", "cpu", "reference"):
         raise ValueError(f"backend must be 'auto', 'triton', 'cpu' or 'reference', got {backend!r}")
     if backend == "reference" or (backend == "auto" and device.type not in ("cuda", "cpu")):
         return "reference"
+
     if backend == "triton" or (backend == "auto" and device.type == "cuda"):
         obstacle = obstacle or _obstacle(device, os.environ.get("TRITON_INTERPRET") == "1")
         if obstacle is None:
             return "triton"
         if backend == "triton":
             raise RuntimeError(f"backend 'triton' cannot run on {device}: {obstacle}")
+
     cpu_obstacle = cpu_obstacle or _cpu_obstacle()
     if cpu_obstacle is None:
         return "cpu"
@@ -79,26 +96,41 @@ def choose_backend(
     return "reference"
 
 
-# Tracing need not look inside: what torch.compiler.assume_constant_result sets, without importing the compiler.
+# The choice is a constant to torch.compile, which does not trace it. This is what
+# torch.compiler.assume_constant_result sets, without importing the compiler, which takes long.
 choose_backend.__dict__["_dynamo_marked_constant"] = True
 
 
 @cache
 def kernel_module(chosen: str, name: str) -> ModuleType:
-    """The file of an operation's kernels, which is not imported before it is used."""
+    """Return the module of an operation's kernels. It is imported only here, because Triton may be missing."""
     return importlib.import_module(f"actdet_kernels.{chosen}.{name}")
 
 
 def explain_backend(device: torch.device) -> str:
-    """One line for people: what "auto" takes on `device`, and why."""
+    """Return a line for people that says which backend "auto" takes on `device`, and why.
+
+    Every operation takes `backend="auto"`, or one by name: "triton" for the Triton kernels on a CUDA device, "cpu" for
+    the C++ kernels, and "reference" for PyTorch and SciPy on any device. "auto" takes Triton on a CUDA device, and C++
+    on a CPU or if Triton cannot run; otherwise it takes the reference. A backend that is asked for by name and cannot
+    run raises RuntimeError.
+
+    Args:
+        device: The device of the tensors.
+
+    Returns:
+        The backend's name, a colon, and the GPU's name, the CPU's instruction set or the reasons.
+    """
     if device.type not in ("cuda", "cpu"):
-        return f"reference: kernels are for CUDA devices and CPUs, this is {device}"
+        return f"reference: kernels are for CUDA devices and CPUs, but this is {device}"
+
     reasons = []
     if device.type == "cuda":
         obstacle = _obstacle(device, os.environ.get("TRITON_INTERPRET") == "1")
         if obstacle is None:
             return f"triton: {torch.cuda.get_device_name(device)}"
         reasons.append(obstacle)
+
     obstacle = _cpu_obstacle()
     if obstacle is None:
         reasons.insert(0, f"C++ kernels, {importlib.import_module(NATIVE).isa}")
@@ -108,15 +140,19 @@ def explain_backend(device: torch.device) -> str:
 
 @cache
 def _obstacle(device: torch.device, interpreted: bool) -> str | None:
-    """Why kernels cannot run on `device`, or None. Whatever keeps Triton from being imported is an obstacle."""
+    """Return why the Triton kernels cannot run on `device`, or None if they can.
+
+    Any error while Triton is imported is an obstacle, because a broken installation must not stop "auto".
+    """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability < LEAST_CAPABILITY:
-            return f"its compute capability is {capability[0]}.{capability[1]}, kernels need 6.0"
+            return f"its compute capability is {capability[0]}.{capability[1]}, but kernels need 6.0"
     elif device.type != "cpu":
         return "kernels run on CUDA devices"
     elif not interpreted:
         return "kernels run on CUDA devices, and on a CPU under TRITON_INTERPRET=1, for tests"
+
     try:
         importlib.import_module("actdet_kernels.triton.loss")
     except Exception as error:
@@ -126,7 +162,7 @@ def _obstacle(device: torch.device, interpreted: bool) -> str | None:
 
 @cache
 def _cpu_obstacle() -> str | None:
-    """Why the C++ kernels cannot run, or None."""
+    """Return why the C++ kernels cannot run, or None if they can."""
     try:
         importlib.import_module(NATIVE)
     except ImportError as error:

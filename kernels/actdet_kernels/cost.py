@@ -1,4 +1,8 @@
-"""The matching cost of every query with every target of its sample."""
+"""The matching cost of every query with every target of its sample.
+
+From top to bottom: the public function, its operator with the two implementations, the operator's shapes, and the
+checks of options, which matching.py and loss.py share.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +22,18 @@ from actdet_kernels.targets import Targets, Tubelets, check_predictions
 ClassCost = Literal["softmax", "focal", "varifocal", "quality_focal"]
 BoxTerm = Literal["giou", "diou", "ciou"]
 
+# The part of an operator's schema that the fields of `CostOptions` fill, with the backend behind them.
 OPTIONS = f"{WEIGHTS}, str class_cost, float alpha, float gamma, str box_term, str backend"
 
 
 class MatchWeights(NamedTuple):
-    """The weights of the three terms in the matching cost (eq. 10) and in the loss (eq. 12)."""
+    """The weights of the three terms in the matching cost (eq. 10) and in the loss (eq. 12).
+
+    Args:
+        cls: The weight of the class term.
+        l1: The weight of the L1 distance of the boxes.
+        giou: The weight of 1 - GIoU, or of the box term in its place.
+    """
 
     cls: float = 2.0
     l1: float = 5.0
@@ -42,18 +53,34 @@ def pairwise_cost(
     box_term: BoxTerm = "giou",
     backend: Backend = "auto",
 ) -> Tensor:
-    """The matching cost of every query with every target of its sample (eq. 10).
+    """Compute the matching cost of every query with every target of its sample (eq. 10).
 
     cost[i, j] = cls * class_term + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j))
 
-    logits: (..., B, N, C). boxes: (..., B, N, 4). Returns (..., B, N, M), 0 past a sample's count.
-    class_cost: "softmax": -p_i[label_j], the last logit being no_object. With the others every logit is a class, and
-        the term is what `set_loss` with that class loss changes by when query i gets target j: "focal", which is
-        Deformable DETR's; "varifocal" and "quality_focal", whose target for the label is the IoU of the boxes. Of a
-        target with several labels it is the sum over them, which "softmax" refuses.
-    alpha, gamma: of these, as in `set_loss`.
-    box_term: "giou", or in its place "diou" or "ciou" (Zheng et al. 2020), with the weight of giou.
-    A label that no logit has costs NaN. Raises ValueError where shapes, dtypes or devices disagree.
+    For tubelets, the L1 and GIoU terms and the IoU are means over the visible frames. There is no gradient.
+
+    Args:
+        logits: (..., B, N, C) floating point.
+        boxes: (..., B, N, 4) floating point, cxcywh in [0, 1]; (..., B, N, T, 4) with `Tubelets`.
+        targets: B samples of M padded rows, on the device of the logits.
+        weights: cls, l1 and giou of the formula.
+        class_cost: The class term. "softmax" is -softmax(logits_i)[label_j], and the last logit is no_object. With the
+            others every logit is a class, and the term is by how much that class loss of `set_loss` changes when query
+            i gets target j: "focal" as in Deformable DETR (Zhu et al. 2021), "varifocal" as in RT-DETR (Zhao et al.
+            2023), and "quality_focal" (Li et al. 2020). The last two have the IoU of the boxes as the label's target.
+            If a target has several labels, their terms are added up; "softmax" takes only one label per target.
+        alpha: The weight of a label with "focal", and of all other classes with "varifocal"; as in `set_loss`.
+        gamma: The exponent of "focal", "varifocal" and "quality_focal"; as in `set_loss`.
+        box_term: "giou", or "diou" or "ciou" (Zheng et al. 2020) in its place, which have the weight of giou.
+        backend: See `explain_backend`.
+
+    Returns:
+        (..., B, N, M) in the wider dtype of logits and boxes; 0 past a sample's count, and NaN for a target with a
+        label for which there is no logit.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices disagree, or an option is unknown or out of its range.
+        RuntimeError: The backend that was asked for by name cannot run.
     """
     check_predictions(logits, boxes, targets)
     options = CostOptions(weights, class_cost, alpha, gamma, box_term)
@@ -71,7 +98,7 @@ def _pairwise_cost(
     visible: Tensor | None,
     *rest: Any,
 ) -> Tensor:
-    """The cost as (..., B, M, N): so the assignment reads it, a target after the other."""
+    """Return the cost as (..., B, M, N), because the assignment reads it target by target."""
     *options, backend = rest
     targets = targets_of(labels, target_boxes, counts, visible)
     dtype = torch.promote_types(logits.dtype, boxes.dtype)
@@ -97,13 +124,13 @@ def _shape(logits: Tensor, boxes: Tensor, labels: Tensor, *rest: Any) -> Tensor:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError, naming the choices, for a value that is none of them."""
+    """Raise a ValueError that lists the choices if `value` is not one of them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_cost_options(targets: Targets | Tubelets, options: CostOptions) -> None:
-    """Raise ValueError, naming the value, for an option of the cost that there is not, or not with these targets."""
+    """Raise a ValueError that names the value if an option of the cost is unknown, or impossible with these targets."""
     check_choice("class_cost", options.class_cost, get_args(ClassCost))
     check_focal(options.alpha, options.gamma, options.class_cost)
     check_choice("box_term", options.box_term, BOX_TERMS)
@@ -111,18 +138,25 @@ def check_cost_options(targets: Targets | Tubelets, options: CostOptions) -> Non
 
 
 def check_one_label(targets: Targets | Tubelets, name: str, value: str, exclusive: str) -> None:
-    """Raise ValueError for several labels of a target where the classes of `value` exclude each other."""
+    """Raise ValueError if targets have several labels and `value` is `exclusive`, whose classes exclude each other.
+
+    Args:
+        targets: A batch of targets.
+        name: The argument that `value` is of, for the error's text.
+        value: The class cost or class loss of a call.
+        exclusive: The one whose targets have a single class.
+    """
     if value == exclusive and targets.labels.ndim == 3 and targets.labels.shape[2] > 1:
         raise ValueError(
-            f"{name}={value!r} takes one label a target: take 'focal' for targets.labels {tuple(targets.labels.shape)}"
+            f"{name}={value!r} takes one label per target: use 'focal' for targets.labels {tuple(targets.labels.shape)}"
         )
 
 
 def check_focal(alpha: float, gamma: float, kind: str = "focal") -> None:
-    """Raise ValueError, naming the value, for what is no weight of a label or no exponent of that kind."""
+    """Raise a ValueError that names the value if alpha is no weight, or gamma no exponent of that class loss."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     if not 0 <= gamma < math.inf:
         raise ValueError(f"gamma must be finite and at least 0, got {gamma}")
     if kind == "quality_focal" and gamma < 1:
-        raise ValueError(f"gamma must be at least 1 with quality_focal, whose derivative is infinite, got {gamma}")
+        raise ValueError(f"gamma must be at least 1 with quality_focal, or its derivative is infinite, got {gamma}")

@@ -1,17 +1,19 @@
-"""More to learn from one batch: denoising queries, and queries in groups that are matched apart from each other.
+"""Denoising queries, and queries in groups that are matched separately: more to learn from one batch.
 
-Denoising (DN-DETR, Li et al. 2022; contrastive: DINO, Zhang et al. 2023) tells the decoder the targets, spoiled, in
-queries of their own, and asks for the targets back. Which query stands for which is known, so nothing is matched:
+Denoising (DN-DETR, Li et al. 2022; contrastive: DINO, Zhang et al. 2023) gives the decoder additional queries that hold
+noisy copies of the targets, and asks it for the targets themselves. Which target a query belongs to is known, so
+nothing has to be matched:
 
     noisy = denoising_queries(targets, classes=80, queries=300, groups=5)
     logits, boxes = decoder(..., noisy.labels, noisy.boxes, attention_mask=noisy.mask)
-    told = noisy.labels.shape[1]
-    groups = split_groups(logits[..., :told, :], boxes[..., :told, :], 5)
+    noisy_queries = noisy.labels.shape[1]
+    groups = split_groups(logits[..., :noisy_queries, :], boxes[..., :noisy_queries, :], 5)
     loss = set_loss(*groups, targets, noisy.matched.expand(L, 5, -1, -1)).total / 5
 
-Groups (Group DETR, Chen et al. 2023): `split_groups` makes of G groups of queries one more leading dimension, over
-which every operation works anyway, so that each group is matched with all targets. In plain PyTorch: a few launches,
-fixed shapes, nothing read back.
+Groups (Group DETR, Chen et al. 2023): `split_groups` turns G groups of queries into one more leading dimension, over
+which every operation works anyway, so each group is matched with all targets.
+
+All of it is plain PyTorch: a few launches, fixed shapes, and nothing is read back to the host.
 """
 
 from __future__ import annotations
@@ -25,18 +27,20 @@ from actdet_kernels.targets import Targets, Tubelets, valid_rows
 
 
 class DenoisingQueries(NamedTuple):
-    """G groups of 2 M queries in front of the decoder's own, of which there are N.
+    """G groups of 2 M noisy queries, which go in front of the N queries that the decoder has of its own.
 
-    Of each group the first M are near their targets and should give them back; the other M are farther from the same
-    targets, and should be no object.
+    In each group the first M queries are near their targets, and should predict them. The other M are farther from the
+    same targets, and should predict no object.
 
-    labels: (B, G * 2 * M) int64, the class that each query is told; the number of classes in rows past the count, so
-        that an embedding has one more row than there are classes.
-    boxes: (B, G * 2 * M, 4), or (B, G * 2 * M, T, 4) of tubelets, cxcywh in [0, 1], that each is told; 0 past the
-        count and where a tubelet is not visible.
-    mask: (G * 2 * M + N, G * 2 * M + N) bool, as `torch.nn.MultiheadAttention` takes it: True where the query of the
-        row must not look at that of the column. A group sees itself and the decoder's own, who see no group.
-    matched: (B, M) int64, the query of each target within its group, as `match` would say it.
+    Args:
+        labels: (B, G * 2 * M) int64, the noisy class of each query. In rows past the count it is the number of classes,
+            so an embedding of the labels needs one more row than there are classes.
+        boxes: (B, G * 2 * M, 4), or (B, G * 2 * M, T, 4) of tubelets, the noisy box of each query, cxcywh in [0, 1]; 0
+            past the count and in frames in which a tubelet is not visible.
+        mask: (G * 2 * M + N, G * 2 * M + N) bool, as `torch.nn.MultiheadAttention` takes it: True if the query of the
+            row must not attend to that of the column. A group attends to itself and to the decoder's own queries, and
+            those attend to no group.
+        matched: (B, M) int64, the query of each target within its group, in the form of `match`.
     """
 
     labels: Tensor
@@ -56,24 +60,23 @@ def denoising_queries(
     box_noise: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> DenoisingQueries:
-    """Spoiled targets for the decoder to mend, as DINO makes them.
+    """Make noisy copies of the targets for the decoder to correct, as DINO does (Zhang et al. 2023).
 
     Args:
-        targets: B samples of M rows.
-        classes: How many there are, at least 1; a class that is told wrongly is drawn from all of them.
-        queries: N, how many the decoder has of its own.
-        groups: G, how often every target is told.
-        label_noise: In [0, 2], as DINO counts it: half of it is the probability that another class is drawn.
-        box_noise: How far the corners of a box are moved, in halves of its sides: up to once as far for the queries
-            that should give the target back, once to twice as far for the others. At least 0. A tubelet is moved as a
-            whole.
-        generator: Where the random numbers come from, of the targets' device; by default PyTorch's own.
+        targets: B samples of M rows, with one label per target.
+        classes: The number of classes, at least 1. A wrong class is drawn from all of them.
+        queries: N, the number of queries that the decoder has of its own.
+        groups: G, the number of copies of every target, each of them one near and one farther query.
+        label_noise: In [0, 2]. As in DINO, half of it is the probability that the class is drawn at random.
+        box_noise: How far each coordinate of a corner is moved, in halves of the box's side, at least 0. For the near
+            queries it is moved by 0 to 1 times that, for the others by 1 to 2 times. A tubelet is moved as a whole.
+        generator: The source of random numbers, on the targets' device. The default is PyTorch's own.
 
     Returns:
         The queries, on the targets' device.
 
     Raises:
-        ValueError: For a number out of these bounds, and for targets with several labels.
+        ValueError: A number is out of these bounds, or targets have several labels.
     """
     _check_at_least("classes", classes, 1)
     _check_at_least("queries", queries, 0)
@@ -82,7 +85,7 @@ def denoising_queries(
     if not 0 <= label_noise <= 2:
         raise ValueError(f"label_noise must be 0 to 2, got {label_noise}")
     if targets.labels.ndim != 2:
-        raise ValueError(f"targets.labels must be (B, M) here, one label a target, got {tuple(targets.labels.shape)}")
+        raise ValueError(f"targets.labels must be (B, M) here, one label per target, got {tuple(targets.labels.shape)}")
 
     batch, size = targets.labels.shape
     valid = valid_rows(targets)
@@ -110,11 +113,20 @@ def denoising_queries(
 
 
 def split_groups(logits: Tensor, boxes: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Queries in G groups, one after the other, as one more leading dimension, for every operation here.
+    """Turn G groups of queries, one after the other, into one more leading dimension, as every operation here takes it.
 
-    logits (..., B, G * N, C) to (..., G, B, N, C), boxes (..., B, G * N, 4) or (..., B, G * N, T, 4) likewise. Views.
-    Losses are sums over the leading dimensions: divide by G for the mean over the groups.
-    Raises ValueError where the queries do not make so many groups, or boxes and logits disagree.
+    Losses are sums over the leading dimensions. Divide them by G for the mean over the groups.
+
+    Args:
+        logits: (..., B, G * N, C).
+        boxes: (..., B, G * N, 4), or (..., B, G * N, T, 4) of tubelets.
+        groups: G.
+
+    Returns:
+        Views of the logits (..., G, B, N, C) and of the boxes (..., G, B, N, 4) or (..., G, B, N, T, 4).
+
+    Raises:
+        ValueError: The queries do not make G groups of the same size, or boxes and logits disagree.
     """
     dim = logits.ndim - 2
     if logits.ndim < 3 or boxes.shape[: dim + 1] != logits.shape[:-1]:
@@ -124,6 +136,7 @@ def split_groups(logits: Tensor, boxes: Tensor, groups: int) -> tuple[Tensor, Te
         )
     if groups < 1 or logits.shape[dim] % groups:
         raise ValueError(f"{logits.shape[dim]} queries do not make {groups} groups of the same size")
+
     sizes = (groups, logits.shape[dim] // groups)
     logits, boxes = (tensor.unflatten(dim, sizes).movedim(dim, dim - 1) for tensor in (logits, boxes))
     return logits, boxes
@@ -132,12 +145,12 @@ def split_groups(logits: Tensor, boxes: Tensor, groups: int) -> tuple[Tensor, Te
 def _moved(
     targets: Targets | Tubelets, shape: tuple[int, int, int, int], box_noise: float, generator: torch.Generator | None
 ) -> Tensor:
-    """(B, G, 2, M, ..., 4) cxcywh: the target boxes, each corner moved in each direction by a share of half a side."""
+    """Return the target boxes (B, G, 2, M, ..., 4) cxcywh, with the coordinates of their corners moved at random."""
     device = targets.boxes.device
     frames = targets.boxes.ndim - 3
     corners = (*shape, *[1] * frames, 4)
 
-    # In (0, 1) for the queries that should give the target back, in (1, 2) for the others, either way.
+    # Coordinates are moved by [0, 1) halves of a side for the near queries and by [1, 2) for the others, either way.
     share = torch.rand(corners, device=device, generator=generator)
     share[:, :, 1] += 1
     is_negative = torch.rand(corners, device=device, generator=generator) < 0.5
@@ -150,14 +163,17 @@ def _moved(
     exact = torch.cat([center - side / 2, center + side / 2], dim=-1)
     low, high = (exact + share.to(boxes.dtype) * half * box_noise).clamp(0, 1).split(2, dim=-1)
 
-    # A corner may have passed the one opposite: they change places.
+    # A corner may have passed the opposite one. They then change places, so that no side is negative.
     least = torch.minimum(low, high)
     most = torch.maximum(low, high)
     return torch.cat([(least + most) / 2, most - least], dim=-1)
 
 
 def _mask(groups: int, size: int, queries: int, device: torch.device) -> Tensor:
-    """(Q, Q) bool of `groups` groups of `size` and the decoder's own `queries`: who must not look at whom."""
+    """Return which query (row) must not attend to which other (column), as in `DenoisingQueries.mask`.
+
+    `size` is the number of queries of a group. The decoder's own queries are numbered like one more group.
+    """
     group = torch.arange(groups, device=device).repeat_interleave(size)
     own = torch.full((queries,), groups, device=device)
     number = torch.cat([group, own])

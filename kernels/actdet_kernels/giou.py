@@ -1,4 +1,4 @@
-"""Generalized IoU of pairs of boxes, and the loss that it makes."""
+"""Generalized IoU of pairs of boxes, and the loss that it makes. Both are plain PyTorch on every device."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ from actdet_kernels.backend import Backend, implementation
 
 
 def pairwise_giou(a: Tensor, b: Tensor, *, backend: Backend = "auto") -> Tensor:
-    """Generalized IoU of every pair: `a (..., N, 4)`, `b (..., M, 4)` cxcywh to `(..., N, M)` in [-1, 1] (eq. 13).
+    """Compute the generalized IoU of every pair of boxes (eq. 13; Rezatofighi et al. 2019). Differentiable.
 
-    A quotient with a zero denominator (boxes without an area) is 0. Raises ValueError for other shapes and dtypes.
+    giou = intersection / union - (hull - union) / hull,  areas of a pair; the hull is the smallest box around both
+
+    Each quotient is 0 if its denominator is zero, so boxes without an area give finite values and gradients.
+
+    Args:
+        a: (..., N, 4) floating point, cxcywh.
+        b: (..., M, 4) floating point, cxcywh, on the same device, with leading dimensions that broadcast.
+        backend: "auto" and "reference" are PyTorch; the others have no kernel for this, and raise RuntimeError.
+
+    Returns:
+        (..., N, M) in [-1, 1], in the wider of the two dtypes.
+
+    Raises:
+        ValueError: The boxes have other shapes or dtypes, or are on two devices.
     """
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != 4 or b.shape[-1] != 4:
         raise ValueError(f"boxes must be (..., N, 4) and (..., M, 4), got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -20,9 +33,18 @@ def pairwise_giou(a: Tensor, b: Tensor, *, backend: Backend = "auto") -> Tensor:
 
 
 def giou_loss(a: Tensor, b: Tensor, *, backend: Backend = "auto") -> Tensor:
-    """1 - GIoU, element by element: `(..., 4)` and `(..., 4)` cxcywh to `(...)` in [0, 2] (eq. 14). Differentiable.
+    """Compute 1 - GIoU of boxes element by element (eq. 14). Differentiable.
 
-    Raises ValueError for boxes whose last dimension is not 4, and for those that are not floating point.
+    Args:
+        a: (..., 4) floating point, cxcywh.
+        b: (..., 4) floating point, cxcywh, on the same device, of a shape that broadcasts with that of `a`.
+        backend: "auto" and "reference" are PyTorch; the others have no kernel for this, and raise RuntimeError.
+
+    Returns:
+        (...) in [0, 2], in the wider of the two dtypes.
+
+    Raises:
+        ValueError: The boxes have other shapes or dtypes, or are on two devices.
     """
     if a.shape[-1:] != (4,) or b.shape[-1:] != (4,):
         raise ValueError(f"boxes must be (..., 4), got {tuple(a.shape)} and {tuple(b.shape)}")

@@ -1,4 +1,11 @@
-"""Batch normalization of channels-last features, in training, with the ReLU after it."""
+"""Batch normalization of channels-last features, in training, with the ReLU after it.
+
+y = weight (x - mean) / sqrt(var + eps) + bias,  mean and variance of each channel over the batch (Ioffe and Szegedy
+2015), and max(y, 0) with `relu`
+
+From top to bottom: the public function, its checks, the way through the kernels with its autograd function, and the
+operators of the result and the gradient with their shapes. The reference is PyTorch's own.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +31,29 @@ def batch_norm(
     eps: float = 1e-5,
     backend: Backend = "auto",
 ) -> Tensor:
-    """`F.batch_norm(..., training=True)`, and `F.relu` of that where `relu`, in fewer trips to memory.
+    """Compute `F.batch_norm(..., training=True)`, and with `relu` the `F.relu` of it, with less memory traffic.
 
-    x: (B, C, ...) float16, bfloat16, float32 or float64, with more than one value a channel.
-    weight, bias: (C,) floating point.
-    running_mean, running_var: (C,) both or neither, moved by `momentum` towards the batch's mean and its variance with
-        one value fewer in the denominator.
-    Returns (B, C, ...) like x. Statistics and arithmetic are float32, or float64 where x is.
-    Deterministic: the kernels add up in a fixed order. They take features whose channels lie side by side in memory
-    (`torch.channels_last` or `channels_last_3d`) and have no second derivative; for others, and on a CPU, whose own
-    BatchNorm is as fast, "auto" takes the reference, which is PyTorch's.
-    Raises ValueError where shapes, dtypes or devices disagree.
+    The kernels take features whose channels lie side by side in memory (`torch.channels_last` or `channels_last_3d`).
+    For others "auto" takes the reference, which is PyTorch's, and also on a CPU, where that is as fast. The kernels add
+    up in a fixed order, so two runs give the same bits. They have no second derivative.
+
+    Args:
+        x: (B, C, ...) float16, bfloat16, float32 or float64, with more than one value per channel.
+        weight: (C,) floating point.
+        bias: (C,) floating point.
+        running_mean: (C,) floating point, which is moved in place by `momentum` toward the batch's mean, or None.
+        running_var: (C,) floating point, likewise for the batch's unbiased variance. None if running_mean is None.
+        relu: Whether to apply the ReLU.
+        momentum: The share of the batch in the running statistics, in [0, 1].
+        eps: Added to the variance.
+        backend: See `explain_backend`.
+
+    Returns:
+        (B, C, ...) of x's dtype. Statistics and arithmetic are float32, or float64 if x is.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices disagree, or x has only one value per channel.
+        RuntimeError: The backend that was asked for by name cannot run.
     """
     _check_features(x, {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var})
     compute = implementation(
@@ -53,7 +72,8 @@ def _check_features(x: Tensor, of_channels: dict[str, Tensor | None]) -> None:
         raise ValueError(f"x must be (B, C, ...) floating point, got {tuple(x.shape)} {x.dtype}")
     channels = x.shape[1]
     if channels == 0 or x.numel() < 2 * channels:
-        raise ValueError(f"x must have more than one value a channel, got {tuple(x.shape)}")
+        raise ValueError(f"x must have more than one value per channel, got {tuple(x.shape)}")
+
     if (of_channels["running_mean"] is None) != (of_channels["running_var"] is None):
         raise ValueError("running_mean and running_var belong together: give both or neither")
     for name, values in of_channels.items():
@@ -89,7 +109,7 @@ def _by_kernels(
 
 
 class DifferentiableBatchNorm(torch.autograd.Function):
-    """`batch_norm` with its gradient: y, and the statistics, which have none."""
+    """`batch_norm` by the kernels, with its gradient. It returns y, and the statistics, which have no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -110,7 +130,7 @@ class DifferentiableBatchNorm(torch.autograd.Function):
     "batch_norm(Tensor x, Tensor weight, Tensor bias, bool relu, float eps, str chosen) -> (Tensor, Tensor)",
 )
 def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float, chosen: str) -> tuple[Tensor, Tensor]:
-    """y, and (3, C): the mean, 1 / sqrt(var + eps), and the variance with one value fewer in the denominator."""
+    """Return y, and (3, C) statistics: the mean, 1 / sqrt(var + eps), and the unbiased variance."""
     return kernel_module(chosen, "norm").batch_norm(x, weight.contiguous(), bias.contiguous(), relu, eps)
 
 
@@ -127,7 +147,7 @@ def _shapes(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 def _batch_norm_gradient(
     d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, relu: bool, chosen: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias."""
+    """Return the gradients of x, weight and bias."""
     if not _is_channels_last(d_y):
         d_y = torch.empty_like(x).copy_(d_y)
     compute = kernel_module(chosen, "norm").batch_norm_gradient
@@ -140,7 +160,7 @@ def _gradient_shapes(d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *rest
 
 
 def _no_second_derivative(ctx: Any, *cotangents: Tensor | None) -> Any:
-    raise RuntimeError("batch_norm has no second derivative with the kernels: take backend='reference'")
+    raise RuntimeError("batch_norm has no second derivative with the kernels: use backend='reference'")
 
 
 torch.library.register_autograd("actdet_kernels::batch_norm_gradient", _no_second_derivative, lib=LIBRARY)

@@ -1,7 +1,8 @@
-"""How an operation becomes an operator of PyTorch's dispatcher: one boundary, behind which it is computed.
+"""How an operation becomes an operator of PyTorch's dispatcher, which tracing does not look into.
 
-Tracing (torch.compile, export, fake tensors) sees an operator and its shapes, and never what is inside: neither a
-kernel's launch nor the reference's way through SciPy. Targets are flat arguments there; `visible` is None for boxes.
+torch.compile, torch.export and fake tensors see an operator and the shapes of its results, and never how it is
+computed: neither the launch of a kernel nor the reference's way through SciPy. The arguments of an operator are
+tensors and numbers, so targets are passed as their fields.
 """
 
 from __future__ import annotations
@@ -16,22 +17,32 @@ from torch.nn import Parameter
 
 from actdet_kernels.targets import Targets, Tubelets
 
+# Parts of the operators' schemas: the fields of targets, of which `visible` is None for boxes, and the three weights.
 TARGETS = "Tensor labels, Tensor target_boxes, Tensor counts, Tensor? visible"
 WEIGHTS = "float[] weights"
 
-# What PyTorch itself asks whether anything is between a call and its computation.
+# PyTorch's own questions whether anything stands between a call and its computation.
 MODES = torch._C._len_torch_dispatch_stack
 TRANSFORMATIONS = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 PROFILED = torch.autograd._profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
 
+# Tensors of these types need no dispatcher. A subclass might have its own way of computing.
 PLAIN = (Tensor, Parameter)
+
 LIBRARY = torch.library.Library("actdet_kernels", "DEF")
 
 
 def operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make an operator of a function. Its shapes are registered beside it, by `torch.library.register_fake`.
+    """Make an operator out of a function. The caller registers its shapes by `torch.library.register_fake`.
 
-    What comes back calls the function itself where nobody could tell: the dispatcher takes as long as a small problem.
+    The result calls the function directly if nothing could tell the difference, because the dispatcher takes as long
+    as a small problem.
+
+    Args:
+        schema: The operator's name, arguments and results, as `torch.library.Library.define` takes them.
+
+    Returns:
+        A decorator.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,11 +61,12 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _nobody_looks(arguments: tuple[Any, ...]) -> bool:
-    """Whether no tracer, mode, transformation, derivative or profiler could want to see the operator."""
+    """Return whether no tracer, mode, transformation, derivative or profiler could want to see the operator."""
     if torch.compiler.is_compiling() or MODES() > 0 or TRANSFORMATIONS() is not None:
         return False
     if PROFILED():
         return False
+
     differentiable = torch.is_grad_enabled()
     for value in arguments:
         if isinstance(value, Tensor) and (type(value) not in PLAIN or (differentiable and value.requires_grad)):
@@ -63,11 +75,11 @@ def _nobody_looks(arguments: tuple[Any, ...]) -> bool:
 
 
 def flat(targets: Targets | Tubelets) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """A batch of targets as the operators take it."""
+    """Return a batch of targets as the operators take it: labels, boxes, counts, and visible or None."""
     visible = targets.visible if isinstance(targets, Tubelets) else None
     return targets.labels, targets.boxes, targets.counts, visible
 
 
 def targets_of(labels: Tensor, boxes: Tensor, counts: Tensor, visible: Tensor | None) -> Targets | Tubelets:
-    """The way back from `flat`."""
+    """Return the targets of which `flat` made these tensors."""
     return Targets(labels, boxes, counts) if visible is None else Tubelets(labels, boxes, counts, visible)

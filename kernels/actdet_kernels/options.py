@@ -1,4 +1,4 @@
-"""How costs and losses are computed: what a call says once, and what every implementation is told as one."""
+"""The options of costs and losses, which a call gives one by one and every implementation takes as one tuple."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 
 class CostOptions(NamedTuple):
-    """Of `pairwise_cost` and `match`, in the order in which their operators take them."""
+    """The options of `pairwise_cost` and `match`, in the order in which their operators take them.
+
+    Args:
+        weights: cls, l1 and giou, as in `MatchWeights`.
+        class_cost: "softmax", "focal", "varifocal" or "quality_focal".
+        alpha: The weight of the focal and varifocal terms.
+        gamma: Their exponent, and that of quality focal.
+        box_term: "giou", "diou" or "ciou".
+    """
 
     weights: tuple[float, float, float]
     class_cost: str
@@ -16,7 +24,17 @@ class CostOptions(NamedTuple):
 
 
 class LossOptions(NamedTuple):
-    """Of `set_loss`, in the order in which its operators take them."""
+    """The options of `set_loss`, in the order in which its operators take them.
+
+    Args:
+        weights: cls, l1 and giou, as in `MatchWeights`.
+        no_object_weight: The weight of no_object in the cross entropy, if there are no class weights.
+        class_loss: "cross_entropy", "focal", "varifocal" or "quality_focal".
+        alpha: The weight of the focal and varifocal terms.
+        gamma: Their exponent, and that of quality focal.
+        box_term: "giou", "diou" or "ciou".
+        per_layer: Give the losses of each leading index instead of their sums.
+    """
 
     weights: tuple[float, float, float]
     no_object_weight: float

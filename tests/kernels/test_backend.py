@@ -49,7 +49,7 @@ def test_the_automatic_choice_on_a_cpu_is_cpp(interpret: str, monkeypatch: pytes
     assert backend.choose_backend("auto", CPU, cpu_obstacle="no C++ code computes this") == "reference"
     assert backend.choose_backend("auto", torch.device("mps")) == "reference"
     assert explain_backend(CPU) in [f"cpu: C++ kernels, {isa}" for isa in ("baseline", "avx2", "avx512")]
-    assert explain_backend(torch.device("mps")) == "reference: kernels are for CUDA devices and CPUs, this is mps"
+    assert explain_backend(torch.device("mps")) == "reference: kernels are for CUDA devices and CPUs, but this is mps"
 
 
 def test_where_they_were_not_built_the_reference_goes_on(not_built: None) -> None:
@@ -100,7 +100,7 @@ def test_the_automatic_choice_on_a_gpu(
 def test_a_gpu_without_any_kernels_has_the_reference(not_built: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (5, 2))
     assert backend.choose_backend("auto", CUDA) == "reference"
-    assert explain_backend(CUDA) == f"reference: its compute capability is 5.2, kernels need 6.0; {NOT_BUILT}"
+    assert explain_backend(CUDA) == f"reference: its compute capability is 5.2, but kernels need 6.0; {NOT_BUILT}"
 
 
 def test_a_problem_beyond_triton_is_solved_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -486,7 +486,7 @@ def test_targets_get_no_gradient(kind: Any) -> None:
     assert not set_loss(*constants, backend=kind).total.requires_grad
 
 
-SECOND = "set_loss has no second derivative with the kernels: take backend='reference'"
+SECOND = "set_loss has no second derivative with the kernels: use backend='reference'"
 
 
 @EACH_KERNEL

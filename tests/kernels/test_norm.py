@@ -210,7 +210,7 @@ VALUES = torch.zeros(3)
 WRONG: list[tuple[tuple[Any, ...], str]] = [
     ((torch.zeros(4), VALUES, VALUES), r"x must be \(B, C, ...\) floating point, got \(4,\) torch.float32"),
     ((torch.zeros(4, 3).int(), VALUES, VALUES), r"x must be .* floating point, got \(4, 3\) torch.int32"),
-    ((torch.zeros(1, 3), VALUES, VALUES), r"x must have more than one value a channel, got \(1, 3\)"),
+    ((torch.zeros(1, 3), VALUES, VALUES), r"x must have more than one value per channel, got \(1, 3\)"),
     ((torch.zeros(4, 3), torch.zeros(2), VALUES), r"weight must be \(3,\) floating point, got \(2,\)"),
     ((torch.zeros(4, 3), VALUES, VALUES.int()), r"bias must be \(3,\) floating point, got \(3,\) torch.int32"),
     ((torch.zeros(4, 3), VALUES, VALUES, VALUES), "running_mean and running_var belong together"),

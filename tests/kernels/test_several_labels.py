@@ -75,16 +75,18 @@ def test_a_label_that_no_logit_has_shows_behind_others_too(labels: list[list[int
 def test_several_labels_are_refused_where_classes_exclude_each_other() -> None:
     logits, boxes, targets, matched = loss_case((), 4, 3, [2], 2, "focal")
     targets = targets._replace(labels=torch.tensor([[[0, 1], [1, -1]]]))
-    with pytest.raises(ValueError, match=r"class_cost='softmax' takes one label a target: .* \(1, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"class_cost='softmax' takes one label per target: .* \(1, 2, 2\)"):
         match(logits, boxes, targets)
-    with pytest.raises(ValueError, match=r"class_loss='cross_entropy' takes one label a target: .* \(1, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"class_loss='cross_entropy' takes one label per target: .* \(1, 2, 2\)"):
         set_loss(logits, boxes, targets, matched)
     with pytest.raises(ValueError, match=r"targets.labels must be \(1, 2\) for a batch of 1, got \(1, 2, 0\)"):
         match(logits, boxes, targets._replace(labels=targets.labels[..., :0]), class_cost="focal")
     twice = targets._replace(labels=torch.tensor([[[0, 1], [1, 1]]]))
     with pytest.raises(ValueError, match=r"targets.labels\[0, 1\] has label 1 twice"):
         match(logits, boxes, twice, class_cost="focal", check=True)
-    with pytest.raises(ValueError, match=r"targets.labels must be \(B, M\) here, one label a target, got \(1, 2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"targets.labels must be \(B, M\) here, one label per target, got \(1, 2, 2\)"
+    ):
         denoising_queries(targets, classes=3, queries=4)
 
 

@@ -184,9 +184,9 @@ def test_boxes_of_frames_are_tubelets() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"labels": [1]}, r"targets\[1\] has no boxes, but labels"),
-        ({"boxes": [[0.0] * 4], "area": 3}, r"targets\[1\] has no labels, but boxes, area"),
-        ({}, r"targets\[1\] has no labels, but nothing"),
+        ({"labels": [1]}, r"targets\[1\] has no boxes; it has labels"),
+        ({"boxes": [[0.0] * 4], "area": 3}, r"targets\[1\] has no labels; it has boxes, area"),
+        ({}, r"targets\[1\] has no labels; it has nothing"),
         ([1, 2], r"targets\[1\] must be a mapping with labels and boxes, got list"),
         ({"labels": [1], "boxes": [[0.1, 0.2], [0.3]]}, r"targets\[1\]: boxes cannot be read as numbers: .*"),
         ({"labels": ["dog"], "boxes": [[0.0] * 4]}, r"targets\[1\]: labels cannot be read as numbers: .*"),
