@@ -1,18 +1,23 @@
-"""The kernels in the losses of Hugging Face's transformers, by one call, before or after its models are imported:
+"""The kernels in the losses of Hugging Face's transformers, by one call before or after its models are imported:
 
     from actdet_kernels.hugging_face import patch_transformers
 
     patch = patch_transformers()
-    print(patch)  # what runs the kernels now, and what stays as it was
+    print(patch)  # what runs on the kernels now, and what stays as it was
     patch.undo()
 
-Methods of transformers' own matchers and criteria are changed, not the names of their modules: so it does not matter
-who has imported, or derived from, which of the classes when. Losses keep their names, order and weights, with the
-differences that `detr.py` lists; matchers give pairs on the device of the predictions, not on the CPU. A focal cost is
-not cut off where a probability is below 1e-8.
+This replaces methods of transformers' matchers and criteria, and no names in modules, so it does not matter which code
+imported the classes, or derived from them, and when. Losses keep their names, order and weights. The differences are
+those that detr.py lists, and these:
 
-A class derived from one of those below, other than transformers' own, keeps its code. `ImageLoss` weighs no_object by
-its `eos_coef`, also where its buffer `empty_weight` was changed.
+- Matchers give pairs on the device of the predictions, not on the CPU.
+- A focal cost is not cut off where a probability is below 1e-8.
+- `ImageLoss` weighs no_object by its `eos_coef`, even if its buffer `empty_weight` was changed.
+
+A class that is derived from one of those, and is not transformers' own, keeps its own code.
+
+From top to bottom: `patch_transformers`, the methods that it puts in place, the losses of RT-DETR and its relatives,
+and the choice of a matcher and a criterion for an object of transformers, which is called `theirs` here.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from actdet_kernels.targets import Targets, labels_of
 
 __all__ = ["Patch", "patch_transformers"]
 
+# What `Patch` tells about: the families of models whose losses run on the kernels, and what stays as it was.
 REPLACED = (
     "Detr, TableTransformer, Yolos: matching and all losses",
     "ConditionalDetr, DabDetr, DeformableDetr: matching and all losses",
@@ -47,18 +53,25 @@ KEPT = (
     "matching",
     "GroundingDino, LwDetr, RfDetr, MaskFormer, Mask2Former, OneFormer, Eomt: everything; they match otherwise",
 )
+
+# The criteria that have RT-DETR's matching and denoising.
 RT_DETR_LOSSES = ("loss_rt_detr.RTDetrLoss", "loss_d_fine.DFineLoss", "loss_deimv2.Deimv2Loss")
 
 Outputs = Mapping[str, Any]
 Samples = Sequence[Mapping[str, Tensor]]
 
-# What was changed, and what it was before.
+# The classes whose `forward` is replaced, with the original.
 _originals: dict[type, Callable[..., Any]] = {}
 
 
 @dataclass(frozen=True)
 class Patch:
-    """What `patch_transformers` has done: a line for each family of models."""
+    """What `patch_transformers` has done. Printed, it is a line for each family of models.
+
+    Args:
+        replaced: What runs on the kernels now.
+        kept: What stays as it was.
+    """
 
     replaced: tuple[str, ...] = REPLACED
     kept: tuple[str, ...] = KEPT
@@ -67,7 +80,7 @@ class Patch:
         return "\n".join(["With kernels:", *self.replaced, "As before:", *self.kept])
 
     def undo(self) -> None:
-        """Give all classes of transformers their own methods again, however often they were replaced."""
+        """Give all classes of transformers their own methods back, however often `patch_transformers` was called."""
         while _originals:
             kind, original = _originals.popitem()
             kind.forward = original  # pyright: ignore[reportAttributeAccessIssue]
@@ -76,13 +89,13 @@ class Patch:
 def patch_transformers() -> Patch:
     """Let the object detectors of transformers match and compute losses by `match` and `set_loss`.
 
-    Models may have been imported, made and used before. A second call changes nothing more.
+    Models may have been imported, made and used before. A second call changes nothing.
 
     Returns:
-        What is replaced now, what is not, and how to undo it.
+        What is replaced now, what is not, and the method that undoes it.
 
     Raises:
-        ImportError: transformers is not installed, or has no module of these losses, as before 4.48.
+        ImportError: transformers is not installed, or is older than 4.48, which has no modules of these losses.
     """
     changes = {
         "loss_for_object_detection": {"HungarianMatcher": _matching, "ImageLoss": _image_losses},
@@ -102,6 +115,8 @@ def patch_transformers() -> Patch:
 
 
 def _matching(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the new `forward` of a matcher. It calls `original` for what the kernels do not replace."""
+
     @wraps(original)
     def forward(self: Any, outputs: Outputs, targets: Samples) -> list[tuple[Tensor, Tensor]]:
         matcher = _matcher_of(self)
@@ -111,6 +126,8 @@ def _matching(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _image_losses(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the new `forward` of DETR's criterion and those derived from it, which may call `original` likewise."""
+
     @wraps(original)
     def forward(self: Any, outputs: Outputs, targets: Samples) -> dict[str, Tensor]:
         criterion = _criterion_of(self)
@@ -123,17 +140,22 @@ def _image_losses(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _rt_detr_losses(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the new `forward` of RT-DETR's criterion and those derived from it, which may call `original` likewise."""
+
     @wraps(original)
     def forward(self: Any, outputs: Outputs, targets: Samples) -> dict[str, Tensor]:
         matcher = _matcher_of(self.matcher)
         if matcher is None or not _is_one_of(self, RT_DETR_LOSSES):
             return original(self, outputs, targets)
+
         last = {name: value for name, value in outputs.items() if "auxiliary_outputs" not in name}
         others = outputs.get("auxiliary_outputs", ())
         layers = {"": last} | {f"_aux_{index}": layer for index, layer in enumerate(others)}
+
         varifocal = None
         if "vfl" in self.losses and 0 <= self.alpha <= 1 and self.gamma >= 0:
             varifocal = (self.alpha, self.gamma)
+
         supervised = list(_matched_layers(matcher, layers, targets, varifocal))
         if "dn_auxiliary_outputs" in outputs:
             if "denoising_meta_values" not in outputs:
@@ -148,7 +170,7 @@ def _rt_detr_losses(original: Callable[..., Any]) -> Callable[..., Any]:
         number = max(sum(len(labels_of(sample)) for sample in targets), 1)
         losses = {}
         for suffix, layer, pairs, ours in supervised:
-            # A denoised target has a query in every group.
+            # In denoising every target has a query in each group.
             divisor = float(number * groups if suffix.startswith("_dn_") else number)
             for kind in self.losses:
                 if kind == "masks" and suffix:
@@ -164,14 +186,14 @@ def _rt_detr_losses(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-# Suffix, outputs, pairs, and the losses by kind and name.
+# A layer with its losses: the suffix of their names, the outputs, the pairs, and losses by kind and name.
 Supervised = tuple[str, Outputs, list[tuple[Tensor, Tensor]], dict[str, dict[str, Tensor]]]
 
 
 def _matched_layers(
     matcher: HungarianMatcher, layers: Mapping[str, Outputs], targets: Samples, varifocal: tuple[float, float] | None
 ) -> Iterator[Supervised]:
-    """What supervises each layer. Neighbors of one shape are matched together."""
+    """Yield each layer with its losses. Successive layers of one shape are matched together."""
     for shape, neighbors in itertools.groupby(layers.items(), lambda item: item[1]["logits"].shape):
         suffixes, outputs = zip(*neighbors, strict=True)
         logits, boxes = _stacked(outputs)
@@ -188,26 +210,34 @@ def _paired_layers(
     pairs: list[tuple[Tensor, Tensor]],
     varifocal: tuple[float, float] | None,
 ) -> Iterator[Supervised]:
-    """The same where the pairs are known, and a target may be in several: it is repeated for each of its queries."""
+    """Yield each layer with its losses when the pairs are known, and are those of all layers.
+
+    A target may be in several pairs. It is then repeated for each of its queries, because `set_loss` takes one query
+    for each target.
+    """
     if not layers:
         return
+
     logits, boxes = _stacked(layers.values())
     repeated = [
         {"labels": labels_of(sample)[index.to(labels_of(sample).device)], "boxes": sample["boxes"][index]}
         for sample, (_, index) in zip(targets, pairs, strict=True)
     ]
     queries = torch.nn.utils.rnn.pad_sequence([query for query, _ in pairs], batch_first=True, padding_value=-1)
+
+    # There is at least one row of padded targets, even if no sample has a pair.
     padded = pad_samples(repeated, logits.device)
     matched = queries.new_full(padded.labels.shape, -1)
     matched[:, : queries.shape[1]] = queries
     matched = matched.to(logits.device).expand(len(layers), -1, -1)
+
     of_layers = _losses_of(logits, boxes, padded, matched, varifocal)
     for (suffix, layer), losses in zip(layers.items(), of_layers, strict=True):
         yield suffix, layer, pairs, losses
 
 
 def _stacked(layers: Iterable[Outputs]) -> tuple[Tensor, Tensor]:
-    """Logits (L, B, N, C) and boxes (L, B, N, 4)."""
+    """Return the logits (L, B, N, C) and boxes (L, B, N, 4) of L layers."""
     logits, boxes = zip(*((layer["logits"], layer["pred_boxes"]) for layer in layers), strict=True)
     return torch.stack(logits), torch.stack(boxes)
 
@@ -215,17 +245,20 @@ def _stacked(layers: Iterable[Outputs]) -> tuple[Tensor, Tensor]:
 def _losses_of(
     logits: Tensor, boxes: Tensor, targets: Targets, matched: Tensor, varifocal: tuple[float, float] | None
 ) -> list[dict[str, dict[str, Tensor]]]:
-    """The losses of each layer, divided by the number of targets in this process, as in RT-DETR.
+    """Return the losses of each layer by kind and name, divided by this process's number of targets, as in RT-DETR.
 
-    varifocal: its alpha and gamma, or None where there is no such loss, or none that the kernels have.
+    `varifocal` is alpha and gamma of the varifocal loss. It is None if that loss is not asked for, or if they are out
+    of the kernels' range.
     """
     if varifocal is None:
+        # The class loss is not used, and needs no gradient.
         loss = set_loss(logits.detach(), boxes, targets, matched, class_loss="focal", per_layer=True)
     else:
         alpha, gamma = varifocal
         loss = set_loss(
             logits, boxes, targets, matched, class_loss="varifocal", alpha=alpha, gamma=gamma, per_layer=True
         )
+
     result = []
     for cls, l1, giou in zip(loss.cls.unbind(), loss.l1.unbind(), loss.giou.unbind(), strict=True):
         losses = {"boxes": {"loss_bbox": l1, "loss_giou": giou}}
@@ -243,8 +276,15 @@ class _FocalImageLoss(SetCriterion):
     def __init__(
         self, matcher: HungarianMatcher, num_classes: int, losses: Iterable[str], focal_alpha: float, by_sigmoid: bool
     ) -> None:
-        """by_sigmoid: the cardinality counts queries of a probability above 0.5, and not those of another class than
-        the last, as transformers did at first.
+        """Make the criterion.
+
+        Args:
+            matcher: As in `SetCriterion`.
+            num_classes: As there.
+            losses: As there.
+            focal_alpha: As there.
+            by_sigmoid: Let the cardinality count queries with a probability above 0.5, as later versions of
+                transformers do. The first ones count queries whose class is not the last one.
         """
         super().__init__(num_classes, matcher, {}, losses=losses, focal_alpha=focal_alpha)
         self.by_sigmoid = by_sigmoid
@@ -254,12 +294,13 @@ class _FocalImageLoss(SetCriterion):
 
 
 def _criterion_of(theirs: Any) -> SetCriterion | None:
-    """What computes the losses of one of transformers' criteria, or None where that is left to itself."""
+    """Return what computes the losses of one of transformers' criteria, or None if that does it itself."""
     matcher = _matcher_of(theirs.matcher)
     if matcher is None or not set(theirs.losses) <= set(LOSSES):
         return None
     if _is_one_of(theirs, ["loss_for_object_detection.ImageLoss"]) and not matcher.focal:
         return ImageLoss(matcher, theirs.num_classes, theirs.eos_coef, theirs.losses)
+
     focal = _is_one_of(theirs, ["loss_deformable_detr.DeformableDetrImageLoss"]) and matcher.focal
     if focal and 0 <= theirs.focal_alpha <= 1:
         by_sigmoid = _counts_by_sigmoid(theirs)
@@ -268,9 +309,10 @@ def _criterion_of(theirs: Any) -> SetCriterion | None:
 
 
 def _counts_by_sigmoid(theirs: Any) -> bool:
-    """Which of its two definitions the cardinality has in this version: asked by a query that only one of them counts.
+    """Return whether the cardinality of this version of transformers counts queries by their sigmoid.
 
-    On the CPU, so that nothing waits for the device.
+    Its two definitions are told apart by a query that only one of them counts. This runs on the CPU, so that nothing
+    waits for the device.
     """
     unsure = {"logits": torch.tensor([[[-1.0, -2.0]]], device="cpu")}
     nothing = {"class_labels": torch.zeros(0, device="cpu")}
@@ -278,9 +320,10 @@ def _counts_by_sigmoid(theirs: Any) -> bool:
 
 
 def _matcher_of(theirs: Any) -> HungarianMatcher | None:
-    """What matches as one of transformers' matchers does, or None where that is left to itself."""
+    """Return what matches as one of transformers' matchers does, or None if that does it itself."""
     if type(theirs) is HungarianMatcher:
         return theirs
+
     focal_options = {}
     if _is_one_of(theirs, ["loss_for_object_detection.HungarianMatcher"]):
         focal = False
@@ -298,6 +341,6 @@ def _matcher_of(theirs: Any) -> HungarianMatcher | None:
 
 
 def _is_one_of(criterion: Any, names: Iterable[str]) -> bool:
-    """Whether it is of one of transformers' own classes, and of none that derives from it."""
+    """Return whether an object is of one of these classes of transformers itself, and not of a derived class."""
     kind = type(criterion)
     return f"{kind.__module__}.{kind.__qualname__}" in {f"transformers.loss.{name}" for name in names}

@@ -1,7 +1,10 @@
 """The operations in plain PyTorch and SciPy: their definition, the oracle of every test, and the fallback.
 
-Any floating-point dtype, any device, any number of leading dimensions; half precision is computed in float32.
+They take any floating-point dtype, device and number of leading dimensions, and compute half precision in float32.
 Notation: B samples, N queries, M padded targets, C logits, T frames; boxes are cxcywh in [0, 1].
+
+From top to bottom: boxes, the matching cost and the terms that it shares with the loss, the assignment, the loss, batch
+normalization, and clips. Arguments are those of the public functions, in which they are described and checked.
 """
 
 from __future__ import annotations
@@ -16,27 +19,52 @@ from torch import Tensor
 from actdet_kernels.options import CostOptions, LossOptions
 from actdet_kernels.targets import Targets, Tubelets, valid_rows
 
-FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # RetinaNet (Lin et al. 2017), as in Deformable DETR
+# The defaults of the focal loss: those of RetinaNet (Lin et al. 2017), as in Deformable DETR.
+FOCAL_ALPHA = 0.25
+FOCAL_GAMMA = 2.0
+
 BOX_TERMS = ("giou", "diou", "ciou")
-SOFT_KINDS = ("varifocal", "quality_focal")  # of class costs and losses whose target is the IoU
-SMALLEST_AREA = 2.0**-100  # what is no larger counts as zero: its reciprocal times a side would leave float32
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NOT_FINITE, FORCED = 1, 2  # bits of a problem's status: has entries that are not finite; had to take one
+
+# The class costs and class losses in which the target of a label is the IoU.
+SOFT_KINDS = ("varifocal", "quality_focal")
+
+# Denominators that are no larger than this count as zero. The reciprocal of a smaller one, times a side, would leave
+# the range of float32.
+SMALLEST_AREA = 2.0**-100
+
+# ImageNet's statistics of pixels in [0, 1], which pretrained networks expect.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# The bits of a problem's status: it has entries that are not finite, and one of them had to be taken.
+NOT_FINITE = 1
+FORCED = 2
 
 
 def box_corners(boxes: Tensor) -> Tensor:
-    """(..., 4) cxcywh to (..., 4) x1y1x2y2; a negative width or height counts as zero."""
-    center, half = boxes[..., :2], _not_negative(boxes[..., 2:]) / 2
+    """Convert boxes (..., 4) from cxcywh to x1y1x2y2. A negative width or height counts as zero."""
+    center = boxes[..., :2]
+    half = _not_negative(boxes[..., 2:]) / 2
     return torch.cat([center - half, center + half], dim=-1)
 
 
 def box_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalized IoU (eq. 13 of the report; Rezatofighi et al. 2019) of boxes that broadcast.
+    """Compute the generalized IoU (eq. 13; Rezatofighi et al. 2019) of boxes that broadcast.
 
-    Both quotients are 0 where their denominator is (boxes without an area), so values and gradients are finite.
+    giou = intersection / union - (hull - union) / hull,  areas of a pair; the hull is the smallest box around both
+
+    Each quotient is 0 if its denominator is (boxes without an area), so values and gradients are finite.
+
+    Args:
+        a: (..., 4) floating point, cxcywh.
+        b: (..., 4) floating point, cxcywh, on the same device.
+
+    Returns:
+        (...) in [-1, 1], in the wider of the two dtypes.
     """
     dtype = torch.promote_types(a.dtype, b.dtype)
     a, b = map(box_corners, _at_least_float32(a, b))
+
     area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
     area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     overlap = _not_negative(torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]))
@@ -48,16 +76,25 @@ def box_giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def box_similarity(a: Tensor, b: Tensor, kind: str) -> Tensor:
-    """What `1 - similarity` is the loss of: "iou", "giou", "diou" or "ciou" of boxes that broadcast.
+    """Compute the similarity of boxes that broadcast, of which the loss is 1 - similarity.
 
-    diou = iou - |centers|^2 / |diagonal of the hull|^2
+    diou = iou - |distance of the centers|^2 / |diagonal of the hull|^2
     ciou = diou - alpha v,  v = (2 / pi)^2 (angle_b - angle_a)^2,  angle = atan(w / h),  alpha = v / (1 - iou + v)
 
-    (Zheng et al. 2020), alpha being a constant to the derivative. A quotient is 0 where its denominator is, and v where
-    one of the boxes is a point, which has no angle.
+    These are those of Zheng et al. (2020), where alpha is a constant to the derivative. A quotient is 0 if its
+    denominator is, and v is 0 if one of the boxes is a point, which has no angle.
+
+    Args:
+        a: (..., 4) floating point, cxcywh.
+        b: (..., 4) floating point, cxcywh, on the same device.
+        kind: "iou", "giou", "diou" or "ciou".
+
+    Returns:
+        (...) in the wider of the two dtypes.
     """
     if kind == "giou":
         return box_giou(a, b)
+
     dtype = torch.promote_types(a.dtype, b.dtype)
     a, b = _at_least_float32(a, b)
     sides_a = _not_negative(a[..., 2:])
@@ -89,11 +126,15 @@ def box_similarity(a: Tensor, b: Tensor, kind: str) -> Tensor:
 
 
 def _not_negative(values: Tensor) -> Tensor:
-    """NaN stays NaN; the derivative at 0 is 1, where that of `clamp` depends on the version of PyTorch."""
+    """Replace negative values by 0, and keep NaN.
+
+    The derivative at 0 is 1. That of `clamp` depends on the version of PyTorch.
+    """
     return torch.where(values < 0, 0, values)
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide, with 0 for a denominator that counts as zero. The inner `where` keeps NaN out of the gradient."""
     none = denominator <= SMALLEST_AREA
     return torch.where(none, 0, numerator / torch.where(none, 1, denominator))
 
@@ -104,24 +145,27 @@ def _at_least_float32(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Return the GIoU (..., N, M) of boxes (..., N, 4) and (..., M, 4)."""
     return box_giou(a[..., :, None, :], b[..., None, :, :])
 
 
 def giou_loss(a: Tensor, b: Tensor) -> Tensor:
+    """Return 1 - GIoU (...) of boxes (..., 4)."""
     return 1 - box_giou(a, b)
 
 
 def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: CostOptions) -> Tensor:
+    """Return the matching cost (..., B, N, M) in float32 or float64. See `cost.pairwise_cost`."""
     weights, class_cost, alpha, gamma, box_term = options
     logits, boxes = _at_least_float32(logits, boxes)
     valid = valid_rows(targets)
 
-    # (..., B, N, 1, 4), with T before the 4 in tubelets.
+    # Predicted boxes (..., B, N, 1, 4) or (..., B, N, 1, T, 4) meet target boxes (B, 1, M, 4) or (B, 1, M, T, 4).
     queries_first = boxes.unsqueeze(logits.ndim - 1)
     goals = _clean_boxes(targets, boxes)[:, None]
     l1, giou = _box_terms(queries_first, targets, goals, box_term)
 
-    # (B, M, K) labels, and their logits or probabilities (..., B, N, M, K).
+    # The labels (B, M, K) are gathered from each query's logits or probabilities, as (..., B, N, M, K).
     labels, known, absent = _labels(targets, logits.shape[-1])
     index = torch.where(known & valid[..., None], labels, 0).flatten(1)
     index = index[:, None].expand(*logits.shape[:-1], index.shape[-1])
@@ -144,21 +188,26 @@ def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, op
 
 
 def _labels(targets: Targets | Tubelets, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The labels of targets (B, M, K), which of them a logit has, and which are none, behind the last."""
+    """Return the labels of targets (B, M, K), which of them have a logit, and which are no labels, but padding."""
     labels = targets.labels if targets.labels.ndim == 3 else targets.labels[..., None]
     absent = (labels == -1) & (torch.arange(labels.shape[-1], device=labels.device) > 0)
     return labels, (labels >= 0) & (labels < classes), absent
 
 
 def _focal_loss(logits: Tensor, is_label: Tensor, alpha: float, gamma: float) -> Tensor:
-    """alpha_t (1 - p_t)^gamma (-log p_t) of every logit (Lin et al. 2017)."""
+    """Return alpha_t (1 - p_t)^gamma (-log p_t) of every logit (Lin et al. 2017)."""
     share = torch.full_like(logits, 1 - alpha).masked_fill(is_label, alpha)
-    right = torch.where(is_label, logits, -logits)  # the logit of what is true of each class
+
+    # p_t is the sigmoid of this.
+    right = torch.where(is_label, logits, -logits)
     return share * _power((-right).sigmoid(), F.logsigmoid(-right), gamma) * -F.logsigmoid(right)
 
 
 def _soft_loss(logits: Tensor, quality: Tensor, is_label: Tensor, kind: str, alpha: float, gamma: float) -> Tensor:
-    """A factor times the binary cross entropy of every logit with its quality, which is 0 for what is no label."""
+    """Return the varifocal or quality focal loss of every logit.
+
+    It is a factor times the binary cross entropy with the quality, which must be 0 for classes that are no label.
+    """
     if kind == "varifocal":
         sure = logits.detach()
         unwanted = alpha * _power(sure.sigmoid(), F.logsigmoid(sure), gamma)
@@ -169,12 +218,12 @@ def _soft_loss(logits: Tensor, quality: Tensor, is_label: Tensor, kind: str, alp
 
 
 def _power(p: Tensor, log_p: Tensor, exponent: float) -> Tensor:
-    """p ** exponent, by the logarithm where p itself would give the derivative a zero to divide by."""
+    """Return p ** exponent. For most exponents it is computed from log p, because the derivative divides by p."""
     return p**exponent if exponent in (0, 1, 2) else (exponent * log_p).exp()
 
 
 def _clean_boxes(targets: Targets | Tubelets, like: Tensor) -> Tensor:
-    """The target boxes in the dtype of the predicted ones, zero where they hold nothing."""
+    """Return the target boxes in the dtype of the predicted ones, and zeros for padding and invisible frames."""
     valid = valid_rows(targets)
     if isinstance(targets, Tubelets):
         valid = valid[..., None] & targets.visible
@@ -184,8 +233,9 @@ def _clean_boxes(targets: Targets | Tubelets, like: Tensor) -> Tensor:
 def _box_terms(
     boxes: Tensor, targets: Targets | Tubelets, target_boxes: Tensor, box_term: str
 ) -> tuple[Tensor, Tensor]:
-    """L1 and 1 - similarity of boxes (..., 4) that broadcast; of tubelets (..., T, 4), means over visible frames."""
-    l1, giou = (boxes - target_boxes).abs().sum(-1), 1 - box_similarity(boxes, target_boxes, box_term)
+    """Return L1 and 1 - similarity of boxes (..., 4) that broadcast, or their means over a tubelet's visible frames."""
+    l1 = (boxes - target_boxes).abs().sum(-1)
+    giou = 1 - box_similarity(boxes, target_boxes, box_term)
     if isinstance(targets, Tubelets):
         visible = targets.visible.reshape(target_boxes.shape[:-1])
         seen = visible.sum(-1).clamp(min=1)
@@ -194,30 +244,40 @@ def _box_terms(
 
 
 def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
-    """The fields of `assignment.Assignment`; the duals are empty where they are not asked for."""
-    # It takes half a second to import, and only who matches on a CPU needs it.
+    """Return the fields of `assignment.Assignment`. The duals are empty if they are not asked for."""
+    # SciPy takes half a second to import, and only matching without kernels needs it.
     from scipy.optimize import linear_sum_assignment
 
-    values = cost.detach().to("cpu", dual_dtype(cost.dtype)).numpy()  # SciPy makes float64 of each problem
+    # SciPy converts each problem to float64 itself.
+    values = cost.detach().to("cpu", dual_dtype(cost.dtype)).numpy()
     values = -values if maximize else values
     batch, size_n, size_m = values.shape
     sizes = [size_m] * batch if counts is None else [min(max(c, 0), size_m) for c in counts.tolist()]
-    row_of_column, column_of_row = (np.full((batch, size), -1, dtype=np.int64) for size in (size_m, size_n))
-    row_dual, column_dual = (np.zeros((batch, size if duals else 0)) for size in (size_n, size_m))
+
+    row_of_column = np.full((batch, size_m), -1, dtype=np.int64)
+    column_of_row = np.full((batch, size_n), -1, dtype=np.int64)
+    row_dual = np.zeros((batch, size_n if duals else 0))
+    column_dual = np.zeros((batch, size_m if duals else 0))
     status = np.zeros(batch, dtype=np.int32)
+
+    # One sum tells quickly that all entries are finite, as they nearly always are.
     with np.errstate(all="ignore"):
         all_finite = np.isfinite(values.sum(dtype=np.float64))
+
     for problem, count in enumerate(sizes):
         matrix = values[problem, :, :count]
         bounded = matrix if all_finite else _bounded(matrix.astype(np.float64))
         rows, columns = linear_sum_assignment(bounded)
-        row_of_column[problem, columns], column_of_row[problem, rows] = rows, columns
+        row_of_column[problem, columns] = rows
+        column_of_row[problem, rows] = columns
         if not all_finite:
             finite = np.isfinite(matrix)
             status[problem] = NOT_FINITE * (not finite.all()) + FORCED * (not finite[rows, columns].all())
         if duals and len(rows):
             row_dual[problem], column_dual[problem, :count] = _duals(bounded.astype(np.float64), rows, columns)
-    sign, dtype = -1 if maximize else 1, dual_dtype(cost.dtype)
+
+    sign = -1 if maximize else 1
+    dtype = dual_dtype(cost.dtype)
     fields = (row_of_column, column_of_row, sign * row_dual, sign * column_dual, status)
     return tuple(
         torch.from_numpy(field).to(cost.device, dtype if field.dtype == np.float64 else None) for field in fields
@@ -225,21 +285,25 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
 
 
 def dual_dtype(cost: torch.dtype) -> torch.dtype:
-    """In what assignments are computed: float64 for integers that float32 would round."""
+    """Return the dtype in which an assignment is computed. It is float64 for integers, which float32 would round."""
     return torch.float64 if cost in (torch.float64, torch.int32, torch.int64) else torch.float32
 
 
 def _duals(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Prices with u[i] + v[j] <= matrix[i, j], equal on the pairs, and 0 for whoever is left over on the larger side.
+    """Return prices with u[i] + v[j] <= matrix[i, j], and with equality on the pairs.
 
-    v is the shortest distance to each column in the graph of re-assignments (Bellman and Ford).
+    They are 0 for unassigned rows or columns on the larger side. v is the shortest distance to each column in the graph
+    of re-assignments, by the algorithm of Bellman and Ford.
     """
     if matrix.shape[0] > matrix.shape[1]:
         v, u = _duals(matrix.T, columns, rows)
         return u, v
+
+    # Rows are the smaller side, so each of them has a column.
     order = np.argsort(rows)
-    columns = columns[order]  # of every row, since rows are the smaller side
+    columns = columns[order]
     tight = matrix[np.arange(len(rows)), columns]
+
     v = np.zeros(matrix.shape[1])
     for _ in range(len(rows)):
         v = np.minimum(v, (matrix - (tight - v[columns])[:, None]).min(0))
@@ -247,15 +311,16 @@ def _duals(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[n
 
 
 def _bounded(matrix: np.ndarray) -> np.ndarray:
-    """Replace what is not finite by a value so high that any assignment with fewer of them is cheaper.
+    """Replace entries that are not finite by a value so high that any assignment with fewer of them is cheaper.
 
-    With k = min(N, M) pairs, finite entries in [low, high] and b bad pairs of value s, an assignment costs
-    at most b s + (k - b) high; one with b + 1 bad pairs costs at least (b + 1) s + (k - b - 1) low.
-    So s > high + (k - 1) (high - low) is enough.
+    With k = min(N, M) pairs, finite entries in [low, high], and b pairs of the value s, an assignment costs at most
+    b s + (k - b) high, and one with b + 1 such pairs at least (b + 1) s + (k - b - 1) low. So it is enough that
+    s > high + (k - 1) (high - low).
     """
     finite = np.isfinite(matrix)
     if finite.all():
         return matrix
+
     low, high = (matrix[finite].min(), matrix[finite].max()) if finite.any() else (0.0, 0.0)
     margin = (high - low) or abs(high) or 1.0
     return np.where(finite, matrix, high + (min(matrix.shape) - 1) * (high - low) + margin)
@@ -269,16 +334,20 @@ def set_loss(
     class_weights: Tensor | None,
     options: LossOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The three unweighted terms (cls, l1, giou) of every layer."""
+    """Return the three terms (cls, l1, giou) of every layer, (...) each, without their weights. See `loss.set_loss`."""
     _, no_object_weight, class_loss, alpha, gamma, box_term, _ = options
     logits, boxes = _at_least_float32(logits, boxes)
     *leading, batch, queries, classes = logits.shape
     if queries == 0:
+        # A zero that depends on both, so that they get gradients as ever.
         nothing = logits.sum((-3, -2, -1)) + boxes.flatten(logits.ndim - 3).sum(-1)
         return nothing, nothing, nothing
+
+    # Targets without a query write to one place behind the queries, which is cut off again.
     size = targets.labels.shape[1]
     pairs = (matched >= 0) & (matched < queries) & valid_rows(targets)
-    query = torch.where(pairs, matched, queries)  # one place too many, cut off again: where misses are written
+    query = torch.where(pairs, matched, queries)
+
     # A query that is given twice belongs to the last of its targets.
     target = torch.arange(size, device=logits.device).expand_as(query)
     owner = torch.full((*leading, batch, queries + 1), -1, device=logits.device)
@@ -287,15 +356,18 @@ def set_loss(
     query = torch.where(pairs, matched, queries)
     owner = owner[..., :queries]
 
-    # The labels of each query, (..., B, N, K), from one row too many of targets, which has none.
+    # The labels of each query, (..., B, N, K). Queries without a target read a row behind the targets without labels.
     labels, known, absent = (F.pad(each, (0, 0, 0, 1)) for each in _labels(targets, classes))
     row = torch.where(owner >= 0, owner, size)[..., None].expand(*owner.shape, labels.shape[-1])
     labels, known, absent = (each.expand(*leading, *each.shape).gather(-2, row) for each in (labels, known, absent))
-    # A factor, so that the gradient is NaN as well: a step with a wrong label must not pass for a right one.
+
+    # The loss is multiplied by the flaw, so that the gradient is NaN as well. Otherwise a step with a wrong label would
+    # pass for a right one.
     wrong = (owner >= 0) & ~(known | absent).all(-1)
     flaw = torch.where(wrong, math.nan, 1.0).to(logits.dtype)
     normalizer = targets.counts.clamp(0, size).sum().clamp(min=1)
 
+    # The predicted boxes of the pairs, (..., B, M, 4) or (..., B, M, T, 4).
     index = torch.where(pairs, matched, 0).view(*matched.shape, *[1] * (boxes.ndim - matched.ndim))
     chosen = boxes.gather(matched.ndim - 1, index.expand(*matched.shape, *boxes.shape[matched.ndim :]))
     goals = _clean_boxes(targets, boxes)
@@ -340,11 +412,13 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
+    """Return the features normalized, (B, C, ...). See `norm.batch_norm`."""
     y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
     return F.relu(y) if relu else y
 
 
 def frame_levels(frames: Tensor) -> Tensor:
+    """Return the mean of every frame, (F,) float32 in [0, 1]. See `clips.frame_levels`."""
     size = frames[0].numel()
     if frames.device.type == "cpu":
         # PyTorch takes 20 times as long as NumPy to add up bytes.
@@ -365,7 +439,7 @@ def gather_clips(
     frame_means: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Change one clip at a time, which fits into a cache, as planes of one channel each, which suits every operator."""
+    """Return the clips, (B, 3, T, H, W) of `dtype`, channels_last_3d. See `clips.gather_clips`."""
     batch, length = indices.shape
     height, width = frames.shape[1:3]
     compute = torch.float64 if dtype == torch.float64 else torch.float32
@@ -393,6 +467,8 @@ def gather_clips(
         clip_means = sums / known.sum(1, keepdim=True)
         flaw = flaw + (0 * color).sum(1, keepdim=True)
 
+    # One clip is changed at a time, because that fits into a cache, and as planes of one channel each, which every
+    # operator handles well.
     out = frames.new_empty((batch, length, height, width, 3), dtype=dtype)
     for clip in range(batch):
         pixels = frames.index_select(0, indices[clip]).permute(0, 3, 1, 2)
@@ -416,6 +492,7 @@ def _stretch(pixels: Tensor, crop: Tensor) -> Tensor:
 
 
 def _change_color(pixels: Tensor, clip_mean: Tensor, factors: Tensor) -> Tensor:
+    """Apply the factors of brightness, contrast and saturation to a clip (T, 3, H, W), and clamp it to [0, 1]."""
     brightness, contrast, saturation = factors.to(pixels.dtype)
     pixels = torch.lerp(clip_mean * brightness, pixels.mul_(brightness), contrast)
     return torch.lerp(pixels.mean(1, keepdim=True), pixels, saturation).clamp_(0, 1)

@@ -589,7 +589,9 @@ def test_a_loss_of_ones_own_is_refused_where_it_would_count_for_nothing(how: str
     loss = type("Mine", bases[how], method if how == "subclass" else {})(CLASSES, HungarianMatcher(), {}, 0.1)
     if how == "instance":
         setattr(loss, name, method[name])
-    with pytest.raises(TypeError, match=f"^Mine.{name} would count for nothing: SetCriterion calls no single losses$"):
+    with pytest.raises(
+        TypeError, match=f"^Mine.{name} would have no effect: SetCriterion computes all losses together$"
+    ):
         loss(outputs, samples([1, 2]))
 
 
@@ -624,11 +626,11 @@ def test_losses_and_a_matcher_that_are_changed_later_count() -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([([6], [0]), ([], [])], "^the matcher gives query 6 of sample 0, which has 6$"),
-        ([([], []), ([-1], [1])], "^the matcher gives query -1 of sample 1, which has 6$"),
-        ([([0, 1], [0, 1]), ([], [])], "^the matcher gives target 1 of sample 0, which has 1$"),
-        ([([0], [-1]), ([], [])], "^the matcher gives target -1 of sample 0, which has 1$"),
-        ([([0], [0])], "^the matcher gives pairs for 1 samples, and there are 2$"),
+        ([([6], [0]), ([], [])], r"^the matcher's query indices of sample 0 must be in \[0, 6\), got 6$"),
+        ([([], []), ([-1], [1])], r"^the matcher's query indices of sample 1 must be in \[0, 6\), got -1$"),
+        ([([0, 1], [0, 1]), ([], [])], r"^the matcher's target indices of sample 0 must be in \[0, 1\), got 1$"),
+        ([([0], [-1]), ([], [])], r"^the matcher's target indices of sample 0 must be in \[0, 1\), got -1$"),
+        ([([0], [0])], "^the matcher must give pairs for 2 samples, got 1$"),
     ],
 )
 def test_pairs_that_there_cannot_be_are_refused(pairs: Any, message: str) -> None:
@@ -657,7 +659,7 @@ def test_without_queries_or_samples_all_losses_are_numbers(queries: int, counts:
         ({"focal_alpha": 0.25}, "needs either eos_coef"),
         ({"eos_coef": None, "focal_alpha": 1.5}, r"focal_alpha must be in \[0, 1\], got 1.5"),
         ({"eos_coef": None, "focal_alpha": 0.25}, r"focal_alpha and HungarianMatcher\(focal=True\) go together"),
-        ({"matcher": HungarianMatcher(focal=True)}, "go together, and only one is given"),
+        ({"matcher": HungarianMatcher(focal=True)}, "go together, but only one is given"),
     ],
 )
 def test_other_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
