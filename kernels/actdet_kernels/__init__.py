@@ -1,15 +1,15 @@
 """actdet_kernels: bipartite matching and set losses for detectors that predict sets (DETR and its family).
 
-targets = pad_targets([{"labels": labels, "boxes": boxes}, ...])     # once, anywhere
-matched = match(logits, boxes, targets)                              # (..., B, M) query of each target
+targets = pad_targets([{"labels": labels, "boxes": boxes}, ...])  # once per batch, on any device
+matched = match(logits, boxes, targets)  # (..., B, M), the query of each target
 loss = set_loss(logits, boxes, targets, matched)
 loss.total.backward()
 
-And for the rest of a step over video: gather_clips(frames, indices, ...), batches out of cached frames, and
-batch_norm(features, ..., relu=True), which is half of the memory traffic of a convolutional network.
+There are two more operations for training on video: gather_clips(frames, indices, ...) makes batches out of cached
+frames, and batch_norm(features, ..., relu=True) does what causes half of the memory traffic of a convolutional network.
 
-A file for each operation: its function, its checks, its operator, its shapes, its derivative. No file has the name of
-an operation, because a module that is imported takes its name in the package from what was there.
+Each operation has a file with its function, checks, operator, shapes and derivative. No file has the name of an
+operation, because importing it would replace the function of that name in this package by the module.
 
 Shapes: L (any number of leading dimensions, usually the supervised decoder layers), B samples, N queries, M padded
 targets, C logits, T frames. Wherever boxes are (..., B, N, 4) with `Targets`, they may be (..., B, N, T, 4) with

@@ -3,12 +3,14 @@
 python -m actdet_kernels.gates [--capability 60 90] [--json rows.json]
 
 No kernel may spill, take more registers than its case allows, take longer to compile than LONGEST, or be compiled again
-for other sizes. A case is a call on tensors without data: what it would launch is compiled with that launch's settings.
-A new kernel needs one more line in CASES.
+for other sizes. A case is a call on tensors without data. The kernels that it would launch are compiled with the
+settings of that launch. A new kernel needs one more line in CASES.
 
-The Triton is the one that Python finds: another one's folder, put first on PYTHONPATH, is all that another one needs.
+The version of Triton is the one that Python finds. To use another one, put its folder first on PYTHONPATH.
 
-Assignments of more than 2048 rows or columns are no case: those of 4096 spill on sm_60, sm_70 and sm_120.
+Assignments of more than 2048 rows or columns are no case, because those of 4096 spill on sm_60, sm_70 and sm_120.
+
+From top to bottom: the calls of which cases are made, CASES, the rows of the result, the command, and the compilation.
 """
 
 from __future__ import annotations
@@ -43,15 +45,19 @@ from actdet_kernels.targets import Targets, Tubelets
 from actdet_kernels.triton import assignment, clips, cost, launch, loss, matching, norm
 
 # The most registers of a thread with which 48, 40, 36, 32, 28, 24, 20, 16, 12 and 8 warps fit in the 65,536 registers
-# of a multiprocessor: one register more, and fewer of them run at a time.
+# of a multiprocessor. With one register more, fewer warps run at a time.
 OCCUPANCY_STEPS = (40, 48, 56, 64, 72, 80, 96, 128, 168, 255)
 
-# Seconds of one core, because those of the clock depend on what else runs. Two or three are usual; a kernel in which
-# every thread computes what all should share takes minutes.
+# The most seconds of one core that compiling may take. Wall-clock time would depend on what else runs. Two or three are
+# usual; a kernel in which every thread computes what all should share takes minutes.
 LONGEST = 20
 
+# The architectures for which every kernel is compiled: 90 is sm_90.
 CAPABILITIES = (60, 70, 75, 80, 86, 89, 90, 100, 120)
+
+# The error of a row whose architecture is unknown to this Triton's ptxas.
 NO_CODE = "no code"
+
 WEIGHTS = (2.0, 5.0, 2.0)
 FP16, BF16, FP32, FP64, U8, I32, I64, BOOL = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int32, torch.int64, torch.bool,
@@ -64,8 +70,13 @@ POINTERS = {
 class Case(NamedTuple):
     """A call, and how many registers a thread of each kernel that it launches may take.
 
-    A limit is one of OCCUPANCY_STEPS, which holds what any architecture took with any Triton from 3.3 to 3.9. A count
-    that moves within a step, as it does from one version of Triton to the next, costs nothing.
+    A limit is one of OCCUPANCY_STEPS, and no architecture exceeded it with any Triton from 3.3 to 3.9. Counts move from
+    one version of Triton to the next, and within a step that does not change how many warps run.
+
+    Args:
+        inputs: What the call is about, for people.
+        call: Calls an operation of `actdet_kernels.triton` on tensors of the device "meta".
+        limits: The most registers of a thread, by the name of the kernel.
     """
 
     inputs: str
@@ -74,10 +85,13 @@ class Case(NamedTuple):
 
 
 def tensor(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Return a tensor without data."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
 class Predictions(NamedTuple):
+    """The first arguments of cost, matching and loss."""
+
     logits: Tensor
     boxes: Tensor
     targets: Targets | Tubelets
@@ -91,23 +105,34 @@ def predictions(
     layers: tuple[int, ...] = (),
     labels: tuple[int, ...] = (),
 ) -> Predictions:
-    """labels: how many a target has, where it has several."""
+    """Return one sample of 8 targets, without data.
+
+    Args:
+        queries: The number of queries.
+        classes: The number of logits.
+        logits: The dtype of the logits.
+        boxes: The dtype of the predicted boxes.
+        layers: The leading dimensions.
+        labels: (K,) if a target has K labels, and () if it has one.
+    """
     targets = Targets(tensor(I64, 1, 8, *labels), tensor(FP32, 1, 8, 4), tensor(I32, 1))
     return Predictions(tensor(logits, *layers, 1, queries, classes), tensor(boxes, *layers, 1, queries, 4), targets)
 
 
 def tubelets(dtype: torch.dtype) -> Predictions:
-    """Under two layers."""
+    """Return one sample of 8 tubelets over 32 frames, under two layers, without data."""
     targets = Tubelets(tensor(I64, 1, 8), tensor(FP32, 1, 8, 32, 4), tensor(I64, 1), tensor(BOOL, 1, 8, 32))
     return Predictions(tensor(dtype, 2, 1, 64, 3), tensor(dtype, 2, 1, 64, 32, 4), targets)
 
 
 def pairwise_cost(class_cost: str, predictions: Predictions, gamma: float = 2.0, box_term: str = "giou") -> object:
+    """Call the cost with these options, as the following functions call theirs."""
     options = CostOptions(WEIGHTS, class_cost, 0.25, gamma, box_term)
     return cost.pairwise_cost(*predictions, options, predictions.boxes.dtype)
 
 
 def assign(rows: int, columns: int, dtype: torch.dtype, counts: Tensor | None = None, duals: bool = False) -> object:
+    """Call the assignment of one problem."""
     return assignment.solve_assignment(tensor(dtype, 1, rows, columns), counts, maximize=False, duals=duals)
 
 
@@ -120,6 +145,7 @@ def match(
     box_term: str = "giou",
     labels: tuple[int, ...] = (),
 ) -> object:
+    """Call the matching of one sample."""
     inputs = predictions(queries, classes, dtype, dtype, labels=labels)
     return matching.match(*inputs, CostOptions(WEIGHTS, class_cost, 0.25, gamma, box_term))
 
@@ -132,7 +158,7 @@ def set_loss(
     box_term: str = "giou",
     class_weights: Tensor | None = None,
 ) -> object:
-    """The losses, and the gradients from that of the total."""
+    """Call the loss, and its gradient from that of the total."""
     matched = tensor(I64, 1, 8)
     options = LossOptions(WEIGHTS, 0.1, class_loss, 0.25, gamma, box_term, per_layer)
     *_, divisors = loss.set_loss(*predictions, matched, class_weights, options)
@@ -141,11 +167,12 @@ def set_loss(
 
 
 def of_losses(loss: int, total: int, gradient: int) -> dict[str, int]:
+    """Return the limits of a case of `set_loss`."""
     return {"set_loss_kernel": loss, "total_kernel": total, "gradient_kernel": gradient}
 
 
 def gather_clips(dtype: torch.dtype, crops: bool = False, color: bool = False) -> object:
-    """24 clips of 16 frames out of 100,000, which are 15 GB."""
+    """Call for 24 clips of 16 frames out of 100,000, which have 15 GB, so that offsets need 64 bits."""
     changes = (
         tensor(FP32, 24, 4) if crops else None,
         tensor(FP32, 24, 3) if color else None,
@@ -155,7 +182,7 @@ def gather_clips(dtype: torch.dtype, crops: bool = False, color: bool = False) -
 
 
 def batch_norm(channels: int, dtype: torch.dtype, relu: bool) -> object:
-    """Of 8 clips' features after the stem, and its gradient."""
+    """Call the batch normalization of 8 clips' features after an R(2+1)D stem, and its gradient."""
     x = tensor(dtype, 8, channels, 16, 56, 56).to(memory_format=torch.channels_last_3d)
     compute = torch.promote_types(dtype, FP32)
     weight = tensor(compute, channels)
@@ -165,6 +192,7 @@ def batch_norm(channels: int, dtype: torch.dtype, relu: bool) -> object:
 
 
 def of_norm(sums: int, apply: int, gradient_sums: int, gradient: int, small: int) -> dict[str, int]:
+    """Return the limits of a case of `batch_norm`. `small` is that of both kernels that add up the sums."""
     limits = {"feature_sums_kernel": sums, "normalize_kernel": apply}
     limits |= {"gradient_sums_kernel": gradient_sums, "feature_gradient_kernel": gradient}
     return limits | {"statistics_kernel": small, "weight_gradient_kernel": small}
@@ -283,9 +311,21 @@ CASES = [
 
 @dataclass(frozen=True)
 class Row:
-    """What a launch takes on one architecture: registers and spilled bytes of a thread, shared bytes of a program.
+    """What a launch takes on one architecture.
 
-    And the seconds of a core that compiling took, of which there are next to none where Triton finds it in its cache.
+    Args:
+        kernel: The name of the kernel.
+        case: The inputs of the case.
+        block: The kernel's block sizes.
+        warps: The warps of a program.
+        limit: The most registers that are allowed.
+        capability: The architecture; 90 is sm_90.
+        recompiled_for: The sizes for other values of which the kernel would be compiled again.
+        registers: The registers of a thread.
+        spill: The bytes of a thread's stack and local memory, to which registers are spilled.
+        shared: The bytes of a program's shared memory.
+        seconds: The seconds of a core that compiling took; nearly none if Triton found the kernel in its cache.
+        error: Why registers, spill and shared are missing: NO_CODE, or what went wrong.
     """
 
     kernel: str
@@ -299,9 +339,10 @@ class Row:
     spill: int = 0
     shared: int = 0
     seconds: float = 0
-    error: str = ""  # why there is nothing of the above: NO_CODE, or what went wrong
+    error: str = ""
 
     def faults(self) -> list[str]:
+        """Return what breaks the rules. An architecture that this Triton does not know is no fault."""
         faults = []
         if self.error not in ("", NO_CODE):
             faults.append(self.error)
@@ -316,12 +357,14 @@ class Row:
         return faults
 
     def cell(self) -> str:
+        """Return the registers for a table, with an exclamation mark if there is a fault."""
         if self.error:
             return NO_CODE if self.error == NO_CODE else "error"
         return f"{self.registers}!" if self.faults() else str(self.registers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command, print its table, and return the exit code: 1 if a kernel breaks a rule, otherwise 0."""
     parser = argparse.ArgumentParser("python -m actdet_kernels.gates", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--capability", type=int, nargs="+", default=CAPABILITIES, help="90 for sm_90")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a row for each kernel, case and architecture")
@@ -344,11 +387,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where.setdefault(f"{row.kernel} ({row.case}): {fault}", []).append(f"sm_{row.capability}")
     for fault, architectures in where.items():
         print(f"{fault} on {', '.join(architectures)}")
+
     if options.json:
         date = datetime.date.today().isoformat()
         about = {"triton": triton.__version__, "torch": torch.__version__, "date": date}
         table = [json.dumps(asdict(row) | about) for row in rows if not row.error]
-        options.json.write_text("[\n" + ",\n".join(table) + "\n]\n")  # a line for each
+        # Each row is a line, so that differences between two files are readable.
+        options.json.write_text("[\n" + ",\n".join(table) + "\n]\n")
+
     failed = failure(rows)
     seconds = time.perf_counter() - started
     passed = f"all passed, with Triton {triton.__version__} and PyTorch {torch.__version__}, in {seconds:.0f} s"
@@ -362,7 +408,7 @@ def print_line(kernel: str, case: str, block: str, warps: object, limit: object,
 
 
 def failure(rows: Sequence[Row]) -> str | None:
-    """What failed, in one line, or None."""
+    """Return what failed, in one line, or None."""
     failed = dict.fromkeys(f"{row.kernel} ({row.case})" for row in rows if row.faults())
     if failed:
         return ", ".join(failed)
@@ -372,13 +418,13 @@ def failure(rows: Sequence[Row]) -> str | None:
 
 
 def compile_case(index: int, capability: int) -> list[Row]:
-    """A row for each launch of a case. In a process of its own, where kernels are never interpreted."""
+    """Return a row for each launch of a case. This runs in another process, in which kernels are never interpreted."""
     case = CASES[index]
     return [compile_launch(case, kernel, values, capability) for kernel, values in launches_of(case.call, capability)]
 
 
 def launches_of(call: Callable[[], object], capability: int) -> list[tuple[Any, dict[str, Any]]]:
-    """The kernels that a call launches on such a GPU, with their arguments and settings."""
+    """Return the kernels that a call would launch on such a GPU, with their arguments and settings."""
     launches = []
 
     def record(kernel: Any, programs: int, **arguments: Any) -> None:
@@ -393,14 +439,17 @@ def launches_of(call: Callable[[], object], capability: int) -> list[tuple[Any, 
 
 
 def compile_launch(case: Case, kernel: Any, values: dict[str, Any], capability: int) -> Row:
+    """Compile a kernel for an architecture, with the arguments and settings of a launch, and return what it takes."""
     started = core_seconds()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # Triton prints all of the assembly that ptxas refuses
+        # Triton prints all assembly that ptxas refuses.
+        with contextlib.redirect_stdout(io.StringIO()):
             compiled = compiled_for(kernel, values, capability)
         taken: dict[str, Any] = resources(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
     except Exception as error:
         unknown = "is not defined for option 'gpu-name'" in str(error)
         taken = {"error": NO_CODE if unknown else cause(error)}
+
     sizes = [name for name in kernel.arg_names if isinstance(values[name], int)]
     again = [parameter for parameter in kernel.params if not (parameter.is_constexpr or parameter.do_not_specialize)]
     return Row(
@@ -417,14 +466,16 @@ def compile_launch(case: Case, kernel: Any, values: dict[str, Any], capability: 
 
 
 def core_seconds() -> float:
-    """Seconds of a core that this process has taken, with the programs that it ran and waited for, as ptxas."""
+    """Return the seconds of a core that this process has taken, with the programs that it ran, such as ptxas."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def compiled_for(kernel: Any, values: dict[str, Any], capability: int) -> Any:
-    """As Triton compiles before such a launch; every tensor lies at a multiple of 16 bytes, as PyTorch's do."""
-    signature, constants, attributes = {}, {}, {}
+    """Compile a kernel as Triton does before such a launch, on tensors that start at a multiple of 16 bytes."""
+    signature = {}
+    constants = {}
+    attributes = {}
     for index, parameter in enumerate(kernel.params):
         value = values[parameter.name]
         if isinstance(value, Tensor):
@@ -435,20 +486,24 @@ def compiled_for(kernel: Any, values: dict[str, Any], capability: int) -> Any:
             constants[parameter.name] = value
         else:
             signature[parameter.name] = "i32" if isinstance(value, int) else "fp32"
+
     options = {name: value for name, value in values.items() if name not in kernel.arg_names}
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def cause(error: BaseException) -> str:
-    """One line: Triton raises once more for each function that was being compiled, and quotes it up to a caret."""
+    """Return the first cause of an error in one line, without the code that Triton quotes up to a caret.
+
+    Triton raises once more for each function that was being compiled.
+    """
     while error.__cause__:
         error = error.__cause__
     return " ".join(f"{type(error).__name__}: {str(error).rpartition('^')[2]}".split())
 
 
 def resources(cubin: bytes) -> dict[str, Any]:
-    """Registers of a thread, and bytes of its stack and local memory, to which registers are spilled."""
+    """Return the registers of a thread, and the bytes of its stack and local memory, to which registers are spilled."""
     tool = Path(triton.backends.__file__).parent / "nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -459,5 +514,6 @@ def resources(cubin: bytes) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    os.environ.pop("TRITON_INTERPRET", None)  # for the processes that compile: interpreted kernels cannot be
+    # The processes that compile inherit the environment, and cannot compile interpreted kernels.
+    os.environ.pop("TRITON_INTERPRET", None)
     sys.exit(main())

@@ -1,4 +1,7 @@
-"""What the compiled code is called with: pointers and sizes of tensors in main memory, contiguous and of one type."""
+"""Prepares what the compiled code is called with: pointers and sizes of contiguous tensors of one dtype in main memory.
+
+`native` knows nothing of PyTorch. It takes the fields of the structures in src/operations.hpp as numbers, one by one.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,19 @@ from actdet_kernels.targets import Targets, Tubelets
 
 CPU = torch.device("cpu")
 
-# The enumerations in src/classes.hpp and src/boxes.hpp.
+# The values of `Kind` in src/classes.hpp and of `BoxTerm` in src/boxes.hpp.
 KINDS = {"softmax": 0, "cross_entropy": 0, "focal": 1, "varifocal": 2, "quality_focal": 3}
 BOX_TERMS = {"giou": 0, "diou": 1, "ciou": 2}
 
 
 class Predictions(NamedTuple):
-    """logits, boxes and targets for a call.
+    """Logits, boxes and targets for a call.
 
-    head: whether they are float64, and the threads that may be used: what every call begins with.
-    numbers: the fields of `Predictions` in src/operations.hpp.
-    tensors: what the pointers among them point to, to be kept until the call returns.
+    Args:
+        head: What every call begins with: whether numbers are float64, and how many threads may be used.
+        numbers: The fields of `Predictions` in src/operations.hpp.
+        tensors: The tensors to which the pointers among `numbers` point. They must live until the call returns.
+        dtype: The dtype of logits, boxes, and everything that is computed.
     """
 
     head: tuple[bool, int]
@@ -34,7 +39,7 @@ class Predictions(NamedTuple):
 
 
 def predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> Predictions:
-    """Copies of what is on another device, of another type or not contiguous."""
+    """Prepare predictions and targets. Tensors on another device, of another dtype or not contiguous are copied."""
     dtype = compute_dtype(torch.promote_types(logits.dtype, boxes.dtype))
     labels, target_boxes, counts, visible = flat(targets)
     tensors = (
@@ -45,6 +50,7 @@ def predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> P
         in_memory(counts, torch.int64),
         None if visible is None else in_memory(visible, torch.bool),
     )
+
     batch, size, *several = labels.shape
     queries, classes = logits.shape[-2:]
     layers = logits.shape[:-3].numel()
@@ -54,43 +60,45 @@ def predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> P
 
 
 def cost_numbers(options: CostOptions) -> tuple[float, ...]:
-    """The fields of `CostOptions` in src/operations.hpp."""
+    """Return the fields of `CostOptions` in src/operations.hpp."""
     weights, class_cost, alpha, gamma, box_term = options
     return (*weights, KINDS[class_cost], alpha, gamma, BOX_TERMS[box_term])
 
 
 def loss_numbers(options: LossOptions) -> tuple[float, ...]:
-    """The first fields of `LossOptions` there."""
+    """Return the fields of `LossOptions` in src/operations.hpp, except for its pointers, which are the last."""
     _, no_object_weight, class_loss, alpha, gamma, box_term, _ = options
     return no_object_weight, KINDS[class_loss], alpha, gamma, BOX_TERMS[box_term]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for itself, float32 for all else."""
+    """Return the dtype of the arithmetic: float64 for float64, and float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def head(dtype: torch.dtype) -> tuple[bool, int]:
+    """Return whether numbers are float64, and how many threads may be used."""
     return dtype == torch.float64, torch.get_num_threads()
 
 
 def in_memory(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Itself where it is so already, which nearly all are, and which is quicker to ask than to do nothing."""
+    """Return a tensor as a contiguous one of `dtype` in main memory, copied only if it is not that already."""
+    # Nearly all tensors are, and asking is quicker than conversions that do nothing.
     if tensor.dtype == dtype and tensor.is_cpu and tensor.is_contiguous():
         return tensor
     return tensor.detach().to(CPU, dtype).contiguous()
 
 
 def back_on(device: torch.device, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """What was written, on the device that the inputs are on."""
+    """Return the results on the device of the inputs."""
     return tuple(tensors) if device.type == "cpu" else tuple(tensor.to(device) for tensor in tensors)
 
 
 def pointer(tensor: Tensor | None) -> int:
-    """0 for none."""
+    """Return the address of a tensor's first element, or 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """What the compiled code writes, every element of it. Tests put memory full of NaN or -7 in its place."""
+    """Allocate what the compiled code writes. Tests return memory full of NaN or -7 instead, as in `triton.launch`."""
     return torch.empty(shape, dtype=dtype)

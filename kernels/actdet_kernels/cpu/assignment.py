@@ -1,4 +1,4 @@
-"""Exact assignment of B problems by shortest augmenting paths (src/assignment.hpp)."""
+"""Solves B assignment problems exactly, by shortest augmenting paths (src/assignment.hpp)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from actdet_kernels import reference
 from actdet_kernels.cpu import arguments, native
 from actdet_kernels.cpu.arguments import CPU, back_on, head, in_memory, pointer
 
+# What stands for duals that are not asked for.
 NOTHING = torch.empty(0)
 
 
 def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals: bool) -> tuple[Tensor, ...]:
-    """The fields of `assignment.Assignment`; all but the first and the last are empty where no duals are asked for."""
+    """Return the fields of `assignment.Assignment`. Without `duals` all but the first and the last are empty."""
     batch, rows, columns = cost.shape
     dtype = reference.dual_dtype(cost.dtype)
+
+    # The costs may have any strides, which are passed on.
     values = cost if cost.is_cpu and cost.dtype == dtype else cost.detach().to(CPU, dtype)
     counts = None if counts is None else in_memory(counts, torch.int64)
+
     row_of_column = arguments.empty((batch, columns), torch.int64)
     status = arguments.empty((batch,), torch.int32)
     more: tuple[Tensor, ...] = (NOTHING, NOTHING, NOTHING)
@@ -27,6 +31,7 @@ def solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, duals:
             arguments.empty((batch, rows), dtype),
             arguments.empty((batch, columns), dtype),
         )
+
     native.assign(
         *head(dtype),
         pointer(values),

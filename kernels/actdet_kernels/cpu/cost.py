@@ -1,4 +1,4 @@
-"""The matching cost of every query with every target (src/cost.hpp)."""
+"""Computes the matching cost of every query with every target of its sample (src/cost.hpp)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pairwise_cost(
     options: CostOptions,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(..., B, M, N) of `dtype`, 0 past a sample's count."""
+    """Return the cost (..., B, M, N) of `dtype`, 0 past a sample's count."""
     given = predictions(logits, boxes, targets)
     cost = arguments.empty((*logits.shape[:-2], targets.labels.shape[1], logits.shape[-2]), given.dtype)
     native.pairwise_cost(*given.head, *given.numbers, *cost_numbers(options), pointer(cost))

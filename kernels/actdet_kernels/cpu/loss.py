@@ -1,4 +1,4 @@
-"""The set loss and its gradient (src/loss.hpp)."""
+"""Computes the losses of matched and unmatched queries, and their gradients (src/loss.hpp)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ def set_loss(
     class_weights: Tensor | None,
     options: LossOptions,
 ) -> tuple[Tensor, ...]:
-    """total, cls, l1, giou, of each layer or of all together, and what they were divided by, (2, layers)."""
+    """Return total, cls, l1 and giou, and what the class losses and the other terms were divided by, (2, layers).
+
+    Losses are those of each layer (...) with `per_layer`, and otherwise their sums ().
+    """
     given = predictions(logits, boxes, targets)
     matched = in_memory(matched, torch.int64)
     class_weights = None if class_weights is None else in_memory(class_weights, given.dtype)
+
     leading = logits.shape[:-3]
     losses = [arguments.empty(tuple(leading) if options.per_layer else (), given.dtype) for _ in range(4)]
     divisors = arguments.empty((2, leading.numel()), given.dtype)
+
     native.set_loss(
         *given.head,
         *given.numbers,
@@ -50,14 +55,16 @@ def set_loss_gradient(
     cotangents: tuple[Tensor | None, ...],
     options: LossOptions,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of logits and boxes, from those of the four losses, None for those not used."""
+    """Return the gradients of logits and boxes, from those of the four losses, which are None for unused ones."""
     given = predictions(logits, boxes, targets)
     matched = in_memory(matched, torch.int64)
     class_weights = None if class_weights is None else in_memory(class_weights, given.dtype)
     divisors = in_memory(divisors, given.dtype)
     slopes = [None if slope is None else in_memory(slope, given.dtype) for slope in cotangents]
+
     d_logits = arguments.empty(tuple(logits.shape), given.dtype)
     d_boxes = arguments.empty(tuple(boxes.shape), given.dtype)
+
     native.set_loss_gradient(
         *given.head,
         *given.numbers,

@@ -1,4 +1,4 @@
-"""The cheapest matching: the costs of a problem and its assignment, in one thread's cache (src/assign.hpp)."""
+"""Finds the cheapest matching, the costs of a problem and its assignment in one thread's cache (src/assign.hpp)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from actdet_kernels.targets import Targets, Tubelets
 
 
 def match(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: CostOptions) -> tuple[Tensor, Tensor]:
-    """The query of each target (..., B, M) and the status of each problem (..., B)."""
+    """Return the query of each target (..., B, M) and the status of each problem (..., B)."""
     given = predictions(logits, boxes, targets)
     problems = logits.shape[:-2]
     matched = arguments.empty((*problems, targets.labels.shape[1]), torch.int64)
     status = arguments.empty(tuple(problems), torch.int32)
+
     native.match(*given.head, *given.numbers, *cost_numbers(options), pointer(matched), pointer(status))
     matched, status = back_on(logits.device, (matched, status))
     return matched, status

@@ -1,6 +1,7 @@
-"""What src/module.cpp makes: each call takes the numbers of a structure in src/operations.hpp, and pointers as such."""
+"""The module that src/module.cpp makes. A call takes the fields of a structure in src/operations.hpp one by one."""
 
-isa: str  # the vector instructions that were taken: "baseline", "avx2" or "avx512"
+# The vector instructions that are used on this processor: "baseline", "avx2" or "avx512".
+isa: str
 
 def assign(*numbers: int) -> None: ...
 def pairwise_cost(*numbers: float) -> None: ...
