@@ -1,4 +1,7 @@
-"""Finds the cheapest matching, the costs of a problem and its assignment in one thread's cache (src/assign.hpp)."""
+"""Finds the cheapest matching (src/assign.hpp).
+
+The costs of a problem, and its assignment, stay in the cache of one thread.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-// Problems in, solutions out: what surrounds the solver, for `assign` and for `match`.
+// What surrounds the solver, for `assign` and for `match`: problems are read, costs that are not finite are replaced,
+// and solutions are written.
 #pragma once
 
 #include <algorithm>
@@ -12,22 +13,26 @@
 
 namespace actdet::ACTDET_ISA {
 
-// Bits of a problem's status: has entries that are not finite; had to take one.
+// The bits of a problem's status: it has entries that are not finite, and one of them had to be taken.
 enum Status : int32_t { kNotFinite = 1, kForced = 2 };
 
-// Above kHuge costs are shrunk, exactly, so that their sums cannot overflow.
+// Costs above kHuge are scaled by kShrink, which is exact, so that their sums cannot overflow.
 template <typename Real>
 inline constexpr Real kHuge = static_cast<Real>(0x1p90);
 template <typename Real>
 inline constexpr Real kShrink = static_cast<Real>(0x1p-40);
 
-// Makes the costs (small, large) in a workspace what the solver takes: infinite behind the last column, finite
-// elsewhere.
+// Prepares the costs (small, large) in a workspace for the solver, which needs infinities behind the last column and
+// finite numbers elsewhere.
 template <typename Real>
 struct Bounds {
-    Real scale = 1;        // what they were multiplied by
-    // What stands for an entry that is not finite: dearer than any assignment without it.
+    // The factor by which the costs were multiplied.
+    Real scale = 1;
+
+    // The value that takes the place of an entry that is not finite. It is so high that any assignment with fewer of
+    // such entries is cheaper.
     Real substitute = 0;
+
     bool has_non_finite = false;
 
     Bounds(Workspace<Real>& w, int64_t small, int64_t large) {
@@ -40,16 +45,19 @@ struct Bounds {
             bad += look_at(row, large, low, high);
         }
         has_non_finite = bad > 0;
+
+        // There may be no finite entry at all.
         if (!(low <= high)) low = high = 0;
         const Real largest = std::max(std::abs(low), std::abs(high));
         if (largest > kHuge<Real>) scale = kShrink<Real>;
         if (!has_non_finite && scale == 1) return;
 
-        // With b of them, an assignment costs at most b s + (small - b) high; with one more at least (b + 1) s +
-        // (small - b - 1) low: s > high + (small - 1) (high - low) makes fewer always cheaper.
+        // With b substitutes s, an assignment costs at most b s + (small - b) high, and with one more of them at least
+        // (b + 1) s + (small - b - 1) low. So fewer of them are always cheaper if s > high + (small - 1) (high - low).
         const Real spread = high * scale - low * scale;
         const Real margin = spread > 0 ? spread : largest > 0 ? largest * scale : 1;
         substitute = high * scale + static_cast<Real>(small - 1) * spread + margin;
+
         for (int64_t i = 0; i < small; ++i) {
             Real* row = &w.costs[i * w.stride];
             for (int64_t j = 0; j < large; ++j) {
@@ -58,7 +66,7 @@ struct Bounds {
         }
     }
 
-    // What a solution says of itself, in which every row has its column.
+    // Returns the status of a solution, in which every row has a column.
     int32_t status(const Workspace<Real>& w, int64_t small) const {
         if (!has_non_finite) return 0;
         bool forced = false;
@@ -67,7 +75,7 @@ struct Bounds {
     }
 
   private:
-    // Extends [low, high] by a row's finite entries. How many there are of the others.
+    // Extends [low, high] by a row's finite entries, and returns the number of the others.
     static int64_t look_at(const Real* __restrict row, int64_t size, Real& low, Real& high) {
         Real least = low;
         Real most = high;
@@ -81,19 +89,20 @@ struct Bounds {
             most = above > most ? above : most;
             bad += !finite;
         }
+
         low = least;
         high = most;
         return bad;
     }
 };
 
-// Whether the columns of a problem are the rows of the workspace: the smaller side, and of two equal ones that which
-// lies closer together in memory.
+// Returns whether the columns of a problem become the rows of the workspace. Its rows are the smaller side, and on
+// squares the side along which memory is contiguous.
 inline bool columns_first(const AssignArguments& a, int64_t count) {
     return count < a.rows || (count == a.rows && a.stride_m != 1);
 }
 
-// Copies (small, large) elements into the rows of a workspace.
+// Copies elements (small, large) into the rows of a workspace, times `sign`.
 template <typename Real>
 void load(
     const Real* from, int64_t stride_i, int64_t stride_j, int64_t small, int64_t large, Real sign, Workspace<Real>& w
@@ -106,7 +115,9 @@ void load(
         }
         return;
     }
-    // A transposition: some rows at a time, so that a line of the cache is read once.
+
+    // This is a transposition. It takes as many rows at a time as a line of the cache has elements, so that each line
+    // is read once.
     constexpr int64_t kTogether = 64 / sizeof(Real);
     for (int64_t first = 0; first < small; first += kTogether) {
         const int64_t end = std::min(first + kTogether, small);
@@ -117,6 +128,7 @@ void load(
     }
 }
 
+// Solves one problem, and writes its solution.
 template <typename Real>
 void assign_problem(const AssignArguments& a, int64_t problem, Workspace<Real>& w) {
     const int64_t* counts = reinterpret_cast<const int64_t*>(a.counts);
@@ -125,11 +137,13 @@ void assign_problem(const AssignArguments& a, int64_t problem, Workspace<Real>& 
     const bool few = columns_first(a, count);
     const int64_t small = few ? count : a.rows;
     const int64_t large = few ? a.rows : count;
+
     int64_t* row_of_column = reinterpret_cast<int64_t*>(a.row_of_column) + problem * a.columns;
     int32_t& status = reinterpret_cast<int32_t*>(a.status)[problem];
     std::fill_n(row_of_column, a.columns, -1);
     status = 0;
-    // Of a side without elements there is none.
+
+    // The pointer to the duals of a side without elements is null, so one of the two is enough.
     const bool duals = a.row_dual != 0 || a.column_dual != 0;
     int64_t* column_of_row = duals ? reinterpret_cast<int64_t*>(a.column_of_row) + problem * a.rows : nullptr;
     Real* row_dual = duals ? reinterpret_cast<Real*>(a.row_dual) + problem * a.rows : nullptr;
@@ -145,9 +159,11 @@ void assign_problem(const AssignArguments& a, int64_t problem, Workspace<Real>& 
     const Real* from = reinterpret_cast<const Real*>(a.cost) + problem * a.stride_p;
     const Real sign = a.maximize ? -1 : 1;
     load(from, few ? a.stride_m : a.stride_n, few ? a.stride_n : a.stride_m, small, large, sign, w);
+
     const Bounds<Real> bounds(w, small, large);
     solve(w, small, large);
     status = bounds.status(w, small);
+
     for (int64_t i = 0; i < small; ++i) {
         const int64_t row = few ? w.column_of[i] : i;
         const int64_t column = few ? i : w.column_of[i];
@@ -156,6 +172,7 @@ void assign_problem(const AssignArguments& a, int64_t problem, Workspace<Real>& 
     }
     if (!duals) return;
 
+    // The dual of a row of the workspace follows from its pair, on which the duals add up to the cost.
     Real* u = few ? column_dual : row_dual;
     Real* v = few ? row_dual : column_dual;
     for (int64_t i = 0; i < small; ++i) {
@@ -165,7 +182,7 @@ void assign_problem(const AssignArguments& a, int64_t problem, Workspace<Real>& 
     for (int64_t j = 0; j < large; ++j) v[j] = sign * w.v[j] / bounds.scale;
 }
 
-// The costs of every target of a sample, then its assignment. Nothing of the costs leaves the workspace.
+// Computes the costs of every target of a sample, and solves their assignment. The costs do not leave the workspace.
 template <typename Real>
 void match_problem(
     const MatchArguments& a, int64_t problem, Costs<Real>& costs, std::vector<Real>& row, Workspace<Real>& w
@@ -175,6 +192,7 @@ void match_problem(
     int32_t& status = reinterpret_cast<int32_t*>(a.status)[problem];
     std::fill_n(matched, a.predictions.size, -1);
     status = 0;
+
     const bool few = sample.count <= sample.queries;
     const int64_t small = few ? sample.count : sample.queries;
     const int64_t large = few ? sample.queries : sample.count;
@@ -191,15 +209,18 @@ void match_problem(
             for (int64_t n = 0; n < sample.queries; ++n) w.costs[n * w.stride + j] = row[n];
         }
     }
+
     const Bounds<Real> bounds(w, small, large);
     solve(w, small, large);
     status = bounds.status(w, small);
+
     for (int64_t i = 0; i < small; ++i) {
         const int64_t j = w.column_of[i];
         matched[few ? i : j] = few ? j : i;
     }
 }
 
+// The functions of `Operations`: they take one problem after the other, and keep their buffers in between.
 template <typename Real>
 void assign_problems(const AssignArguments& a, Counter& next) {
     Workspace<Real> workspace;

@@ -1,4 +1,5 @@
-// The operations for x86-64 with AVX512.
+// The operations for x86-64 with AVX-512. The standard headers are included before the target is set, so that their
+// inline functions, which other files share, are not compiled for it.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

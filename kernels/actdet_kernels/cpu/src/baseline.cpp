@@ -1,4 +1,4 @@
-// The operations for every processor of this kind.
+// The operations for every processor of the architecture that is compiled for.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

@@ -1,6 +1,6 @@
-// Boxes as four values (cx, cy, w, h): how far apart two of them are, and the derivative of that.
+// Boxes (cx, cy, w, h): the L1 distance and the similarity of two of them, and the derivative of the similarity.
 //
-// Values are passed one by one: of a struct in a loop the compiler makes no vector instructions.
+// Values are passed one by one, because the compiler does not vectorize a loop over structs.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@ namespace actdet::ACTDET_ISA {
 
 enum class BoxTerm : int64_t { kGiou = 0, kDiou = 1, kCiou = 2, kIou = 3 };
 
-// A quotient is 0 where its denominator is no larger.
+// A quotient is 0 if its denominator is no larger than this.
 template <typename Real>
 inline constexpr Real kSmallestArea = static_cast<Real>(0x1p-100);
 
@@ -22,13 +22,13 @@ inline Real divide_or_zero(Real numerator, Real denominator) {
     return none ? Real(0) : quotient;
 }
 
-// A negative side counts as 0; NaN stays NaN.
+// Replaces a negative side by 0, and keeps NaN.
 template <typename Real>
 inline Real not_negative(Real x) {
     return x < 0 ? Real(0) : x;
 }
 
-// NaN where one of them is.
+// Return the larger or the smaller of two numbers, and NaN if one of them is NaN.
 template <typename Real>
 inline Real larger(Real a, Real b) {
     return a > b ? a : a <= b ? b : a + b;
@@ -49,8 +49,8 @@ inline Real l1_distance(Real ax, Real ay, Real aw, Real ah, Real bx, Real by, Re
     return std::abs(ax - bx) + std::abs(ay - by) + std::abs(aw - bw) + std::abs(ah - bh);
 }
 
-// atan(y / x) for x >= 0 that are not both 0, to some roundings, by the rational function of Cephes (Moshier 1992). The
-// quotient is brought into [-0.21, 0.66] before anything is divided.
+// Returns atan(y / x) for x >= 0 and not both 0, accurate to a few roundings, by the rational function of Cephes
+// (Moshier 1992). The arguments are changed so that the quotient is in [-0.21, 0.66], before anything is divided.
 template <typename Real>
 inline Real arctan(Real y, Real x) {
     const Real size = std::abs(y);
@@ -76,10 +76,10 @@ inline Real arctan(Real y, Real x) {
     return y < 0 ? -angle : angle;
 }
 
-// CIoU's angle between the diagonals of boxes of these sides, none of them negative: 0 where one of the boxes is a
-// point.
+// Returns CIoU's angle between the diagonals of boxes with these sides, of which none is negative. It is 0 if one of
+// the boxes is a point.
 //
-// atan(x) - atan(y) = atan((x - y) / (1 + x y)), whose denominator is not negative.
+// It is computed as atan(x) - atan(y) = atan((x - y) / (1 + x y)), whose denominator is not negative.
 template <typename Real>
 inline Real angle_between(Real aw, Real ah, Real bw, Real bh) {
     const bool point_a = square(aw) + square(ah) <= kSmallestArea<Real>;
@@ -92,8 +92,9 @@ inline Real angle_between(Real aw, Real ah, Real bw, Real bh) {
 template <typename Real>
 inline constexpr Real kFourByPiSquared = static_cast<Real>(0.40528473456935108578);
 
-// Generalized IoU (Rezatofighi et al. 2019), distance and complete IoU (Zheng et al. 2020), or IoU, of boxes whose
-// corners and areas are known; sides are not negative. Where a value is NaN, anything.
+// Returns the generalized IoU (Rezatofighi et al. 2019), the distance or complete IoU (Zheng et al. 2020), or the IoU
+// of boxes whose corners and areas are known, and whose sides are not negative. If a value is NaN, the result is
+// arbitrary.
 template <typename Real, BoxTerm kTerm>
 inline Real similarity_of_corners(
     Real ax, Real ay, Real aw, Real ah, Real ax1, Real ay1, Real ax2, Real ay2, Real a_area, Real bx, Real by, Real bw,
@@ -106,26 +107,29 @@ inline Real similarity_of_corners(
     const Real both = overlap_x * overlap_y;
     const Real either = a_area + b_area - both;
     const Real iou = divide_or_zero(both, either);
+
     if constexpr (kTerm == BoxTerm::kGiou) {
         const Real hull = hull_x * hull_y;
         return iou - divide_or_zero(hull - either, hull);
     }
     if constexpr (kTerm == BoxTerm::kIou) return iou;
+
     const Real span = square(hull_x) + square(hull_y);
     const Real distance = iou - divide_or_zero(square(ax - bx) + square(ay - by), span);
     if constexpr (kTerm == BoxTerm::kDiou) return distance;
+
     const Real v = kFourByPiSquared<Real> * square(angle_between(aw, ah, bw, bh));
     return distance - divide_or_zero(v, not_negative(1 - iou) + v) * v;
 }
 
-// NaN where one of four values is, else 0.
+// Returns NaN if one of the four values is NaN, otherwise 0.
 template <typename Real>
 inline Real flaw_of(const Real* box) {
     const bool none = box[0] == box[0] && box[1] == box[1] && box[2] == box[2] && box[3] == box[3];
     return none ? Real(0) : std::numeric_limits<Real>::quiet_NaN();
 }
 
-// The same of two boxes as they are given; NaN where one of their values is.
+// Returns the same of two boxes as they are given, and NaN if one of their values is NaN.
 template <BoxTerm kTerm, typename Real>
 inline Real similarity(const Real* a, const Real* b) {
     const Real aw = not_negative(a[2]), ah = not_negative(a[3]);
@@ -139,13 +143,14 @@ inline Real similarity(const Real* a, const Real* b) {
     return value + flaw_of(a) + flaw_of(b);
 }
 
-// d max(a, b) / d a, and d min(a, b) / d b: PyTorch halves it where they are equal.
+// Returns d max(a, b) / d a, which is also d min(a, b) / d b. PyTorch halves it if both are equal.
 template <typename Real>
 inline Real share(Real a, Real b) {
     return a > b ? Real(1) : a == b ? Real(0.5) : Real(0);
 }
 
-// d / d a1 and d / d a2 of what depends on the length of [a1, a2], its overlap and its hull with [b1, b2].
+// Computes the derivatives with respect to a1 and a2 of a function of the length of [a1, a2], and of its overlap and
+// its hull with [b1, b2]. The function's derivatives with respect to these three are given.
 template <typename Real>
 inline void side_gradient(
     Real a1, Real a2, Real b1, Real b2, Real d_length, Real d_overlap, Real d_hull, Real overlap, Real& d_a1, Real& d_a2
@@ -155,12 +160,14 @@ inline void side_gradient(
     d_a2 = d_length + d_overlap * share(b2, a2) + d_hull * share(a2, b2);
 }
 
-// d similarity(a, b) / d a, with PyTorch's choices at the kinks, CIoU's alpha being a constant.
+// Computes d similarity(a, b) / d a, with PyTorch's choices at the kinks. CIoU's alpha is a constant to it.
 //
-// With U union, H hull, I intersection, A the area of a:  giou = I / U - 1 + U / H  and  U = A + B - I, so that
-// d giou = (1 / H - I / U^2) dA + (1 / U - 1 / H + I / U^2) dI - U / H^2 dH,  each a product of two sides.
-// With D the squared distance of the centers, S the squared diagonal of the hull:
-// d diou = (1 / U + I / U^2) dI - I / U^2 dA - dD / S + D / S^2 dS,  and  d ciou = d diou - alpha dv.
+// With the union U, the hull H, the intersection I, and the areas A and B of the boxes:
+//   giou = I / U - 1 + U / H,  U = A + B - I
+//   d giou = (1 / H - I / U^2) dA + (1 / U - 1 / H + I / U^2) dI - U / H^2 dH,  A, I and H being products of two sides
+// With the squared distance D of the centers, and the squared diagonal S of the hull:
+//   d diou = (1 / U + I / U^2) dI - I / U^2 dA - dD / S + D / S^2 dS
+//   d ciou = d diou - alpha dv
 template <typename Real>
 void similarity_gradient(BoxTerm term, const Real* a, const Real* b, Real* gradient) {
     const Real aw = not_negative(a[2]), ah = not_negative(a[3]);
@@ -176,6 +183,7 @@ void similarity_gradient(BoxTerm term, const Real* a, const Real* b, Real* gradi
     const Real iou = divide_or_zero(both, either);
     const Real by_union = divide_or_zero(Real(1), either);
 
+    // First the derivatives with respect to the area of a, the intersection, and the sides of the hull.
     Real d_area, d_both, d_hull_x, d_hull_y, by_span = 0;
     if (term == BoxTerm::kGiou) {
         const Real hull = hull_x * hull_y;
@@ -194,6 +202,7 @@ void similarity_gradient(BoxTerm term, const Real* a, const Real* b, Real* gradi
     }
     d_both = by_union - d_area;
 
+    // Then those with respect to the corners, and to the sides.
     Real d_x1, d_x2, d_y1, d_y2;
     side_gradient(ax1, ax2, bx1, bx2, d_area * h, d_both * inner_y, d_hull_x, overlap_x, d_x1, d_x2);
     side_gradient(ay1, ay2, by1, by2, d_area * w, d_both * inner_x, d_hull_y, overlap_y, d_y1, d_y2);
@@ -203,11 +212,12 @@ void similarity_gradient(BoxTerm term, const Real* a, const Real* b, Real* gradi
         const Real angle = angle_between(aw, ah, bw, bh);
         const Real v = kFourByPiSquared<Real> * square(angle);
         const Real alpha = divide_or_zero(v, not_negative(1 - iou) + v);
-        // d angle / d w = -h / (w^2 + h^2), and d angle / d h = w / (w^2 + h^2).
+        // The angle has d angle / d w = -h / (w^2 + h^2) and d angle / d h = w / (w^2 + h^2).
         const Real by_angle = divide_or_zero(alpha * 2 * kFourByPiSquared<Real> * angle, square(aw) + square(ah));
         d_w += by_angle * ah;
         d_h -= by_angle * aw;
     }
+
     gradient[0] = d_x1 + d_x2 - 2 * (a[0] - b[0]) * by_span;
     gradient[1] = d_y1 + d_y2 - 2 * (a[1] - b[1]) * by_span;
     gradient[2] = a[2] < 0 ? Real(0) : d_w;

@@ -1,6 +1,12 @@
-// What a logit costs: the terms of the sigmoid losses, of which a class cost is a difference, and their derivatives.
+// The sigmoid losses of a single logit, and their derivatives. A class cost is the difference of two of these losses.
 //
-// p = sigmoid(x), and with tail = e^-|x| nothing overflows:  found = -log p,  missed = -log(1 - p) = found + x.
+//   loss                            of a label                    of another class
+//   focal (Lin et al. 2017)         alpha (1 - p)^gamma -log p    (1 - alpha) p^gamma -log(1 - p)
+//   varifocal (RT-DETR's)           q BCE(p, q)                   alpha p^gamma -log(1 - p)
+//   quality focal (Li et al. 2020)  |q - p|^gamma BCE(p, q)       p^gamma -log(1 - p)
+//
+// Here p = sigmoid(x), and q is the IoU of the boxes. Everything is computed from tail = e^-|x|, which cannot overflow:
+// found = -log p,  missed = -log(1 - p) = found + x,  and  BCE(p, q) = missed - x q.
 #pragma once
 
 #include <cmath>
@@ -12,7 +18,7 @@ namespace actdet::ACTDET_ISA {
 
 enum class Kind : int64_t { kSoftmax = 0, kFocal = 1, kVarifocal = 2, kQualityFocal = 3 };
 
-// The exponents that are plain products, so that a loop with one of them is of vector instructions.
+// The exponents gamma that need no power, but at most a product. Loops with one of them can be vectorized.
 enum class Power { kZero, kOne, kTwo, kAny };
 
 inline Power power_of(double gamma) {
@@ -24,13 +30,13 @@ inline Real sigmoid(Real x, Real tail) {
     return select(x > 0, Real(1), tail) / (1 + tail);
 }
 
-// -log sigmoid(x).
+// Returns -log sigmoid(x).
 template <typename Real>
 inline Real surprise(Real x, Real tail) {
     return log_one_plus(tail) + select(x < 0, -x, Real(0));
 }
 
-// p^gamma, by its logarithm where gamma is no small integer.
+// Returns p^gamma. It is computed from the logarithm of p if gamma is not 0, 1 or 2.
 template <Power kPower, typename Real>
 inline Real power(Real p, Real minus_log_p, Real gamma) {
     if constexpr (kPower == Power::kZero) return Real(1);
@@ -39,7 +45,7 @@ inline Real power(Real p, Real minus_log_p, Real gamma) {
     return exponential(-gamma * minus_log_p);
 }
 
-// |q - p|^gamma, which may be that of 0.
+// Returns |q - p|^gamma, where the distance may be 0.
 template <Power kPower, typename Real>
 inline Real power_of_distance(Real off, Real gamma) {
     if constexpr (kPower == Power::kOne) return off;
@@ -47,8 +53,8 @@ inline Real power_of_distance(Real off, Real gamma) {
     return std::pow(off, gamma);
 }
 
-// The loss of a logit whose class is no label. factor: 1 - alpha of the focal loss, alpha of varifocal, 1 of quality
-// focal.
+// Returns the loss of a logit whose class is no label. `factor` is 1 - alpha for the focal loss, alpha for varifocal,
+// and 1 for quality focal.
 template <Power kPower, typename Real>
 inline Real unlabeled(Real x, Real factor, Real gamma) {
     const Real tail = exponential(-std::abs(x));
@@ -57,7 +63,7 @@ inline Real unlabeled(Real x, Real factor, Real gamma) {
     return factor * power<kPower>(sigmoid(x, tail), found, gamma) * missed;
 }
 
-// Its derivative. kSteady: the power is a constant to it, as varifocal's is.
+// Returns its derivative. With kSteady, the power is a constant to the derivative, as in varifocal.
 template <Power kPower, bool kSteady, typename Real>
 inline Real unlabeled_slope(Real x, Real factor, Real gamma) {
     const Real tail = exponential(-std::abs(x));
@@ -69,7 +75,7 @@ inline Real unlabeled_slope(Real x, Real factor, Real gamma) {
     return factor * power<kPower>(p, found, gamma) * (by_power + p);
 }
 
-// The loss of a logit whose class is a label, of quality q, the IoU, where the kind of loss is soft.
+// Returns the loss of a logit whose class is a label. `q` is the IoU, and focal ignores it.
 template <Kind kKind, Power kPower, typename Real>
 inline Real labeled(Real x, Real q, Real alpha, Real gamma) {
     const Real tail = exponential(-std::abs(x));
@@ -81,6 +87,7 @@ inline Real labeled(Real x, Real q, Real alpha, Real gamma) {
     return power_of_distance<kPower>(std::abs(q - sigmoid(x, tail)), gamma) * (missed - x * q);
 }
 
+// Returns its derivative.
 template <Kind kKind, Power kPower, typename Real>
 inline Real labeled_slope(Real x, Real q, Real alpha, Real gamma) {
     const Real tail = exponential(-std::abs(x));
@@ -91,13 +98,14 @@ inline Real labeled_slope(Real x, Real q, Real alpha, Real gamma) {
         return -alpha * power<kPower>(rest, missed, gamma) * (gamma * p * surprise(x, tail) + rest);
     }
     if constexpr (kKind == Kind::kVarifocal) return q * (p - q);
+
     const Real off = std::abs(q - p);
     const Real sign = static_cast<Real>((p > q) - (p < q));
     const Real by_power = gamma * std::pow(off, gamma - 1) * sign * p * rest * (missed - x * q);
     return by_power + power_of_distance<kPower>(off, gamma) * (p - q);
 }
 
-// The factor of `unlabeled`.
+// Returns the factor of `unlabeled`.
 template <typename Real>
 inline Real factor_of(Kind kind, Real alpha) {
     return kind == Kind::kFocal ? 1 - alpha : kind == Kind::kVarifocal ? alpha : Real(1);

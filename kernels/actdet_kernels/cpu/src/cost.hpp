@@ -1,9 +1,12 @@
-// The matching cost of one target with every query, a row of what the assignment solves.
+// The matching cost of a target with every query, which is a row of costs for the assignment.
 //
 //   cost[j] = cls * class_cost + l1 * |b_j - target|_1 + giou * (1 - GIoU(b_j, target)),  or with DIoU or CIoU
 //
-// The class cost is -softmax, or what a sigmoid loss changes by when a logit gets a label. Of tubelets, L1, GIoU and
-// IoU are means over the visible frames; of several labels, the class costs are added up.
+// The class cost is -softmax, or by how much a sigmoid loss of classes.hpp changes when a logit gets a label. For
+// tubelets, L1, GIoU and IoU are means over the visible frames. If a target has several labels, their class costs are
+// added up.
+//
+// `Costs` reads the queries of a sample once, and then gives the costs of one target after the other.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +21,7 @@
 
 namespace actdet::ACTDET_ISA {
 
-// The greatest of x, and -infinity if there is none; NaN counts as none.
+// Returns the greatest of x, ignoring NaN, and -infinity if there is none.
 template <typename Real>
 inline Real greatest(const Real* __restrict x, int64_t size) {
     Real peak = -std::numeric_limits<Real>::infinity();
@@ -27,7 +30,7 @@ inline Real greatest(const Real* __restrict x, int64_t size) {
     return peak;
 }
 
-// to = e^(x - peak), and their sum.
+// Writes to = e^(x - peak), and returns the sum.
 template <typename Real>
 inline Real exponentials(const Real* __restrict x, Real peak, int64_t size, Real* __restrict to) {
     Real total = 0;
@@ -40,7 +43,8 @@ inline Real exponentials(const Real* __restrict x, Real peak, int64_t size, Real
     return total;
 }
 
-// costs += what class cost kKind is for logits x, whose boxes have IoU q with the target's.
+// Adds the class cost kKind of a label to `costs`. x are the label's logits, and q the IoU of the boxes with the
+// target.
 template <Kind kKind, Power kPower, typename Real>
 void add_sigmoid_costs(
     const Real* __restrict x, const Real* __restrict q, Real alpha, Real gamma, int64_t size, Real* __restrict costs
@@ -62,11 +66,11 @@ void add_sigmoid_costs(const Real* x, const Real* q, Real alpha, Real gamma, int
     }
 }
 
-// What the boxes of a frame's queries are kept as, an array of each: the four values, sides that are not negative,
-// corners, areas, and NaN where a value is NaN.
+// What is kept of the boxes of a frame's queries, as an array of each: the four values, sides that are not negative,
+// corners, area, and a flaw that is NaN if a value is NaN, otherwise 0.
 enum Column { kX, kY, kW, kH, kSideW, kSideH, kX1, kY1, kX2, kY2, kArea, kFlaw, kColumns };
 
-// Of a box, what the columns above hold of it.
+// Writes these numbers of one box, `stride` apart.
 template <typename Real>
 inline void describe(const Real* box, Real* values, int64_t stride) {
     const Real w = not_negative(box[2]);
@@ -77,14 +81,15 @@ inline void describe(const Real* box, Real* values, int64_t stride) {
     for (int column = 0; column < kColumns; ++column) values[column * stride] = all[column];
 }
 
-// terms += 1 - similarity of a target's box with those of the queries, columns (kColumns, size), and l1 += their
-// distance.
+// Adds 1 - similarity of a target's box and those of the queries to `terms`, and with kL1 their distance to `l1`. The
+// boxes of the queries are columns (kColumns, size).
 template <BoxTerm kTerm, bool kL1, typename Real>
 void add_box_terms(const Real* columns, const Real* target, int64_t size, Real* __restrict terms, Real* __restrict l1) {
     Real b[kColumns];
     describe(target, b, 1);
     const Real bx = b[kX], by = b[kY], bw = b[kW], bh = b[kH], b_side_w = b[kSideW], b_side_h = b[kSideH];
     const Real bx1 = b[kX1], by1 = b[kY1], bx2 = b[kX2], by2 = b[kY2], b_area = b[kArea], flaw_of_target = b[kFlaw];
+
     const Real* __restrict x = columns + kX * size;
     const Real* __restrict y = columns + kY * size;
     const Real* __restrict w = columns + kW * size;
@@ -108,7 +113,8 @@ void add_box_terms(const Real* columns, const Real* target, int64_t size, Real* 
     }
 }
 
-// Costs of one sample after the other. `look_at` reads the queries once; `row` gives the costs of a target.
+// The costs of one sample after the other. `look_at` reads the queries of a sample, and `row` gives the costs of a
+// target.
 template <typename Real>
 class Costs {
   public:
@@ -123,7 +129,8 @@ class Costs {
 
     void look_at(const Sample<Real>& sample) {
         sample_ = &sample;
-        // (frames, kColumns, queries).
+
+        // boxes_ is (frames, kColumns, queries).
         boxes_.resize(sample.frames * kColumns * sample.queries);
         for (int64_t n = 0; n < sample.queries; ++n) {
             for (int64_t t = 0; t < sample.frames; ++t) {
@@ -131,11 +138,12 @@ class Costs {
                 describe(box, boxes_.data() + t * kColumns * sample.queries + n, sample.queries);
             }
         }
+
         for (auto* part : {&x_, &l1_, &giou_, &iou_}) part->resize(sample.queries);
         if (kind_ == Kind::kSoftmax) softmax();
     }
 
-    // costs (queries) of target j.
+    // Writes the costs (queries) of target j.
     void row(int64_t j, Real* __restrict costs) {
         const int64_t queries = sample_->queries;
         std::fill_n(costs, queries, Real(0));
@@ -148,6 +156,7 @@ class Costs {
             }
             add_classes(sample_->labels[j * sample_->labels_each + k], costs);
         }
+
         const Real* __restrict l1 = l1_.data();
         const Real* __restrict giou = giou_.data();
         const Real cls = cls_;
@@ -158,7 +167,8 @@ class Costs {
     }
 
   private:
-    // exponentials_ (queries, classes), and their sums, totals_ (queries).
+    // Computes the numerators of the softmax, exponentials_ (queries, classes), and the denominators, totals_
+    // (queries).
     void softmax() {
         const int64_t classes = sample_->classes;
         exponentials_.resize(sample_->queries * classes);
@@ -169,6 +179,7 @@ class Costs {
         }
     }
 
+    // Adds the class costs of a label.
     void add_classes(int64_t label, Real* __restrict costs) {
         const int64_t queries = sample_->queries;
         const int64_t classes = sample_->classes;
@@ -178,6 +189,7 @@ class Costs {
             for (int64_t n = 0; n < queries; ++n) costs[n] -= values[n * classes] / totals[n];
             return;
         }
+
         for (int64_t n = 0; n < queries; ++n) x_[n] = sample_->logits[n * classes + label];
         const Real* x = x_.data();
         const Real* q = iou_.data();
@@ -188,11 +200,12 @@ class Costs {
         }
     }
 
-    // L1 and box terms of target j with every query, and IoU where the class cost asks for it.
+    // Computes the L1 and box terms of target j with every query, and the IoU if the class cost needs it.
     void add_boxes(int64_t j) {
         const int64_t queries = sample_->queries;
         const bool soft = kind_ == Kind::kVarifocal || kind_ == Kind::kQualityFocal;
         for (auto* part : {&l1_, &giou_, &iou_}) std::fill(part->begin(), part->end(), Real(0));
+
         int64_t seen = 0;
         for (int64_t t = 0; t < sample_->frames; ++t) {
             const int64_t place = j * sample_->frames + t;
@@ -211,6 +224,7 @@ class Costs {
             }
             if (soft) add_box_terms<BoxTerm::kIou, false>(boxes, target, queries, iou_.data(), l1_.data());
         }
+
         const Real frames = static_cast<Real>(std::max<int64_t>(seen, 1));
         Real* __restrict l1 = l1_.data();
         Real* __restrict giou = giou_.data();
@@ -230,7 +244,7 @@ class Costs {
     std::vector<Real> boxes_, exponentials_, totals_, x_, l1_, giou_, iou_;
 };
 
-// Writes the costs (size, queries) of every problem that `next` hands out; 0 past a sample's count.
+// Writes the costs (size, queries) of every problem that `next` hands out, with 0 past a sample's count.
 template <typename Real>
 void write_costs(const CostArguments& a, Counter& next) {
     Costs<Real> costs(a.options);

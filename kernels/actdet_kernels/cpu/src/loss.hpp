@@ -1,8 +1,14 @@
-// The set loss of one sample after the other, and its gradient.
+// The losses of matched and unmatched queries, one sample after the other, and their gradients.
 //
-// Class losses are those of `classes.hpp`, or the cross entropy of every query, a query without a target being of the
-// last class; L1 and box terms are those of the matched pairs. What they are divided by is known once all samples were
-// seen: the loss leaves sums, which its caller adds up in a fixed order, and the gradient takes factors.
+//   cls  sum of w_n (-log softmax(logits_n)[label_n]) over the queries n, or of a loss of classes.hpp over all logits
+//   l1   sum of |b_n - target|_1 over matched queries n
+//   giou sum of 1 - GIoU(b_n, target) over matched queries n,  or of DIoU or CIoU
+//
+// In the cross entropy, the label of a query without a target is the last class, no_object. w_n is the class weight of
+// label_n. Box terms of tubelets are means over the visible frames.
+//
+// The divisors of these sums are known when all samples have been read. So `add_up` writes sums for each problem, which
+// module.cpp adds up in a fixed order and divides. `differentiate` takes the factors of the derivatives.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +24,7 @@
 
 namespace actdet::ACTDET_ISA {
 
-// to[c] = loss of a logit without a label, or its derivative.
+// Writes the losses of a query's logits as if none had a label, or their derivatives.
 template <bool kSlope, bool kSteady, Power kPower, typename Real>
 void unlabeled_row(const Real* __restrict x, int64_t size, Real factor, Real gamma, Real* __restrict to) {
 #pragma omp simd
@@ -41,6 +47,7 @@ void unlabeled_row(const Real* x, int64_t size, Real factor, Real gamma, Real* t
     }
 }
 
+// Returns the loss of a logit with a label, or its derivative.
 template <bool kSlope, Kind kKind, Power kPower, typename Real>
 Real labeled_term(Real x, Real q, Real alpha, Real gamma) {
     if constexpr (kSlope) return labeled_slope<kKind, kPower>(x, q, alpha, gamma);
@@ -57,6 +64,7 @@ Real labeled_term(Real x, Real q, Real alpha, Real gamma) {
     }
 }
 
+// The losses of one problem after the other.
 template <typename Real>
 class Losses {
   public:
@@ -71,10 +79,11 @@ class Losses {
           row_(predictions.classes),
           target_(predictions.queries) {}
 
-    // sums (4).
+    // Writes the sums (4) of a problem: weighted class losses, their weights, L1 and box terms.
     void add_up(int64_t problem, double* sums) {
         const Sample<Real> sample(predictions_, problem);
         find_targets(sample, problem);
+
         double cls = 0, weights = 0, l1 = 0, similarity = 0;
         for (int64_t n = 0; n < sample.queries; ++n) {
             const Real* x = sample.logits + n * sample.classes;
@@ -95,22 +104,26 @@ class Losses {
             }
             if (j >= 0) box_terms(sample, n, j, l1, similarity);
         }
+
         sums[0] = cls;
         sums[1] = weights;
         sums[2] = l1;
         sums[3] = similarity;
     }
 
-    // factors (3) of the problem's layer; d_logits (queries, classes), d_boxes (queries, frames, 4).
+    // Writes a problem's gradients d_logits (queries, classes) and d_boxes (queries, frames, 4). factors (3) multiply
+    // the derivatives of the class losses, the L1 and the box terms of its layer.
     void differentiate(int64_t problem, const double* factors, Real* d_logits, Real* d_boxes) {
         const Sample<Real> sample(predictions_, problem);
         find_targets(sample, problem);
         std::fill_n(d_boxes, sample.queries * sample.frames * 4, Real(0));
+
         for (int64_t n = 0; n < sample.queries; ++n) {
             const int64_t j = target_[n];
             const Real by_cls =
                 wrong(sample, j) ? std::numeric_limits<Real>::quiet_NaN() : static_cast<Real>(factors[0]);
             Real* __restrict to = d_logits + n * sample.classes;
+
             if (kind_ == Kind::kSoftmax) {
                 const Real* x = sample.logits + n * sample.classes;
                 const Real total = exponentials(x, greatest(x, sample.classes), sample.classes, to);
@@ -121,6 +134,7 @@ class Losses {
                 class_terms<true>(sample, n, to);
                 for (int64_t c = 0; c < sample.classes; ++c) to[c] *= by_cls;
             }
+
             if (j >= 0) {
                 const Real by_l1 = static_cast<Real>(factors[1]);
                 const Real by_giou = static_cast<Real>(factors[2]);
@@ -130,7 +144,7 @@ class Losses {
     }
 
   private:
-    // target_ (queries): the target of each query, the last of several, -1 for none.
+    // Sets target_ (queries) to the target of each query, the last one if there are several, or -1.
     void find_targets(const Sample<Real>& sample, int64_t problem) {
         std::fill(target_.begin(), target_.end(), -1);
         const int64_t* matched = reinterpret_cast<const int64_t*>(options_.matched) + problem * predictions_.size;
@@ -139,7 +153,7 @@ class Losses {
         }
     }
 
-    // A target has a label that no logit has.
+    // Returns whether a target has a label for which there is no logit.
     static bool wrong(const Sample<Real>& sample, int64_t j) {
         if (j < 0) return false;
         for (int64_t k = 0; k < sample.labels_each; ++k) {
@@ -148,18 +162,19 @@ class Losses {
         return false;
     }
 
-    // The class of a query in the cross entropy, and any where that is wrong.
+    // Returns the class of a query in the cross entropy. It is 0 if the target's label is wrong, and the loss then NaN.
     static int64_t wanted(const Sample<Real>& sample, int64_t j) {
         if (j < 0) return sample.classes - 1;
         return sample.known(j, 0) ? sample.labels[j * sample.labels_each] : 0;
     }
 
+    // Returns the weight of a query in the cross entropy.
     Real weight_of(int64_t label, int64_t classes) const {
         if (class_weights_ != nullptr) return class_weights_[label];
         return label == classes - 1 ? static_cast<Real>(options_.no_object_weight) : Real(1);
     }
 
-    // to (classes): the losses of a query's logits, or their derivatives, times the weights of the classes.
+    // Writes the losses of a query's logits to (classes), or their derivatives, times the weights of the classes.
     template <bool kSlope>
     void class_terms(const Sample<Real>& sample, int64_t n, Real* __restrict to) {
         const Real* x = sample.logits + n * sample.classes;
@@ -169,6 +184,7 @@ class Losses {
         } else {
             unlabeled_row<kSlope, false>(x, sample.classes, factor, gamma_, to);
         }
+
         const int64_t j = target_[n];
         if (j >= 0) {
             const Real q = kind_ == Kind::kFocal ? Real(1) : quality(sample, n, j);
@@ -186,11 +202,12 @@ class Losses {
                 }
             }
         }
+
         if (class_weights_ == nullptr) return;
         for (int64_t c = 0; c < sample.classes; ++c) to[c] *= class_weights_[c];
     }
 
-    // Calls with(box, target) for every visible frame of a pair; how many there are.
+    // Calls with(box, target, frame) for every visible frame of a pair, and returns their number.
     template <typename With>
     static int64_t for_frames(const Sample<Real>& sample, int64_t n, int64_t j, const With& with) {
         int64_t seen = 0;
@@ -212,7 +229,7 @@ class Losses {
         }
     }
 
-    // The IoU of a pair, the mean over visible frames, and 1 where there is none.
+    // Returns the mean IoU of a pair over the visible frames, and 1 if there are none.
     static Real quality(const Sample<Real>& sample, int64_t n, int64_t j) {
         Real sum = 0;
         const int64_t seen = for_frames(sample, n, j, [&](const Real* box, const Real* target, int64_t) {
@@ -221,6 +238,7 @@ class Losses {
         return 1 - sum / static_cast<Real>(std::max<int64_t>(seen, 1));
     }
 
+    // Adds the L1 and the box term of a pair.
     void box_terms(const Sample<Real>& sample, int64_t n, int64_t j, double& l1, double& similarity) const {
         double distance = 0;
         double term = 0;
@@ -228,10 +246,12 @@ class Losses {
             distance += l1_distance(a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]);
             term += 1 - similarity_of(term_, a, b);
         });
+
         l1 += distance / static_cast<double>(std::max<int64_t>(seen, 1));
         similarity += term / static_cast<double>(std::max<int64_t>(seen, 1));
     }
 
+    // Writes the gradient of a query's boxes (frames, 4). That of frames that are not visible stays 0.
     void differentiate_boxes(
         const Sample<Real>& sample, int64_t n, int64_t j, Real by_l1, Real by_giou, Real* d_boxes
     ) const {
@@ -239,6 +259,7 @@ class Losses {
         const Real frames = static_cast<Real>(std::max<int64_t>(seen, 1));
         by_l1 /= frames;
         by_giou /= frames;
+
         for_frames(sample, n, j, [&](const Real* a, const Real* b, int64_t t) {
             Real slope[4];
             similarity_gradient(term_, a, b, slope);
@@ -260,6 +281,7 @@ class Losses {
     std::vector<int64_t> target_;
 };
 
+// The functions of `Operations`.
 template <typename Real>
 void add_up_losses(const LossArguments& a, Counter& next) {
     Losses<Real> losses(a.predictions, a.options);

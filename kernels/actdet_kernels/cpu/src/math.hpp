@@ -1,4 +1,5 @@
-// Exponential and logarithm as plain arithmetic, so that the compiler makes vector instructions of loops around them.
+// Exponential and logarithm in plain arithmetic, so that the compiler can vectorize loops around them. Those of double
+// are the standard library's.
 #pragma once
 
 #include <cmath>
@@ -25,19 +26,20 @@ inline Real from_bits(Bits<Real> bits) {
     return value;
 }
 
-// condition ? a : b, in which the compiler sees no two ways: where it does, a loop is no more of vector instructions.
+// Returns condition ? a : b, without a branch. The compiler would not vectorize a loop in which it sees a branch.
 template <typename Real>
 inline Real select(bool condition, Real a, Real b) {
     const Bits<Real> mask = -static_cast<Bits<Real>>(condition);
     return from_bits<Real>((to_bits(a) & mask) | (to_bits(b) & ~mask));
 }
 
-// e^x for x <= 0, within one unit in the last place; 0 below -87.3, where float32 has no more normal numbers. NaN for
-// NaN. The polynomial is that of Cephes (Moshier 1992).
+// Returns e^x for x <= 0, accurate to one unit in the last place. It is 0 below -87.3, where float32 has no more normal
+// numbers, and NaN for NaN. The polynomial is that of Cephes (Moshier 1992).
 inline float exponential(float x) {
     const float bounded = x > -87.3f ? x : -87.3f;
     const float n = std::nearbyint(bounded * 1.44269504088896341f);
     const float r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
+
     float p = 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -45,21 +47,24 @@ inline float exponential(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
+
     const float power_of_two = from_bits<float>((static_cast<int32_t>(n) + 127) << 23);
     const float value = select(x < -87.3f, 0.0f, p * power_of_two);
     return select(x == x, value, x);
 }
 
-// log(1 + x) for x in [0, 1], within two units in the last place. NaN for NaN.
+// Returns log(1 + x) for x in [0, 1], accurate to two units in the last place, and NaN for NaN.
 inline float log_one_plus(float x) {
-    // Of y = 1 + x, rounded, and of what that lost.
+    // It is the logarithm of y = 1 + x, rounded, and a correction for what the rounding lost.
     const float y = 1.0f + x;
     const float lost = (x - (y - 1.0f)) / y;
-    // y = m 2^k with m in [sqrt(1/2), sqrt(2)): k is 0 or 1.
+
+    // y = (1 + f) 2^k, with 1 + f in [sqrt(1/2), sqrt(2)] and k = 0 or 1.
     const bool upper = y > 1.41421356237f;
     const float f = y * select(upper, 0.5f, 1.0f) - 1.0f;
     const float k = select(upper, 1.0f, 0.0f);
     const float z = f * f;
+
     float p = 7.0376836292e-2f;
     p = p * f + -1.1514610310e-1f;
     p = p * f + 1.1676998740e-1f;
@@ -69,6 +74,7 @@ inline float log_one_plus(float x) {
     p = p * f + 2.0000714765e-1f;
     p = p * f + -2.4999993993e-1f;
     p = p * f + 3.3333331174e-1f;
+
     const float small = f * z * p + k * -2.12194440e-4f - 0.5f * z;
     return (f + small) + k * 0.693359375f + lost;
 }

@@ -1,6 +1,8 @@
-// The Python module `native`: pointers in, which its callers have checked, and nothing of PyTorch.
+// The Python module `native`. It takes numbers and pointers, which its callers have checked, and knows nothing of
+// PyTorch. It uses the stable ABI, so that one build serves every Python from 3.11 on.
 //
-// Of the stable ABI, so that one build serves every Python from 3.11 on.
+// From top to bottom: the choice of an instruction set, the reading of arguments, the threads, a function for each
+// operation, and the module's definition.
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
@@ -17,11 +19,12 @@ namespace {
 
 using actdet::Counter;
 
-// An operation reads or writes so many numbers for each thread that starting one pays.
+// Starting one more thread pays if it has as many numbers as this to work on.
 constexpr int64_t kWorthThread = 1 << 14;
 
 const char* isa_name = "baseline";
 
+// Returns the operations for the widest vector instructions that this processor has, and sets isa_name.
 const actdet::Operations& choose() {
 #if defined(__x86_64__) && defined(__GNUC__)
     __builtin_cpu_init();
@@ -40,7 +43,7 @@ const actdet::Operations& choose() {
 
 const actdet::Operations* operations = nullptr;
 
-// The arguments of a call from Python, one after the other. What is wrong with them is left to `finish`.
+// Reads the arguments of a call from Python, one after the other. Errors are left to `finish`.
 class Reader {
   public:
     Reader(PyObject* const* arguments, Py_ssize_t count) : arguments_(arguments), count_(count) {}
@@ -57,11 +60,11 @@ class Reader {
         return argument == nullptr ? 0 : PyFloat_AsDouble(argument);
     }
 
-    // Whether all that was read was there, of its type, and nothing else.
+    // Returns whether there were as many arguments as were read, all of the right type. Otherwise an exception is set.
     bool finish() const {
         if (PyErr_Occurred() != nullptr) return false;
         if (place_ == count_) return true;
-        PyErr_Format(PyExc_TypeError, "%zd arguments, %zd wanted", count_, place_);
+        PyErr_Format(PyExc_TypeError, "got %zd arguments, expected %zd", count_, place_);
         return false;
     }
 
@@ -118,7 +121,8 @@ actdet::LossOptions read_loss_options(Reader& read) {
     return o;
 }
 
-// Works on the items in as many threads as pay. Whether there was memory for it.
+// Works on the items in as many threads as pay, and returns whether there was enough memory. `size` is how many numbers
+// there are to work on.
 template <typename Arguments>
 bool run(
     void (*work)(const Arguments&, Counter&), const Arguments& arguments, int64_t threads, int64_t items, int64_t size
@@ -127,10 +131,10 @@ bool run(
     return actdet::in_threads(worth, items, [&](Counter& next) { work(arguments, next); });
 }
 
-// How many numbers an operation on predictions works on.
+// Returns how many numbers an operation on predictions works on.
 int64_t size_of(const actdet::Predictions& p) { return p.problems() * p.queries * (p.classes + p.size * p.frames * 4); }
 
-// Computes while other threads of Python go on. `compute` says whether there was memory for it.
+// Computes while other threads of Python run. `compute` returns whether there was enough memory.
 template <typename Compute>
 PyObject* without_gil(const Compute& compute) {
     bool enough;
@@ -209,15 +213,15 @@ PyObject* match(PyObject*, PyObject* const* given, Py_ssize_t count) {
     });
 }
 
-// total, cls, l1, giou: (layers) where per_layer, else (1); divisors (2, layers), of the class losses and of the
-// others.
+// The results of `set_loss`: total, cls, l1 and giou, (layers) with per_layer and otherwise (1), and divisors
+// (2, layers) of the class losses and of the other terms.
 struct LossOutputs {
     uintptr_t total, cls, l1, giou, divisors;
     double weights[3];
     bool per_layer;
 };
 
-// How many targets the samples have together, and 1 for none.
+// Returns the number of targets of all samples, at least 1.
 double target_count(const actdet::Predictions& p) {
     int64_t targets = 0;
     for (int64_t i = 0; i < p.batch; ++i) {
@@ -226,13 +230,14 @@ double target_count(const actdet::Predictions& p) {
     return static_cast<double>(std::max<int64_t>(targets, 1));
 }
 
-// Adds up the sums of the problems in their order.
+// Adds up the sums of the problems in their order, divides them, and writes the losses.
 template <typename Real>
 void add_up(const actdet::LossArguments& a, const std::vector<double>& sums, const LossOutputs& to) {
     const actdet::Predictions& p = a.predictions;
     const int64_t layers = p.layers;
     const bool cross_entropy = a.options.class_loss == 0;
     const double targets = target_count(p);
+
     Real* const outputs[4] = {
         reinterpret_cast<Real*>(to.total),
         reinterpret_cast<Real*>(to.cls),
@@ -240,20 +245,25 @@ void add_up(const actdet::LossArguments& a, const std::vector<double>& sums, con
         reinterpret_cast<Real*>(to.giou),
     };
     Real* divisors = reinterpret_cast<Real*>(to.divisors);
+
     double all[3] = {0, 0, 0};
     const auto write = [&](int64_t place, const double* terms) {
         outputs[0][place] =
             static_cast<Real>(to.weights[0] * terms[0] + to.weights[1] * terms[1] + to.weights[2] * terms[2]);
         for (int k = 0; k < 3; ++k) outputs[k + 1][place] = static_cast<Real>(terms[k]);
     };
+
     for (int64_t layer = 0; layer < layers; ++layer) {
         double sum[4] = {0, 0, 0, 0};
         for (int64_t i = 0; i < p.batch; ++i) {
             for (int k = 0; k < 4; ++k) sum[k] += sums[(layer * p.batch + i) * 4 + k];
         }
+
+        // A cross entropy is divided by the sum of its weights, which may be 0.
         const double divisor = !cross_entropy ? targets : sum[1] > 0 ? sum[1] : 1;
         divisors[layer] = static_cast<Real>(divisor);
         divisors[layers + layer] = static_cast<Real>(targets);
+
         const double terms[3] = {sum[0] / divisor, sum[2] / targets, sum[3] / targets};
         if (to.per_layer) write(layer, terms);
         for (int k = 0; k < 3; ++k) all[k] += terms[k];
@@ -269,6 +279,7 @@ PyObject* set_loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
     actdet::LossArguments a;
     a.predictions = read_predictions(read);
     a.options = read_loss_options(read);
+
     LossOutputs to;
     for (double& weight : to.weights) weight = read.real();
     to.per_layer = read.integer() != 0;
@@ -289,7 +300,8 @@ PyObject* set_loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
     });
 }
 
-// What multiplies the derivatives of each layer's terms: their cotangents, which may be none, over their divisors.
+// Fills the factors that multiply the derivatives of each layer's terms: their cotangents, which may be null, divided
+// by their divisors.
 template <typename Real>
 void fill_factors(
     const uintptr_t* cotangents, const double* weights, bool per_layer, uintptr_t divisors, int64_t layers,
@@ -318,6 +330,7 @@ PyObject* set_loss_gradient(PyObject*, PyObject* const* given, Py_ssize_t count)
     actdet::GradientArguments a;
     a.predictions = read_predictions(read);
     a.options = read_loss_options(read);
+
     double weights[3];
     for (double& weight : weights) weight = read.real();
     const bool per_layer = read.integer() != 0;
@@ -339,7 +352,7 @@ PyObject* set_loss_gradient(PyObject*, PyObject* const* given, Py_ssize_t count)
     });
 }
 
-// gather_clips(type, threads, *ClipArguments); type: 0 for float, 1 for bfloat16, 2 for double.
+// gather_clips(type, threads, *ClipArguments), where type is 0 for float, 1 for bfloat16 and 2 for double.
 PyObject* gather_clips(PyObject*, PyObject* const* given, Py_ssize_t count) {
     Reader read(given, count);
     const int64_t type = read.integer();

@@ -1,7 +1,7 @@
-// What each instruction set is compiled for, and how Python's module finds it.
+// The operations and their arguments, which module.cpp fills and the code of each instruction set reads.
 //
-// Tensors are contiguous unless they have strides, and their pointers numbers, as Python has them; 0 for none. `real`
-// is float or double, as the operation's name says.
+// Tensors are contiguous unless they have strides. Pointers are numbers, as in Python, and 0 if there is no tensor.
+// `real` is float or double, as the operation's name says. A problem is a matrix of costs, or a sample under a layer.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,10 @@ namespace actdet {
 
 class Counter;
 
-// Problems cost (batch, rows, columns) of real, by strides in elements. counts (samples) int64 or none: problem p has
-// that of p % samples. row_of_column (batch, columns) int64; column_of_row (batch, rows) int64 and row_dual and
-// column_dual of real, or none of the three; status (batch) int32.
+// Reads cost (batch, rows, columns) of real, with strides in elements, and counts (samples) int64 or none, of which
+// problem p has that of p % samples. Writes row_of_column (batch, columns) int64, status (batch) int32, and
+// column_of_row (batch, rows) int64, row_dual (batch, rows) and column_dual (batch, columns) of real, or none of these
+// three.
 struct AssignArguments {
     uintptr_t cost;
     int64_t batch, rows, columns;
@@ -22,9 +23,9 @@ struct AssignArguments {
     uintptr_t row_of_column, column_of_row, row_dual, column_dual, status;
 };
 
-// logits (problems, queries, classes) and boxes (problems, queries, frames, 4) of real, a problem being a sample under
-// a layer; labels (batch, size, labels_each) int64, target_boxes (batch, size, frames, 4) of real, counts (batch)
-// int64, visible (batch, size, frames) bool or none.
+// Predictions and targets: logits (problems, queries, classes) and boxes (problems, queries, frames, 4) of real, labels
+// (batch, size, labels_each) int64, target_boxes (batch, size, frames, 4) of real, counts (batch) int64, and visible
+// (batch, size, frames) bool or none.
 struct Predictions {
     uintptr_t logits, boxes, labels, target_boxes, counts, visible;
     int64_t layers, batch, queries, classes, size, frames, labels_each;
@@ -32,7 +33,7 @@ struct Predictions {
     int64_t problems() const { return layers * batch; }
 };
 
-// class_cost is a Kind, box_term a BoxTerm.
+// class_cost is a Kind of classes.hpp, box_term a BoxTerm of boxes.hpp.
 struct CostOptions {
     double cls, l1, giou;
     int64_t class_cost;
@@ -40,22 +41,22 @@ struct CostOptions {
     int64_t box_term;
 };
 
-// cost (problems, size, queries) of real.
+// Writes cost (problems, size, queries) of real.
 struct CostArguments {
     Predictions predictions;
     CostOptions options;
     uintptr_t cost;
 };
 
-// matched (problems, size) int64, status (problems) int32.
+// Writes matched (problems, size) int64 and status (problems) int32.
 struct MatchArguments {
     Predictions predictions;
     CostOptions options;
     uintptr_t matched, status;
 };
 
-// class_loss is a Kind, kSoftmax for the cross entropy. matched (problems, size) int64; class_weights (classes) of
-// real, or none.
+// class_loss is a Kind, kSoftmax for the cross entropy, and box_term a BoxTerm. matched is (problems, size) int64, and
+// class_weights (classes) of real, or none.
 struct LossOptions {
     double no_object_weight;
     int64_t class_loss;
@@ -64,36 +65,37 @@ struct LossOptions {
     uintptr_t matched, class_weights;
 };
 
-// sums (problems, 4) double: weighted class losses, their weights, L1 and box terms.
+// Writes sums (problems, 4) double: weighted class losses, their weights, L1 and box terms.
 struct LossArguments {
     Predictions predictions;
     LossOptions options;
     uintptr_t sums;
 };
 
-// factors (layers, 3) double: what multiplies the derivatives of class losses, L1 and box terms; d_logits and d_boxes
-// of real, in the shapes of logits and boxes.
+// Reads factors (layers, 3) double, which multiply the derivatives of class losses, L1 and box terms. Writes d_logits
+// and d_boxes of real, in the shapes of logits and boxes.
 struct GradientArguments {
     Predictions predictions;
     LossOptions options;
     uintptr_t factors, d_logits, d_boxes;
 };
 
-// pool (frames, height, width, 3) uint8; indices (clips, length) int64; crops (clips, 4), color (clips, 3) and
-// frame_means (frames) float, or none; out (clips, length, height, width, 3) of the operation's type.
+// Reads pool (frames, height, width, 3) uint8, indices (clips, length) int64, and crops (clips, 4), color (clips, 3)
+// and frame_means (frames) float, or none. Writes out (clips, length, height, width, 3) of the operation's type.
 struct ClipArguments {
     uintptr_t pool, indices, crops, color, frame_means, out;
     int64_t frames, clips, length, height, width;
     double mean[3], std_dev[3];
 };
 
-// pool: frames of `size` uint8; frame_means (frames) float.
+// Reads pool, frames of `size` uint8 each. Writes frame_means (frames) float.
 struct LevelArguments {
     uintptr_t pool, frame_means;
     int64_t frames, size;
 };
 
-// Each works on the problems, or frames, that `next` hands out, until there are no more.
+// The table of the operations of an instruction set. Each works on the problems, or frames, that `next` hands out,
+// until there are no more.
 struct Operations {
     void (*assign_float)(const AssignArguments&, Counter& next);
     void (*assign_double)(const AssignArguments&, Counter& next);

@@ -1,4 +1,4 @@
-// The tensors that cost, matching and loss read, and what belongs to one sample of them.
+// The part of predictions and targets that belongs to one problem, for cost, matching and loss.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +8,9 @@
 
 namespace actdet::ACTDET_ISA {
 
-// One sample under one layer: logits (queries, classes), boxes (queries, frames, 4); of its `count` targets labels
-// (.., labels_each), boxes (.., frames, 4) and visible (.., frames), null where all are.
+// A sample under a layer, with logits (queries, classes) and boxes (queries, frames, 4). Its `count` targets have
+// labels (count, labels_each), target_boxes (count, frames, 4) and visible (count, frames), which is null if all are
+// visible.
 template <typename Real>
 struct Sample {
     const Real* logits;
@@ -26,6 +27,7 @@ struct Sample {
         frames = p.frames;
         labels_each = p.labels_each;
         count = count_of(p, sample);
+
         logits = reinterpret_cast<const Real*>(p.logits) + problem * queries * classes;
         boxes = reinterpret_cast<const Real*>(p.boxes) + problem * queries * frames * 4;
         labels = reinterpret_cast<const int64_t*>(p.labels) + sample * p.size * labels_each;
@@ -37,9 +39,10 @@ struct Sample {
         return std::clamp<int64_t>(reinterpret_cast<const int64_t*>(p.counts)[sample], 0, p.size);
     }
 
-    // Label k of a target is none, because it has fewer.
+    // Returns whether label k is padding, because the target has fewer labels.
     bool absent(int64_t target, int64_t k) const { return k > 0 && labels[target * labels_each + k] == -1; }
 
+    // Returns whether there is a logit for label k.
     bool known(int64_t target, int64_t k) const {
         const int64_t label = labels[target * labels_each + k];
         return label >= 0 && label < classes;
