@@ -403,6 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def print_line(kernel: str, case: str, block: str, warps: object, limit: object, cells: Iterable[str]) -> None:
+    """Print a line of the table, with a cell for each architecture."""
     text = f"{kernel:<20}  {case:<26}  {block:>5}  {warps:>5}  {limit:>5}" + "".join(f"{cell:>9}" for cell in cells)
     print(text, flush=True)
 
