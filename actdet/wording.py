@@ -1,6 +1,12 @@
-"""Numbers in sentences."""
+"""Numbers and values in sentences."""
 
 from __future__ import annotations
+
+from reprlib import Repr
+
+_SHORT = Repr()
+_SHORT.maxstring = 60
+_SHORT.maxother = 60
 
 
 def counted(number: int, one: str, several: str = "") -> str:
@@ -12,3 +18,8 @@ def counted(number: int, one: str, several: str = "") -> str:
         several: The word for any other number; by default `one` with an s.
     """
     return f"{number} {one if number == 1 else several or one + 's'}"
+
+
+def short_repr(value: object) -> str:
+    """Return what a file or a user says, as an error quotes it: its `repr`, of which long ones lack the middle."""
+    return _SHORT.repr(value)

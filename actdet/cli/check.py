@@ -39,7 +39,7 @@ def check(data: Positional[Path], /, class_names: tuple[str, ...] = (), decode: 
     print_notes(found.notes)
     if problems:
         raise ActdetError(f"{counted(len(problems), 'problem')} in {data}")
-    print_line(f"{data}: {len(found.clips)} clips ({_describe_actions(found)}), nothing wrong")
+    print_line(f"{data}: {counted(len(found.clips), 'clip')} ({_describe_actions(found)}), nothing wrong")
 
 
 def _describe_actions(found: Survey) -> str:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from actdet.wording import short_repr
+
+# No picture is so wide and no video so long, and sums of a few such numbers are exact enough in float32.
+MOST_NUMBER = 1e9
+
 # Tools that round a box outward end up to one pixel outside the picture. Such a box is clipped; a box that reaches
 # further out is a mistake.
 SLACK = 1.0
@@ -27,8 +32,27 @@ def parse_number(name: str, text: str) -> float:
         value = math.nan if "_" in text else float(text)
     except ValueError:
         value = math.nan
+    return check_number(name, value, text)
+
+
+def check_number(name: str, value: float, shown: object) -> float:
+    """Check a coordinate, an angle or a time of a data file.
+
+    Args:
+        name: Of the field, for the error.
+        value: The number.
+        shown: What the error shows of it: what the file says.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is not finite, or so large that arithmetic in float32 could overflow.
+    """
     if not math.isfinite(value):
-        raise ValueError(f"{name} = {text!r} is not a finite number")
+        raise ValueError(f"{name} = {short_repr(shown)} is not a finite number")
+    if abs(value) > MOST_NUMBER:
+        raise ValueError(f"{name} = {short_repr(shown)} is beyond {MOST_NUMBER:g}")
     return value
 
 

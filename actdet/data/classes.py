@@ -9,6 +9,7 @@ from pathlib import Path
 from actdet.data.annotations import read_lines
 from actdet.errors import ActdetError, DataError
 from actdet.files import write_bytes
+from actdet.wording import short_repr
 
 # The class names of a data set that does not name its classes, if the caller does not name them either.
 CLASS_NAMES = ("fight", "collapse")
@@ -40,7 +41,7 @@ def class_names_of(root: str | os.PathLike[str], asked: Sequence[str] | None = N
     if asked is None:
         return written or CLASS_NAMES
 
-    if problem := _problem(asked):
+    if problem := problem_of(asked):
         raise ActdetError(problem)
     if written and written != tuple(asked):
         raise DataError(
@@ -64,7 +65,7 @@ def read_class_names(root: str | os.PathLike[str]) -> tuple[str, ...] | None:
     names = [line.strip() for line in read_lines(path)]
     while names and not names[-1]:
         names.pop()
-    if problem := _problem(names):
+    if problem := problem_of(names):
         raise DataError(path, f"{problem}; expected one name per line, in the order of the class ids")
     return tuple(names)
 
@@ -78,15 +79,18 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"{number} = {name}" for number, name in enumerate(names))
 
 
-def _problem(names: Sequence[str]) -> str | None:
-    """Say what is wrong with these names; None if they are valid."""
+def problem_of(names: Sequence[str]) -> str | None:
+    """Say what is wrong with the names of classes; None if they are valid."""
     if not names:
         return "there is no class name"
     for number, name in enumerate(names):
         if not name.strip():
             return f"the name of class {number} is empty"
         if not name.isprintable() or len(name) > _MOST_CHARACTERS:
-            return f"the name of class {number} is not one line of at most {_MOST_CHARACTERS} printable characters"
+            characters = f"one line of at most {_MOST_CHARACTERS} printable characters"
+            return f"the name of class {number}, {short_repr(name)}, is not {characters}"
+        if name != name.strip():
+            return f"the name of class {number}, {name!r}, begins or ends with a space"
         if name in names[:number]:
             return f"the name {name!r} is used twice, for class {names.index(name)} and {number}"
         if name == NO_ACTION:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from actdet.errors import DataError
+from actdet.wording import short_repr
+
+# Integers of fewer digits have 64 bits.
+_MOST_DIGITS = 20
 
 
 @contextmanager
@@ -65,13 +70,59 @@ def read_text_lines(path: str | os.PathLike[str], most_bytes: int, most_lines: i
     Raises:
         DataError: As `open_regular`, and if the file is not UTF-8 or has too many lines.
     """
-    data = read_bytes(path, most_bytes, expected)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(path, f"byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
-
+    text = _decode(path, read_bytes(path, most_bytes, expected))
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if text.count("\n") > most_lines:
         raise DataError(path, f"has more than {most_lines} lines; expected {expected}")
     return text.split("\n")
+
+
+def read_json_file(path: str | os.PathLike[str], most_bytes: int, expected: str) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        most_bytes: How large it may be.
+        expected: What it should be, for the error.
+
+    Returns:
+        Its content. Integers of 20 digits and more are floats, perhaps infinite ones; there are no NaN.
+
+    Raises:
+        DataError: As `open_regular`, and if the file is not UTF-8 or not JSON, or an object has two fields of a name.
+    """
+    text = _decode(path, read_bytes(path, most_bytes, expected))
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=parse_integer)
+    except json.JSONDecodeError as error:
+        raise DataError(path, f"is not JSON ({error.msg}); expected {expected}", error.lineno) from None
+    except RecursionError:
+        raise DataError(path, f"has too many values inside of others; expected {expected}") from None
+    except ValueError as error:
+        raise DataError(path, f"{error}; expected {expected}") from None
+
+
+def parse_integer(text: str) -> int | float:
+    """Return the integer that JSON spells; Python itself refuses thousands of digits, in words that help nobody."""
+    return int(text) if len(text) < _MOST_DIGITS else float(text)
+
+
+def _decode(path: str | os.PathLike[str], data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(path, f"byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make the fields of an object; Python itself would take the last one of a name."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has two fields {short_repr(twice)}")
+    return fields
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")

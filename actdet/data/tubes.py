@@ -227,6 +227,8 @@ def frame_times(video: VideoInfo) -> np.ndarray:
 def nearest_frames(times: np.ndarray, seconds: np.ndarray | float) -> np.ndarray:
     """Return the frames that begin to show nearest to these seconds: int64, the earlier one of two as near.
 
+    Before the first frame that is the first one, and after the last frame the last one, however long ago that was.
+
     Args:
         times: (frames,) float64 from `frame_times`.
         seconds: Any shape.

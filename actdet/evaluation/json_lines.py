@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from actdet.data.reading import parse_integer
 from actdet.errors import DataError
 from actdet.evaluation.arrays import (
     MOST_CLASSES,
@@ -67,7 +68,7 @@ def parse_lines(path: Path, *, scored: bool) -> Columns:
         if line.isspace():
             continue
         try:
-            item = json.loads(line, parse_constant=_no_constant)
+            item = _parse(line)
             if not isinstance(item, dict):
                 raise ValueError(f"expected one object a line: {FORM}")
             _add(columns, item, number, scored)
@@ -78,6 +79,16 @@ def parse_lines(path: Path, *, scored: bool) -> Columns:
         except (ValueError, OverflowError) as error:
             raise DataError(path, str(error), number) from None
     return columns
+
+
+def _parse(line: str) -> Any:
+    """Return what a line of JSON says. The quick way, in which Python reads integers, ends at thousands of digits."""
+    try:
+        return json.loads(line, parse_constant=_no_constant)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return json.loads(line, parse_constant=_no_constant, parse_int=parse_integer)
 
 
 def _no_constant(name: str) -> float:

@@ -12,14 +12,14 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from actdet.data.classes import CLASS_FILE, class_names_of
+from actdet.data.classes import CLASS_FILE, class_names_of, problem_of
 from actdet.data.division import GROUPS, TEST, TRAIN
 from actdet.data.formats.ava import read_ava
 from actdet.data.formats.cvat import read_cvat
@@ -27,7 +27,7 @@ from actdet.data.formats.files import VideoFiles, facts_of
 from actdet.data.formats.jhmdb import read_jhmdb
 from actdet.data.formats.label_studio import read_label_studio
 from actdet.data.formats.le2i import read_le2i
-from actdet.data.formats.source import Facts, Source, SourceVideo, Split, UnusableError, fit_tube, last_part
+from actdet.data.formats.source import Facts, LeftOut, Source, SourceVideo, Split, UnusableError, fit_tube, last_part
 from actdet.data.formats.ucf101_24 import read_ucf101_24
 from actdet.data.reading import read_text_lines
 from actdet.data.tubes import tube_file
@@ -57,6 +57,9 @@ _STAMP = "actdet convert: "
 _VERSION = 1
 
 _MOST_NAME_BYTES = 200
+
+# Frames that all tracks of a video may have together.
+_MOST_FRAMES = 10**7
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +125,10 @@ def read_dataset(
     if not data.exists():
         raise DataError(data, "no such file or folder")
     source = _READERS[kind](data, class_names)
+    if not source.class_names:
+        raise DataError(data, "has no action of any class: say with --class-names which there could be")
+    if problem := problem_of(source.class_names):
+        raise DataError(data, f"{problem}: rename it there, or say with --class-names which classes to take")
     folder = video_folder or (data if data.is_dir() else data.parent)
     clips = _find_clips(source, VideoFiles(folder, without=out), videos, progress)
     if not clips:
@@ -190,12 +197,28 @@ def _find_clips(source: Source, files: VideoFiles, mode: VideoMode, progress: Pr
             source.left_out.add(each.reason, where)
             continue
         try:
-            fitted = [fit_tube(tube, each.facts, where, source.left_out) for tube in each.video.tubes(each.facts)]
+            usable.append((each, list(_fitted(each.video, each.facts, source.left_out))))
         except UnusableError as error:
             source.left_out.add(str(error), where)
-            continue
-        usable.append((each, [tube for tube in fitted if tube is not None]))
     return _name_clips(usable, source)
+
+
+def _fitted(video: SourceVideo, facts: Facts, left_out: LeftOut) -> Iterator[Tube]:
+    """Yield what happens in a video, cut to it.
+
+    Raises:
+        UnusableError: If it is more than a file of tubes may hold. A span takes a few bytes and can stand for a whole
+            video, so a small file could fill the memory.
+    """
+    frames = 0
+    for tube in video.tubes(facts):
+        fitted = fit_tube(tube, facts, video.name, left_out)
+        if fitted is None:
+            continue
+        frames += len(fitted.frames)
+        if frames > _MOST_FRAMES:
+            raise UnusableError(f"videos whose tracks have more than {_MOST_FRAMES} frames together")
+        yield fitted
 
 
 def _name_clips(usable: Sequence[tuple[_Found, list[Tube]]], source: Source) -> list[_Clip]:

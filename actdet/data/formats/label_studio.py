@@ -7,7 +7,6 @@ for every frame, and so mean the same. Frames are counted from 1, positions are 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -17,13 +16,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
+from actdet.data.boxes import check_number
 from actdet.data.classes import NO_ACTION
 from actdet.data.formats.source import VIDEO_ENDINGS, ClassMap, Facts, LeftOut, Source, SourceVideo
-from actdet.data.reading import read_bytes
+from actdet.data.reading import read_json_file
 from actdet.data.tubes import interpolate, nearest_frames, thin
 from actdet.detections import Tube
 from actdet.errors import DataError
 from actdet.files import to_json, write_bytes
+from actdet.wording import short_repr
 
 _MOST_BYTES = 2**29
 _EXPECTED = "an export of Label Studio, as JSON or JSON-MIN"
@@ -125,11 +126,7 @@ class _FormatError(Exception):
 
 def _read_file(path: Path, left_out: LeftOut) -> Iterator[_Task]:
     """Yield the annotated tasks of one export."""
-    try:
-        content = json.loads(read_bytes(path, _MOST_BYTES, _EXPECTED))
-    except (ValueError, RecursionError) as error:
-        raise DataError(path, f"is not JSON ({error}); expected {_EXPECTED}") from None
-
+    content = read_json_file(path, _MOST_BYTES, _EXPECTED)
     tasks = content if isinstance(content, list) else [content]
     for number, task in enumerate(tasks):
         where = f"task number {number}"
@@ -139,7 +136,7 @@ def _read_file(path: Path, left_out: LeftOut) -> Iterator[_Task]:
             if video is None:
                 left_out.add("tasks without a video", path.name)
                 continue
-            where += f" ({video!r})"
+            where += f" ({short_repr(video)})"
             result = _result_of(task, video, left_out)
             if result is None:
                 left_out.add("tasks that nobody has annotated", video)
@@ -228,7 +225,7 @@ def _keyframe(entry: object) -> _Keyframe:
     x, y, width, height = (_number(fields.get(name), name) for name in ("x", "y", "width", "height"))
     enabled = fields.get("enabled", True)
     if not isinstance(enabled, bool):
-        raise _FormatError(f"enabled = {enabled!r} is neither true nor false")
+        raise _FormatError(f"enabled = {short_repr(enabled)} is neither true nor false")
     degrees = _number(fields.get("rotation", 0), "rotation")
     return _Keyframe(_frame(fields.get("frame"), "frame"), enabled, (x, y, width, height), degrees)
 
@@ -330,9 +327,12 @@ def _list(value: object, what: str) -> list[Any]:
 
 
 def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _FormatError(f"{name} = {value!r} is not a finite number")
-    return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _FormatError(f"{name} = {short_repr(value)} is not a finite number")
+    try:
+        return check_number(name, float(value), value)
+    except ValueError as error:
+        raise _FormatError(str(error)) from None
 
 
 def _frame(value: object, name: str) -> int:

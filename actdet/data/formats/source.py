@@ -12,11 +12,15 @@ import numpy as np
 
 from actdet.data.boxes import SLACK
 from actdet.detections import Tube
+from actdet.wording import short_repr
 
 # How the names of video files end.
 VIDEO_ENDINGS = frozenset(
     (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
 )
+
+# Names of videos are shown up to this length.
+_MOST_CHARACTERS = 400
 
 
 class Facts(NamedTuple):
@@ -63,7 +67,10 @@ class LeftOut:
     def lines(self) -> list[str]:
         """Return a line for each reason, the most frequent first."""
         ordered = sorted(self._counts, key=lambda reason: (-self._counts[reason], reason))
-        return [f"{reason}: {self._counts[reason]} (first in {self._first[reason]})" for reason in ordered]
+        return [
+            f"{reason}: {self._counts[reason]} (first in {self._first[reason][:_MOST_CHARACTERS]})"
+            for reason in ordered
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +123,7 @@ class ClassMap:
         """Return the class id of a name; None, and count it, if it is not among the classes asked for."""
         label = self._labels.get(name)
         if label is None:
-            self._left_out.add(f"actions of class {name!r}, which is not among the class names", where)
+            self._left_out.add(f"actions of class {short_repr(name)}, which is not among the class names", where)
         return label
 
 

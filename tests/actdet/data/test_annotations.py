@@ -49,6 +49,7 @@ def test_a_box_up_to_one_pixel_outside_is_clipped(tmp_path: Path) -> None:
         ("\u0661 10 20 30 40", "class_id"),
         ("99999999999999999999 10 20 30 40", "class_id"),
         ("0 nan 20 30 40", "x1 = 'nan' is not a finite number"),
+        ("0 -1e300 20 30 40", "x1 = '-1e300' is beyond 1e+09"),
         ("0 10 20 inf 40", "x2 = 'inf'"),
         ("0 10 20 1e999 40", "x2 = '1e999'"),
         ("0 10 twenty 30 40", "y1 = 'twenty'"),

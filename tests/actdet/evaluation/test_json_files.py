@@ -154,6 +154,7 @@ def changed(**parts: Any) -> dict[str, Any]:
         (json.dumps(FRAME).replace("0.9", "Infinity"), "Infinity is no number"),
         (json.dumps(FRAME).replace("0.9", "1e999"), "score is not finite"),
         (json.dumps(FRAME).replace("30.5", "1e999"), "a box is not finite"),
+        (json.dumps(FRAME).replace("30.5", "9" * 5000), "a box is not finite"),
         (json.dumps(FRAME).replace("30.5", "1" + "0" * 400), "too large"),
         (changed(frame=7.5), '"frame" must be a whole number'),
         (changed(frame=-1), '"frame" must be a whole number'),

@@ -319,6 +319,51 @@ def test_where_nothing_is_left_the_reason_is_said(cvat: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ((), "has no action of any class: say with --class-names which there could be"),
+        (
+            ("fight\nflight",),
+            r"the name of class 0, 'fight\nflight', is not one line of at most 100 printable characters",
+        ),
+        (("fight", "x" * 10**6), "xxxx', is not one line of at most 100 printable characters"),
+        (("fight", "fight "), "the name of class 1, 'fight ', begins or ends with a space"),
+        (("", "fight"), "the name of class 0 is empty"),
+    ],
+    ids=["none", "two lines", "long", "space", "empty"],
+)
+def test_labels_that_cannot_be_class_names_are_refused(tmp_path: Path, labels: tuple[str, ...], problem: str) -> None:
+    """The error names the file, not the folder that would be written; some other labels can still be taken."""
+    write_video(tmp_path / "door.mp4", frames=9)
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps([task(*(region(keyframe(1, 1), labels=[label]) for label in labels), video="door.mp4")]))
+    with pytest.raises(DataError) as caught:
+        convert("label-studio", path, tmp_path / "out")
+    assert str(caught.value).startswith(f"{path}: ")
+    assert problem in str(caught.value)
+    assert "--class-names" in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert not (tmp_path / "out").exists()
+
+    converted = convert("label-studio", path, tmp_path / "out", class_names=["fight"])
+    assert (converted.videos, converted.tubes) == (1, labels.count("fight"))
+    assert all(len(line) < 600 for line in converted.left_out)
+
+
+def test_spans_that_would_fill_the_memory_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span of a whole video takes a few bytes, and there may be many."""
+    monkeypatch.setattr("actdet.data.formats.convert._MOST_FRAMES", 100)
+    write_video(tmp_path / "door.mp4", frames=40)
+    span = {"value": {"ranges": [{"start": 1, "end": 40}], "timelinelabels": ["fight"]}}
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps([task(*[span] * 3, video="door.mp4")]))
+    with pytest.raises(ActdetError, match="videos whose tracks have more than 100 frames together: 1"):
+        convert("label-studio", path, tmp_path / "out")
+    path.write_text(json.dumps([task(*[span] * 2, video="door.mp4")]))
+    assert convert("label-studio", path, tmp_path / "out").tubes == 2
+
+
 @pytest.mark.parametrize("name", ["..", ".hidden.mp4", "a\nb.mp4", "x" * 300 + ".mp4"])
 def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     content = ground_truth()

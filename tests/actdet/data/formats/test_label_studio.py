@@ -165,17 +165,24 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no file": (lambda path: path, "file not found; expected an export of Label Studio"),
     "FIFO": (lambda path: os.mkfifo(path), "it is not a regular file"),
     "empty": (lambda path: path.touch(), "is not JSON ("),
-    "binary": (lambda path: path.write_bytes(bytes(range(256))), "is not JSON ("),
-    "deep": (lambda path: path.write_text("[" * 10**6), "is not JSON ("),
-    "long number": (lambda path: path.write_text("1" * 10**5), "is not JSON ("),
+    "binary": (lambda path: path.write_bytes(bytes(range(256))), "byte 128 is not UTF-8 text"),
+    "deep": (lambda path: path.write_text("[" * 10**6), "has too many values inside of others"),
+    "long number": (lambda path: path.write_text("1" * 10**5), "task number 0: it is not an object"),
+    "twice": (lambda path: path.write_text('[{"id": 1, "id": 2}]'), "an object has two fields 'id'"),
     "number": (lambda path: path.write_text("[1]"), "task number 0: it is not an object"),
     "no list": (lambda path: write(path, task() | {"annotations": {}}), "annotations is not a list"),
     "no region": (lambda path: write(path, task(1)), "a region is not an object"),  # type: ignore[arg-type]
     "no frame": (lambda path: write(path, _with(frame=None)), "frame = None is not a finite number"),
     "negative": (lambda path: write(path, _with(frame=-1)), "frame = -1 is not a frame from 1 to 10000000"),
-    "huge": (lambda path: write(path, _with(frame=10**30)), "is not a frame from 1"),
+    "huge": (lambda path: write(path, _with(frame=10**30)), "frame = 1e+30 is beyond 1e+09"),
+    "late": (lambda path: write(path, _with(frame=10**8)), "frame = 100000000 is not a frame from 1"),
     "text": (lambda path: write(path, _with(x="1")), "x = '1' is not a finite number"),
-    "nan": (lambda path: write(path, _with(width=float("nan"))), "width = nan is not a finite number"),
+    "nan": (lambda path: write(path, _with(width=float("nan"))), "NaN is no number in JSON"),
+    "beyond float64": (lambda path: write(path, _with(x=10**400)), "x = inf is not a finite number"),
+    "digits": (lambda path: path.write_text(json.dumps([_with(x=7)]).replace("7", "1" * 5000)), "x = inf is not a"),
+    "beyond float32": (lambda path: write(path, _with(y=-1e300)), "y = -1e+300 is beyond 1e+09"),
+    "duration": (lambda path: write(path, task(region(duration=10**400))), "duration = inf is not a finite number"),
+    "long text": (lambda path: write(path, _with(x="1" * 10**6)), "1111...1111"),
     "switch": (lambda path: write(path, _with(enabled="yes")), "enabled = 'yes' is neither true nor false"),
     "count": (lambda path: write(path, task(region(framesCount="40"))), "framesCount = '40' is not a finite number"),
 }
@@ -186,8 +193,9 @@ def test_what_is_no_export_is_refused_in_one_line(path: Path, make: Callable[[Pa
     make(path)
     with pytest.raises(DataError) as caught:
         read_label_studio(path, None)
-    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).startswith(f"{path}:")
     assert expected in str(caught.value)
+    assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
 
 
