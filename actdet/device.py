@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from actdet.errors import ActdetError
 
@@ -173,6 +174,14 @@ def free_memory(device: torch.device) -> int:
         used = int((group / "memory.current").read_text())
         free = min(free, limit - used)
     return free
+
+
+def lay_channels_last(module: nn.Module) -> None:
+    """Lay out the weights of convolutions over pictures and videos channels-last in memory, as clips are."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim in formats:
+            tensor.data = tensor.data.to(memory_format=formats[tensor.ndim])
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

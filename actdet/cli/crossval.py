@@ -36,8 +36,7 @@ def crossval(
     Args:
         data: Folder with videos/ and annotations/.
         out: Folder for crossval.json and for a run of each fold.
-        family: What kind of detector to train; detr, the only one so far, is the default. --family NAME --help lists
-            the options of a family.
+        family: What kind of detector to train; by default detr. --family NAME --help lists the options of a family.
         folds: How many parts DATA is cut into, or the clips in DATA/train.txt if there is such a list.
         groups: A file with a line NAME GROUP for each clip. Clips of one group, such as those of one camera or person,
             are never on both sides of a fold. By default DATA/groups.txt, if there is such a file.

@@ -74,6 +74,8 @@ class Commands:
 
         function = _with_family(self.functions[first], rest)
         program = f"{self.program} {first}"
+        if function is not self.functions[first]:
+            program += f" --family {_value_of('--family', rest)}"
         _check_options(function, program, rest)
         return _parse(function, program, rest)
 

@@ -46,8 +46,7 @@ def train(
     Args:
         data: Folder with videos/ and annotations/.
         out: Folder for the log, the checkpoints, the trained model and the report.
-        family: What kind of detector to train; detr, the only one so far, is the default. --family NAME --help lists
-            the options of a family.
+        family: What kind of detector to train; by default detr. --family NAME --help lists the options of a family.
         val_share: Share of each class that is held out for the evaluation; 0 trains on all clips. A clip with actions
             of several classes counts for the class with the lowest id. By default 0.2; or if DATA has the lists
             train.txt and test.txt, the clips in test.txt are held out. If a share is given, they are kept for later.

@@ -14,7 +14,7 @@ from actdet.data.config import ClipSize
 from actdet.data.division import read_list
 from actdet.data.index import BadFiles, load_index
 from actdet.data.loader import ClipLoader
-from actdet.device import choose_precision, describe_device, memory_for
+from actdet.device import choose_precision, describe_device, lay_channels_last, memory_for
 from actdet.errors import ActdetError, DataError
 from actdet.evaluation.clips import BATCH_SIZE, Evaluation, evaluate
 from actdet.evaluation.metrics import Metrics
@@ -83,7 +83,7 @@ def evaluate_checkpoint(
     started = time.monotonic() if started is None else started
 
     detector, info = load_model(checkpoint, device)
-    detector.to(memory_format=torch.channels_last_3d)
+    lay_channels_last(detector)
     index = load_index(data, info.model.class_names, window=info.window, bad_files=bad_files)
     for line in index.notes:
         say(f"note: {line}")

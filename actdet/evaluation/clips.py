@@ -37,6 +37,8 @@ class Evaluation:
     """(n,) overlap of the decided box with the annotated box of that class; 0 if there is none."""
     targets: Targets
     """The annotations of the n clips."""
+    rule: str = ""
+    """How the detector decides, in sentences for people."""
 
 
 def evaluate(
@@ -95,6 +97,7 @@ def evaluate(
         truth=true_labels(targets, len(class_names), decision.label),
         iou=decided_iou(decision, targets),
         targets=targets,
+        rule=detector.rule,
     )
 
 

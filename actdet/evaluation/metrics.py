@@ -116,7 +116,7 @@ class Metrics:
         return [
             f"{self.clips} clips: video accuracy {video}, detection accuracy at IoU 0.5 {detection}",
             f"always answering {self.majority_class}: video accuracy {format_figure(self.majority_accuracy)}",
-            f"boxes: mean IoU {matched} for matched queries, {found} for found actions; AP {precision}",
+            f"boxes: mean IoU {matched} for matched candidates, {found} for found actions; AP {precision}",
             f"scores: expected calibration error {format_figure(self.calibration_error)}",
             f"loss: {self.describe_loss()}",
         ]

@@ -111,6 +111,7 @@ def write_report(
         reliability=reliability_curve(evaluation.metrics.reliability),
         curve=training_curve(log) if log else None,
         threshold=THRESHOLD,
+        rule=evaluation.rule,
     )
     # Names of files and classes need not be UTF-8.
     write_bytes(out / "report.html", html.encode(errors="xmlcharrefreplace"))

@@ -19,6 +19,8 @@ class FamilyConfig:
 
     family: ClassVar[str]
     """The name of the family in `actdet.models.families`."""
+    of_training: ClassVar[tuple[str, ...]] = ()
+    """The settings that belong to the training, not to the weights: a detector may be trained on with others."""
 
     class_names: tuple[str, ...] = CLASS_NAMES
     """Names of the action classes, in the order of their ids in the annotation files. A data set with a classes.txt,
@@ -53,3 +55,6 @@ class LossSettings(ABC):
     @abstractmethod
     def term_weights(self) -> dict[str, float]:
         """Return the weight of each term in the total loss, by the term's name among the network's `loss_names`."""
+
+    def __post_init__(self) -> None:
+        check_bounds(vars(self))

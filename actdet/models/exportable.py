@@ -23,6 +23,8 @@ class Exportable(nn.Module):
         network: A network of a family. It is copied, to the CPU.
     """
 
+    threshold: float | None = None
+    """The lowest score at which an action counts, if the outputs depend on it."""
     mean: Tensor
     std: Tensor
 
@@ -46,7 +48,7 @@ class Exportable(nn.Module):
                 to the file's own.
 
         Returns:
-            Tensors by the names of the outputs.
+            Tensors by the names of the outputs, in the order in which they are compared.
         """
         return network(normalize(clips)).final()._asdict()
 

@@ -90,14 +90,17 @@ class FamilyNetwork(nn.Module, ABC, Generic[C, O]):
         config: What the network was built from; a checkpoint records it.
         truth: What the loader has to cut out of the annotations for `losses`.
         loss_names: The names of what `losses` returns, "total" first.
-        backbone: The module that turns normalized clips (B, 3, T, S, S), floating point, into features. It may have
-            what some settings of a training need: a method `load_weights(source)` for `backbone_weights`, a flag
-            `shallow` for `shallow_epochs`, and a flag `checkpointing`, as `backbones.r2plus1d.Backbone` has them.
+        rule: What the box and the score of an action are, in sentences for the readers of a report.
+        backbone: The module that turns normalized clips (B, 3, T, S, S), floating point, into features. S is the image
+            size, or 0.7 of it in `small_epochs`. It may have what some settings of a training need: a method
+            `load_weights(source)` for `backbone_weights`, a flag `shallow` for `shallow_epochs`, and a flag
+            `checkpointing`, as `backbones.r2plus1d.Backbone` has them.
     """
 
     config: C
     truth: Truth
     loss_names: tuple[str, ...]
+    rule: str
     backbone: Any
 
     def forward(self, clips: Tensor) -> O:
@@ -106,7 +109,10 @@ class FamilyNetwork(nn.Module, ABC, Generic[C, O]):
 
     @abstractmethod
     def detect(self, features: Any) -> O:
-        """Compute what follows the backbone."""
+        """Compute what follows the backbone.
+
+        It may run under autocast. Bf16 has too few bits for a coordinate, so outputs should be computed in float32.
+        """
 
     @abstractmethod
     def losses(
@@ -142,7 +148,7 @@ class FamilyNetwork(nn.Module, ABC, Generic[C, O]):
         action.
 
         Args:
-            final: What `Outputs.final` returned for B clips.
+            final: What `Outputs.final` returned for B clips, on the network's device.
             weights: The settings of the losses that the network was trained with.
             threshold: The lowest score at which an action counts, in [0, 1].
         """

@@ -80,7 +80,7 @@ def export_model(
     *,
     format: Format = "onnx",
     opset: int | None = None,
-    threshold: float = THRESHOLD,
+    threshold: float | None = None,
     video: Path | None = None,
 ) -> Exported:
     """Write the detector of a checkpoint as one file, after comparing it with PyTorch.
@@ -90,7 +90,8 @@ def export_model(
         out: The file to write, whose name ends in the format; by default beside the checkpoint.
         format: onnx, or pt2 for `torch.export`.
         opset: The version of ONNX's operators, for format onnx only; by default `DEFAULT_OPSET`.
-        threshold: The lowest score at which an action counts, in [0, 1].
+        threshold: The lowest score at which an action counts, in [0, 1], by default 0.5; only for families that export
+            their rule.
         video: A video whose frames are compared; by default clips are rendered.
 
     Raises:
@@ -115,9 +116,11 @@ def export_model(
         source = f"{len(clips)} clips of {video}"
 
     with _one_line(out, "cannot be exported"):
-        exportable = detector.exportable(info.loss, threshold=threshold)
+        exportable = detector.exportable(info.loss, threshold=THRESHOLD if threshold is None else threshold)
+        if threshold is not None and exportable.threshold is None:
+            raise ActdetError(f"an export of the family {info.family} has no threshold inside: leave out threshold")
         program = _trace(exportable, info.model)
-        metadata = _metadata(info, threshold)
+        metadata = _metadata(info, exportable.threshold)
         if format == "pt2":
             data = _to_pt2(program, metadata)
         else:
@@ -240,10 +243,11 @@ def _one_line(path: Path, problem: str) -> Iterator[None]:
         raise DataError(path, f"{problem}: {type(error).__name__}: {reason}") from error
 
 
-def _metadata(info: CheckpointInfo, threshold: float) -> str:
-    """What a program that runs the file has to know, as JSON."""
+def _metadata(info: CheckpointInfo, threshold: float | None) -> str:
+    """What a program that runs the file has to know, as JSON; a file without a rule inside has no threshold."""
     from actdet import __version__
 
+    rule = {} if threshold is None else {"threshold": threshold}
     return json.dumps(
         {
             **asdict(info.loss),
@@ -254,7 +258,7 @@ def _metadata(info: CheckpointInfo, threshold: float) -> str:
             "frames": info.model.frames,
             "image_size": info.model.image_size,
             "clip_seconds": info.clip_seconds,
-            "threshold": threshold,
+            **rule,
         }
     )
 
@@ -354,7 +358,7 @@ def _compare(
     for clips, found in zip(batches, answers, strict=True):
         for name, wanted in exportable.expected(detector, clips, found).items():
             largest[name] = max(largest.get(name, 0.0), _difference(path, name, found[name], wanted))
-    return largest
+    return {name: largest[name] for name in answers[0]}
 
 
 def _difference(path: Path, name: str, found: Tensor, wanted: Tensor) -> float:

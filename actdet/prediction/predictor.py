@@ -24,7 +24,7 @@ import torch
 from actdet.bounds import check_bounds
 from actdet.data.augment import normalize
 from actdet.detections import THRESHOLD
-from actdet.device import choose_device, choose_precision, memory_for
+from actdet.device import choose_device, choose_precision, lay_channels_last, memory_for
 from actdet.errors import DataError
 from actdet.evaluation.clips import predict_batch
 from actdet.models.checkpoints import load_model
@@ -108,7 +108,7 @@ class Predictor:
         self.device = choose_device(device) if isinstance(device, str) else device
         self.dtype, _ = choose_precision(precision, self.device)
         self.detector, self.info = load_model(Path(checkpoint), self.device)
-        self.detector.to(memory_format=torch.channels_last_3d)
+        lay_channels_last(self.detector)
         self.threshold = threshold
 
     @property

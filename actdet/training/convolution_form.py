@@ -10,9 +10,8 @@ import time
 
 import torch
 
-from actdet.device import prepare_device
+from actdet.device import lay_channels_last, prepare_device
 from actdet.models.backbones.convolution import set_flat
-from actdet.models.backbones.r2plus1d import Backbone
 from actdet.models.config import FamilyConfig
 from actdet.models.families import build_network
 
@@ -37,12 +36,6 @@ def choose_convolutions(model: FamilyConfig, batch: int, device: torch.device, d
     """
     if device.type != "cuda":
         return True, "on a CPU 3-D ones err in bf16"
-
-    # A network on the device "meta" has modules, but takes no memory.
-    with torch.device("meta"):
-        backbone = build_network(model).backbone
-    if not isinstance(backbone, Backbone):
-        return True, "the backbone has no others"
 
     prepare_device(device)
     whole = batch
@@ -80,7 +73,8 @@ def _seconds_of_passes(model: FamilyConfig, flat: bool, batch: int, device: torc
     """
     side = model.image_size
     with torch.random.fork_rng([device]):
-        backbone = build_network(model).backbone.to(device).to(memory_format=torch.channels_last_3d).train()
+        backbone = build_network(model).backbone.to(device).train()
+        lay_channels_last(backbone)
         clips = torch.randn(batch, model.frames, side, side, 3, device=device).permute(0, 4, 1, 2, 3)
     set_flat(backbone, flat)
 

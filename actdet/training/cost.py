@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from actdet.device import lay_channels_last
 from actdet.models.backbones.r2plus1d import Backbone
 from actdet.models.config import FamilyConfig
 from actdet.models.families import build_network
@@ -234,10 +235,7 @@ def _detector(model: FamilyConfig, *, aligned: bool = True) -> FamilyNetwork:
     detector = build_network(model).train()
     if not aligned and isinstance(detector.backbone, Backbone):
         detector.backbone = Backbone(aligned=False)
-    for parameter in detector.parameters():
-        # nn.Module.to cannot do this with fake tensors.
-        if parameter.ndim == 5:
-            parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
+    lay_channels_last(detector)
     return detector
 
 

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import torch
 from actdet_kernels import explain_backend
+from torch import nn
 
 from actdet.data.cache import choose_cache
 from actdet.data.clips import ClipIndex
@@ -18,8 +19,10 @@ from actdet.data.config import ClipSize
 from actdet.device import choose_precision, choose_step, device_name
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
+from actdet.models.backbones.convolution import FactorizedConv
 from actdet.models.config import FamilyConfig
-from actdet.models.families import loss_class
+from actdet.models.families import build_network, loss_class
+from actdet.models.family import FamilyNetwork
 from actdet.training.config import TrainConfig
 from actdet.training.convolution_form import choose_convolutions
 from actdet.video.readers import choose_reader
@@ -56,7 +59,7 @@ class Plan:
     cache: Choice[bool]
     """Whether decoded clips are kept in the device's memory."""
     flat: Choice[bool]
-    """Whether a backbone's factorized convolutions are computed in two dimensions instead of three."""
+    """Whether factorized convolutions are computed in two dimensions instead of three; no reason if there are none."""
     matching: Choice[str]
     """What computes matching and loss: triton, cpu or reference. Every operation of the kernels chooses by this same
     rule."""
@@ -70,13 +73,13 @@ class Plan:
         """Say in one line which paths the training takes on this machine, and why."""
         count = self.processes.count
         several = f"{count} processes, each " if count > 1 else ""
-        dimensions = 2 if self.flat.value else 3
+        convolutions = f"{2 if self.flat.value else 3}-D convolutions ({self.flat.reason})"
         return "; ".join(
             [
                 f"{several}{device_name(self.device)}",
                 f"{str(self.dtype.value).removeprefix('torch.')} ({self.dtype.reason})",
                 f"step {self.launch.value} ({self.launch.reason})",
-                f"{dimensions}-D convolutions ({self.flat.reason})",
+                *([convolutions] if self.flat.reason else []),
                 f"reader {self.reader.value} ({self.reader.reason})",
                 self.cache.reason,
                 f"matching and loss by {self.matching.value}: {self.matching.reason}",
@@ -104,11 +107,15 @@ def make_plan(
         The plan. On a GPU, making it takes seconds (`choose_convolutions`).
 
     Raises:
-        ActdetError: If a clip has more annotations than the detector has queries, or if something was asked for by name
-            that this machine cannot do.
+        ActdetError: If a clip has more annotations than the detector has queries, if a setting is not for detectors of
+            this family, or if something was asked for by name that this machine cannot do.
     """
-    _check_losses(model, config)
-    _check_queries(index, model)
+    # A network on the device "meta" has all modules and takes no memory.
+    with torch.device("meta"):
+        network = build_network(model)
+        auxiliary_head = network.auxiliary_head()
+    _check_options(network, auxiliary_head, config)
+    _check_actions(index, model)
     dtype, dtype_reason = choose_precision(config.precision, device)
     launch, launch_reason = choose_step(
         config.step, device, processes=processes.count, checkpointing=config.checkpointing
@@ -128,7 +135,9 @@ def make_plan(
 
     # The measurement takes memory for a while, so it comes after the choice that counts the free memory.
     # The first process has the largest share of a batch.
-    flat, flat_reason = choose_convolutions(model, -(-config.batch_size // processes.count), device, dtype)
+    flat, flat_reason = True, ""
+    if any(isinstance(module, FactorizedConv) for module in network.modules()):
+        flat, flat_reason = choose_convolutions(model, -(-config.batch_size // processes.count), device, dtype)
     matching, _, matching_reason = explain_backend(device).partition(": ")
     return Plan(
         model=model,
@@ -144,26 +153,41 @@ def make_plan(
     )
 
 
-def _check_losses(model: FamilyConfig, config: TrainConfig) -> None:
-    """Raise ActdetError if the settings of the losses are those of another family."""
-    wanted = loss_class(model.family)
+def _check_options(network: FamilyNetwork, auxiliary_head: nn.Module | None, config: TrainConfig) -> None:
+    """Raise ActdetError if a setting is for networks of another family, or for other backbones."""
+    family = network.config.family
+    wanted = loss_class(family)
     if not isinstance(config.loss, wanted):
         given = type(config.loss).__name__
-        raise ActdetError(f"the family {model.family} needs {wanted.__name__} for its losses, got {given}")
+        raise ActdetError(f"the family {family} needs {wanted.__name__} for its losses, got {given}")
+
+    if config.auxiliary_weight and auxiliary_head is None:
+        raise ActdetError(f"the family {family} has no auxiliary loss: leave out auxiliary_weight")
+
+    # What a backbone can do it says by its attributes (`FamilyNetwork.backbone`).
+    backbone = network.backbone
+    of_other = f"is not for the backbone of the family {family}"
+    takes_weights = config.init is None and config.backbone_weights != "none"
+    if takes_weights and not hasattr(backbone, "load_weights"):
+        raise ActdetError(f"backbone_weights {config.backbone_weights} {of_other}: set backbone_weights to none")
+    for option, attribute in (("shallow_epochs", "shallow"), ("checkpointing", "checkpointing")):
+        if getattr(config, option) and not hasattr(backbone, attribute):
+            raise ActdetError(f"{option} {of_other}: leave it out")
 
 
-def _check_queries(index: ClipIndex, model: FamilyConfig) -> None:
-    """Raise ActdetError if a clip has more annotations than the detector has queries to match with them."""
+def _check_actions(index: ClipIndex, model: FamilyConfig) -> None:
+    """Raise ActdetError if a clip has more annotations than the network can learn from."""
     if not index.clips:
         return
     fullest = max(index.clips, key=lambda clip: len(clip.annotations))
     annotations = len(fullest.annotations)
     most = model.max_actions()
-    if most is not None and annotations > most:
-        raise ActdetError(
-            f"clip {fullest.name} has {annotations} annotations, more than the {most} queries of the model: "
-            f"use --queries {annotations} or more"
-        )
+    if most is None or annotations <= most:
+        return
+    problem = f"clip {fullest.name} has {annotations} annotations"
+    if hasattr(model, "queries"):
+        raise ActdetError(f"{problem}, more than the {most} queries of the model: use --queries {annotations} or more")
+    raise ActdetError(f"{problem}, and a detector of the family {model.family} learns from {most} at most")
 
 
 def _clip_size(model: FamilyConfig) -> ClipSize:

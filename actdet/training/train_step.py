@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from actdet.data.augment import Batch
+from actdet.device import lay_channels_last
 from actdet.distributed import ALONE, Processes, synchronize_batch_norm
-from actdet.errors import ActdetError
 from actdet.models.backbones.convolution import fuse_norms
 from actdet.models.family import FamilyNetwork
 from actdet.training.config import TrainConfig
@@ -50,9 +50,6 @@ class TrainStep:
         dtype: The network's arithmetic; parameters, losses and averages are float32.
         mode: How the step is launched: "eager", "compile" or "graph".
         processes: The processes that share each batch.
-
-    Raises:
-        ActdetError: If an auxiliary loss is asked for that the detector's family has not.
 
     Attributes:
         losses: float32 on the device, the values of the detector's `loss_names` summed over the steps since it was last
@@ -78,12 +75,11 @@ class TrainStep:
         self.mode = mode
         self.processes = processes
 
-        detector = detector.to(device).to(memory_format=torch.channels_last_3d)
+        detector = detector.to(device)
+        lay_channels_last(detector)
         detector.backbone.requires_grad_(not config.freeze_backbone)
         detector.backbone.checkpointing = config.checkpointing
         self.auxiliary_head = detector.auxiliary_head()
-        if self.auxiliary_head is None and config.auxiliary_weight:
-            raise ActdetError(f"the family {detector.config.family} has no auxiliary loss: leave out auxiliary_weight")
         if self.auxiliary_head is not None:
             self.auxiliary_head.to(device).requires_grad_(config.auxiliary_weight > 0)
         if processes.count > 1:

@@ -45,7 +45,7 @@ from actdet.training.run_state import (
 )
 from actdet.training.schedule import check_last_batch, dropout_seed, last_batch, learning_rate
 from actdet.training.speed import Speedometer
-from actdet.training.start_weights import check_options, load_start_weights
+from actdet.training.start_weights import load_start_weights
 from actdet.training.train_step import TrainStep
 
 # Steps between two reads of the losses from the device.
@@ -80,7 +80,7 @@ class Trainer:
 
     Raises:
         ActdetError: If the last batch of an epoch would have fewer clips than there are processes, or if the weights to
-            start from cannot be had, or if an option is not for networks of this family.
+            start from cannot be had.
     """
 
     def __init__(
@@ -108,7 +108,6 @@ class Trainer:
 
         torch.manual_seed(self.config.seed)
         detector = build_network(plan.model)
-        check_options(detector, self.config)
         if not to_restore:
             load_start_weights(detector, self.config)
         set_flat(detector.backbone, plan.flat.value)
@@ -307,11 +306,18 @@ class Trainer:
             "lr": learning_rate(self.config, (self.step_number - 1) / self.steps_per_epoch),
             "loss": dict(zip(self.detector.loss_names, values, strict=True)),
             # The first loss is the sum of the others, each by its weight.
-            "loss_weights": {**self.config.loss.term_weights(), "auxiliary": self.config.auxiliary_weight},
+            "loss_weights": self._loss_weights(),
             "speed": self.speedometer.read(whole=self.step_number > self.steps_per_epoch * partial_epochs),
         }
         self._log(record)
         return record
+
+    def _loss_weights(self) -> dict[str, float]:
+        """The weight of each term in the first loss, by name."""
+        weights = self.config.loss.term_weights()
+        if self.train_step.auxiliary_head is not None:
+            weights["auxiliary"] = self.config.auxiliary_weight
+        return weights
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.processes.rank == 0:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from actdet.bounds import check_bounds
 from actdet.models.config import FamilyConfig, LossSettings
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ class ModelConfig(FamilyConfig):
     """The shape of the detector."""
 
     family = "detr"
+    of_training = ("dropout", "deep_supervision")
 
     queries: int = 12
     """How many predictions a clip gets: more than the most actions in any clip."""
@@ -50,9 +50,6 @@ class LossConfig(LossSettings):
     """Weight of the generalized-IoU loss of the boxes."""
     no_object_weight: float = 0.1
     """Weight of a query without a target in the cross-entropy."""
-
-    def __post_init__(self) -> None:
-        check_bounds(vars(self))
 
     @property
     def match_weights(self) -> MatchWeights:

@@ -54,6 +54,10 @@ class ActionDetector(FamilyNetwork[ModelConfig, Predictions]):
 
     truth: Truth = "clip_box"
     loss_names = LOSSES
+    rule = (
+        "It is a mean of the boxes of its most confident queries. "
+        "The score is how many actions of the class are expected in the clip, at most 1."
+    )
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from actdet.models.backbones.folding import fold_norms
 from actdet.models.backbones.r2plus1d import SPATIAL_STRIDE
 from actdet.models.detr.decision import action_probabilities, decide
 from actdet.models.exportable import Exportable
+from actdet.models.family import Decision
 
 if TYPE_CHECKING:
     from actdet.models.detr.detector import ActionDetector, Predictions
@@ -64,7 +65,9 @@ class ExportableDetector(Exportable):
 
     def expected(self, network: ActionDetector, clips: Tensor, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         predictions = network(normalize(clips)).final()
-        return self._answer(predictions, predictions._replace(logits=found["logits"], boxes=found["boxes"]))
+        answer = self._answer(predictions, predictions._replace(logits=found["logits"], boxes=found["boxes"]))
+        # The file's own logits and boxes come first: if they are wrong, what the rule makes of them says nothing.
+        return dict(sorted(answer.items(), key=lambda item: item[0] in Decision._fields))
 
     def _answer(self, predictions: Predictions, of_rule: Predictions) -> dict[str, Tensor]:
         """The outputs by name, where the rule is applied to `of_rule`."""

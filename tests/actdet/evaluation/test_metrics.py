@@ -217,7 +217,7 @@ def test_clips_without_any_action() -> None:
     assert got.classes["fight"] == ClassMetrics(precision=None, recall=None, f1=None, support=0)
     assert got.classes["collapse"] == ClassMetrics(precision=0.0, recall=None, f1=0.0, support=0)
     assert got.classes["no action"] == ClassMetrics(precision=1.0, recall=0.5, f1=2 / 3, support=2)
-    assert got.describe()[2] == "boxes: mean IoU n/a for matched queries, n/a for found actions; AP n/a"
+    assert got.describe()[2] == "boxes: mean IoU n/a for matched candidates, n/a for found actions; AP n/a"
 
 
 def test_one_class_and_half_precision_predictions() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from actdet import TrainConfig, evaluate, load_model, train
-from actdet.errors import ActdetError
+from actdet.bounds import BOUNDS
+from actdet.errors import ActdetError, SettingError
 from actdet.models.detr.config import LossConfig, ModelConfig
 from actdet.models.families import FAMILIES, FamilyParts, build_network, config_class, loss_class
 from actdet.models.family import FamilyNetwork
@@ -41,6 +43,15 @@ def test_every_entry_is_whole(family: str) -> None:
     assert network.config is config
     assert network.loss_names[0] == "total"
     assert set(loss_class(family)().term_weights()) < set(network.loss_names)
+    assert network.rule
+
+    # The settings are checked before any work begins.
+    for settings in (config, loss_class(family)()):
+        numbers = {name: value for name, value in vars(settings).items() if type(value) in (int, float)}
+        assert numbers.keys() <= BOUNDS.keys()
+        for name in numbers:
+            with pytest.raises(SettingError, match=name):
+                replace(settings, **{name: -1.0})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_network_that_lacks_a_method_is_refused() -> None:
@@ -69,7 +80,10 @@ def test_the_commands_take_another_family(toy: None, actdet_command: Actdet, ren
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     losses = next(record["loss"] for record in records if "loss" in record)
     assert losses["total"] == pytest.approx(losses["cls"] + 2 * losses["box"], rel=1e-5)
-    assert "width" in (run / "report.html").read_text()
+    assert "auxiliary" not in losses
+    report = (run / "report.html").read_text()
+    assert "width" in report
+    assert Toy.rule in report
 
     evaluated = actdet_command("evaluate", model, rendered, "--out", tmp_path / "again", "--held-out", "--workers", "0")
     assert evaluated.code == 0, evaluated.err
@@ -129,7 +143,10 @@ def test_the_outputs_of_another_family_are_exported(
 ) -> None:
     config = TrainConfig(epochs=1, loss=ToyLoss(), backbone_weights="none", workers=0, precision="fp32")
     train(rendered, tmp_path, model=ToyConfig(image_size=32, frames=8), config=config, val_share=0)
-    exported = actdet_command("export", tmp_path / "model.safetensors", "--format", format)
+    model = tmp_path / "model.safetensors"
+    refused = actdet_command("export", model, "--format", format, "--threshold", "0.5")
+    assert refused.complaint() == "an export of the family toy has no threshold inside: leave out threshold"
+    exported = actdet_command("export", model, "--format", format)
     assert exported.code == 0, exported.err
     if format == "pt2":
         return
@@ -146,6 +163,18 @@ def test_the_outputs_of_another_family_are_exported(
         wanted = detector(pixels.float().permute(0, 4, 1, 2, 3))
     np.testing.assert_allclose(logits, wanted.logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(boxes, wanted.boxes, rtol=1e-4, atol=1e-4)
+
+
+def test_more_actions_than_the_family_learns_from_are_refused(toy: None, tmp_path: Path, rendered: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(rendered, data)
+    name = min(path.stem for path in (data / "annotations").iterdir() if path.stat().st_size)
+    annotation = data / "annotations" / f"{name}.txt"
+    annotation.write_text(annotation.read_text() * 2)
+    config = TrainConfig(loss=ToyLoss(), backbone_weights="none", workers=0, precision="fp32")
+    with pytest.raises(ActdetError) as caught:
+        train(data, tmp_path / "run", model=ToyConfig(image_size=32, frames=8), config=config)
+    assert str(caught.value) == f"clip {name} has 2 annotations, and a detector of the family toy learns from 1 at most"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +204,7 @@ def test_an_option_that_the_family_has_no_use_for_is_refused(
 @pytest.mark.parametrize("command", ["train", "crossval"])
 def test_an_unknown_family_is_a_mistyped_option(actdet_command: Actdet, command: str, words: list[str]) -> None:
     ended = actdet_command(command, "data", *words)
-    assert (ended.code, ended.err) == (2, "actdet: there is no family tubelot: use detr\n")
+    assert (ended.code, ended.err) == (2, f"actdet: there is no family tubelot: use {', '.join(FAMILIES)}\n")
 
 
 def test_each_family_has_its_own_options(toy: None, actdet_command: Actdet) -> None:
@@ -186,4 +215,5 @@ def test_each_family_has_its_own_options(toy: None, actdet_command: Actdet) -> N
     assert "--l1-weight" not in shown
 
     mistyped = actdet_command("train", "data", "--family", "toy", "--queries", "3")
-    assert (mistyped.code, mistyped.err.startswith("actdet: actdet train has no option --queries")) == (2, True)
+    line = "actdet train --family toy has no option --queries; actdet train --family toy --help lists all options"
+    assert (mistyped.code, mistyped.err) == (2, f"actdet: {line}\n")

@@ -11,6 +11,7 @@ from actdet_kernels import Targets
 from torch import Tensor, nn
 
 from actdet.detections import THRESHOLD, Action
+from actdet.distributed import ALONE, Processes
 from actdet.models.config import FamilyConfig, LossSettings
 from actdet.models.family import Assessment, Candidates, Decision, Detections, FamilyNetwork
 
@@ -23,6 +24,9 @@ class ToyConfig(FamilyConfig):
 
     width: int = 8
     """Channels of the convolution."""
+
+    def max_actions(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True)
@@ -46,28 +50,47 @@ class ToyOutputs(NamedTuple):
         return self
 
 
+class MiddleFrame(nn.Sequential):
+    """Its layers see the middle frame alone: (B, 3, T, S, S) to (B, width, S / 8, S / 8)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input[:, :, input.shape[2] // 2])
+
+
 class Toy(FamilyNetwork[ToyConfig, ToyOutputs]):
-    """The mean features of a convolution, and one linear layer."""
+    """The mean features of a convolution over one frame, and one linear layer."""
 
     truth = "clip_box"
     loss_names = ("total", "cls", "box")
+    rule = "Its score is the softmax of a linear layer."
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = nn.Conv3d(3, config.width, 8, stride=8)
+        self.backbone = MiddleFrame(nn.Conv2d(3, config.width, 8, stride=8))
         self.head = nn.Linear(config.width, len(config.class_names) + 1 + 4)
 
     def detect(self, features: Tensor) -> ToyOutputs:
-        output = self.head(features.float().mean((2, 3, 4)))
+        output = self.head(features.float().mean((2, 3)))
         return ToyOutputs(output[:, :-4], output[:, -4:].sigmoid())
 
-    def losses(self, outputs: ToyOutputs, targets: Targets, weights: ToyLoss, **_: Any) -> dict[str, Tensor]:
-        is_action = targets.counts > 0
-        label = torch.where(is_action, targets.labels[:, 0], len(self.config.class_names))
-        cls = F.cross_entropy(outputs.logits, label)
+    def losses(
+        self,
+        outputs: ToyOutputs,
+        targets: Targets,
+        weights: ToyLoss,
+        *,
+        processes: Processes = ALONE,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        is_action = (targets.counts > 0).float()
+        label = torch.where(targets.counts > 0, targets.labels[:, 0], len(self.config.class_names))
+
+        # The loss of a batch is divided by what all processes have of it, and averaged over them.
+        clips, boxes = processes.sum(torch.stack([torch.ones_like(is_action).sum(), is_action.sum()])) / processes.count
+        cls = F.cross_entropy(outputs.logits, label, reduction="sum") / clips
         distance = (outputs.boxes - targets.boxes[:, 0]).abs().sum(-1)
-        box = (distance * is_action).sum() / is_action.sum().clamp(min=1)
+        box = (distance * is_action).sum() / boxes.clamp(min=1 / processes.count)
         return {"total": cls + weights.box_weight * box, "cls": cls, "box": box}
 
     def detections(self, final: ToyOutputs, weights: ToyLoss, *, threshold: float = THRESHOLD) -> Detections:

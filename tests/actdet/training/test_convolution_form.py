@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from actdet.models.backbones.convolution import FactorizedConv
 from actdet.models.backbones.r2plus1d import Backbone
@@ -72,10 +72,3 @@ def test_passes_are_timed_over_the_whole_batch(flat: bool, monkeypatch: pytest.M
     seconds = convolution_form._seconds_of_passes(small, flat, 3, torch.device("cpu"), torch.float32)
     assert seconds > 0
     assert set(seen) == {((3, 3, 8, 32, 32), True)}
-
-
-def test_a_backbone_without_factorized_convolutions_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detector, "Backbone", nn.Identity)
-    monkeypatch.setattr(convolution_form, "_seconds_of_passes", None)
-    choice = choose_convolutions(MODEL, 10, torch.device("cuda"), torch.float32)
-    assert choice == (True, "the backbone has no others")

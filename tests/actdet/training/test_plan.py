@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from actdet import device as device_module
 from actdet.data import cache as caching
@@ -142,6 +143,8 @@ def test_nobody_chooses_again(
 
     for name in CHOICES:
         monkeypatch.setattr(planning, name, counted(name))
+    # The small backbone has none of these, and their form would be nobody's choice.
+    monkeypatch.setattr(planning, "FactorizedConv", nn.Conv3d)
     # These are the functions that others could import.
     for name in ("choose_step", "choose_precision"):
         monkeypatch.setattr(device_module, name, None)
