@@ -181,8 +181,13 @@ def check_compiled(compiled: Any, kind: Any, tubelets: bool, leading: tuple[int,
         torch.testing.assert_close(one, other, **error)
 
 
+# Ahead of time, PyTorch traces all that it traces eagerly; inductor writes C++, which takes long.
+COMPILERS = [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"]
+INDUCTED = [kind if kind == "triton" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+
+
 @pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_whole_it_gives_what_it_gives_eagerly(kind: str, compiler: str, dynamic: bool | None) -> None:
     torch.compiler.reset()
@@ -206,9 +211,8 @@ def test_compiled_it_refuses_a_second_derivative_too() -> None:
         torch.autograd.grad(total, leaves, create_graph=True)[0].sum().backward()
 
 
-# Inductor writes C++.
 @NEEDS_COMPILER
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INDUCTED)
 def test_compiled_by_inductor_it_gives_what_it_gives_eagerly(kind: str) -> None:
     torch.compiler.reset()
     check_compiled(torch.compile(criterion, fullgraph=True), kind, False, (2,), exact=kind != "reference")
@@ -228,16 +232,15 @@ def check_compiled_clips(compiled: Any, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("kind", ["triton", "reference", "auto"])
 def test_compiled_clips_are_the_eager_ones(kind: str, compiler: str, dynamic: bool | None) -> None:
     torch.compiler.reset()
     check_compiled_clips(torch.compile(gather_clips, fullgraph=True, backend=compiler, dynamic=dynamic), kind)
 
 
-# Inductor writes C++.
 @NEEDS_COMPILER
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INDUCTED)
 def test_clips_compiled_by_inductor_are_the_eager_ones(kind: str) -> None:
     torch.compiler.reset()
     check_compiled_clips(torch.compile(gather_clips, fullgraph=True), kind)

@@ -97,7 +97,7 @@ class Case:
 
 # 48 pixels give a grid of 3, 112 one of 7; 128 give 8 x 8 features, which 7 does not divide.
 CASES = [
-    ("onnx", 48),
+    pytest.param(("onnx", 48), marks=pytest.mark.slow),
     pytest.param(("onnx", 112), marks=pytest.mark.slow),
     ("onnx", 128),
     ("pt2", 48),
