@@ -13,26 +13,34 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from tests.kernels.device import DEVICE, KINDS
-from tests.kernels.oracles import costs, loss_case, random_boxes, random_tubelets, sigmoid_class_costs, tubelet_costs
+from tests.kernels.oracles import (
+    LossCase,
+    costs,
+    loss_case,
+    random_boxes,
+    random_tubelets,
+    sigmoid_class_costs,
+    tubelet_costs,
+    weighted_sum,
+)
 
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
 
-# leading, queries, classes, counts, size
-CASES = [((2,), 12, 3, [1, 0, 3], 3), ((), 5, 65, [7, 3], 9)]
+CASES: list[LossCase] = [((2,), 12, 3, [1, 0, 3], 3), ((), 5, 65, [7, 3], 9)]
 
 
 def on_device(logits: Tensor, boxes: Tensor, targets: Any, matched: Tensor) -> tuple[Tensor, Tensor, Any, Tensor]:
-    leaves = [value.detach().clone().to(DEVICE).requires_grad_() for value in (logits, boxes)]
-    return *leaves, targets.to(DEVICE), matched.to(DEVICE)
+    logits, boxes = (value.detach().clone().to(DEVICE).requires_grad_() for value in (logits, boxes))
+    return logits, boxes, targets.to(DEVICE), matched.to(DEVICE)
 
 
 def check_loss(case: tuple[Any, ...], terms: Any, kind: Any, **options: Any) -> None:
     """The losses, and the gradients of a weighted sum of them, are those of `terms` (cls, l1, giou), to 1e-12."""
     leaves = [value.detach().clone().requires_grad_() for value in case[:2]]
     wanted = terms(*leaves)
-    total = sum(weight * term for weight, term in zip(WEIGHTS, wanted, strict=True))
+    total = weighted_sum(WEIGHTS, wanted)
     cotangents = torch.tensor([0.7, -1.3, 0.4, 2.1], dtype=torch.float64)
-    weighted = sum(cotangent * value for cotangent, value in zip(cotangents, (total, *wanted), strict=True))
+    weighted = weighted_sum(cotangents, (total, *wanted))
     theirs = torch.autograd.grad(weighted, leaves, allow_unused=True, materialize_grads=True)
 
     arguments = on_device(*case)
@@ -48,7 +56,7 @@ def same_in_all(*arguments: Any, error: float, **options: Any) -> tuple[Any, tup
     """The kernels' losses and gradients, which are finite and the reference's to within `error` of the largest."""
     results = []
     for kind in KINDS:
-        got = set_loss(*arguments, backend=kind, **options)  # pyright: ignore[reportArgumentType]
+        got = set_loss(*arguments, backend=kind, **options)
         results.append((got, torch.autograd.grad(got.total, arguments[:2])))
     *ours, (their_losses, their_gradients) = results
     for losses, gradients in ours:

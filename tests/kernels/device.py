@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from actdet_kernels.backend import Backend
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HAS_TRITON = sys.platform == "linux"  # a dependency there: a kernel that cannot be imported fails its tests
@@ -23,6 +24,6 @@ POISONED = [*NEEDS_KERNELS, pytest.mark.usefixtures("allocated")]
 
 # What holds of one implementation holds of all. (Whether the C++ one must be there, `test_backend.py` says.)
 HAS_CPP = importlib.util.find_spec("actdet_kernels.cpu.native") is not None
-KERNELS = ["triton", "cpu"] if HAS_CPP else ["triton"]
-KINDS = [*KERNELS, "reference"]
+KERNELS: list[Backend] = ["triton", "cpu"] if HAS_CPP else ["triton"]
+KINDS: list[Backend] = [*KERNELS, "reference"]
 EACH_KERNEL = pytest.mark.parametrize("kernels", KERNELS)

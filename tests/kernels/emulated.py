@@ -51,6 +51,7 @@ from tests.kernels.oracles import (
     sigmoid_class_costs,
     sigmoid_class_loss,
     tubelet_costs,
+    weighted_sum,
 )
 from tests.kernels.ptxsim import launch
 from tests.kernels.ptxsim.generator import Generator
@@ -163,16 +164,18 @@ def loss_and_gradient_case(
     """`counts`: the number of each sample's targets, which are padded to one more than the largest."""
     logits, boxes, targets, matched = loss_case((2,), queries, classes, counts, max(counts) + 1, kind)
     # Both sides start from what the kernel's type can hold.
-    leaves = [[value.to(dtype).to(kept).requires_grad_() for value in (logits, boxes)] for kept in (dtype, FP64)]
+    logits, boxes = (value.to(dtype).requires_grad_() for value in (logits, boxes))
+    exact_logits, exact_boxes = (value.detach().to(FP64).requires_grad_() for value in (logits, boxes))
     weights = torch.linspace(0.5, 2, classes) if weighted else None
     options: Any = {"gamma": gamma, "box_term": box_term, "class_weights": weights}
     wanted = targets
     targets = several_labels(targets) if several else targets
-    got = set_loss(*leaves[0], targets, matched, weights=WEIGHTS, class_loss=kind, **options, backend="triton")
-    terms = criterion(*leaves[1], wanted, matched, 0.1, kind, **options)
+    got = set_loss(logits, boxes, targets, matched, weights=WEIGHTS, class_loss=kind, **options, backend="triton")
+    terms = criterion(exact_logits, exact_boxes, wanted, matched, 0.1, kind, **options)
     if several or kind in ("varifocal", "quality_focal"):
-        terms = (sigmoid_class_loss(*leaves[1], targets, matched, kind, 0.25, gamma), *terms[1:])
-    total = sum(weight * term for weight, term in zip(WEIGHTS, terms, strict=True))
+        cls = sigmoid_class_loss(exact_logits, exact_boxes, targets, matched, kind, 0.25, gamma)
+        terms = (cls, *terms[1:])
+    total = weighted_sum(WEIGHTS, terms)
 
     eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
     for mine, theirs in zip(got, (total, *terms), strict=True):
@@ -180,7 +183,9 @@ def loss_and_gradient_case(
 
     got.total.backward()
     total.backward()
-    for mine, theirs in zip(*leaves, strict=True):
+    for mine, theirs in ((logits, exact_logits), (boxes, exact_boxes)):
+        assert mine.grad is not None
+        assert theirs.grad is not None
         scale = float(theirs.grad.abs().max())
         tolerance = torch.finfo(dtype).eps + 64 * eps
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=tolerance, atol=tolerance * scale)
@@ -333,7 +338,7 @@ def noticed_of(case: Callable[[], None], emulator: Emulator) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("capability", type=int, help="the architecture to compile for, 90 for sm_90")
     parser.add_argument("mode", choices=["lockstep", "warps", "barriers"])
     parser.add_argument("seed", type=int, help="of the random order of warps")

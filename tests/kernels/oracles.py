@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
+from collections.abc import Iterable
 from itertools import permutations
 
 import numpy as np
@@ -11,6 +14,9 @@ import torch.nn.functional as F
 from actdet_kernels import MatchWeights, Targets, Tubelets
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou, distance_box_iou_loss, generalized_box_iou, sigmoid_focal_loss
+
+# The leading dimensions of a case of `loss_case`, its numbers of queries and classes, the counts, the padded size.
+LossCase = tuple[tuple[int, ...], int, int, list[int], int]
 
 
 def random_boxes(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -59,9 +65,15 @@ def loss_case(
     return logits, boxes, targets, matched
 
 
+def weighted_sum(weights: Iterable[float | Tensor], values: Iterable[Tensor]) -> Tensor:
+    """The sum of as many products, in the dtype of the values."""
+    return functools.reduce(operator.add, (weight * value for weight, value in zip(weights, values, strict=True)))
+
+
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """GIoU of two boxes (4,), differentiable, by torchvision."""
-    return generalized_box_iou(*(box_convert(box[None], "cxcywh", "xyxy") for box in (a, b)))[0, 0]
+    first, second = (box_convert(box[None], "cxcywh", "xyxy") for box in (a, b))
+    return generalized_box_iou(first, second)[0, 0]
 
 
 def box_loss(a: Tensor, b: Tensor, kind: str) -> Tensor:
@@ -96,10 +108,10 @@ def pair_cost(
     else:
         found, missed = math.log1p(math.exp(-logits[label])), math.log1p(math.exp(logits[label]))
         cls = alpha * math.exp(-gamma * missed) * found - (1 - alpha) * math.exp(-gamma * found) * missed
-    l1 = sum(abs(mine - wanted) for mine, wanted in zip(box, target, strict=True))
+    l1 = sum(abs(one - other) for one, other in zip(box, target, strict=True))
     if box_term != "giou":
-        boxes = (torch.tensor(values, dtype=torch.float64) for values in (box, target))
-        return weights.cls * cls + weights.l1 * l1 + weights.giou * box_loss(*boxes, box_term).item()
+        mine, wanted = (torch.tensor(values, dtype=torch.float64) for values in (box, target))
+        return weights.cls * cls + weights.l1 * l1 + weights.giou * box_loss(mine, wanted, box_term).item()
     spans = [[(b[i] - b[i + 2] / 2, b[i] + b[i + 2] / 2) for b in (box, target)] for i in (0, 1)]
     inter = math.prod(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a, b in spans)
     hull = math.prod(max(a[1], b[1]) - min(a[0], b[0]) for a, b in spans)
@@ -183,7 +195,7 @@ def criterion(
     for layer_logits, layer_boxes, layer_matched in zip(
         *fields, matched.view(layers, *matched.shape[-2:]), strict=True
     ):
-        wanted = [[None] * queries for _ in range(batch)]
+        wanted: list[list[int | None]] = [[None] * queries for _ in range(batch)]
         for sample, count in enumerate(counts):
             for target in range(count):
                 query = int(layer_matched[sample, target])
@@ -231,9 +243,10 @@ def sigmoid_class_loss(
         *problem, target = place
         sample, query = problem[-1], int(matched[place])
         if query >= 0 and target < targets.counts[sample]:
-            pairs = [boxes[(*problem, query)].detach().reshape(-1, 4), targets.boxes[sample, target].reshape(-1, 4)]
-            ious = box_iou(*(box_convert(pair.double(), "cxcywh", "xyxy") for pair in pairs)).diag()
-            visible = [True] if matched.ndim == boxes.ndim - 1 else targets.visible[sample, target].tolist()
+            pair = (boxes[(*problem, query)].detach(), targets.boxes[sample, target])
+            mine, real = (box_convert(box.reshape(-1, 4).double(), "cxcywh", "xyxy") for box in pair)
+            ious = box_iou(mine, real).diag()
+            visible = targets.visible[sample, target].tolist() if isinstance(targets, Tubelets) else [True]
             seen = [iou for iou, here in zip(ious, visible, strict=True) if here]
             for index in labels_of(targets, sample, target):
                 wanted[(*problem, query, index)] = torch.stack(seen).mean() if seen else 1.0

@@ -18,7 +18,6 @@ from actdet_kernels import Assignment, match, solve_assignment, solve_matching
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
 from tests.kernels.device import DEVICE, EACH_KERNEL, POISONED
 from tests.kernels.oracles import best_assignment, random_boxes, random_logits, random_targets
@@ -320,8 +319,8 @@ def test_a_bad_target_takes_the_worst_query_and_the_good_ones_their_best(kernels
     targets.boxes[0, 1, 2] = math.nan
     good = targets._replace(labels=targets.labels[:, ::2], boxes=targets.boxes[:, ::2], counts=targets.counts - 1)
     for backend in (kernels, "reference"):
-        arguments: tuple[Tensor, ...] = (logits.to(DEVICE), boxes.to(DEVICE))
-        matched = match(*arguments, targets.to(DEVICE), backend=backend)  # pyright: ignore
-        wanted = match(*arguments, good.to(DEVICE), backend=backend)  # pyright: ignore
+        arguments = (logits.to(DEVICE), boxes.to(DEVICE))
+        matched = match(*arguments, targets.to(DEVICE), backend=backend)
+        wanted = match(*arguments, good.to(DEVICE), backend=backend)
         assert matched[0, ::2].tolist() == wanted[0].tolist()
         assert matched[0, 1] not in wanted[0]

@@ -47,9 +47,9 @@ def surrounded(value: Tensor) -> Tensor:
 
 def gather(pool: Tensor, indices: Tensor, crops: Tensor | None, color: Tensor | None, **options: Any) -> Tensor:
     """`gather_clips` of tensors each within garbage, on the host."""
-    values = (indices, crops, color, frame_levels(pool))
-    mine = (None if value is None else surrounded(value) for value in values)
-    return gather_clips(surrounded(pool), *mine, **options).cpu()  # pyright: ignore
+    crops, color = (None if value is None else surrounded(value) for value in (crops, color))
+    levels = surrounded(frame_levels(pool))
+    return gather_clips(surrounded(pool), surrounded(indices), crops, color, levels, **options).cpu()
 
 
 def check(got: Tensor, wanted: np.ndarray, error: float) -> None:
@@ -59,8 +59,8 @@ def check(got: Tensor, wanted: np.ndarray, error: float) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("changes", ["", "crops", "color", "crops and color"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_clips_are_the_loops(case: tuple[int, ...], changes: str, kind: Any) -> None:
-    pool, indices, crops, color = random_clips(case[:3], *case[3:], seed=1)  # pyright: ignore
+def test_clips_are_the_loops(case: tuple[int, int, int, int, int], changes: str, kind: Any) -> None:
+    pool, indices, crops, color = random_clips(case[:3], *case[3:], seed=1)
     pool[:, 0, 0], pool[:, -1, -1] = 0, 0  # unlike what lies around
     crops = crops if "crops" in changes else None
     color = color if "color" in changes else None

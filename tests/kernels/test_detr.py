@@ -387,9 +387,11 @@ def test_both_spellings_of_the_costs() -> None:
     assert repr(HungarianMatcher(focal=True)).endswith("cost_giou=1, focal=True)")
     assert repr(HungarianMatcher(focal=True, gamma=1.5)).endswith("focal=True, alpha=0.25, gamma=1.5)")
     for names in (("cost_class", "cost_bbox", "cost_giou"), ("class_cost", "bbox_cost", "giou_cost")):
-        HungarianMatcher(**dict.fromkeys(names[:2], 0))
+        two: dict[str, Any] = dict.fromkeys(names[:2], 0)
+        three: dict[str, Any] = dict.fromkeys(names, 0)
+        HungarianMatcher(**two)
         with pytest.raises(ValueError, match="all costs of the matcher are 0"):
-            HungarianMatcher(**dict.fromkeys(names, 0))
+            HungarianMatcher(**three)
 
 
 def test_a_criterion_is_kept_like_any_module() -> None:

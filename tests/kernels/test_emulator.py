@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,7 @@ def run(body: str, memory: np.ndarray, threads: int = 32, mode: str = "lockstep"
     return machine
 
 
-def results_of(instruction: str, kinds: str, *operands: list[float]) -> np.ndarray:
+def results_of(instruction: str, kinds: str, *operands: Sequence[float] | np.ndarray) -> np.ndarray:
     """What an instruction makes of up to 32 values of each operand; kinds: NumPy's of the result and the operands."""
     memory = np.zeros((4, 32), "u8")
     for place, (kind, values) in enumerate(zip(kinds.split()[1:], operands, strict=True)):
@@ -134,7 +134,7 @@ REALS: list[tuple[str, str, Callable[..., float]]] = [
     ("add.f64 {}, {}, {}", "f8 f8 f8", lambda a, b: a + b),
     ("mul.f64 {}, {}, {}", "f8 f8 f8", lambda a, b: a * b),
     ("neg.f32 {}, {}", "f4 f4", lambda a: -a),
-    ("abs.f32 {}, {}", "f4 f4", abs),
+    ("abs.f32 {}, {}", "f4 f4", math.fabs),
     ("cvt.f64.f32 {}, {}", "f8 f4", lambda a: a),
 ]
 

@@ -24,6 +24,7 @@ from actdet_kernels import (
 )
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch._C._autograd import DeviceType
 
 from tests.kernels.device import HAS_CPP
 from tests.kernels.oracles import changed_clips, clip_error, random_boxes, random_clips, random_logits, random_targets
@@ -65,13 +66,20 @@ def make(
     return logits.cuda(), boxes.cuda(), Tubelets(padded.labels, goals, padded.counts, visible).to("cuda")
 
 
-def criterion(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, kind: str = "softmax") -> list[Tensor]:
+def criterion(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, kind: Any = "softmax") -> list[Tensor]:
     """Everything that a training step asks for: the matching, the losses, the gradients."""
     class_loss: Any = {"softmax": "cross_entropy", "focal": "focal"}[kind]
-    leaves = [value.detach().requires_grad_() for value in (logits, boxes)]
-    matched, status = solve_matching(*leaves, targets, class_cost=kind)  # pyright: ignore
-    losses = set_loss(*leaves, targets, matched, class_loss=class_loss)
-    return [matched, status, *losses, *torch.autograd.grad(losses.total, leaves)]
+    logits, boxes = (value.detach().requires_grad_() for value in (logits, boxes))
+    matched, status = solve_matching(logits, boxes, targets, class_cost=kind)
+    losses = set_loss(logits, boxes, targets, matched, class_loss=class_loss)
+    return [matched, status, *losses, *torch.autograd.grad(losses.total, [logits, boxes])]
+
+
+def launched(profile: torch.profiler.profile) -> list[str]:
+    """What ran on the GPU."""
+    events = profile.events()
+    assert events is not None
+    return [event.name for event in events if event.device_type == DeviceType.CUDA]
 
 
 @pytest.mark.parametrize("kind", ["softmax", "focal"])
@@ -79,9 +87,9 @@ def criterion(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, kind: 
 def test_real_sizes_are_the_references_in_float64(size: tuple[Any, ...], kind: Any) -> None:
     logits, boxes, targets = make(size, seed=1)
     got = [value.cpu() for value in criterion(logits, boxes, targets, kind)]
-    leaves = [value.cpu().double().requires_grad_() for value in (logits, boxes)]
+    logits, boxes = (value.cpu().double().requires_grad_() for value in (logits, boxes))
     on_host = targets.to("cpu")
-    cost = pairwise_cost(*leaves, on_host, class_cost=kind).flatten(0, 1)
+    cost = pairwise_cost(logits, boxes, on_host, class_cost=kind).flatten(0, 1)
     counts = on_host.counts.tolist() * logits.shape[0]
     for matrix, count, rows in zip(cost.numpy(), counts, got[0].flatten(0, 1).tolist(), strict=True):
         pairs = [(row, column) for column, row in enumerate(rows) if row >= 0]
@@ -89,8 +97,9 @@ def test_real_sizes_are_the_references_in_float64(size: tuple[Any, ...], kind: A
         best = matrix[:, :count][linear_sum_assignment(matrix[:, :count])].sum()
         assert math.fsum(matrix[pair] for pair in pairs) == pytest.approx(best, rel=1e-5, abs=1e-5 * len(pairs))
     class_loss: Any = {"softmax": "cross_entropy", "focal": "focal"}[kind]
-    losses = set_loss(*leaves, on_host, got[0], class_loss=class_loss)
-    for mine, theirs in zip(got[2:], [*losses, *torch.autograd.grad(losses.total, leaves)], strict=True):
+    losses = set_loss(logits, boxes, on_host, got[0], class_loss=class_loss)
+    gradients = torch.autograd.grad(losses.total, [logits, boxes])
+    for mine, theirs in zip(got[2:], [*losses, *gradients], strict=True):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-6)
 
 
@@ -172,7 +181,7 @@ def test_the_whole_criterion_takes_at_most_six_launches(size: tuple[Any, ...]) -
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         criterion(*predictions)
-    on_device = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = launched(profile)
     assert 4 <= len(on_device) <= 6, on_device
 
 
@@ -195,14 +204,14 @@ def test_few_kernels_serve_all_sizes() -> None:
 def test_torch_compile_takes_it_whole() -> None:
     logits, boxes, targets = make(SIZES[1], seed=9)
 
-    def loss(logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+    def loss(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> Tensor:
         return set_loss(logits, boxes, targets, match(logits, boxes, targets)).total
 
     wanted = criterion(logits, boxes, targets)
     for mode in ("default", "reduce-overhead"):
         compiled = torch.compile(loss, fullgraph=True, mode=mode)
         for _ in range(3):
-            leaves = [value.detach().requires_grad_() for value in (logits, boxes)]
+            leaves = (logits.detach().requires_grad_(), boxes.detach().requires_grad_())
             total = compiled(*leaves, targets)
             gradients = torch.autograd.grad(total, leaves)
             for mine, other in zip((total, *gradients), (wanted[2], *wanted[-2:]), strict=True):
@@ -230,12 +239,12 @@ def test_the_cpp_kernels_take_a_copy_there_and_back(size: tuple[Any, ...]) -> No
     on_host = (logits.cpu(), boxes.cpu(), targets.to("cpu"))
 
     def everything(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, backend: Any) -> list[Tensor]:
-        leaves = [value.detach().requires_grad_() for value in (logits, boxes)]
-        matched, status = solve_matching(*leaves, targets, backend=backend)
-        losses = set_loss(*leaves, targets, matched, backend=backend)
-        cost = pairwise_cost(*leaves, targets, backend=backend).detach()
+        logits, boxes = (value.detach().requires_grad_() for value in (logits, boxes))
+        matched, status = solve_matching(logits, boxes, targets, backend=backend)
+        losses = set_loss(logits, boxes, targets, matched, backend=backend)
+        cost = pairwise_cost(logits, boxes, targets, backend=backend).detach()
         solution = solve_assignment(cost.flatten(0, 1), backend=backend)
-        return [matched, status, cost, *solution, *losses, *torch.autograd.grad(losses.total, leaves)]
+        return [matched, status, cost, *solution, *losses, *torch.autograd.grad(losses.total, [logits, boxes])]
 
     wanted = everything(*on_host, "cpu")
     with pytest.MonkeyPatch.context() as patch:
@@ -251,9 +260,9 @@ def test_the_cpp_kernels_take_a_copy_there_and_back(size: tuple[Any, ...]) -> No
 CLIPS = [(200, 224, 224, 24, 16), (200, 112, 112, 8, 16), (200, 48, 48, 8, 8), (9, 37, 53, 3, 35)]
 
 
-def make_clips(size: tuple[int, ...], seed: int) -> list[Tensor]:
+def make_clips(size: tuple[int, int, int, int, int], seed: int) -> list[Tensor]:
     """frames, indices, crops, color, frame_means on the GPU; one index is no frame."""
-    pool, indices, *changes = random_clips(size[:3], *size[3:], seed=seed)  # pyright: ignore
+    pool, indices, *changes = random_clips(size[:3], *size[3:], seed=seed)
     indices[-1, -1] = size[0]
     return [value.cuda() for value in (pool, indices, *changes, frame_levels(pool))]
 
@@ -264,7 +273,7 @@ def both(arguments: list[Tensor], dtype: torch.dtype = torch.bfloat16) -> list[T
 
 
 @pytest.mark.parametrize("size", CLIPS, ids=str)
-def test_real_clips_are_the_loops(size: tuple[int, ...]) -> None:
+def test_real_clips_are_the_loops(size: tuple[int, int, int, int, int]) -> None:
     arguments = make_clips(size, seed=11)
     pool, indices, crops, color, frame_means = (value.cpu() for value in arguments)
     assert torch.equal(frame_levels(arguments[0]).cpu(), frame_means)
@@ -273,16 +282,17 @@ def test_real_clips_are_the_loops(size: tuple[int, ...]) -> None:
         wanted = torch.from_numpy(changed_clips(pool, indices[few], *(None if v is None else v[few] for v in changes)))
         error = clip_error(pool, *changes)
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            mine = (None if value is None else value.cuda() for value in changes)
-            got = gather_clips(*arguments[:2], *mine, arguments[4], dtype=dtype)
+            used = arguments if changes[0] is not None else [*arguments[:2], None, None, arguments[4]]
+            got = gather_clips(*used, dtype=dtype)
             assert got.is_contiguous(memory_format=torch.channels_last_3d)
-            rounding = 0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2 * wanted.nan_to_num().abs().max()
+            largest = wanted.nan_to_num().abs().max().item()
+            rounding = 0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2 * largest
             torch.testing.assert_close(got[few].cpu().double(), wanted, rtol=0, atol=error + rounding, equal_nan=True)
 
 
 @pytest.mark.parametrize("size", CLIPS, ids=str)
 def test_clips_do_not_wait_and_replay_from_a_graph(
-    size: tuple[int, ...], refuse_waiting: Callable[[bool], None]
+    size: tuple[int, int, int, int, int], refuse_waiting: Callable[[bool], None]
 ) -> None:
     arguments = make_clips(size, seed=12)
     # Triton compiles.
@@ -309,7 +319,7 @@ def test_a_batch_of_clips_takes_one_launch() -> None:
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         both(arguments)
-    on_device = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = launched(profile)
     assert len(on_device) == 2, on_device
 
 
@@ -319,9 +329,9 @@ NORMS = [(8, 48, 8, 28), (2, 1152, 2, 7), (3, 45, 1, 5)]
 
 def normalized(x: Tensor, weight: Tensor, bias: Tensor, d_y: Tensor, mean: Tensor, var: Tensor) -> list[Tensor]:
     """y and the gradients; `mean` and `var` are moved."""
-    leaves = [value.detach().requires_grad_() for value in (x, weight, bias)]
-    y = batch_norm(*leaves, mean, var, relu=True)
-    return [y.detach(), *torch.autograd.grad(y, leaves, d_y)]
+    x, weight, bias = (value.detach().requires_grad_() for value in (x, weight, bias))
+    y = batch_norm(x, weight, bias, mean, var, relu=True)
+    return [y.detach(), *torch.autograd.grad(y, [x, weight, bias], d_y)]
 
 
 def make_features(size: tuple[int, ...], seed: int) -> list[Tensor]:

@@ -28,8 +28,8 @@ def make(class_loss: str = "focal", tubelets: bool = False) -> tuple[Tensor, Ten
     if tubelets:
         targets = random_tubelets([SIZE, SIZE], SIZE, 2, 2, seed=3)._replace(labels=targets.labels)
         boxes = random_boxes(2, BATCH, QUERIES, 2, seed=4)
-    leaves = [value.to(DEVICE).requires_grad_() for value in (logits, boxes)]
-    return *leaves, targets.to(DEVICE), matched.to(DEVICE)
+    logits, boxes = (value.to(DEVICE).requires_grad_() for value in (logits, boxes))
+    return logits, boxes, targets.to(DEVICE), matched.to(DEVICE)
 
 
 def everything(
@@ -84,7 +84,7 @@ def test_a_count_beyond_is_as_the_nearest_that_can_be(counts: list[int], dtype: 
 def test_counts_of_another_type_are_refused(dtype: torch.dtype, kind: Any) -> None:
     logits, boxes, targets, matched = make()
     wrong = targets._replace(counts=targets.counts.to(dtype))
-    for operation in (pairwise_cost, match, lambda *rest, **kept: set_loss(*rest, matched, **kept)):
+    for operation in (pairwise_cost, match, lambda *rest, **kept: set_loss(*rest, matched=matched, **kept)):
         with pytest.raises(ValueError, match=f"^targets.counts must be int32 or int64, got {dtype}$"):
             operation(logits, boxes, wrong, backend=kind)
     with pytest.raises(ValueError, match=f"^counts must be int32 or int64 on .*, got {dtype} on "):
@@ -282,7 +282,7 @@ def test_nothing_is_read_or_written_that_is_not_an_arguments(
 @pytest.mark.parametrize("tubelets", [False, True])
 def test_predictions_without_a_class_are_refused(tubelets: bool, kind: Any) -> None:
     logits, boxes, targets, matched = make(tubelets=tubelets)
-    for operation in (pairwise_cost, match, lambda *rest, **kept: set_loss(*rest, matched, **kept)):
+    for operation in (pairwise_cost, match, lambda *rest, **kept: set_loss(*rest, matched=matched, **kept)):
         with pytest.raises(ValueError, match=r"^logits \(..., B, N, C\) must have a class, got \(2, 2, 5, 0\)$"):
             operation(logits[..., :0], boxes, targets, backend=kind)
 

@@ -46,7 +46,7 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def make(tubelets: bool) -> tuple[Any, ...]:
+def make(tubelets: bool) -> tuple[Tensor, Tensor, Targets | Tubelets, Tensor]:
     logits, boxes, targets, matched = loss_case((LAYERS,), 4, 3, [2, 0], 2, "cross_entropy")
     if tubelets:
         targets = random_tubelets([2, 0], 2, 2, 2, seed=1)._replace(labels=targets.labels)
@@ -76,21 +76,23 @@ def test_a_training_step_takes_few_launches_and_reads_nothing_back(
 ) -> None:
     """Kernels, and the operators around them; those within are counted below, on a device that does not exist."""
     logits, boxes, targets, _ = make(tubelets)
-    leaves = [value.requires_grad_() for value in (logits, boxes)]
+    logits.requires_grad_()
+    boxes.requires_grad_()
     with Watch() as watch:
-        matched = match(*leaves, targets, backend="triton")
-        loss = set_loss(*leaves, targets, matched, backend="triton")
+        matched = match(logits, boxes, targets, backend="triton")
+        loss = set_loss(logits, boxes, targets, matched, backend="triton")
         loss.total.backward()
-    within = len(operators_within(make(tubelets)))
+    within = len(operators_within(*make(tubelets)))
     assert len(launched) + len(watch.launching) + within <= most, (launched, watch.launching, within)
     kernels = ["pairwise_cost_kernel", "assign_kernel"] if tubelets else ["match_kernel"]
     assert launched[0][1] == LAYERS * 2  # a program for each sample under each layer
     assert [name for name, _ in launched] == [*kernels, "set_loss_kernel", "total_kernel", "gradient_kernel"]
     assert watch.launching == ["ones_like"]
-    assert all(value.grad is not None for value in leaves)
+    assert logits.grad is not None
+    assert boxes.grad is not None
 
 
-def operators_within(arguments: tuple[Any, ...]) -> list[str]:
+def operators_within(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, matched: Tensor) -> list[str]:
     """The operators that the implementations run, on a GPU that only fake tensors believe in: nothing can be read.
 
     Launches are recorded, and not made.
@@ -101,19 +103,17 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode() as mode, Watch() as watch:
         patch.setattr(launch, "launch", lambda *_, **arguments: launched.append(arguments))
         patch.setattr(launch, "capability", lambda device: (9, 0))
-        logits, boxes, targets, matched = (
-            type(value)(*map(mode.from_tensor, value))
-            if isinstance(value, Targets | Tubelets)
-            else mode.from_tensor(value)
-            for value in arguments
-        )
-        logits, boxes, matched = (torch.empty_like(value, device="cuda") for value in (logits, boxes, matched))
-        targets = type(targets)(*(torch.empty_like(value, device="cuda") for value in targets))
+
+        def on_gpu(value: Tensor) -> Tensor:
+            return torch.empty_like(mode.from_tensor(value), device="cuda")
+
+        logits, boxes, matched = (on_gpu(value) for value in (logits, boxes, matched))
+        targets = type(targets)(*map(on_gpu, targets))
         matching.match(logits, boxes, targets, CostOptions(WEIGHTS, "softmax", 0.25, 2.0, "giou"))
         for per_layer in (False, True):
             options = LossOptions(WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, "giou", per_layer)
             *losses, divisors = loss.set_loss(logits, boxes, targets, matched, None, options)
-            cotangents = (*(torch.empty_like(value) for value in losses[:2]), None, None)
+            cotangents = (torch.empty_like(losses[0]), torch.empty_like(losses[1]), None, None)
             loss.set_loss_gradient(logits, boxes, targets, matched, None, divisors, cotangents, options)
     tensors = [value for arguments in launched for value in arguments.values() if isinstance(value, Tensor)]
     assert {value.device.type for value in tensors} == {"cuda"}
@@ -123,7 +123,7 @@ def operators_within(arguments: tuple[Any, ...]) -> list[str]:
 
 @pytest.mark.parametrize("tubelets", [False, True])
 def test_the_implementations_run_nothing_but_kernels(tubelets: bool) -> None:
-    assert operators_within(make(tubelets)) == []
+    assert operators_within(*make(tubelets)) == []
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -142,7 +142,7 @@ def test_a_batch_of_clips_is_one_launch(changed: bool, launched: list[tuple[Any,
         patch.setattr(launch, "launch", lambda kernel, programs, **arguments: launched.append(kernel))
         patch.setattr(launch, "capability", lambda device: (9, 0))
         on_gpu = [torch.empty_like(mode.from_tensor(value), device="cuda") for value in values]
-        clips.gather_clips(*on_gpu, *[None] * (5 - len(on_gpu)), torch.float16)  # pyright: ignore
+        clips.gather_clips(*on_gpu, *[None] * (5 - len(on_gpu)), dtype=torch.float16)
     assert len(launched) == 2
     assert watch.launching == []
 

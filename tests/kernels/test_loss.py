@@ -12,13 +12,21 @@ from actdet_kernels import MatchWeights, SetLoss, Targets, giou_loss, set_loss
 from torch import Tensor
 
 from tests.kernels.device import DEVICE, EACH_KERNEL, KINDS, POISONED
-from tests.kernels.oracles import criterion, loss_case, random_boxes, random_targets, random_tubelets
+from tests.kernels.oracles import (
+    LossCase,
+    criterion,
+    loss_case,
+    random_boxes,
+    random_targets,
+    random_tubelets,
+    weighted_sum,
+)
 
 pytestmark = POISONED
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
 
-# leading, queries, classes, counts, size: just past the blocks of 16 queries, 32 targets, 64 classes, 8 layers
-CASES = [
+# Just past the blocks of 16 queries, 32 targets, 64 classes, 8 layers.
+CASES: list[LossCase] = [
     ((), 12, 3, [1, 0, 3, 2], 3),
     ((4,), 5, 3, [1, 2], 4),
     ((2, 3), 5, 2, [2], 2),
@@ -44,8 +52,8 @@ def surrounded(value: Tensor) -> Tensor:
 
 def on_device(logits: Tensor, boxes: Tensor, targets: Any, matched: Tensor) -> tuple[Tensor, Tensor, Any, Tensor]:
     """What `set_loss` takes, each within garbage, and predictions that want a gradient."""
-    leaves = [surrounded(value.detach()).detach().requires_grad_() for value in (logits, boxes)]
-    return *leaves, type(targets)(*map(surrounded, targets)), surrounded(matched)
+    logits, boxes = (surrounded(value.detach()).detach().requires_grad_() for value in (logits, boxes))
+    return logits, boxes, type(targets)(*map(surrounded, targets)), surrounded(matched)
 
 
 def exactly(case: Any, options: dict[str, Any], cotangents: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -54,14 +62,15 @@ def exactly(case: Any, options: dict[str, Any], cotangents: Tensor) -> tuple[lis
     leaves = [value.detach().double().requires_grad_() for value in (logits, boxes)]
     layers = math.prod(logits.shape[:-3])
     every = []
-    flat = [value.reshape(layers, *value.shape[logits.ndim - 3 :]) for value in leaves]
+    flat_logits, flat_boxes = (value.reshape(layers, *value.shape[logits.ndim - 3 :]) for value in leaves)
     for index in range(layers):
-        mine = [*(value[index] for value in flat), targets, matched.reshape(layers, *matched.shape[-2:])[index]]
+        layer_matched = matched.reshape(layers, *matched.shape[-2:])[index]
+        mine = (flat_logits[index], flat_boxes[index], targets, layer_matched)
         if targets.labels.shape[0] == 0 or logits.shape[-2] == 0:  # no query, of which torch has no mean
-            terms = [torch.zeros((), dtype=torch.float64)] * 3
+            terms = (torch.zeros((), dtype=torch.float64),) * 3
         else:
             terms = criterion(*mine, options["no_object_weight"], options["class_loss"])
-        every.append([sum(weight * term for weight, term in zip(WEIGHTS, terms, strict=True)), *terms])
+        every.append([weighted_sum(WEIGHTS, terms), *terms])
     losses = [torch.stack([each[term] for each in every]) if every else torch.zeros(0).double() for term in range(4)]
     total = sum((loss * cotangent.reshape(-1)).sum() for loss, cotangent in zip(losses, cotangents, strict=True))
     gradients = [torch.zeros_like(value) for value in leaves]
@@ -83,7 +92,7 @@ def gradients_of(losses: SetLoss, leaves: Any, cotangents: Tensor) -> list[Tenso
 @EACH_KERNEL
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_losses_and_gradients_are_the_loops(kernels: Any, case: Any, class_loss: Any) -> None:
+def test_losses_and_gradients_are_the_loops(kernels: Any, case: LossCase, class_loss: Any) -> None:
     """In float64, which leaves some 1e4 roundings; of each layer, and summed over the layers."""
     options: Any = {"no_object_weight": 0.3, "class_loss": class_loss}
     drawn = loss_case(*case, class_loss)
@@ -165,7 +174,7 @@ def test_low_precision_is_at_most_twice_as_far_off_as_the_reference(
     arguments = on_device(*case)
     errors = {}
     for kind in (kernels, "reference"):
-        got = set_loss(*arguments, weights=WEIGHTS, per_layer=True, backend=kind, **options)  # pyright: ignore
+        got = set_loss(*arguments, weights=WEIGHTS, per_layer=True, backend=kind, **options)
         assert {loss.dtype for loss in got} == {torch.float32}
         found = gradients_of(got, arguments[:2], cotangents)
         assert {gradient.dtype for gradient in found} == {dtype}
@@ -236,7 +245,7 @@ def test_degenerate_boxes_give_finite_losses_and_the_references_gradients(kernel
     arguments = on_device(torch.zeros(1, number, 2, dtype=dtype), mine[None], targets, torch.arange(number)[None])
     results = []
     for kind in (kernels, "reference"):
-        got = set_loss(*arguments, weights=WEIGHTS, backend=kind)  # pyright: ignore
+        got = set_loss(*arguments, weights=WEIGHTS, backend=kind)
         assert torch.stack(got).isfinite().all()
         slopes = [torch.autograd.grad(loss * number, arguments[1], retain_graph=True)[0][0] for loss in got[2:]]
         results.append([torch.stack(got).cpu(), *(slope.cpu() for slope in slopes)])
@@ -275,7 +284,7 @@ def test_extreme_logits_give_the_references_losses_and_gradients(
     finite = class_loss == "focal"  # no_object has probability zero in a row that must be it
     results = []
     for kind in (kernels, "reference"):
-        got = set_loss(*arguments, class_loss=class_loss, backend=kind)  # pyright: ignore
+        got = set_loss(*arguments, class_loss=class_loss, backend=kind)
         results.append([*got, *torch.autograd.grad(got.total, arguments[:2])])
         assert got.cls.isfinite() == finite
         assert got.cls == math.inf or finite
@@ -334,7 +343,7 @@ def test_a_label_without_a_logit_makes_the_loss_nan(kernels: Any, label: int, cl
 def test_nan_shows_in_its_term_and_in_the_total(kernels: Any, class_loss: Any) -> None:
     logits, boxes, targets, matched = loss_case((), 17, 3, [1], 1, class_loss)
     for place in range(7):  # three logits and four numbers of a box
-        values = [logits.clone(), boxes.clone()]
+        values = (logits.clone(), boxes.clone())
         values[place > 2][0, matched[0, 0], place % 3 if place < 3 else place - 3] = math.nan
         got = set_loss(*on_device(*values, targets, matched), class_loss=class_loss, backend=kernels)
         assert torch.stack(got).isnan().tolist() == [True, place < 3, place > 2, place > 2]
@@ -361,7 +370,7 @@ def test_no_object_may_weigh_nothing(kernels: Any, counts: list[int]) -> None:
     arguments = on_device(*case)
     results = []
     for kind in (kernels, "reference"):
-        got = set_loss(*arguments, no_object_weight=0.0, backend=kind)  # pyright: ignore
+        got = set_loss(*arguments, no_object_weight=0.0, backend=kind)
         results.append([*got, *torch.autograd.grad(got.total, arguments[:2])])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -388,12 +397,13 @@ def test_a_target_matched_with_no_query_is_as_one_matched_with_none(kernels: Any
 def test_rows_past_the_count_are_never_looked_at(kernels: Any) -> None:
     """Neither are they where `matched` claims a query for them."""
     logits, boxes, targets, matched = loss_case((2,), 5, 3, [1, 0, 2], 3, "cross_entropy")
-    clean = [
-        value.masked_fill(~(targets.valid[..., None] if value.ndim > 2 else targets.valid), 0) for value in targets[:2]
-    ]
+    padding = ~targets.valid
+    clean = targets._replace(
+        labels=targets.labels.masked_fill(padding, 0), boxes=targets.boxes.masked_fill(padding[..., None], 0)
+    )
     claimed = torch.where(targets.valid, matched, 3)
     results = []
-    for goals, pairs in ((targets, matched), (Targets(*clean, targets.counts), matched), (targets, claimed)):
+    for goals, pairs in ((targets, matched), (clean, matched), (targets, claimed)):
         arguments = on_device(logits, boxes, goals, pairs)
         got = set_loss(*arguments, backend=kernels)
         results.append([*got, *torch.autograd.grad(got.total, arguments[:2])])
@@ -549,7 +559,7 @@ def test_gradients_at_a_kink_are_the_references(kernels: Any, dtype: torch.dtype
     arguments = on_device(torch.zeros(1, number, 2, dtype=dtype), mine[None], targets, torch.arange(number)[None])
     slopes = []
     for kind in (kernels, "reference"):
-        loss = set_loss(*arguments, backend=kind).giou * number  # pyright: ignore
+        loss = set_loss(*arguments, backend=kind).giou * number
         slopes.append(torch.autograd.grad(loss, arguments[1])[0][0].cpu().double())
     off = (slopes[0] - slopes[1]).abs().amax(-1)
     assert (off <= 32 * torch.finfo(dtype).eps * size).all()

@@ -54,11 +54,11 @@ class Case:
         return [y.detach(), mean, var, *torch.autograd.grad(y, leaves, self.d_y.double())]
 
     def ours(self, backend: Any) -> list[Tensor]:
-        leaves = [value.to(DEVICE).requires_grad_() for value in (self.x, self.weight, self.bias)]
+        x, weight, bias = (value.to(DEVICE).requires_grad_() for value in (self.x, self.weight, self.bias))
         mean, var = self.mean.to(DEVICE, copy=True), self.var.to(DEVICE, copy=True)
-        y = batch_norm(*leaves, mean, var, relu=self.relu, momentum=self.momentum, eps=EPS, backend=backend)
-        assert backend != "triton" or y.stride() == leaves[0].stride()
-        found = [y.detach(), mean, var, *torch.autograd.grad(y, leaves, self.d_y.to(DEVICE))]
+        y = batch_norm(x, weight, bias, mean, var, relu=self.relu, momentum=self.momentum, eps=EPS, backend=backend)
+        assert backend != "triton" or y.stride() == x.stride()
+        found = [y.detach(), mean, var, *torch.autograd.grad(y, [x, weight, bias], self.d_y.to(DEVICE))]
         return [value.cpu() for value in found]
 
 

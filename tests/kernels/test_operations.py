@@ -32,6 +32,7 @@ from torchvision.ops import box_convert, generalized_box_iou, generalized_box_io
 
 from tests.kernels.device import HAS_CPP
 from tests.kernels.oracles import (
+    LossCase,
     best_assignment,
     costs,
     criterion,
@@ -359,7 +360,7 @@ def test_every_layer_is_matched_on_its_own() -> None:
 
 # Set loss
 
-LOSS_CASES = [
+LOSS_CASES: list[LossCase] = [
     ((), 12, 3, [1, 0, 3, 2], 3),
     ((4,), 12, 3, [1, 2], 4),
     ((2, 3), 5, 2, [2], 2),
@@ -372,13 +373,11 @@ LOSS_CASES = [
 
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
 @pytest.mark.parametrize("case", LOSS_CASES)
-def test_set_loss_and_its_gradients_are_the_loops(case: Any, class_loss: Any) -> None:
+def test_set_loss_and_its_gradients_are_the_loops(case: LossCase, class_loss: Any) -> None:
     logits, boxes, targets, matched = loss_case(*case, class_loss)
-    options = {"no_object_weight": 0.3, "class_loss": class_loss}
-    inputs = [value.clone().requires_grad_() for value in (logits, boxes)]
-    got = set_loss(*inputs, targets, matched, weights=WEIGHTS, **options)
-    others = [value.clone().requires_grad_() for value in (logits, boxes)]
-    cls, l1, giou = criterion(*others, targets, matched, *options.values())
+    inputs, others = ((logits.clone().requires_grad_(), boxes.clone().requires_grad_()) for _ in range(2))
+    got = set_loss(*inputs, targets, matched, weights=WEIGHTS, no_object_weight=0.3, class_loss=class_loss)
+    cls, l1, giou = criterion(*others, targets, matched, 0.3, class_loss)
     wanted = (WEIGHTS.cls * cls + WEIGHTS.l1 * l1 + WEIGHTS.giou * giou, cls, l1, giou)
     cotangents = torch.randn(4, generator=torch.Generator().manual_seed(19), dtype=torch.float64)
     zeros = [torch.zeros_like(value) for value in inputs]
@@ -465,8 +464,8 @@ def test_low_precision_costs_stay_near_float64(dtype: torch.dtype, eps: float, c
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
 def test_low_precision_losses_stay_near_float64(dtype: torch.dtype, eps: float, class_loss: Any) -> None:
     logits, boxes, targets, matched = loss_case((2,), 12, 3, [3, 1, 2], 3, class_loss)
-    mine = [value.to(dtype).requires_grad_() for value in (logits, boxes)]
-    exact = [value.detach().double().requires_grad_() for value in mine]
+    mine = (logits.to(dtype).requires_grad_(), boxes.to(dtype).requires_grad_())
+    exact = (mine[0].detach().double().requires_grad_(), mine[1].detach().double().requires_grad_())
     rounded = targets._replace(boxes=targets.boxes.to(dtype))
     got = set_loss(*mine, rounded, matched, class_loss=class_loss)
     wanted = criterion(*exact, rounded._replace(boxes=rounded.boxes.double()), matched, 0.1, class_loss)
@@ -601,13 +600,16 @@ def test_a_matching_of_another_kind_is_refused(matched: Tensor) -> None:
             lambda: giou_loss(torch.ones(4), torch.ones(4, device="meta")),
             "must be on one device, got cpu and meta",
         ),
-        (lambda: pairwise_cost(LOGITS, BOXES, GOOD, class_cost="sigmoid"), "class_cost must be .*got 'sigmoid'"),  # pyright: ignore
         (
-            lambda: match(LOGITS, BOXES, GOOD, class_cost="l2"),
+            lambda: pairwise_cost(LOGITS, BOXES, GOOD, class_cost="sigmoid"),  # pyright: ignore[reportArgumentType]
+            "class_cost must be .*got 'sigmoid'",
+        ),
+        (
+            lambda: match(LOGITS, BOXES, GOOD, class_cost="l2"),  # pyright: ignore[reportArgumentType]
             "class_cost must be one of 'softmax', 'focal', 'varifocal', 'quality_focal', got 'l2'",
-        ),  # pyright: ignore
+        ),
         (
-            lambda: set_loss(LOGITS, BOXES, GOOD, torch.zeros(2, 2).long(), class_loss="softmax"),  # pyright: ignore
+            lambda: set_loss(LOGITS, BOXES, GOOD, torch.zeros(2, 2).long(), class_loss="softmax"),  # pyright: ignore[reportArgumentType]
             "class_loss must be one of 'cross_entropy', 'focal', 'varifocal', 'quality_focal', got 'softmax'",
         ),
     ],

@@ -32,7 +32,9 @@ CHECKS = [
 ]
 
 
-def make(dtype: torch.dtype, tubelets: bool = False, leading: tuple[int, ...] = (2,)) -> tuple[Any, ...]:
+def make(
+    dtype: torch.dtype, tubelets: bool = False, leading: tuple[int, ...] = (2,)
+) -> tuple[Tensor, Tensor, Any, Tensor]:
     """logits, boxes, targets, matched: four queries and two samples."""
     logits, boxes, targets, matched = loss_case(leading, 4, 3, [1, 3], 3, "cross_entropy")
     if tubelets:
@@ -154,7 +156,9 @@ def test_who_looks_sees_the_operator() -> None:
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         assign(cost)
-    assert "actdet_kernels::assign" in {event.name for event in profile.events()}
+    events = profile.events()
+    assert events is not None
+    assert "actdet_kernels::assign" in {event.name for event in events}
 
     assert torch.equal(torch.func.vmap(assign)(cost[:, None])[:, 0], wanted)
     assert torch.equal(assign(torch.nn.Parameter(cost)), wanted)
@@ -171,14 +175,15 @@ def check_compiled(compiled: Any, kind: Any, tubelets: bool, leading: tuple[int,
     logits, boxes, targets, _ = make(torch.float32, tubelets, leading)
     results = []
     for function in (compiled, criterion):
-        leaves = [value.clone().requires_grad_() for value in (logits, boxes)]
+        leaves = (logits.clone().requires_grad_(), boxes.clone().requires_grad_())
         matched, *losses = function(*leaves, targets, kind, True)
         cotangents = [torch.full_like(loss, weight) for loss, weight in zip(losses, (1.0, 0.3, -0.4, 2.0), strict=True)]
         results.append([matched, *losses, *torch.autograd.grad(losses, leaves, cotangents)])
     for one, other in zip(*results, strict=True):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
-        error = {"rtol": 0, "atol": 0} if exact else {}  # inductor has its own order of adding up
-        torch.testing.assert_close(one, other, **error)
+        # Inductor has its own order of adding up.
+        error = 0 if exact else None
+        torch.testing.assert_close(one, other, rtol=error, atol=error)
 
 
 # Ahead of time, PyTorch traces all that it traces eagerly; inductor writes C++, which takes long.
@@ -205,7 +210,7 @@ def test_compiled_tubelets_give_what_they_give_eagerly(kind: str) -> None:
 def test_compiled_it_refuses_a_second_derivative_too() -> None:
     torch.compiler.reset()
     logits, boxes, targets, _ = make(torch.float32)
-    leaves = [value.requires_grad_() for value in (logits, boxes)]
+    leaves = (logits.requires_grad_(), boxes.requires_grad_())
     total = torch.compile(criterion, fullgraph=True, backend="aot_eager")(*leaves, targets, "triton", False)[1]
     with pytest.raises(RuntimeError, match=r"no second derivative|double backward"):
         torch.autograd.grad(total, leaves, create_graph=True)[0].sum().backward()

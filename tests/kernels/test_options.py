@@ -11,6 +11,7 @@ import torch
 from actdet_kernels import (
     MatchWeights,
     Targets,
+    Tubelets,
     match,
     pairwise_cost,
     reference,
@@ -22,6 +23,7 @@ from torchvision.ops import box_convert, complete_box_iou_loss
 from tests.kernels.checks import CASES, WEIGHTS, check_cost, check_loss, on_device, same_in_all
 from tests.kernels.device import DEVICE, EACH_KERNEL, HAS_TRITON, KINDS, POISONED
 from tests.kernels.oracles import (
+    LossCase,
     costs,
     criterion,
     loss_case,
@@ -55,7 +57,7 @@ def test_the_focal_cost_takes_alpha_and_gamma(alpha: float, gamma: float, kind: 
 @pytest.mark.parametrize(("alpha", "gamma"), FOCAL)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_focal_loss_is_torchvisions_with_every_alpha_and_gamma(
-    case: Any, alpha: float, gamma: float, kind: Any
+    case: LossCase, alpha: float, gamma: float, kind: Any
 ) -> None:
     logits, boxes, targets, matched = loss_case(*case, "focal")
 
@@ -133,7 +135,8 @@ def test_the_kernels_arctangent_is_numpys(dtype: torch.dtype) -> None:
     y[: len(quotient)] = torch.from_numpy(np.where(infinite, np.sign(quotient), quotient))
     x[: len(quotient)] = torch.from_numpy(np.where(infinite, 0.0, 1.0))
     out = torch.empty(4096, dtype=dtype, device=DEVICE)
-    arctan_kernel[(1,)](y.to(DEVICE), x.to(DEVICE), out, BLOCK=4096)
+    launch_one: Any = arctan_kernel[(1,)]
+    launch_one(y.to(DEVICE), x.to(DEVICE), out, BLOCK=4096)
 
     wanted = np.arctan2(y.double().numpy(), x.double().numpy())
     error = np.abs(out.cpu().double().numpy() - wanted)
@@ -148,16 +151,17 @@ def test_cost_and_loss_take_diou_and_ciou(frames: int | None, box_term: Any, kin
     counts = [4, 0, 2]
     logits, boxes, targets, matched = loss_case((2,), 6, 3, counts, 4, "cross_entropy")
     if frames is None:
-        of_costs, of_losses = costs, criterion
+        wanted = costs(logits, boxes, targets, WEIGHTS, "softmax", box_term=box_term)
     else:
-        of_costs, of_losses = tubelet_costs, tubelet_criterion
         targets = random_tubelets(counts, 4, frames, 2, seed=5)._replace(labels=targets.labels)
         boxes = random_boxes(2, 3, 6, frames, seed=6)
-    wanted = of_costs(logits, boxes, targets, WEIGHTS, "softmax", box_term=box_term)
+        wanted = tubelet_costs(logits, boxes, targets, WEIGHTS, "softmax", box_term=box_term)
     check_cost((logits, boxes, targets), wanted, kind, box_term=box_term)
 
     def terms(logits: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
-        return of_losses(logits, boxes, targets, matched, 0.1, "cross_entropy", box_term=box_term)
+        if isinstance(targets, Tubelets):
+            return tubelet_criterion(logits, boxes, targets, matched, 0.1, "cross_entropy", box_term=box_term)
+        return criterion(logits, boxes, targets, matched, 0.1, "cross_entropy", box_term=box_term)
 
     check_loss((logits, boxes, targets, matched), terms, kind, box_term=box_term)
 
@@ -165,7 +169,8 @@ def test_cost_and_loss_take_diou_and_ciou(frames: int | None, box_term: Any, kin
 def test_ciou_is_torchvisions() -> None:
     """As far as that which torchvision adds to denominators, 1e-7, lets them agree."""
     a, b = random_boxes(200, seed=1).requires_grad_(), random_boxes(200, seed=2)
-    theirs = complete_box_iou_loss(*(box_convert(boxes, "cxcywh", "xyxy") for boxes in (a, b)))
+    first, second = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (a, b))
+    theirs = complete_box_iou_loss(first, second)
     mine = 1 - reference.box_similarity(a, b, "ciou")
     torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
     slopes = [torch.autograd.grad(loss.sum(), a)[0] for loss in (mine, theirs)]
@@ -188,7 +193,7 @@ def test_boxes_without_an_area_have_a_diou_and_a_ciou(kernels: Any, box_term: An
     arguments = on_device(torch.zeros(1, number, 2, dtype=dtype), mine[None], targets, torch.arange(number)[None])
     results = []
     for kind in (kernels, "reference"):
-        giou = set_loss(*arguments, box_term=box_term, backend=kind).giou  # pyright: ignore[reportArgumentType]
+        giou = set_loss(*arguments, box_term=box_term, backend=kind).giou
         results.append((giou, torch.autograd.grad(giou * number, arguments[1])[0][0]))
     (value, gradient), (their_value, their_gradient) = results
     eps = torch.finfo(dtype).eps
@@ -225,7 +230,7 @@ def test_what_is_no_box_term_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_classes_weigh_as_in_other_libraries(case: Any, class_loss: Any, dtype: torch.dtype, kind: Any) -> None:
+def test_classes_weigh_as_in_other_libraries(case: LossCase, class_loss: Any, dtype: torch.dtype, kind: Any) -> None:
     """As cross_entropy(weight=...), with no_object among them, and as factors of the columns of the focal loss."""
     classes = case[2]
     # Exact in float32, so that both dtypes are the same weights.

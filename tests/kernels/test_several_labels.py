@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.kernels.checks import check_cost, check_loss, on_device, several_labels, sigmoid_cost_case
 from tests.kernels.device import DEVICE, KINDS, POISONED
-from tests.kernels.oracles import criterion, labels_of, loss_case, sigmoid_class_loss
+from tests.kernels.oracles import LossCase, criterion, labels_of, loss_case, sigmoid_class_loss
 
 pytestmark = POISONED
 SIGMOID = ["focal", "varifocal", "quality_focal"]
@@ -33,7 +33,7 @@ def test_the_cost_adds_up_over_the_labels_of_a_target(
 @pytest.mark.parametrize("class_loss", SIGMOID)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("case", [((2,), 12, 4, [1, 0, 3], 3), ((), 5, 65, [7, 3], 9)], ids=str)
-def test_the_loss_wants_all_labels_of_a_target(case: Any, weighted: bool, class_loss: Any, kind: Any) -> None:
+def test_the_loss_wants_all_labels_of_a_target(case: LossCase, weighted: bool, class_loss: Any, kind: Any) -> None:
     logits, boxes, targets, matched = loss_case(*case, "focal")
     several = several_labels(targets, case[2], 3)
     weights = torch.linspace(0, 2, case[2], dtype=torch.float64) if weighted else None

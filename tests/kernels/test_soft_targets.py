@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from actdet_kernels import match, pairwise_cost, set_loss
+from actdet_kernels import Tubelets, match, pairwise_cost, set_loss
 from torch import Tensor
 
 from tests.kernels.checks import CASES, check_cost, check_loss, on_device, same_in_all, sigmoid_cost_case
 from tests.kernels.device import DEVICE, KINDS, POISONED
 from tests.kernels.oracles import (
+    LossCase,
     criterion,
     loss_case,
     random_boxes,
@@ -35,14 +36,16 @@ def test_the_target_of_a_label_is_the_iou(
 ) -> None:
     counts = [4, 0, 2]
     logits, boxes, targets, matched = loss_case((2,), 6, 5, counts, 4, "focal")
-    of_losses = criterion
     if frames is not None:
-        of_losses = tubelet_criterion
         targets = random_tubelets(counts, 4, frames, 5, seed=5)._replace(labels=targets.labels)
         boxes = random_boxes(2, 3, 6, frames, seed=6)
 
     def terms(logits: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
-        _, l1, giou = of_losses(logits.detach(), boxes, targets, matched, 0.1, "focal")
+        rest = (matched, 0.1, "focal")
+        if isinstance(targets, Tubelets):
+            _, l1, giou = tubelet_criterion(logits.detach(), boxes, targets, *rest)
+        else:
+            _, l1, giou = criterion(logits.detach(), boxes, targets, *rest)
         return sigmoid_class_loss(logits, boxes, targets, matched, class_loss, alpha, gamma), l1, giou
 
     drawn = (logits, boxes, targets, matched)
@@ -78,7 +81,7 @@ def test_probabilities_of_0_and_1_give_finite_soft_losses(class_loss: Any, gamma
     same_in_all(*arguments, error=16 * torch.finfo(dtype).eps, class_loss=class_loss, gamma=gamma)
 
     options: Any = {"class_cost": class_loss, "gamma": gamma}
-    *found, wanted = (pairwise_cost(*arguments[:3], **options, backend=kind) for kind in KINDS)  # pyright: ignore
+    *found, wanted = (pairwise_cost(*arguments[:3], **options, backend=kind) for kind in KINDS)
     error = 16 * torch.finfo(dtype).eps
     for got in found:
         assert got.isfinite().all()
@@ -96,7 +99,7 @@ def test_a_quality_focal_gamma_below_1_is_refused() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("class_loss", ["varifocal", "quality_focal"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_classes_weigh_in_the_soft_losses(case: Any, class_loss: Any, kind: Any) -> None:
+def test_classes_weigh_in_the_soft_losses(case: LossCase, class_loss: Any, kind: Any) -> None:
     weights = torch.linspace(0, 2, case[2], dtype=torch.float64)
     logits, boxes, targets, matched = loss_case(*case, "focal")
 

@@ -20,6 +20,7 @@ from tests.kernels.oracles import (
     random_tubelets,
     tubelet_costs,
     tubelet_criterion,
+    weighted_sum,
 )
 
 pytestmark = POISONED
@@ -70,17 +71,17 @@ def test_cost_and_matching_are_the_loops(case: Any, class_cost: Any, kind: Any) 
 @pytest.mark.parametrize("case", CASES[:-1], ids=str)
 def test_losses_and_gradients_are_the_loops(case: Any, class_loss: Any, kind: Any) -> None:
     logits, boxes, targets, matched = make(case, class_loss)
-    leaves = [value.clone().requires_grad_() for value in (logits, boxes)]
+    leaves = (logits.clone().requires_grad_(), boxes.clone().requires_grad_())
     options: Any = {"no_object_weight": 0.3, "class_loss": class_loss}
     got = set_loss(*leaves, targets, matched, weights=WEIGHTS, backend=kind, **options)
-    others = [value.cpu().clone().requires_grad_() for value in (logits, boxes)]
-    terms = tubelet_criterion(*others, targets.to("cpu"), matched.cpu(), *options.values())
+    others = (logits.cpu().clone().requires_grad_(), boxes.cpu().clone().requires_grad_())
+    terms = tubelet_criterion(*others, targets.to("cpu"), matched.cpu(), **options)
     cotangents = torch.tensor([0.7, -1.3, 0.4, 2.1], dtype=torch.float64)
-    total = sum(weight * term for weight, term in zip(WEIGHTS, terms, strict=True))
+    total = weighted_sum(WEIGHTS, terms)
     for one, other in zip(got, (total, *terms), strict=True):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-12, atol=1e-12)
     mine = torch.autograd.grad(got, leaves, list(cotangents.to(DEVICE)))
-    weighted = sum(cotangent * value for cotangent, value in zip(cotangents, (total, *terms), strict=True))
+    weighted = weighted_sum(cotangents, (total, *terms))
     theirs = torch.autograd.grad(weighted, others, materialize_grads=True, allow_unused=True)
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-12, atol=1e-12)
@@ -93,7 +94,7 @@ def test_a_visible_frame_makes_a_box(kind: Any) -> None:
     tubelets = Tubelets(*targets[:1], targets.boxes[:, :, None], targets.counts, torch.ones(3, 3, 1).bool())
     results = []
     for goals, places in ((targets, boxes), (tubelets, boxes[..., None, :])):
-        leaves = [value.clone().to(DEVICE).requires_grad_() for value in (logits, places)]
+        leaves = (logits.clone().to(DEVICE).requires_grad_(), places.clone().to(DEVICE).requires_grad_())
         matched = match(*leaves, goals.to(DEVICE), backend=kind)
         loss = set_loss(*leaves, goals.to(DEVICE), matched, backend=kind)
         cost = pairwise_cost(*leaves, goals.to(DEVICE), backend=kind)
@@ -115,7 +116,7 @@ def test_frames_that_are_not_visible_do_not_matter_and_get_no_gradient(kind: Any
         goals = (
             targets if value is None else targets._replace(boxes=targets.boxes.masked_fill(hidden[..., None], value))
         )
-        leaves = [value.clone().requires_grad_() for value in (logits, boxes)]
+        leaves = (logits.clone().requires_grad_(), boxes.clone().requires_grad_())
         loss = set_loss(*leaves, goals, matched, backend=kind)
         cost = pairwise_cost(*leaves, goals, backend=kind)
         results.append([cost, match(*leaves, goals, backend=kind), *loss, *torch.autograd.grad(loss.total, leaves)])
@@ -166,13 +167,13 @@ def test_low_precision_is_at_most_twice_as_far_off_as_the_reference(
     """And one rounding of the output, from float64 on the same rounded inputs."""
     logits, boxes, targets, matched = make(((3,), 5, 3, [2, 3], 3, 5), class_loss, dtype)
     targets = targets._replace(boxes=targets.boxes.float())
-    exact = [value.double().requires_grad_() for value in (logits, boxes)]
+    exact = (logits.double().requires_grad_(), boxes.double().requires_grad_())
     wanted = set_loss(*exact, targets, matched, class_loss=class_loss, backend="reference")
     slopes = torch.autograd.grad(wanted.total, exact)
     off = {}
     for kind in (kernels, "reference"):
-        leaves = [value.clone().requires_grad_() for value in (logits, boxes)]
-        got = set_loss(*leaves, targets, matched, class_loss=class_loss, backend=kind)  # pyright: ignore
+        leaves = (logits.clone().requires_grad_(), boxes.clone().requires_grad_())
+        got = set_loss(*leaves, targets, matched, class_loss=class_loss, backend=kind)
         found = torch.autograd.grad(got.total, leaves)
         assert [value.dtype for value in found] == [dtype] * 2
         off[kind] = [
