@@ -122,14 +122,13 @@ def make_clips(size: ClipSize, changes: str, device: torch.device) -> Clips:
     crops[::2, 2] *= -1
     color = 0.6 + 0.8 * torch.rand(size.clips, 3, generator=generator)
     frame_means = frame_levels(frames, backend="reference")
-    fields = (
-        frames,
-        indices,
-        crops if "windows" in changes else None,
-        color if "colors" in changes else None,
-        frame_means if "colors" in changes else None,
+    return Clips(
+        frames.to(device),
+        indices.to(device),
+        crops.to(device) if "windows" in changes else None,
+        color.to(device) if "colors" in changes else None,
+        frame_means.to(device) if "colors" in changes else None,
     )
-    return Clips(*(None if value is None else value.to(device) for value in fields))  # pyright: ignore
 
 
 def make_features(size: NormSize, device: torch.device, dtype: torch.dtype) -> Features:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import av
@@ -122,7 +123,8 @@ def pyav_seeking(clip: ClipRequest, size: Size) -> Clip:
         for index in clip.indices.tolist():
             time = int(index / stream.average_rate / stream.time_base)
             container.seek(time, stream=stream)
-            pictures.append(resized(next(frame for frame in container.decode(stream) if frame.pts >= time)))
+            frames = container.decode(stream)
+            pictures.append(resized(next(frame for frame in frames if frame.pts is not None and frame.pts >= time)))
     return np.stack(pictures)
 
 
@@ -143,17 +145,15 @@ def torchcodec_mapped(clip: ClipRequest, size: Size) -> Clip:
 
 
 def torchcodec_frames(clip: ClipRequest, size: Size, **options: Any) -> Clip:
-    from torchcodec.transforms import Resize
-
-    decoder = open_torchcodec(clip.video.path, dimension_order="NHWC", transforms=[Resize(size)], **options)
+    resize = import_module("torchcodec.transforms").Resize(size)
+    decoder = open_torchcodec(clip.video.path, dimension_order="NHWC", transforms=[resize], **options)
     return decoder.get_frames_at(clip.indices.tolist()).data
 
 
 def open_torchcodec(path: str, **options: Any) -> Any:
-    from torchcodec.decoders import VideoDecoder
-
+    decoders = import_module("torchcodec.decoders")
     try:
-        return VideoDecoder(path, num_ffmpeg_threads=1, **options)
+        return decoders.VideoDecoder(path, num_ffmpeg_threads=1, **options)
     except RuntimeError as error:
         if "load libtorchcodec" not in str(error):
             raise
@@ -179,8 +179,7 @@ def opencv_seeking(clip: ClipRequest, size: Size) -> Clip:
 
 def opencv_frames(clip: ClipRequest, size: Size, choose: Callable[[Any, Sequence[int]], Iterable[np.ndarray]]) -> Clip:
     """Area interpolation, the only one of OpenCV's that is antialiased."""
-    import cv2
-
+    cv2 = import_module("cv2")
     cv2.setNumThreads(1)
     capture = cv2.VideoCapture(clip.video.path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     small = (cv2.resize(p, size[::-1], interpolation=cv2.INTER_AREA) for p in choose(capture, clip.indices.tolist()))
@@ -198,8 +197,7 @@ def opencv_grabbed(capture: Any, indices: Sequence[int]) -> Iterator[np.ndarray]
 
 
 def opencv_sought(capture: Any, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    import cv2
-
+    cv2 = import_module("cv2")
     for index in indices:
         capture.set(cv2.CAP_PROP_POS_FRAMES, index)
         yield capture.read()[1]

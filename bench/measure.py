@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 
 # A round times so many calls together; quantiles are over rounds.
 MOST_REPEATS = 20
@@ -126,7 +127,8 @@ def count_launches(run: Callable[[], Any]) -> dict[str, int]:
     with torch.profiler.profile(activities=activities) as profile:
         run()
     events = profile.events()
-    on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert events is not None
+    on_device = [event for event in events if event.device_type == DeviceType.CUDA]
     waits = [event for event in events if event.name in ("cudaStreamSynchronize", "cudaEventSynchronize")]
     return {"launches": len(on_device), "synchronizations": len(waits)}
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 from actdet.synthetic.rendered import RenderConfig, render_dataset
 
@@ -70,6 +71,7 @@ def encode(video: Video, pictures: Sequence[np.ndarray], path: Path) -> None:
     milliseconds = np.random.default_rng(0).integers(20, 47, len(pictures)).cumsum()
     with av.open(path, "w") as container:
         stream = container.add_stream(encoder, rate=FPS, options=options)
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", video.gop
         base = stream.codec_context.time_base = Fraction(1, FPS if video.steady else 1000)
         for number, picture in enumerate(pictures):

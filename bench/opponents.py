@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -189,7 +189,9 @@ def huggingface_criterion(problem: Problem) -> Outcome:
         layers = [{"logits": a, "pred_boxes": b} for a, b in zip(logits, boxes, strict=True)]
         terms = loss({**layers[-1], "auxiliary_outputs": layers[:-1]}, wanted)
         weights = {"loss_ce": WEIGHTS.cls, "loss_bbox": WEIGHTS.l1, "loss_giou": WEIGHTS.giou}
-        return sum(weights[key] * terms[name] for name in terms for key in weights if name.startswith(key))
+        weighted = (weights[key] * terms[name] for name in terms for key in weights if name.startswith(key))
+        # Only a sum of nothing would be a number.
+        return cast(Tensor, sum(weighted))
 
     return _with_gradients(problem, total)
 
@@ -224,9 +226,10 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _with_gradients(problem: Problem, total: Callable[..., Tensor]) -> Outcome:
-    leaves = [value.detach().requires_grad_() for value in (problem.logits, problem.boxes)]
-    loss = total(*leaves, problem.targets)
-    return loss, *torch.autograd.grad(loss, leaves)
+    logits, boxes = (value.detach().requires_grad_() for value in (problem.logits, problem.boxes))
+    loss = total(logits, boxes, problem.targets)
+    d_logits, d_boxes = torch.autograd.grad(loss, [logits, boxes])
+    return loss, d_logits, d_boxes
 
 
 # Clips
@@ -284,7 +287,8 @@ def _normed(features: Features, norm: Callable[[Tensor, Tensor, Tensor], Tensor]
     leaves = [value.detach().requires_grad_() for value in features[:3]]
     y = norm(*leaves)
     d_y = features.d_y if y.ndim == features.d_y.ndim else _pictures(features.d_y)
-    return y.detach(), *torch.autograd.grad(y, leaves, d_y)
+    d_x, d_weight, d_bias = torch.autograd.grad(y, leaves, d_y)
+    return y.detach(), d_x, d_weight, d_bias
 
 
 @cache

@@ -85,7 +85,8 @@ def match(logits: Tensor, boxes: Tensor, labels: list[Tensor], wanted: list[Tens
     giou = -generalized_box_iou(corners(boxes.flatten(0, 1)), corners(all_boxes))
     cost = (CLS * cls + L1 * l1 + GIOU * giou).view(batch, queries, -1).cpu()
     found = [linear_sum_assignment(part[sample]) for sample, part in enumerate(cost.split(list(map(len, labels)), -1))]
-    return [tuple(torch.as_tensor(side, device=logits.device) for side in pair) for pair in found]  # pyright: ignore
+    device = logits.device
+    return [(torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)) for rows, columns in found]
 
 
 def corners(boxes: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Row = dict[str, Any]
+Key = TypeVar("Key", bound=Hashable)
 NUMBER, MAYBE = int | float, dict | None
 KEYS = {
     "time": ("operation", "size", "regime", "name"),
@@ -41,7 +42,9 @@ EVERY = {"device": str, "versions": dict, "commit": str, "date": str}
 COUNTS = ("launches", "synchronizations", "peak_bytes", "input_bytes", "output_bytes")
 GPU_FIELDS = {"graph_us": MAYBE, "eager_us": dict, "host_us": dict, "copy_bytes_per_s": NUMBER}
 GPU_FIELDS |= dict.fromkeys(COUNTS, int)
-NESTED = {field: {"median": NUMBER} for field in ("wall_us", "graph_us", "eager_us", "host_us")}
+NESTED: dict[str, dict[str, Any]] = {
+    field: {"median": NUMBER} for field in ("wall_us", "graph_us", "eager_us", "host_us")
+}
 NESTED |= {"step": dict.fromkeys(STEP, int)}
 POSITIVE = ("median", "input_bytes", "copy_bytes_per_s", *RATES)
 
@@ -95,7 +98,7 @@ def fault_among(row: Row, fields: dict[str, Any]) -> str | None:
             return f"{field} is {value!r}, not {getattr(kind, '__name__', kind)}"
         if isinstance(value, NUMBER) and (value < 0 or (value == 0 and field in POSITIVE)):
             return f"{field} is {value!r}, which is too little"
-        if field in NESTED and value is not None and (fault := fault_among(value, NESTED[field])):
+        if field in NESTED and isinstance(value, dict) and (fault := fault_among(value, NESTED[field])):
             return f"{field}: {fault}"
     return None
 
@@ -107,8 +110,8 @@ def fields_of_time(row: Row) -> dict[str, Any]:
     return GPU_FIELDS if on_gpu else {"wall_us": dict}
 
 
-def grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
+def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
+    groups: dict[Key, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups

@@ -69,7 +69,8 @@ def single(problem: Problem) -> list[tuple[Any, ...]]:
 def searches_of(solve: Callable[[], Any]) -> list[int]:
     """How many steps it takes to place each row that the greedy start leaves: a step looks for the nearest column."""
     searches: list[int] = []
-    look = assignment.least_and_first
+    # In the interpreter it takes and gives tensors; by its signature, what a kernel is compiled from.
+    look: Any = assignment.least_and_first
 
     def counted(distance: Any, tie: Any, redux: Any) -> Any:
         nearest, first = look(distance, tie, redux)

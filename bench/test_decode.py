@@ -132,7 +132,7 @@ def test_index(record: Record, paths: dict[Video, Path], video: Video) -> None:
     assert OURS in runs, whys[OURS]
 
 
-def packet_times(path: str) -> list[int]:
+def packet_times(path: str) -> list[int | None]:
     with av.open(path) as container:
         return [packet.pts for packet in container.demux(video=0) if packet.size]
 

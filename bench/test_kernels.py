@@ -185,6 +185,7 @@ def time_it(benchmark: BenchmarkFixture, run: Callable[[], Any]) -> dict[str, fl
     # What takes microseconds is called many times a round, as in a training it is: the first call finds nothing warm.
     iterations = 1 if ON_GPU else min(max(int(ROUND / seconds), 1), MOST_ITERATIONS)
     benchmark.pedantic(wait, rounds=rounds, iterations=iterations)
+    assert benchmark.stats is not None
     return quantiles([1e6 * value for value in benchmark.stats.stats.data])
 
 
@@ -217,7 +218,7 @@ def exact_cost(size: Size, regime: str) -> Tensor:
 def exact_criterion(size: Size, regime: str, matched: Tensor) -> tuple[Tensor, ...]:
     """The loss and its gradients in float64."""
     exact = in_float64(size, regime)
-    leaves = [value.requires_grad_() for value in exact[:2]]
+    leaves = (exact.logits.requires_grad_(), exact.boxes.requires_grad_())
     loss = set_loss(*leaves, exact.targets, matched, backend="reference").total
     return loss, *torch.autograd.grad(loss, leaves)
 

@@ -20,7 +20,7 @@ import torch
 
 from actdet.device import choose_precision
 from actdet.models.detr.config import ModelConfig
-from actdet.training.cost import find_card, floor_seconds, largest_batch, stage_costs, step_flop
+from actdet.training.cost import Card, find_card, floor_seconds, largest_batch, stage_costs, step_flop
 from bench.measure import quantiles
 
 ON_GPU = torch.cuda.is_available()
@@ -140,11 +140,17 @@ def decode_us(line: Line, folder: Path) -> float:
     return 1e6 * (perf_counter() - start) / batches
 
 
+def known_card(device_name: str) -> Card:
+    card = find_card(device_name)
+    assert card is not None
+    return card
+
+
 SHEETS = {
-    "P100": find_card("Tesla P100-PCIE-16GB"),
-    "T4": find_card("Tesla T4"),
-    "A100": find_card("NVIDIA A100-SXM4-80GB"),
-    "H100": find_card("NVIDIA H100 80GB HBM3"),
+    "P100": known_card("Tesla P100-PCIE-16GB"),
+    "T4": known_card("Tesla T4"),
+    "A100": known_card("NVIDIA A100-SXM4-80GB"),
+    "H100": known_card("NVIDIA H100 80GB HBM3"),
 }
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -112,7 +112,7 @@ def measured(run: Callable[[], None], timers: Timers) -> tuple[list[float], dict
     return seconds or again, {part: total / len(again) for part, total in spent.items()}
 
 
-def timed(run: Callable[[], None]) -> list[float]:
+def timed(run: Callable[[], Any]) -> list[float]:
     """Seconds of steps that are waited for, a few times each where they are short."""
     seconds: list[float] = []
     end = time.perf_counter() + SECONDS

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 )
 def test_kernels_count_as_one_launch_each(size: Size, launches: int) -> None:
     def criterion(problem: Problem) -> None:
-        leaves = [value.detach().requires_grad_() for value in problem[:2]]
+        leaves = (problem.logits.detach().requires_grad_(), problem.boxes.detach().requires_grad_())
         loss = set_loss(*leaves, problem.targets, match(*leaves, problem.targets)).total
         torch.autograd.grad(loss, leaves)
 

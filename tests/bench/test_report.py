@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench import report
@@ -215,8 +216,8 @@ def test_each_comparison_has_its_plot_and_is_a_dot_in_it(out: Path) -> None:
     (axes,) = report.figures(rows)["card-9000-match.png"].axes
     in_the_legend, dots = axes.collections
     assert in_the_legend.get_label() == "scipy"
-    assert dots.get_offsets().tolist() == [[0.5, 0]]
-    assert dots.get_facecolors().tolist() == [[1, 1, 1, 1]]
+    assert np.asarray(dots.get_offsets()).tolist() == [[0.5, 0]]
+    assert np.asarray(dots.get_facecolor()).tolist() == [[1, 1, 1, 1]]
     assert axes.get_xlim()[0] < 0.4
     assert [label.get_text() for label in axes.get_yticklabels()] == [f"{SMALL}, trained"]
 
