@@ -51,6 +51,6 @@ class TinyBackbone(nn.Sequential):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    actdet.models.detr.detector.Backbone = TinyBackbone  # pyright: ignore
+    actdet.models.detr.detector.Backbone = TinyBackbone  # pyright: ignore[reportAttributeAccessIssue]
     actdet.training.trainer.SAVE_SECONDS = float(os.environ.get("TINY_SAVE_SECONDS", "300"))
     actdet.cli.main.main()

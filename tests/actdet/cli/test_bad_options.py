@@ -43,10 +43,10 @@ def _places(command: str) -> list[object]:
 def test_bad_settings_are_refused(
     actdet_command: Actdet, rendered: Path, tmp_path: Path, arguments: list[object], words: str
 ) -> None:
-    options = dict(zip(OPTIONS[::2], OPTIONS[1::2], strict=True))
-    options |= zip(arguments[::2], arguments[1::2], strict=True)
-    options = itertools.chain.from_iterable(options.items())
-    outcome = actdet_command("train", rendered, "--out", tmp_path / "o", *options)
+    options: dict[object, object] = dict(zip(OPTIONS[::2], OPTIONS[1::2], strict=True))
+    options.update(zip(arguments[::2], arguments[1::2], strict=True))
+    given = itertools.chain.from_iterable(options.items())
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "o", *given)
     assert words in outcome.complaint()
     assert not (tmp_path / "o" / "model.safetensors").exists()
 

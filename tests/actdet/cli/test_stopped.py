@@ -45,7 +45,8 @@ class Process:
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         assert self.process.stdout is not None
-        os.set_blocking(self.process.stdout.fileno(), False)
+        self.output = self.process.stdout
+        os.set_blocking(self.output.fileno(), False)
         self.text = ""
 
     def kill(self) -> None:
@@ -58,14 +59,14 @@ class Process:
         """Wait until it has printed text that matches."""
         deadline = time.monotonic() + seconds
         while not re.search(pattern, self.text):
-            self.text += (self.process.stdout.read() or b"").decode(errors="replace")  # pyright: ignore
+            self.text += (self.output.read() or b"").decode(errors="replace")
             assert self.process.poll() is None, self.text
             assert time.monotonic() < deadline, self.text
             time.sleep(0.05)
 
     def end(self) -> list[str]:
         """Wait until it has ended; the lines that it has printed, without progress bars."""
-        os.set_blocking(self.process.stdout.fileno(), True)  # pyright: ignore
+        os.set_blocking(self.output.fileno(), True)
         self.text += self.process.communicate(timeout=200)[0].decode()
         assert "Traceback" not in self.text
         return lines_without_bars(self.text)
@@ -178,7 +179,9 @@ def test_a_stopped_training_saves_and_goes_on(
     assert match
     assert match[2] == str(out / "last.safetensors")
     assert {path.name for path in out.iterdir()} <= {"last.safetensors", "best.safetensors", "log.jsonl"}
-    assert read_info(out / "last.safetensors").training["step"] == int(match[1])  # pyright: ignore
+    training = read_info(out / "last.safetensors").training
+    assert training is not None
+    assert training["step"] == int(match[1])
     # The real network has 30 million weights of 4 bytes, and AdamW two averages of each.
     assert (out / "last.safetensors").stat().st_size > (1 if tiny else 3 * 4 * 30e6)
     assert not leftovers(tmp_path)

@@ -10,7 +10,6 @@ import time
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote
 
 import pytest
@@ -23,7 +22,7 @@ from actdet.data.index import load_index
 from actdet.errors import DataError
 from actdet.evaluation import report
 from actdet.evaluation.clips import Evaluation
-from actdet.evaluation.metrics import decided_iou, measure, true_labels
+from actdet.evaluation.metrics import ReliabilityBin, decided_iou, measure, true_labels
 from actdet.evaluation.report import reliability_curve, write_report
 from actdet.models.detr.assessment import assess
 from actdet.models.detr.config import LossConfig, ModelConfig
@@ -257,7 +256,7 @@ def test_a_plot_without_data_is_left_out(
     page = Page((tmp_path / "report.html").read_text())
     assert {title for title in ("training loss", "held-out clips") if title in page.text} == plots
     assert _plots(page) == ({"reliability", "training"} if plots else {"reliability"})
-    axes = [tag for tag, attributes in page.tags if tag == "g" and attributes.get("id", "").startswith("axes_")]
+    axes = [tag for tag, attributes in page.tags if tag == "g" and (attributes.get("id") or "").startswith("axes_")]
     assert len(axes) == len(plots) + 1
     assert "none during training" not in page.text
 
@@ -328,14 +327,9 @@ def test_wide_things_scroll_by_themselves(page: Page, written: Path) -> None:
     assert ".scroll { overflow-x: auto; }" in (written / "report.html").read_text()
 
 
-class Bin(NamedTuple):
-    count: int
-    score: float
-    accuracy: float
-
-
 def test_reliability_is_drawn_of_bins_with_clips() -> None:
-    svg = reliability_curve([Bin(0, 0.0, 0.0), Bin(17, 0.3, 0.25), Bin(0, 0.0, 0.0), Bin(1234, 0.95, 1.0)])
+    empty = ReliabilityBin(0, 0.0, 0.0)
+    svg = reliability_curve([empty, ReliabilityBin(17, 0.3, 0.25), empty, ReliabilityBin(1234, 0.95, 1.0)])
     assert svg is not None
     shown = set(re.findall(r"<text [^>]*>([^<]*)</text>", svg))
     assert {"17", "1234", "score", "share that is right"} <= shown
@@ -344,8 +338,8 @@ def test_reliability_is_drawn_of_bins_with_clips() -> None:
     assert "0" not in shown
 
 
-@pytest.mark.parametrize("bins", [[], [Bin(0, 0.0, 0.0)] * 10, [Bin(0, math.nan, math.nan)]])
-def test_reliability_of_no_clips_is_left_out(bins: list[Bin]) -> None:
+@pytest.mark.parametrize("bins", [[], [ReliabilityBin(0, 0.0, 0.0)] * 10, [ReliabilityBin(0, math.nan, math.nan)]])
+def test_reliability_of_no_clips_is_left_out(bins: list[ReliabilityBin]) -> None:
     assert reliability_curve(bins) is None
 
 

@@ -155,7 +155,7 @@ def _header_length(data: bytes) -> int:
     return 8 + struct.unpack_from("<Q", data)[0]
 
 
-def _with_header(data: bytes, change: Callable[[dict[str, object]], object]) -> bytes:
+def _with_header(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
     """The file with another actdet entry."""
     length = _header_length(data)
     header = json.loads(data[8:length])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -39,7 +40,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "export.md"
 LOSS = LossConfig(no_object_weight=0.2)
 OUTPUTS = ("label", "score", "box", "probabilities", "logits", "boxes")
 RULE = {"no_object_weight": 0.2, "threshold": 0.4}
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,11 +131,11 @@ def test_the_file_computes_what_pytorch_computes(case: Case, batch: int) -> None
     with torch.no_grad():
         logits, boxes = case.detector(normalize(clips)).final()
     decision = decide(logits, boxes, **RULE)
-    torch.testing.assert_close(got["logits"], logits, **TOLERANCE)
-    torch.testing.assert_close(got["boxes"], boxes, **TOLERANCE)
+    close(got["logits"], logits)
+    close(got["boxes"], boxes)
     assert torch.equal(got["label"], decision.label)
-    torch.testing.assert_close(got["score"], decision.score, **TOLERANCE)
-    torch.testing.assert_close(got["box"], decision.box, **TOLERANCE)
+    close(got["score"], decision.score)
+    close(got["box"], decision.box)
 
 
 def test_what_was_compared_is_told(case: Case) -> None:

@@ -46,10 +46,10 @@ def _checkpoint(path: Path, seconds: float, *, box: tuple[float, ...] | None = N
     detector = ActionDetector(MODEL)
     with torch.no_grad():
         # Keeps the expected numbers of actions below 1.
-        detector.class_head[-1].bias[-1] += 5
+        detector.class_head[-1].get_parameter("bias")[-1] += 5
         if box:
-            detector.box_head[-1].weight.zero_()
-            detector.box_head[-1].bias.copy_(torch.logit(torch.tensor(box)))
+            detector.box_head[-1].get_parameter("weight").zero_()
+            detector.box_head[-1].get_parameter("bias").copy_(torch.logit(torch.tensor(box)))
     tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
     save_checkpoint(path, tensors, CheckpointInfo(MODEL, "pyav", seconds, LossConfig()))
     return path
@@ -132,6 +132,7 @@ def test_frames_are_those_of_their_window_and_few_are_kept(
     def spy(*arguments: Any, **options: Any) -> Generator[tuple[int, np.ndarray], None, None]:
         for index, picture in real(*arguments, **options):
             given.append(index)
+            assert picture is not None
             watched = picture.copy().view(Watched)
             watched[0, 0, :2] = index // 256, index % 256
             counts.append(sum(reference() is not None for reference in references))
@@ -259,7 +260,7 @@ def test_a_clip_gets_the_answer_that_evaluation_gives_it(rendered: Path, trained
     predictor.info = CheckpointInfo(MODEL, "pyav", 1e3, LossConfig())
     with torch.no_grad():
         # Keeps the expected numbers of actions below 1.
-        predictor.detector.class_head[-1].bias[-1] += 5
+        predictor.detector.class_head[-1].get_parameter("bias")[-1] += 5
     index = load_index(rendered)
     size = ClipSize(MODEL.frames, MODEL.image_size)
     loader = ClipLoader(index, size, PyAVReader((32, 32), 0), torch.device("cpu"))

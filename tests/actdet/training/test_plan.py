@@ -130,7 +130,7 @@ def test_nobody_chooses_again(
     actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """Whatever chooses is called once in a command, also if it trains several times."""
-    calls = dict.fromkeys(CHOICES, 0)
+    calls: dict[str, int] = dict.fromkeys(CHOICES, 0)
 
     def counted(name: str) -> Any:
         choose = getattr(planning, name)

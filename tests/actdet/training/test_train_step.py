@@ -228,7 +228,7 @@ def test_a_cpu_moves_each_average_by_lerp() -> None:
 @pytest.mark.usefixtures("tiny_backbone")
 def test_processes_send_gradients_and_no_statistics(tmp_path: Path) -> None:
     """All of them have the same statistics already, as the tests of two processes show."""
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
     try:
         torch.manual_seed(0)
         step = TrainStep(ActionDetector(MODEL), CONFIG, CPU, torch.float32, "eager", Processes(0, 2))
@@ -252,6 +252,8 @@ class Device:
         device = self
 
         class Graph:
+            size: int
+
             def replay(self) -> None:
                 assert self in device.alive
                 device.ran.append(("replayed", self.size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,7 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(
     stopped.save()
     for _ in range(further):
         next(steps)
+    assert isinstance(steps, Generator)
     steps.close()
 
     # Another process begins with another state of the generator.
@@ -373,7 +374,7 @@ def test_the_detector_of_the_best_evaluation_is_kept(
 
 
 @pytest.fixture
-def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes the total loss of the step of that number, counted from 1, NaN."""
 
     def spoil(step: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from actdet.models.backbones import convolution
 from actdet.models.backbones.convolution import FactorizedConv, PictureNorm, RectifiedSequential, fuse_norms, set_flat
 from actdet.models.backbones.r2plus1d import Backbone
+
+# Frames, height, width.
+Sides = tuple[int, int, int]
 
 # Batch, channels, outputs, (frames, height, width): layer1 to layer4 at small sizes, and ugly ones.
 SPATIAL = [
@@ -33,19 +36,21 @@ def clips_of(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=generator).contiguous(memory_format=torch.channels_last_3d)
 
 
-def layer(
-    channels: int, outputs: int, kernel: tuple[int, ...], stride: int = 1, padding: int | None = None
-) -> FactorizedConv:
+def layer(channels: int, outputs: int, kernel: Sides, stride: int = 1, padding: int | None = None) -> FactorizedConv:
     """A factorized convolution whose kernel is longer than 1 along some sides, with stride and padding along them."""
-    along = tuple(int(side > 1) for side in kernel)
+
+    def along(inside: int, across: int) -> Sides:
+        frames, rows, columns = (inside if side > 1 else across for side in kernel)
+        return frames, rows, columns
+
     half = max(kernel) // 2 if padding is None else padding
     torch.manual_seed(1)
     made = FactorizedConv(
         channels,
         outputs,
         kernel,
-        stride=tuple(stride if side else 1 for side in along),
-        padding=tuple(half * side for side in along),
+        stride=along(stride, 1),
+        padding=along(half, 0),
         bias=False,
     )
     return made.to(memory_format=torch.channels_last_3d)
@@ -55,14 +60,15 @@ def gradients(module: nn.Module, clips: Tensor, weights: Tensor) -> tuple[Tensor
     """The output, and the gradients of the clips and of the module's weight for a weighted sum of it."""
     clips = clips.detach().requires_grad_()
     output = module(clips)
-    found = torch.autograd.grad((output * weights).sum(), [clips, module.get_parameter("weight")])
-    return output.detach(), *found
+    leaves = [clips, module.get_parameter("weight")]
+    d_clips, d_weight = torch.autograd.grad((output * weights).sum(), leaves)
+    return output.detach(), d_clips, d_weight
 
 
 def check(module: nn.Conv3d, clips: Tensor) -> None:
-    exact = nn.Conv3d(
-        module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, bias=False
-    )
+    # PyTorch does not say that they are of three numbers each.
+    kernel_size, stride, padding = cast(Any, (module.kernel_size, module.stride, module.padding))
+    exact = nn.Conv3d(module.in_channels, module.out_channels, kernel_size, stride, padding, bias=False)
     exact = exact.double()
     exact.load_state_dict(module.state_dict())
     with torch.no_grad():
@@ -101,7 +107,7 @@ def test_gradients_are_exact(
     channels: int,
     outputs: int,
     size: tuple[int, ...],
-    kernel: tuple[int, ...],
+    kernel: Sides,
 ) -> None:
     check(layer(channels, outputs, kernel), clips_of(batch, channels, *size, seed=0))
     assert len(products) == 1
@@ -110,7 +116,7 @@ def test_gradients_are_exact(
 @pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 1)])
 @pytest.mark.parametrize(("stride", "padding"), [(2, 1), (1, 0), (1, 2), (3, 2)])
 def test_other_strides_and_paddings_are_left_to_the_library(
-    products: list[tuple[int, ...]], kernel: tuple[int, ...], stride: int, padding: int
+    products: list[tuple[int, ...]], kernel: Sides, stride: int, padding: int
 ) -> None:
     check(layer(8, 12, kernel, stride, padding), clips_of(2, 8, 6, 6, 6, seed=0))
     assert not products
@@ -168,7 +174,7 @@ def test_bf16_float64_and_no_gradient_take_the_librarys(products: list[tuple[int
 
 
 @pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 1)])
-def test_a_checkpointed_convolution_has_the_same_gradient(kernel: tuple[int, ...]) -> None:
+def test_a_checkpointed_convolution_has_the_same_gradient(kernel: Sides) -> None:
     module = layer(8, 12, kernel)
     clips = clips_of(2, 8, 4, 5, 6, seed=0)
     module(clips).square().sum().backward()
@@ -269,6 +275,7 @@ def test_without_a_momentum_the_norm_averages_all_batches(monkeypatch: pytest.Mo
     monkeypatch.setattr(convolution, "_are_pictures_faster", lambda video: True)
     exact, own = (normed(kind, 8, relu=True, fused=True) for kind in (nn.BatchNorm3d, PictureNorm))
     for norm in (exact[0], own[0]):
+        assert isinstance(norm, nn.BatchNorm3d)
         norm.momentum = None
     for seed in range(3):
         clips = clips_of(2, 8, 2, 3, 3, seed=seed)
@@ -282,8 +289,8 @@ def test_a_block_trains_through_the_kernels_as_without(monkeypatch: pytest.Monke
     """Stem and residual blocks, which add in place to what a norm gives; in Triton's interpreter."""
     pytest.importorskip("triton", reason="there is no Triton for this platform")
     torch.manual_seed(3)
-    parts = [nn.Sequential(backbone[0], backbone[1][0], backbone[2][0]) for backbone in (Backbone(), Backbone())]
-    own, exact = (part.to(memory_format=torch.channels_last_3d).train() for part in parts)
+    parts = [[backbone.get_submodule(name) for name in ("0", "1.0", "2.0")] for backbone in (Backbone(), Backbone())]
+    own, exact = (nn.Sequential(*each).to(memory_format=torch.channels_last_3d).train() for each in parts)
     for value in exact.parameters():
         if value.ndim == 1:
             nn.init.uniform_(value, 0.5, 1.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -19,10 +19,11 @@ from actdet.models.backbones.r2plus1d import Backbone
 
 BF16_UNITS = choose_precision("auto", torch.device("cpu"))[0] == torch.bfloat16
 NO_UNITS = "a CPU without bf16 units rounds at other places for other widths"
+Network = TypeVar("Network", bound=nn.Module)
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
-def randomized(network: nn.Module) -> nn.Module:
+def randomized(network: Network) -> Network:
     """Weights as training leaves them: no BatchNorm at one and zero, nothing that cancels."""
     generator = torch.Generator().manual_seed(0)
     for name, value in network.state_dict().items():
@@ -104,7 +105,8 @@ def test_features_and_gradients_are_torchvisions(
 ) -> None:
     clips = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     reference, backbone = deepcopy(theirs).double(), deepcopy(ours).double()
-    reference.train(training), backbone.train(training)
+    reference.train(training)
+    backbone.train(training)
     exact = outcome(lambda x: features(reference, x), reference, clips)
     assert exact[0].shape == (
         shape[0],
@@ -349,6 +351,7 @@ def test_checkpointing_computes_the_same_and_counts_no_batch_twice(
     plain, saving = (randomized(deepcopy(fresh)).double().train(training) for _ in range(2))
     if synchronized:
         plain, saving = (nn.SyncBatchNorm.convert_sync_batchnorm(network) for network in (plain, saving))
+    assert isinstance(saving, Backbone)
     saving.checkpointing = True
     clips = torch.randn(2, 3, 8, 16, 32, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     kept: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,8 +62,15 @@ def test_features_meet_the_transformer_on_a_grid_of_7(size: int) -> None:
     """14 x 14 features of 224 pixels are averaged to 7 x 7; those of 112 pixels are 7 x 7 by themselves."""
     detector = ActionDetector(ModelConfig(image_size=size, frames=8, encoder_layers=0, decoder_layers=1)).eval()
     seen: dict[str, Tensor] = {}
-    detector.backbone.register_forward_hook(lambda module, inputs, output: seen.update(features=output))
-    detector.projection.register_forward_pre_hook(lambda module, inputs: seen.update(pooled=inputs[0]))
+
+    def note_features(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen["features"] = output
+
+    def note_pooled(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen["pooled"] = inputs[0]
+
+    detector.backbone.register_forward_hook(note_features)
+    detector.projection.register_forward_pre_hook(note_pooled)
     with torch.no_grad():
         got = detector(clips(1, detector.config))
     assert got.logits.shape == (1, 1, 12, 3)
@@ -107,7 +115,7 @@ def test_boxes_stay_in_the_picture_whatever_comes_in(small: ActionDetector) -> N
 
 
 def test_deep_supervision_adds_the_layers_before_the_last(small: ActionDetector) -> None:
-    deep = ActionDetector(ModelConfig(**vars(SMALL) | {"deep_supervision": True})).eval()
+    deep = ActionDetector(replace(SMALL, deep_supervision=True)).eval()
     deep.load_state_dict(small.state_dict())
     with torch.no_grad():
         last, every = small(clips(2)), deep(clips(2))
@@ -118,13 +126,18 @@ def test_deep_supervision_adds_the_layers_before_the_last(small: ActionDetector)
 
 
 def test_it_is_the_transformer_of_torch_between_backbone_and_heads(small: ActionDetector) -> None:
+    encoder_layer, decoder_layer = small.encoder[0], small.decoder[0]
+    assert isinstance(encoder_layer, nn.TransformerEncoderLayer)
+    assert isinstance(decoder_layer, nn.TransformerDecoderLayer)
+    bias = small.projection.bias
+    assert bias is not None
     with torch.no_grad():
         got = small(clips(3))
         features = F.adaptive_avg_pool3d(small.backbone(clips(3)), (1, 2, 2))
         weight = small.projection.weight.flatten(1)
-        tokens = features.flatten(2).mT @ weight.mT + small.projection.bias + small.positions[None]
-        encoder = nn.TransformerEncoder(small.encoder[0], 1, enable_nested_tensor=False).eval()
-        decoder = nn.TransformerDecoder(small.decoder[0], 2).eval()
+        tokens = features.flatten(2).mT @ weight.mT + bias + small.positions[None]
+        encoder = nn.TransformerEncoder(encoder_layer, 1, enable_nested_tensor=False).eval()
+        decoder = nn.TransformerDecoder(decoder_layer, 2).eval()
         encoder.layers, decoder.layers = small.encoder, small.decoder
         decoded = decoder(small.queries[None].repeat(3, 1, 1), encoder(tokens))
         heads = []
@@ -137,14 +150,15 @@ def test_it_is_the_transformer_of_torch_between_backbone_and_heads(small: Action
 
 
 def test_a_new_detectors_queries_begin_as_themselves_plus_an_average_of_the_features() -> None:
-    detector = ActionDetector(ModelConfig(**vars(SMALL) | {"decoder_layers": 1, "deep_supervision": True})).eval()
+    detector = ActionDetector(replace(SMALL, decoder_layers=1, deep_supervision=True)).eval()
     features = torch.randn(2, 512, 1, 2, 2, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         got = detector.detect(features)
         tokens = detector.projection(features).flatten(2).mT + detector.positions
         tokens = F.layer_norm(F.layer_norm(tokens, (256,)), (256,))
         queries = F.layer_norm(detector.queries, (256,)).expand(2, -1, -1)
-        _, attention = detector.decoder[0].multihead_attn(queries, tokens, tokens, average_attn_weights=False)
+        attend = detector.decoder[0].get_submodule("multihead_attn")
+        _, attention = attend(queries, tokens, tokens, average_attn_weights=False)
         averages = [attention[:, head] @ tokens[..., 32 * head : 32 * (head + 1)] for head in range(8)]
         decoded = F.layer_norm(F.layer_norm(queries + torch.cat(averages, -1), (256,)), (256,))
         torch.testing.assert_close(got.final().logits, detector.class_head(decoded), rtol=1e-4, atol=1e-4)
@@ -309,7 +323,7 @@ def test_its_losses_and_detections_are_those_of_its_outputs(small: ActionDetecto
         outputs = small(clips(3))
     targets = Targets(torch.tensor([[0], [1], [1]]), torch.full((3, 1, 4), 0.4), torch.tensor([1, 0, 1]).int())
     losses = small.losses(outputs, targets, weights)
-    assert losses == detector_losses(*outputs, targets, weights)
+    assert losses == detector_losses(outputs.logits, outputs.boxes, targets, weights)
 
     assert tuple(losses) == small.loss_names
 
