@@ -189,8 +189,7 @@ def peak_memory(model: FamilyConfig, batch: int, dtype: torch.dtype, *, checkpoi
         clips = _clips(model, batch)
         with _autocast(dtype):
             outputs = tree_leaves(detector(clips))
-        loss = sum(tensor.sum() for tensor in outputs)
-        loss.backward()
+        torch.autograd.backward([tensor.sum() for tensor in outputs])
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     return live.peak

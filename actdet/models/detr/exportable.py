@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,6 +48,7 @@ class ExportableDetector(Exportable):
         super().__init__(detector)
         self.no_object_weight = no_object_weight
         self.threshold = threshold
+        self._decide = partial(decide, no_object_weight=no_object_weight, threshold=threshold)
 
         # Only the last decoder layer's predictions are used.
         copied = self.network
@@ -71,7 +73,7 @@ class ExportableDetector(Exportable):
 
     def _answer(self, predictions: Predictions, of_rule: Predictions) -> dict[str, Tensor]:
         """The outputs by name, where the rule is applied to `of_rule`."""
-        decision = decide(*of_rule, no_object_weight=self.no_object_weight, threshold=self.threshold)
+        decision = self._decide(*of_rule)
         return {
             "label": decision.label,
             "score": decision.score,

@@ -17,6 +17,7 @@ from torchvision.models.video import R2Plus1D_18_Weights
 
 from actdet import distributed
 from actdet.models.checkpoints import load_model, read_info
+from actdet.models.detr.config import ModelConfig
 from actdet.prediction import predictor as prediction
 from actdet.training import trainer as training
 from tests.actdet.command import Actdet, leftovers, small_disk
@@ -37,6 +38,7 @@ def test_train_leaves_model_report_and_log(trained: Path) -> None:
         "videos",
     }
     detector, about = load_model(trained / "model.safetensors")
+    assert isinstance(about.model, ModelConfig)
     assert (about.model.image_size, about.model.frames, about.model.decoder_layers) == (32, 8, 1)
     assert not detector.training
     metrics = json.loads((trained / "metrics.json").read_text())

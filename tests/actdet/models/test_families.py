@@ -154,7 +154,7 @@ def test_the_outputs_of_another_family_are_exported(
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     assert [output.name for output in session.get_outputs()] == ["logits", "boxes"]
     clips = np.random.default_rng(0).integers(0, 256, (3, 8, 32, 32, 3), np.uint8)
-    logits, boxes = session.run(None, {"clips": clips})
+    logits, boxes = map(np.asarray, session.run(None, {"clips": clips}))
     pixels = (torch.from_numpy(clips).double() / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
         [0.229, 0.224, 0.225]
     )

@@ -260,7 +260,7 @@ def test_a_clip_gets_the_answer_that_evaluation_gives_it(rendered: Path, trained
     predictor.info = CheckpointInfo(MODEL, "pyav", 1e3, LossConfig())
     with torch.no_grad():
         # Keeps the expected numbers of actions below 1.
-        predictor.detector.class_head[-1].get_parameter("bias")[-1] += 5
+        predictor.detector.get_parameter("class_head.2.bias")[-1] += 5
     index = load_index(rendered)
     size = ClipSize(MODEL.frames, MODEL.image_size)
     loader = ClipLoader(index, size, PyAVReader((32, 32), 0), torch.device("cpu"))

@@ -21,6 +21,7 @@ from actdet.data.config import NO_AUGMENTATION, AugmentConfig
 from actdet.errors import ActdetError
 from actdet.models.checkpoints import load_model, read_checkpoint, read_info
 from actdet.models.detr import losses as detector_losses
+from actdet.models.detr.losses import AuxiliaryHead
 from actdet.run_log import LOG
 from actdet.training import trainer as training
 from actdet.training.config import TrainConfig
@@ -83,6 +84,12 @@ def test_every_step_uses_the_learning_rate_of_its_start(make: MakeTrainer) -> No
     assert rates == pytest.approx(rising + falling)
 
 
+def head_of(trainer: Trainer) -> AuxiliaryHead:
+    head = trainer.train_step.auxiliary_head
+    assert isinstance(head, AuxiliaryHead)
+    return head
+
+
 @pytest.mark.parametrize("weight", [0.5, 2.0])
 def test_the_auxiliary_loss_is_that_of_one_query_read_off_the_averaged_features(
     make: MakeTrainer, monkeypatch: pytest.MonkeyPatch, weight: float
@@ -93,7 +100,7 @@ def test_the_auxiliary_loss_is_that_of_one_query_read_off_the_averaged_features(
     first = next(trainer.loader.train_batches(TRAIN_IDS, 16, NO_AUGMENTATION, seed=trainer.config.seed, epoch=0))
     with torch.no_grad():
         features = trainer.detector.train().backbone(first.clips).mean((2, 3, 4))
-        head = trainer.train_step.auxiliary_head
+        head = head_of(trainer)
         auxiliary_output = features @ head.weight.T + head.bias
         positive = first.targets.counts > 0
         labels = torch.where(positive, first.targets.labels[:, 0], 2)
@@ -106,7 +113,7 @@ def test_the_auxiliary_loss_is_that_of_one_query_read_off_the_averaged_features(
         expected = 8 * cls + 5 * F.l1_loss(boxes, wanted) * 4 + 2 * giou
 
     trainer = make(epochs=1, batch_size=16, auxiliary_weight=weight, augment=NO_AUGMENTATION)
-    before = trainer.train_step.auxiliary_head.weight.clone()
+    before = head_of(trainer).weight.clone()
     record = next(trainer.steps()).record
     assert record is not None
     loss = record["loss"]
@@ -114,7 +121,7 @@ def test_the_auxiliary_loss_is_that_of_one_query_read_off_the_averaged_features(
     terms = 2 * loss["cls"] + 5 * loss["l1"] + 2 * loss["giou"]
     assert loss["total"] == pytest.approx(terms + weight * loss["auxiliary"], rel=1e-5)
     assert record["loss_weights"] == {"cls": 2.0, "l1": 5.0, "giou": 2.0, "auxiliary": weight}
-    assert not torch.equal(before, trainer.train_step.auxiliary_head.weight)
+    assert not torch.equal(before, head_of(trainer).weight)
 
 
 def test_only_what_is_trained_from_scratch_is_shallow(tmp_path: Path) -> None:
@@ -429,7 +436,7 @@ def test_weights_that_are_not_finite_are_not_written(make: MakeTrainer) -> None:
     trainer.save()
     saved = (trainer.out / LAST).read_bytes()
     with torch.no_grad():
-        trainer.detector.queries[0, 0] = math.inf
+        trainer.detector.get_parameter("queries")[0, 0] = math.inf
     for write in (trainer.save, trainer.finish):
         with pytest.raises(ActdetError, match="not finite") as caught:
             write()
@@ -490,7 +497,7 @@ def test_the_ways_to_train_run_and_give_what_their_names_say(
     settings = dict(settings)
     data = _crowded(rendered, tmp_path / "crowd") if settings.pop("crowded", False) else rendered
     trainer = make(model=replace(MODEL_CONFIG, **model), data=data, **({"epochs": 1} | settings))
-    trainer.detector.projection.register_forward_hook(lambda *a: inner.add(a[2].dtype))
+    trainer.detector.get_submodule("projection").register_forward_hook(lambda *a: inner.add(a[2].dtype))
     run(trainer)
     classes = len(trainer.plan.model.class_names) + 1
     assert shapes == {(layers, targets, classes, torch.float32)}

@@ -337,7 +337,9 @@ def test_labels_that_cannot_be_class_names_are_refused(tmp_path: Path, labels: t
     """The error names the file, not the folder that would be written; some other labels can still be taken."""
     write_video(tmp_path / "door.mp4", frames=9)
     path = tmp_path / "export.json"
-    path.write_text(json.dumps([task(*(region(keyframe(1, 1), labels=[label]) for label in labels), video="door.mp4")]))
+    path.write_text(
+        json.dumps([task(*(region(keyframe(1, 1), labels=(label,)) for label in labels), video="door.mp4")])
+    )
     with pytest.raises(DataError) as caught:
         convert("label-studio", path, tmp_path / "out")
     assert str(caught.value).startswith(f"{path}: ")
