@@ -18,7 +18,7 @@ KINDS = ("fight", "collapse", "none")
 
 
 @dataclass(frozen=True)
-class Clip(Scene):
+class StagedClip(Scene):
     """One clip before it is drawn."""
 
     actors: list[Shapes]
@@ -26,7 +26,7 @@ class Clip(Scene):
     bystanders: list[Shapes]
 
 
-def stage_clip(config: RenderConfig, index: int) -> Clip:
+def stage_clip(config: RenderConfig, index: int) -> StagedClip:
     """Choose who does what, where, and how it is filmed."""
     rng = np.random.default_rng([config.seed, index, 0])
     cast, places = world(config.seed)
@@ -48,7 +48,7 @@ def stage_clip(config: RenderConfig, index: int) -> Clip:
     light = rng.choice([-1.0, 1.0])
     act = _settle(act, people, camera, distance, rng)
     extras, props = _extras(t, act, distance, room, place.depth, rng)
-    return Clip(
+    return StagedClip(
         name=f"{kind}_{index:04d}",
         place=place,
         camera=camera,

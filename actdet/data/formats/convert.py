@@ -320,7 +320,8 @@ def _write(conversion: Conversion, out: Path, progress: Progress | None) -> None
         texts[out / TRAIN] = _lines(sorted(conversion.split.train))
         texts[out / TEST] = _lines(sorted(conversion.split.test))
     if any(clip.group for clip in clips):
-        groups = {clip.name: "_".join(clip.group.split()) for clip in clips if clip.group}
+        # groups.txt must name all clips; one without a group has nothing in common with any other.
+        groups = {clip.name: "_".join((clip.group or clip.name).split()) for clip in clips}
         texts[out / GROUPS] = _lines(f"{name} {group}" for name, group in groups.items())
     for clip in clips:
         other = out / "annotations" / f"{clip.name}.txt"

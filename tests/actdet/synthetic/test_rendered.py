@@ -15,7 +15,7 @@ from PIL import Image
 from actdet.data.annotations import read_annotations
 from actdet.errors import ActdetError, DataError
 from actdet.synthetic import rendered
-from actdet.synthetic.clips import Clip, stage_clip
+from actdet.synthetic.clips import StagedClip, stage_clip
 from actdet.synthetic.figures import Shapes
 from actdet.synthetic.filming import Lens, box_of, film
 from actdet.synthetic.painting import MARGIN, OVERSAMPLING
@@ -44,7 +44,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def staged() -> list[Clip]:
+def staged() -> list[StagedClip]:
     return [stage_clip(RenderConfig(seed=11), i) for i in range(90)]
 
 
@@ -133,14 +133,14 @@ def test_a_place_looks_the_same_in_every_clip() -> None:
     assert first == second
 
 
-def test_every_kind_of_clip_occurs(staged: list[Clip]) -> None:
+def test_every_kind_of_clip_occurs(staged: list[StagedClip]) -> None:
     kinds = Counter(clip.name.rpartition("_")[0] for clip in staged)
     assert (kinds["fight"], kinds["collapse"]) == (30, 30)
     everyday = {f"none_{kind}" for kind in ("pass", "hug", "talk", "sit", "pickup", "lie", "walk")}
     assert set(kinds) == {"fight", "collapse"} | everyday
 
 
-def test_nothing_but_the_action_tells_the_class(staged: list[Clip]) -> None:
+def test_nothing_but_the_action_tells_the_class(staged: list[StagedClip]) -> None:
     for kind in ("fight", "collapse", "none"):
         clips = [clip for clip in staged if clip.name.startswith(kind)]
         assert {len(clip.bystanders) for clip in clips} == {0, 1, 2}
@@ -152,7 +152,7 @@ def test_nothing_but_the_action_tells_the_class(staged: list[Clip]) -> None:
         assert 45 < np.mean(lengths) < 51
 
 
-def test_boxes_fit_the_actors_that_are_drawn(staged: list[Clip]) -> None:
+def test_boxes_fit_the_actors_that_are_drawn(staged: list[StagedClip]) -> None:
     shaken = 0
     for clip in staged[:36]:
         seen = extent(silhouettes(clip.actors, clip.lens))
@@ -177,7 +177,7 @@ def test_labels_hold_the_actors_and_no_bystander(small: Path) -> None:
     assert outside
 
 
-def test_collapses_end_in_lying_after_a_fast_fall(staged: list[Clip]) -> None:
+def test_collapses_end_in_lying_after_a_fast_fall(staged: list[StagedClip]) -> None:
     shapes = []
     for clip in staged[1::3]:
         boxes = np.array([extent(mask) for mask in silhouettes(clip.actors, clip.lens)])
@@ -192,8 +192,8 @@ def test_collapses_end_in_lying_after_a_fast_fall(staged: list[Clip]) -> None:
     assert np.mean(np.array(shapes) > 1.2) > 0.8
 
 
-def test_lying_down_takes_longer_than_collapsing(staged: list[Clip]) -> None:
-    def seconds(clip: Clip) -> float:
+def test_lying_down_takes_longer_than_collapsing(staged: list[StagedClip]) -> None:
+    def seconds(clip: StagedClip) -> float:
         # How far the head is from the upper edge of the picture.
         low = np.array([extent(mask)[1] for mask in silhouettes(clip.actors, clip.lens)])
         way = (low - low[0]) / (low[-1] - low[0])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from actdet.data.formats.convert import Format, Progress, read_dataset, write_dataset
+from actdet.data.groups import read_groups
 from actdet.data.tubes import read_tubes
 from actdet.errors import ActdetError, DataError
 from actdet.video.encoding import read_comment
@@ -248,6 +249,21 @@ def test_the_written_folder_may_lie_in_that_of_the_videos(cvat: Path) -> None:
     for _ in range(2):
         convert("cvat", cvat, cvat / "out", videos="copy")
     assert [path.name for path in (cvat / "out" / "videos").iterdir()] == ["door.mp4"]
+
+
+def test_a_video_without_a_group_is_one_of_its_own(ucf: Path, tmp_path: Path) -> None:
+    """Training asks that groups.txt names every clip."""
+    content = ground_truth()
+    for key in ("nframes", "resolution", "gttubes"):
+        content[key]["GolfSwing/my swing"] = content[key].pop(GOLF)
+    content["train_videos"] = [["GolfSwing/my swing"]]
+    path = write_pickle(ucf / "UCF101v2-GT.pkl", content)
+    out = tmp_path / "out"
+    convert("ucf101-24", path, out, videos="none")
+    assert (out / "groups.txt").read_text() == (
+        "my swing my_swing\nv_Biking_g07_c03 Biking_g07\nv_RopeClimbing_g01_c01 RopeClimbing_g01\n"
+    )
+    assert read_groups(out / "groups.txt", sorted(path.stem for path in (out / "annotations").iterdir()))
 
 
 def test_videos_of_the_same_name_get_that_of_their_folder(tmp_path: Path) -> None:
