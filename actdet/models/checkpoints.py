@@ -158,7 +158,7 @@ def from_json(cls: type[T], value: Any, types: Mapping[str, type] = {}) -> T:
     """
     if not isinstance(value, dict):
         raise TypeError(f"{cls.__name__} is not described")
-    hints = get_type_hints(cls) | dict(types)
+    hints = get_type_hints(cls) | dict(types or {})
     names = {field.name for field in fields(cls)}  # pyright: ignore[reportArgumentType]
     for name in value:
         if name not in names:

@@ -79,11 +79,11 @@ class Outputs(Protocol):
         ...
 
 
-C = TypeVar("C", bound=FamilyConfig)
-O = TypeVar("O", bound=Outputs)  # noqa: E741
+ConfigT = TypeVar("ConfigT", bound=FamilyConfig)
+OutputsT = TypeVar("OutputsT", bound=Outputs)
 
 
-class FamilyNetwork(nn.Module, ABC, Generic[C, O]):
+class FamilyNetwork(nn.Module, ABC, Generic[ConfigT, OutputsT]):
     """What the network of each family has: at least the methods without a body here.
 
     Attributes:
@@ -97,18 +97,18 @@ class FamilyNetwork(nn.Module, ABC, Generic[C, O]):
             `checkpointing`, as `backbones.r2plus1d.Backbone` has them.
     """
 
-    config: C
+    config: ConfigT
     truth: Truth
     loss_names: tuple[str, ...]
     rule: str
     backbone: Any
 
-    def forward(self, clips: Tensor) -> O:
+    def forward(self, clips: Tensor) -> OutputsT:
         """Compute the outputs for normalized clips (B, 3, T, S, S), floating point."""
         return self.detect(self.backbone(clips))
 
     @abstractmethod
-    def detect(self, features: Any) -> O:
+    def detect(self, features: Any) -> OutputsT:
         """Compute what follows the backbone.
 
         It may run under autocast. Bf16 has too few bits for a coordinate, so outputs should be computed in float32.
@@ -117,7 +117,7 @@ class FamilyNetwork(nn.Module, ABC, Generic[C, O]):
     @abstractmethod
     def losses(
         self,
-        outputs: O,
+        outputs: OutputsT,
         targets: Targets,
         weights: Any,
         *,
