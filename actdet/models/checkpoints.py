@@ -144,7 +144,7 @@ def types_of(family: str) -> dict[str, type]:
     return {"model": config_class(family), "loss": loss_class(family)}
 
 
-def from_json(cls: type[T], value: Any, types: Mapping[str, type] = {}) -> T:
+def from_json(cls: type[T], value: Any, types: Mapping[str, type] | None = None) -> T:
     """Build the dataclass `cls` from what JSON made of its `asdict`.
 
     Args:
