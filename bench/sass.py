@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton.backends
-from actdet_kernels import gates
+from actdet_kernels import gate_cases, gates
 from actdet_kernels.triton import assignment
 
 CASES: dict[str, Callable[[], object]] = {
-    "assign, 12 x 4": lambda: gates.assign(12, 4, gates.FP32),
-    "assign, 100 x 63": lambda: gates.assign(100, 63, gates.FP32),
-    "assign, 300 x 100": lambda: gates.assign(300, 100, gates.FP32),
-    "assign, 900 x 100": lambda: gates.assign(900, 100, gates.FP32),
-    "assign, 1024 x 1024": lambda: gates.assign(1024, 1024, gates.FP32),
-    "match, 12 queries": lambda: gates.match(12, 3, "softmax", gates.FP32),
-    "match, 100 queries": lambda: gates.match(100, 92, "softmax", gates.FP32),
-    "match, 300 queries": lambda: gates.match(300, 92, "softmax", gates.FP32),
-    "match, 900 queries": lambda: gates.match(900, 92, "softmax", gates.FP32),
+    "assign, 12 x 4": lambda: gate_cases.assign(12, 4, gate_cases.FP32),
+    "assign, 100 x 63": lambda: gate_cases.assign(100, 63, gate_cases.FP32),
+    "assign, 300 x 100": lambda: gate_cases.assign(300, 100, gate_cases.FP32),
+    "assign, 900 x 100": lambda: gate_cases.assign(900, 100, gate_cases.FP32),
+    "assign, 1024 x 1024": lambda: gate_cases.assign(1024, 1024, gate_cases.FP32),
+    "match, 12 queries": lambda: gate_cases.match(12, 3, "softmax", gate_cases.FP32),
+    "match, 100 queries": lambda: gate_cases.match(100, 92, "softmax", gate_cases.FP32),
+    "match, 300 queries": lambda: gate_cases.match(300, 92, "softmax", gate_cases.FP32),
+    "match, 900 queries": lambda: gate_cases.match(900, 92, "softmax", gate_cases.FP32),
 }
 KINDS = {
     "barriers": ("BAR",),
@@ -49,7 +49,7 @@ def compiled_rows(capability: int) -> Iterator[dict[str, Any]]:
     """For each case what `gates` knows, the instructions of the kernel, and of one step of its search for a path."""
     for case, call in CASES.items():
         ((kernel, values),) = gates.launches_of(call, capability)
-        row = gates.compile_launch(gates.Case(case, call, {}), kernel, values, capability)
+        row = gates.compile_launch(gate_cases.Case(case, call, {}), kernel, values, capability)
         if row.error:
             raise RuntimeError(f"{case}: {row.error}")
         instructions, labels = disassemble(gates.compiled_for(kernel, values, capability).asm["cubin"])

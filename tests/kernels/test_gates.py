@@ -106,7 +106,7 @@ import sys
 import triton
 import triton.language as tl
 from actdet_kernels import gates
-from actdet_kernels.gates import FP32, Case, assign, tensor
+from actdet_kernels.gate_cases import FP32, Case, assign, tensor
 from actdet_kernels.triton import launch
 
 @triton.jit

@@ -16,7 +16,8 @@ from tests.kernels.oracles import random_boxes, random_logits, random_targets
 triton = pytest.importorskip("triton", reason="there is no Triton for this platform")
 
 import triton.language as tl  # noqa: E402
-from actdet_kernels.gates import FP32, assign, launches_of  # noqa: E402
+from actdet_kernels.gate_cases import FP32, assign  # noqa: E402
+from actdet_kernels.gates import launches_of  # noqa: E402
 from actdet_kernels.triton import launch  # noqa: E402
 from actdet_kernels.triton.assignment import least_and_first  # noqa: E402
 
