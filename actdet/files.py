@@ -213,8 +213,11 @@ def to_json(path: Path, value: Any, *, indent: int | None = None) -> str:
         raise DataError(path, "cannot be written: one of its numbers is not finite") from error
 
 
-def read_json(path: Path) -> Any:
-    """Read the JSON in `path`; None if the file does not exist, cannot be read or holds no JSON."""
+def read_own_json(path: Path) -> Any:
+    """Read the JSON that this program may have written to `path`; None if there is none that can be read.
+
+    `actdet.data.reading.read_json_file` reads what users give.
+    """
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

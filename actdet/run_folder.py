@@ -9,7 +9,7 @@ from typing import Any
 
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
-from actdet.files import any_within, check_own, read_json, remove_abandoned, sole_writer
+from actdet.files import any_within, check_own, read_own_json, remove_abandoned, sole_writer
 from actdet.pictures import is_annotated
 from actdet.run_log import FIGURES
 
@@ -88,5 +88,5 @@ def is_reported(out: Path) -> bool:
 
 def read_metrics(out: Path) -> dict[str, Any] | None:
     """Return the figures that a report has left in `out`, or None if there are none."""
-    found = read_json(out / "metrics.json")
+    found = read_own_json(out / "metrics.json")
     return found if isinstance(found, dict) and found.keys() >= {*FIGURES, "confusion"} else None

@@ -13,7 +13,7 @@ from actdet.cli.progress import ProgressBar
 from actdet.cli.terminal import print_line
 from actdet.data.index import BadFiles
 from actdet.data.prepare import PrepareConfig, Prepared, prepare_dataset
-from actdet.files import check_own, read_json, write_json
+from actdet.files import check_own, read_own_json, write_json
 
 
 def prepare(
@@ -61,7 +61,7 @@ def prepare(
 
 def _is_prepared_json(path: Path) -> bool:
     """Whether this command wrote the file."""
-    return "bytes_before" in (read_json(path) or ())
+    return "bytes_before" in (read_own_json(path) or ())
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from actdet.bounds import check_bounds
 from actdet.cli.progress import ProgressBar
 from actdet.cli.terminal import print_line, print_lines
 from actdet.errors import ActdetError
-from actdet.files import check_own, read_json, write_json
+from actdet.files import check_own, read_own_json, write_json
 
 # What computes figures is imported only by the functions that use it.
 if TYPE_CHECKING:
@@ -203,5 +203,5 @@ def _percent(share: float | None) -> str:
 
 def _is_score_json(path: Path) -> bool:
     """Whether this command wrote the file."""
-    content = read_json(path)
+    content = read_own_json(path)
     return isinstance(content, dict) and {"protocol", "figures", "truth"} <= content.keys()

@@ -20,7 +20,7 @@ from actdet.bounds import BOUNDS, check_bounds
 from actdet.data.classes import write_class_names
 from actdet.data.tubes import write_tubes
 from actdet.errors import ActdetError
-from actdet.files import read_json, remove_abandoned, replacing, sole_writer, write_bytes, write_json
+from actdet.files import read_own_json, remove_abandoned, replacing, sole_writer, write_bytes, write_json
 from actdet.synthetic.clips import KINDS, stage_clip
 from actdet.synthetic.config import RenderConfig
 from actdet.synthetic.filming import Frame, box_of, film
@@ -85,7 +85,7 @@ def _claim(out: Path, config: RenderConfig) -> None:
     # Clips are noted as they were before there were videos with tubes, so that old folders can be resumed.
     if not config.tubes:
         del mine["tubes"]
-    found = read_json(path)
+    found = read_own_json(path)
     if found == mine:
         return
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actdet.errors import ActdetError, DataError
-from actdet.files import check_own, read_json, write_json
+from actdet.files import check_own, read_own_json, write_json
 from actdet.run_folder import is_reported, read_metrics
 from actdet.training.run import train_run
 from actdet.training.run_state import LAST, LAUNCH, MODEL, current_names
@@ -56,7 +56,7 @@ def claim_folder(session: Session, out: Path, settings: dict[str, Any], result: 
         write_json(path, mine)
         return
 
-    found = read_json(path)
+    found = read_own_json(path)
     if isinstance(found, dict) and isinstance(found.get("training"), dict):
         # Earlier versions had a single family, and other names of some settings.
         found.setdefault("family", "detr")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from actdet.errors import ActdetError, DataError
-from actdet.files import check_own, read_json, remove_abandoned, sole_writer, temporary_name, write_json
+from actdet.files import check_own, read_own_json, remove_abandoned, sole_writer, temporary_name, write_json
 
 # A process that writes in a folder until it is killed.
 HOLD = """
@@ -100,12 +100,12 @@ def test_json_has_no_number_that_is_not_finite(tmp_path: Path, value: Any) -> No
     write_json(path, 1.5)
     with pytest.raises(DataError, match=f"^{path}: cannot be written: one of its numbers is not finite$"):
         write_json(path, value)
-    assert read_json(path) == 1.5
+    assert read_own_json(path) == 1.5
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"hello", b"[" * 100_000, None])
 def test_what_is_no_json_reads_as_nothing(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "a.json"
     path.mkdir() if content is None else path.write_bytes(content)
-    assert read_json(path) is None
-    assert read_json(tmp_path / "missing") is None
+    assert read_own_json(path) is None
+    assert read_own_json(tmp_path / "missing") is None

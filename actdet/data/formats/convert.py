@@ -33,7 +33,7 @@ from actdet.data.reading import read_text_lines
 from actdet.data.tubes import tube_file
 from actdet.detections import Tube
 from actdet.errors import ActdetError, DataError
-from actdet.files import check_own, read_json, replacing, sole_writer, write_bytes, write_json
+from actdet.files import check_own, read_own_json, replacing, sole_writer, write_bytes, write_json
 from actdet.video.encoding import read_comment
 from actdet.video.images import picture_files, write_pictures
 
@@ -419,7 +419,7 @@ class _Record:
     def __init__(self, out: Path) -> None:
         self._out = out
         self._path = out / _RECORD
-        stored = read_json(self._path) if self._path.is_file() else None
+        stored = read_own_json(self._path) if self._path.is_file() else None
         files = stored.get("files") if isinstance(stored, dict) else None
         self.is_ours = isinstance(files, dict)
         self._marks: dict[str, str] = dict(files) if isinstance(files, dict) else {}
