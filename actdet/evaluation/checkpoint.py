@@ -109,7 +109,7 @@ def evaluate_checkpoint(
             index,
             started=started,
             notes=[*notes, *described],
-            settings=asdict(info.model) | asdict(info.loss),
+            settings={"family": info.family} | asdict(info.model) | asdict(info.loss),
             log=log,
             with_videos=with_videos,
             progress=drawing,

@@ -88,7 +88,9 @@ def train_run(
                     describe_device(session.plan.device, session.loader.reader.name),
                     *(f"Left out: {error}." for error in session.loader.all_left_out),
                 ],
-                settings=asdict(session.plan.model) | asdict(session.plan.config),
+                settings={"family": session.plan.model.family}
+                | asdict(session.plan.model)
+                | asdict(session.plan.config),
                 log=out / LOG,
                 progress=session.drawing,
             )

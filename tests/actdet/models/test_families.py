@@ -83,6 +83,7 @@ def test_the_commands_take_another_family(toy: None, actdet_command: Actdet, ren
     assert "auxiliary" not in losses
     report = (run / "report.html").read_text()
     assert "width" in report
+    assert "<td>family</td><td>toy</td>" in report
     assert Toy.rule in report
 
     evaluated = actdet_command("evaluate", model, rendered, "--out", tmp_path / "again", "--held-out", "--workers", "0")
