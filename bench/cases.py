@@ -87,19 +87,28 @@ class NormSize(NamedTuple):
     channels: int
     frames: int
     side: int
+    with_shortcut: bool = False
 
     def __str__(self) -> str:
-        return f"{self.clips} of {self.channels}x{self.frames}x{self.side}x{self.side}"
+        size = f"{self.clips} of {self.channels}x{self.frames}x{self.side}x{self.side}"
+        return f"{size} + shortcut" if self.with_shortcut else size
 
 
-# Of R(2+1)D-18 on 16 x 224 x 224: within layer1, layer2 and layer4.
-NORMS = [NormSize(8, 144, 16, 112), NormSize(8, 288, 8, 56), NormSize(8, 1152, 2, 14)]
+# Of R(2+1)D-18 on 16 x 224 x 224: within layer1, layer2 and layer4, and at the end of a block of layer1 and layer3.
+NORMS = [
+    NormSize(8, 144, 16, 112),
+    NormSize(8, 288, 8, 56),
+    NormSize(8, 1152, 2, 14),
+    NormSize(8, 64, 16, 112, with_shortcut=True),
+    NormSize(8, 256, 4, 28, with_shortcut=True),
+]
 
 
 class Features(NamedTuple):
     x: Tensor
     weight: Tensor
     bias: Tensor
+    shortcut: Tensor | None
     d_y: Tensor
 
 
@@ -135,11 +144,11 @@ def make_features(size: NormSize, device: torch.device, dtype: torch.dtype) -> F
     """Channels-last video as a convolution leaves it, and a gradient of the same layout."""
     generator = torch.Generator(device).manual_seed(0)
     shape = (size.clips, size.frames, size.side, size.side, size.channels)
-    x, d_y = (
-        torch.randn(shape, generator=generator, device=device, dtype=dtype).permute(0, 4, 1, 2, 3) for _ in range(2)
+    x, d_y, shortcut = (
+        torch.randn(shape, generator=generator, device=device, dtype=dtype).permute(0, 4, 1, 2, 3) for _ in range(3)
     )
     weight, bias = (torch.rand(size.channels, generator=generator, device=device) for _ in range(2))
-    return Features(x, weight, bias - 0.5, d_y)
+    return Features(x, weight, bias - 0.5, shortcut if size.with_shortcut else None, d_y)
 
 
 def make_problem(size: Size, regime: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Problem:

@@ -5,7 +5,7 @@ cost:      Problem -> (L, B, N, M) matching cost
 match:     Problem -> (L, B, M) query of each target
 criterion: Problem -> total loss and the gradients of logits and boxes
 clips:     Clips -> (B, 3, T, H, W) normalized clips of cached frames
-norm:      Features -> BatchNorm and ReLU of them, and the gradients of features, weight and bias
+norm:      Features -> BatchNorm, sum and ReLU of them, and the gradients of features, weight, bias and shortcut
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ MATCH: dict[str, Callable[[Problem], Tensor]] = {
 # Matching, losses and gradients
 
 Outcome = tuple[Tensor, Tensor, Tensor]
-Normed = tuple[Tensor, Tensor, Tensor, Tensor]
+Normed = tuple[Tensor, ...]
 
 
 def ours_criterion(problem: Problem) -> Outcome:
@@ -250,12 +250,12 @@ GATHER: dict[str, Callable[[Clips], Tensor]] = {"actdet": ours_clips, "eager PyT
 
 
 def ours_norm(features: Features) -> Normed:
-    return _normed(features, lambda x, weight, bias: batch_norm(_pictures(x), weight, bias, relu=True))
+    return _normed(_pictures_of(features), _own_norm)
 
 
 def pictures_norm(features: Features) -> Normed:
     """PyTorch's over B*T pictures, for which it has channels-last kernels."""
-    return _normed(features, lambda x, weight, bias: _plain_norm(_pictures(x), weight, bias))
+    return _normed(_pictures_of(features), _plain_norm)
 
 
 def video_norm(features: Features) -> Normed:
@@ -275,20 +275,33 @@ NORM: dict[str, Callable[[Features], Normed]] = {
 }
 
 
-def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.relu(F.batch_norm(x, None, None, weight, bias, training=True))
+def _own_norm(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    return batch_norm(x, weight, bias, shortcut=shortcut, relu=True)
 
 
-def _pictures(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(0, 1)
+def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    y = F.batch_norm(x, None, None, weight, bias, training=True)
+    if shortcut is not None:
+        y += shortcut
+    return F.relu_(y)
 
 
-def _normed(features: Features, norm: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Normed:
-    leaves = [value.detach().requires_grad_() for value in features[:3]]
+def _pictures_of(features: Features) -> Features:
+    """The same as B*T pictures, which are views."""
+    changed = {
+        name: value.transpose(1, 2).flatten(0, 1)
+        for name, value in features._asdict().items()
+        if value is not None and value.ndim > 1
+    }
+    return features._replace(**changed)
+
+
+def _normed(features: Features, norm: Callable[..., Tensor]) -> Normed:
+    """The output, and the gradients of all that is given."""
+    given = [value for value in features[:4] if value is not None]
+    leaves = [value.detach().requires_grad_() for value in given]
     y = norm(*leaves)
-    d_y = features.d_y if y.ndim == features.d_y.ndim else _pictures(features.d_y)
-    d_x, d_weight, d_bias = torch.autograd.grad(y, leaves, d_y)
-    return y.detach(), d_x, d_weight, d_bias
+    return y.detach(), *torch.autograd.grad(y, leaves, features.d_y)
 
 
 @cache

@@ -117,14 +117,14 @@ def test_clips(benchmark: BenchmarkFixture, record: Record, size: ClipSize, chan
 @pytest.mark.parametrize("name", NORM)
 @pytest.mark.parametrize("size", NORMS, ids=str)
 def test_norm(benchmark: BenchmarkFixture, record: Record, size: NormSize, name: str) -> None:
-    """BatchNorm and ReLU, forward and backward, in bf16, or in fp16 where the card has no units for that."""
+    """BatchNorm, sum and ReLU, forward and backward, in bf16, or in fp16 where the card has no units for that."""
     dtype = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
     features = make_features(size, DEVICE, dtype)
     row = {"operation": "norm", "size": str(size), "regime": str(dtype).removeprefix("torch."), "name": name}
 
     def check(got: tuple[Tensor, ...]) -> None:
         """Within rounding, as a whole: of single values it may decide what the ReLU lets through."""
-        wanted = NORM["eager PyTorch"](Features(*(value.double() for value in features)))
+        wanted = NORM["eager PyTorch"](Features(*(None if value is None else value.double() for value in features)))
         for mine, exact in zip(got, wanted, strict=True):
             error = (mine.reshape(-1).double() - _in_order(exact, mine).reshape(-1)).norm() / exact.norm()
             assert error < 1e-2, f"{error:.1e} of the whole is wrong"

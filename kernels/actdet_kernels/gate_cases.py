@@ -139,14 +139,15 @@ def gather_clips(dtype: torch.dtype, crops: bool = False, color: bool = False) -
     return clips.gather_clips(tensor(U8, 100_000, 224, 224, 3), tensor(I64, 24, 16), *changes, dtype)
 
 
-def batch_norm(channels: int, dtype: torch.dtype, relu: bool) -> object:
+def batch_norm(channels: int, dtype: torch.dtype, relu: bool, with_shortcut: bool = False) -> object:
     """Call the batch normalization of 8 clips' features after an R(2+1)D stem, and its gradient."""
     x = tensor(dtype, 8, channels, 16, 56, 56).to(memory_format=torch.channels_last_3d)
     compute = torch.promote_types(dtype, FP32)
     weight = tensor(compute, channels)
     bias = tensor(compute, channels)
-    y, statistics = norm.batch_norm(x, weight, bias, relu, 1e-5)
-    return norm.batch_norm_gradient(y, x, weight, bias, statistics, relu)
+    shortcut = torch.empty_like(x) if with_shortcut else None
+    y, statistics = norm.batch_norm(x, weight, bias, shortcut, relu, 1e-5)
+    return norm.batch_norm_gradient(y, x, weight, bias, shortcut, statistics, relu)
 
 
 def of_norm(sums: int, apply: int, gradient_sums: int, gradient: int, small: int) -> dict[str, int]:
@@ -262,6 +263,11 @@ CASES = [
     Case("color, fp16", lambda: gather_clips(FP16, color=True), {"gather_clips_kernel": 56}),
     Case("no change, fp32", lambda: gather_clips(FP32), {"gather_clips_kernel": 40}),
     Case("norm, 144, bf16", lambda: batch_norm(144, BF16, relu=True), of_norm(128, 128, 168, 168, 128)),
+    Case(
+        "norm, 64, bf16, shortcut",
+        lambda: batch_norm(64, BF16, relu=True, with_shortcut=True),
+        of_norm(128, 128, 168, 168, 128),
+    ),
     Case("norm, 45, fp32", lambda: batch_norm(45, FP32, relu=True), of_norm(255, 255, 255, 255, 128)),
     Case("norm, 64, fp64", lambda: batch_norm(64, FP64, relu=False), of_norm(168, 168, 168, 168, 128)),
 ]

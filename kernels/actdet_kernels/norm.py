@@ -1,7 +1,7 @@
-"""Batch normalization of channels-last features, in training, with the ReLU after it.
+"""Batch normalization of channels-last features, in training, with the sum and the ReLU that end a residual block.
 
 y = weight (x - mean) / sqrt(var + eps) + bias,  mean and variance of each channel over the batch (Ioffe and Szegedy
-2015), and max(y, 0) with `relu`
+2015); y + shortcut, if one is given; and max(y, 0) with `relu`
 
 From top to bottom: the public function, its checks, the way through the kernels with its autograd function, and the
 operators of the result and the gradient with their shapes. The reference is PyTorch's own.
@@ -26,12 +26,13 @@ def batch_norm(
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
     *,
+    shortcut: Tensor | None = None,
     relu: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Compute `F.batch_norm(..., training=True)`, and with `relu` the `F.relu` of it, with less memory traffic.
+    """Compute `F.relu(F.batch_norm(..., training=True) + shortcut)`, each as asked for, with less memory traffic.
 
     The kernels take features whose channels lie side by side in memory (`torch.channels_last` or `channels_last_3d`).
     For others "auto" takes the reference, which is PyTorch's, and also on a CPU, where that is as fast. The kernels add
@@ -43,7 +44,8 @@ def batch_norm(
         bias: (C,) floating point.
         running_mean: (C,) floating point, which is moved in place by `momentum` toward the batch's mean, or None.
         running_var: (C,) floating point, likewise for the batch's unbiased variance. None if running_mean is None.
-        relu: Whether to apply the ReLU.
+        shortcut: (B, C, ...) of x's dtype, added to what is normalized, or None: the end of a residual block.
+        relu: Whether to apply the ReLU, last of all.
         momentum: The share of the batch in the running statistics, in [0, 1].
         eps: Added to the variance.
         backend: See `explain_backend`.
@@ -56,6 +58,7 @@ def batch_norm(
         RuntimeError: The backend that was asked for by name cannot run.
     """
     _check_features(x, {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var})
+    _check_shortcut(shortcut, x)
     compute = implementation(
         backend,
         x.device,
@@ -64,7 +67,7 @@ def batch_norm(
         obstacle=None if _is_channels_last(x) else "its channels do not lie side by side in memory",
         cpu_obstacle="PyTorch's own batch norm is as fast on a CPU",
     )
-    return compute(x, weight, bias, running_mean, running_var, relu, momentum, eps)
+    return compute(x, weight, bias, running_mean, running_var, shortcut, relu, momentum, eps)
 
 
 def _check_features(x: Tensor, of_channels: dict[str, Tensor | None]) -> None:
@@ -85,8 +88,23 @@ def _check_features(x: Tensor, of_channels: dict[str, Tensor | None]) -> None:
             raise ValueError(f"{name} is on {values.device}, x on {x.device}")
 
 
+def _check_shortcut(shortcut: Tensor | None, x: Tensor) -> None:
+    if shortcut is None:
+        return
+    if shortcut.shape != x.shape or shortcut.dtype != x.dtype:
+        given = f"{tuple(shortcut.shape)} {shortcut.dtype}"
+        raise ValueError(f"shortcut must be {tuple(x.shape)} {x.dtype}, as x is, got {given}")
+    if shortcut.device != x.device:
+        raise ValueError(f"shortcut is on {shortcut.device}, x on {x.device}")
+
+
 def _is_channels_last(x: Tensor) -> bool:
     return x.movedim(1, -1).is_contiguous()
+
+
+def _channels_last(x: Tensor, like: Tensor) -> Tensor:
+    """Return `x` in the memory layout of `like`, which is channels-last."""
+    return x if _is_channels_last(x) else torch.empty_like(like).copy_(x)
 
 
 def _by_kernels(
@@ -96,11 +114,12 @@ def _by_kernels(
     bias: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
+    shortcut: Tensor | None,
     relu: bool,
     momentum: float,
     eps: float,
 ) -> Tensor:
-    y, statistics = DifferentiableBatchNorm.apply(x, weight, bias, relu, eps, chosen)
+    y, statistics = DifferentiableBatchNorm.apply(x, weight, bias, shortcut, relu, eps, chosen)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(statistics[0].to(running_mean.dtype), momentum)
@@ -112,26 +131,39 @@ class DifferentiableBatchNorm(torch.autograd.Function):
     """`batch_norm` by the kernels, with its gradient. It returns y, and the statistics, which have no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, *options: Any
+    ) -> tuple[Tensor, Tensor]:
         relu, _, ctx.chosen = options
-        y, statistics = _batch_norm(x, weight, bias, *options)
+        y, statistics = _batch_norm(x, weight, bias, shortcut, *options)
         ctx.relu = relu
-        ctx.save_for_backward(x, weight, bias, statistics)
+        # Without a ReLU no gradient depends on the shortcut.
+        ctx.save_for_backward(x, weight, bias, shortcut if relu else None, statistics)
         ctx.mark_non_differentiable(statistics)
         return y, statistics
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor, _: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradients = _batch_norm_gradient(d_y, *ctx.saved_tensors, ctx.relu, ctx.chosen)
-        return *gradients, None, None, None
+        *gradients, d_shortcut = _batch_norm_gradient(d_y, *ctx.saved_tensors, ctx.relu, ctx.chosen)
+        if not ctx.needs_input_grad[3]:
+            d_shortcut = None
+        elif not ctx.relu:
+            d_shortcut = d_y
+        return *gradients, d_shortcut, None, None, None
 
 
 @operator(
-    "batch_norm(Tensor x, Tensor weight, Tensor bias, bool relu, float eps, str chosen) -> (Tensor, Tensor)",
+    "batch_norm(Tensor x, Tensor weight, Tensor bias, Tensor? shortcut, bool relu, float eps, str chosen)"
+    " -> (Tensor, Tensor)",
 )
-def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float, chosen: str) -> tuple[Tensor, Tensor]:
+def _batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, relu: bool, eps: float, chosen: str
+) -> tuple[Tensor, Tensor]:
     """Return y, and (3, C) statistics: the mean, 1 / sqrt(var + eps), and the unbiased variance."""
-    return kernel_module(chosen, "norm").batch_norm(x, weight.contiguous(), bias.contiguous(), relu, eps)
+    if shortcut is not None:
+        shortcut = _channels_last(shortcut, x)
+    compute = kernel_module(chosen, "norm").batch_norm
+    return compute(x, weight.contiguous(), bias.contiguous(), shortcut, relu, eps)
 
 
 @torch.library.register_fake("actdet_kernels::batch_norm", lib=LIBRARY)
@@ -141,22 +173,35 @@ def _shapes(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 @operator(
-    "batch_norm_gradient(Tensor d_y, Tensor x, Tensor weight, Tensor bias, Tensor statistics, bool relu, str chosen)"
-    " -> (Tensor, Tensor, Tensor)"
+    "batch_norm_gradient(Tensor d_y, Tensor x, Tensor weight, Tensor bias, Tensor? shortcut, Tensor statistics,"
+    " bool relu, str chosen) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def _batch_norm_gradient(
-    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, relu: bool, chosen: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias."""
-    if not _is_channels_last(d_y):
-        d_y = torch.empty_like(x).copy_(d_y)
+    d_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shortcut: Tensor | None,
+    statistics: Tensor,
+    relu: bool,
+    chosen: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight, bias and the shortcut; the last is empty if none was given."""
+    if shortcut is not None:
+        shortcut = _channels_last(shortcut, x)
     compute = kernel_module(chosen, "norm").batch_norm_gradient
-    return compute(d_y, x, weight.contiguous(), bias.contiguous(), statistics, relu)
+    *gradients, d_shortcut = compute(
+        _channels_last(d_y, x), x, weight.contiguous(), bias.contiguous(), shortcut, statistics, relu
+    )
+    return *gradients, x.new_empty(0) if d_shortcut is None else d_shortcut
 
 
 @torch.library.register_fake("actdet_kernels::batch_norm_gradient", lib=LIBRARY)
-def _gradient_shapes(d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+def _gradient_shapes(
+    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    d_shortcut = x.new_empty(0) if shortcut is None else torch.empty_like(x)
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), d_shortcut
 
 
 def _no_second_derivative(ctx: Any, *cotangents: Tensor | None) -> Any:

@@ -408,12 +408,15 @@ def batch_norm(
     bias: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
+    shortcut: Tensor | None,
     relu: bool,
     momentum: float,
     eps: float,
 ) -> Tensor:
     """Return the features normalized, (B, C, ...). See `norm.batch_norm`."""
     y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+    if shortcut is not None:
+        y = y + shortcut
     return F.relu(y) if relu else y
 
 

@@ -203,19 +203,21 @@ def clip_case(dtype: torch.dtype, crops: bool, color: bool, frames: tuple[int, i
     torch.testing.assert_close(got.double(), wanted, rtol=rounding, atol=error, equal_nan=True)
 
 
-def norm_case(rows: int, channels: int, dtype: torch.dtype, relu: bool) -> None:
+def norm_case(rows: int, channels: int, dtype: torch.dtype, relu: bool, with_shortcut: bool = False) -> None:
     generator = torch.Generator().manual_seed(rows)
-    x, d_y = (torch.randn(rows, channels, generator=generator).to(dtype) for _ in range(2))
+    x, d_y, shortcut = (torch.randn(rows, channels, generator=generator).to(dtype) for _ in range(3))
     weight, bias = (torch.randn(channels, generator=generator) for _ in range(2))
-    leaves = [value.requires_grad_() for value in (x, weight, bias)]
+    leaves = [value.requires_grad_() for value in (x, weight, bias, *([shortcut] if with_shortcut else []))]
     exact = [value.detach().double().requires_grad_() for value in leaves]
-    wanted = F.batch_norm(exact[0], None, None, *exact[1:], training=True)
+    wanted = F.batch_norm(exact[0], None, None, *exact[1:3], training=True)
+    if with_shortcut:
+        wanted = wanted + exact[3]
     # Not where rounding decides what the ReLU lets through.
     d_y[wanted.abs() < 1e-3] = 0
     wanted = F.relu(wanted) if relu else wanted
     gradients = torch.autograd.grad(wanted, exact, d_y.double())
 
-    got = batch_norm(*leaves, relu=relu, backend="triton")
+    got = batch_norm(*leaves[:3], shortcut=leaves[3] if with_shortcut else None, relu=relu, backend="triton")
     found = [got, *torch.autograd.grad(got, leaves, d_y)]
     rounding = 0.0 if dtype == FP32 else torch.finfo(dtype).eps
     for mine, true in zip(found, [wanted, *gradients], strict=True):
@@ -248,6 +250,7 @@ CASES: dict[str, Callable[[], None]] = {
     "clips bf16": lambda: clip_case(BF16, crops=True, color=True),
     "clips fp32": lambda: clip_case(FP32, crops=True, color=False),
     "norm 130x24 bf16": lambda: norm_case(130, 24, BF16, relu=True),
+    "norm 130x24 bf16 shortcut": lambda: norm_case(130, 24, BF16, relu=True, with_shortcut=True),
     "norm 70x65 fp32": lambda: norm_case(70, 65, FP32, relu=False),
 }
 

@@ -327,23 +327,28 @@ def test_a_batch_of_clips_takes_one_launch() -> None:
 NORMS = [(8, 48, 8, 28), (2, 1152, 2, 7), (3, 45, 1, 5)]
 
 
-def normalized(x: Tensor, weight: Tensor, bias: Tensor, d_y: Tensor, mean: Tensor, var: Tensor) -> list[Tensor]:
-    """y and the gradients; `mean` and `var` are moved."""
-    x, weight, bias = (value.detach().requires_grad_() for value in (x, weight, bias))
-    y = batch_norm(x, weight, bias, mean, var, relu=True)
-    return [y.detach(), *torch.autograd.grad(y, [x, weight, bias], d_y)]
+def normalized(
+    x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor, d_y: Tensor, mean: Tensor, var: Tensor
+) -> list[Tensor]:
+    """y and the gradients, without and with a shortcut; `mean` and `var` are moved."""
+    found = []
+    leaves = [value.detach().requires_grad_() for value in (x, weight, bias, shortcut)]
+    for added in (None, leaves[3]):
+        y = batch_norm(*leaves[:3], mean, var, shortcut=added, relu=True)
+        found += [y.detach(), *torch.autograd.grad(y, leaves[:3] if added is None else leaves, d_y)]
+    return found
 
 
 def make_features(size: tuple[int, ...], seed: int) -> list[Tensor]:
-    """x, weight, bias, the gradient of y, and running statistics."""
+    """x, weight, bias, a shortcut, the gradient of y, and running statistics."""
     samples, channels, frames, side = size
     generator = torch.Generator("cuda").manual_seed(seed)
-    x, d_y = (
+    x, shortcut, d_y = (
         torch.randn(samples * frames, side, side, channels, generator=generator, device="cuda").bfloat16()
-        for _ in range(2)
+        for _ in range(3)
     )
     weight, bias, mean, var = (torch.rand(channels, generator=generator, device="cuda") for _ in range(4))
-    return [x.movedim(-1, 1), weight, bias, d_y.movedim(-1, 1), mean, var]
+    return [x.movedim(-1, 1), weight, bias, shortcut.movedim(-1, 1), d_y.movedim(-1, 1), mean, var]
 
 
 @pytest.mark.parametrize("size", NORMS, ids=str)
@@ -366,7 +371,7 @@ def test_batch_norm_does_not_wait_and_replays_from_a_graph(
         graph.replay()
         for mine, wanted in zip(captured, normalized(*others), strict=True):
             assert torch.equal(mine, wanted)
-        for mine, wanted in zip(arguments[4:], others[4:], strict=True):
+        for mine, wanted in zip(arguments[5:], others[5:], strict=True):
             assert torch.equal(mine, wanted)
 
 

@@ -147,7 +147,8 @@ def test_a_batch_of_clips_is_one_launch(changed: bool, launched: list[tuple[Any,
     assert watch.launching == []
 
 
-def test_batch_norm_is_three_launches_forward_and_three_backward() -> None:
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_batch_norm_is_three_launches_forward_and_three_backward(with_shortcut: bool) -> None:
     """On a device that does not exist."""
     from actdet_kernels.triton import launch, norm
 
@@ -156,10 +157,11 @@ def test_batch_norm_is_three_launches_forward_and_three_backward() -> None:
         patch.setattr(launch, "launch", lambda kernel, programs, **arguments: launched.append(kernel.__name__))
         x = torch.empty(2, 24, 3, 5, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
         weight, bias = (torch.empty(24, device="cuda") for _ in range(2))
+        shortcut = torch.empty_like(x) if with_shortcut else None
         watch.launching.clear()
-        y, statistics = norm.batch_norm(x, weight, bias, True, 1e-5)
+        y, statistics = norm.batch_norm(x, weight, bias, shortcut, True, 1e-5)
         assert launched == ["feature_sums_kernel", "statistics_kernel", "normalize_kernel"]
-        norm.batch_norm_gradient(y, x, weight, bias, statistics, True)
+        norm.batch_norm_gradient(y, x, weight, bias, shortcut, statistics, True)
     assert launched[3:] == ["gradient_sums_kernel", "weight_gradient_kernel", "feature_gradient_kernel"]
     assert watch.launching == []
 

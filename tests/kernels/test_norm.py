@@ -1,4 +1,4 @@
-"""Batch normalization with the ReLU after it, against PyTorch's own in float64."""
+"""Batch normalization with the sum and the ReLU after it, against PyTorch's own in float64."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ POISON = pytest.mark.usefixtures("allocated")
 SHAPES = [(2, 48, 3, 4, 5), (1, 144, 2, 9, 8), (3, 7, 1, 1, 2), (5, 65, 13), (130, 64), (2, 1, 1, 1, 1)]
 EPS = 1e-5
 
-# What is compared: the output, the running statistics after it, the gradients.
-NAMES = ("y", "mean", "var", "d_x", "d_weight", "d_bias")
+# What is compared: the output, the running statistics after it, the gradients; the last one is of a shortcut.
+NAMES = ("y", "mean", "var", "d_x", "d_weight", "d_bias", "d_shortcut")
+OF_FEATURES = ("y", "d_x", "d_shortcut")
 
 
 def features(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
@@ -35,7 +36,9 @@ def features(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
 class Case:
     """An input with all that belongs to it, and what PyTorch says of it in float64."""
 
-    def __init__(self, x: Tensor, seed: int = 0, relu: bool = False, momentum: float = 0.1) -> None:
+    def __init__(
+        self, x: Tensor, seed: int = 0, relu: bool = False, momentum: float = 0.1, with_shortcut: bool = False
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         channels, parameters = x.shape[1], torch.promote_types(x.dtype, torch.float32)
         self.x, self.relu, self.momentum = x, relu, momentum
@@ -44,21 +47,30 @@ class Case:
         )
         self.var = torch.rand(channels, generator=generator).to(parameters)
         self.d_y = torch.randn(x.shape, generator=generator).to(x.dtype)
+        self.shortcut = features(tuple(x.shape), x.dtype, seed + 100) if with_shortcut else None
+
+    def leaves(self) -> list[Tensor]:
+        """What has a gradient: x, weight, bias and, if there is one, the shortcut."""
+        given = [self.x, self.weight, self.bias] + ([] if self.shortcut is None else [self.shortcut])
+        return [value.detach().to(DEVICE, copy=True).requires_grad_() for value in given]
 
     def exact(self) -> list[Tensor]:
-        """y, the running statistics after it, and the gradients of x, weight and bias."""
-        x, weight, bias, mean, var = (v.double() for v in (self.x, self.weight, self.bias, self.mean, self.var))
-        leaves = [value.requires_grad_() for value in (x, weight, bias)]
-        y = F.batch_norm(x, mean, var, weight, bias, True, self.momentum, EPS)
+        """y, the running statistics after it, and the gradients."""
+        leaves = [value.detach().cpu().double().requires_grad_() for value in self.leaves()]
+        mean, var = self.mean.double(), self.var.double()
+        y = F.batch_norm(leaves[0], mean, var, *leaves[1:3], True, self.momentum, EPS)
+        for shortcut in leaves[3:]:
+            y = y + shortcut
         y = F.relu(y) if self.relu else y
         return [y.detach(), mean, var, *torch.autograd.grad(y, leaves, self.d_y.double())]
 
     def ours(self, backend: Any) -> list[Tensor]:
-        x, weight, bias = (value.to(DEVICE).requires_grad_() for value in (self.x, self.weight, self.bias))
+        leaves = self.leaves()
         mean, var = self.mean.to(DEVICE, copy=True), self.var.to(DEVICE, copy=True)
-        y = batch_norm(x, weight, bias, mean, var, relu=self.relu, momentum=self.momentum, eps=EPS, backend=backend)
-        assert backend != "triton" or y.stride() == x.stride()
-        found = [y.detach(), mean, var, *torch.autograd.grad(y, [x, weight, bias], self.d_y.to(DEVICE))]
+        options = {"relu": self.relu, "momentum": self.momentum, "eps": EPS, "backend": backend}
+        y = batch_norm(*leaves[:3], mean, var, shortcut=leaves[3] if leaves[3:] else None, **options)
+        assert backend != "triton" or y.stride() == leaves[0].stride()
+        found = [y.detach(), mean, var, *torch.autograd.grad(y, leaves, self.d_y.to(DEVICE))]
         return [value.cpu() for value in found]
 
 
@@ -68,25 +80,27 @@ def check(case: Case, backend: Any = "triton", error: float | None = None) -> No
     error = error or {torch.float64: 1e-11}.get(case.x.dtype, 1e-5)
     stored = torch.finfo(case.x.dtype).eps
     assert torch.equal(wanted[0] == 0, found[0] == 0)
-    for name, mine, true in zip(NAMES, found, wanted, strict=True):
-        rounding = stored if name in ("y", "d_x") else 0.0
+    for name, mine, true in zip(NAMES[: len(wanted)], found, wanted, strict=True):
+        rounding = stored if name in OF_FEATURES else 0.0
         scale = true.abs().max().clamp(min=1.0).item()
         torch.testing.assert_close(mine.double(), true, rtol=rounding, atol=error * scale, equal_nan=True, msg=name)
 
 
 @POISON
+@pytest.mark.parametrize("with_shortcut", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_it_is_pytorchs_in_float64(shape: tuple[int, ...], dtype: torch.dtype, relu: bool) -> None:
-    check(Case(features(shape, dtype, 1), 1, relu))
+def test_it_is_pytorchs_in_float64(shape: tuple[int, ...], dtype: torch.dtype, relu: bool, with_shortcut: bool) -> None:
+    check(Case(features(shape, dtype, 1), 1, relu, with_shortcut=with_shortcut))
 
 
 @POISON
+@pytest.mark.parametrize("with_shortcut", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype, relu: bool) -> None:
-    check(Case(features((2, 48, 3, 4, 5), dtype, 2), 2, relu))
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, relu: bool, with_shortcut: bool) -> None:
+    check(Case(features((2, 48, 3, 4, 5), dtype, 2), 2, relu, with_shortcut=with_shortcut))
 
 
 @POISON
@@ -142,7 +156,7 @@ def test_what_is_not_finite_stays_in_its_channel() -> None:
     found = Case(x, 6, relu=True).ours("triton")
     hit = torch.zeros(16, dtype=torch.bool)
     hit[[3, 5]] = True
-    for name, mine, wanted in zip(NAMES, found, clean, strict=True):
+    for name, mine, wanted in zip(NAMES[: len(clean)], found, clean, strict=True):
         if mine.ndim > 1:
             mine, wanted = mine.movedim(1, 0), wanted.movedim(1, 0)
         assert torch.equal(mine[~hit], wanted[~hit])
@@ -151,7 +165,7 @@ def test_what_is_not_finite_stays_in_its_channel() -> None:
 
 
 def test_two_runs_give_the_same_bits() -> None:
-    case = Case(features((30, 80, 9), torch.bfloat16, 7), 7, relu=True)
+    case = Case(features((30, 80, 9), torch.bfloat16, 7), 7, relu=True, with_shortcut=True)
     for mine, again in zip(case.ours("triton"), case.ours("triton"), strict=True):
         assert torch.equal(mine, again)
 
@@ -171,9 +185,36 @@ def test_a_gradient_of_another_layout_is_taken() -> None:
             torch.testing.assert_close(found[2].cpu(), torch.full((24,), 30.0))
 
 
+def test_a_shortcut_of_another_layout_is_taken() -> None:
+    case = Case(features((2, 24, 3, 5), torch.float32, 14), 14, relu=True, with_shortcut=True)
+    assert case.shortcut is not None
+    case.shortcut = case.shortcut.contiguous()
+    check(case)
+
+
+def test_a_shortcut_that_wants_no_gradient_gets_none() -> None:
+    case = Case(features((2, 24, 3, 5), torch.float32, 15), 15, relu=True, with_shortcut=True)
+    *leaves, shortcut = case.leaves()
+    y = batch_norm(*leaves, shortcut=shortcut.detach(), relu=True, eps=EPS, backend="triton")
+    found = torch.autograd.grad(y, leaves, case.d_y.to(DEVICE))
+    for mine, true in zip(found, case.exact()[3:6], strict=True):
+        torch.testing.assert_close(mine.cpu().double(), true, rtol=0, atol=1e-4)
+
+
+def test_features_may_be_their_own_shortcut() -> None:
+    case = Case(features((2, 24, 3, 5), torch.float32, 16), 16, relu=True)
+    gradients = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        leaves = [value.detach().to(dtype).requires_grad_() for value in case.leaves()]
+        y = batch_norm(*leaves, shortcut=leaves[0], relu=True, eps=EPS, backend=backend)
+        gradients.append(torch.autograd.grad(y, leaves, case.d_y.to(DEVICE, dtype)))
+    for mine, true in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine.double(), true, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("relu", [False, True])
 def test_a_sum_may_be_added_in_place(relu: bool) -> None:
-    """As residual blocks do, over a view of it."""
+    """Over a view of it, too."""
     case = Case(features((2, 24, 3, 5), torch.float32, 12), 12, relu)
     leaves = [value.to(DEVICE).requires_grad_() for value in (case.x, case.weight, case.bias)]
     y = batch_norm(*leaves, relu=relu, eps=EPS, backend="triton").unflatten(0, (1, 2)).transpose(1, 2)
@@ -185,10 +226,12 @@ def test_a_sum_may_be_added_in_place(relu: bool) -> None:
         torch.testing.assert_close(mine.cpu().double(), true, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("with_shortcut", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
-def test_the_reference_is_pytorchs(relu: bool) -> None:
-    check(Case(features((2, 48, 3, 4, 5), torch.float32, 9), 9, relu), "reference")
-    check(Case(features((2, 48, 3, 4, 5), torch.float32, 9).contiguous(), 9, relu), "auto")
+def test_the_reference_is_pytorchs(relu: bool, with_shortcut: bool) -> None:
+    x = features((2, 48, 3, 4, 5), torch.float32, 9)
+    check(Case(x, 9, relu, with_shortcut=with_shortcut), "reference")
+    check(Case(x.contiguous(), 9, relu, with_shortcut=with_shortcut), "auto")
 
 
 def test_without_running_statistics_nothing_is_moved() -> None:
@@ -227,6 +270,11 @@ def test_wrong_arguments_are_named(arguments: tuple[Any, ...], message: str) -> 
 def test_the_kernels_say_why_they_cannot() -> None:
     x = torch.zeros(2, 3, 4, 4, device=DEVICE)
     values = torch.zeros(3, device=DEVICE)
+    for shortcut in (x[:1], x.double(), x.to("meta")):
+        with pytest.raises(
+            ValueError, match=r"shortcut (must be \(2, 3, 4, 4\) torch.float32, as x is, got|is on meta)"
+        ):
+            batch_norm(x, values, values, shortcut=shortcut)
     with pytest.raises(RuntimeError, match="its channels do not lie side by side in memory"):
         batch_norm(x, values, values, backend="triton")
     with pytest.raises(RuntimeError, match="PyTorch's own batch norm is as fast on a CPU"):

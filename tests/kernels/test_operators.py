@@ -84,8 +84,10 @@ def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
             x = torch.randn(3, 24, 4, 5, device=DEVICE, dtype=torch.float64).to(dtype)
             x = x.contiguous(memory_format=torch.channels_last)
             statistics = torch.ones(3, 24, dtype=wide, device=DEVICE)
-            found["batch_norm triton"] = (x, values, values, True, 1e-5, kind)
-            found["batch_norm_gradient triton"] = (x, x, values, values, statistics, True, kind)
+            for shortcut, named in ((None, ""), (x + 1, " with a shortcut")):
+                found[f"batch_norm triton{named}"] = (x, values, values, shortcut, True, 1e-5, kind)
+                arguments = (x, x, values, values, shortcut, statistics, True, kind)
+                found[f"batch_norm_gradient triton{named}"] = arguments
         computed = dtype if kind != "triton" or dtype != torch.float64 else torch.float32
         found[f"gather_clips {kind}"] = (pool, indices, crops, color, frame_means, computed, kind)
         found[f"gather_clips {kind} without changes"] = (pool, indices, None, None, None, computed, kind)

@@ -9,9 +9,9 @@ For the shapes of this network, oneDNN's own kernel (3.9, AVX2) takes 1.4 to 20 
 
 On a GPU, BatchNorm also sees the video as B*T pictures, because PyTorch has channels-last kernels for pictures only. In
 bf16 its kernel for video copied the features to float32 and reduced them by a general algorithm; together with the ReLU
-that took half of a training step (bench/LOG.md). In a CUDA graph, BatchNorm and the ReLU after it are one operation,
-which takes the GPU half of the time. Outside of a graph they are not, because launching its kernels one by one takes
-the host twice as long as launching PyTorch's.
+that took half of a training step (bench/LOG.md). In a CUDA graph, BatchNorm, the sum that ends a residual block and the
+ReLU are one operation, which takes the GPU half of the time. Outside of a graph they are not, because launching its
+kernels one by one takes the host twice as long as launching PyTorch's.
 """
 
 from __future__ import annotations
@@ -55,27 +55,29 @@ class FactorizedConv(nn.Conv3d):
 class PictureNorm(nn.BatchNorm3d):
     """nn.BatchNorm3d, which on a GPU sees channels-last video (B, C, T, H, W) as a view of B*T pictures.
 
-    While `fused`, training computes it and the ReLU after it as one operation.
+    While `fused`, training computes it, with the sum and the ReLU after it, as one operation.
     """
 
     fused = False
 
-    def forward(self, input: Tensor, relu: bool = False) -> Tensor:
-        """Normalize `input`, (B, C, T, H, W), and apply the ReLU to the result if `relu`."""
+    def forward(self, input: Tensor, relu: bool = False, shortcut: Tensor | None = None) -> Tensor:
+        """Normalize `input`, (B, C, T, H, W), add `shortcut` to the result, and apply the ReLU to the sum if `relu`."""
         if not _are_pictures_faster(input):
-            return self._one_by_one(input, relu)
+            return self._one_by_one(input, relu, shortcut)
 
         frames = input.shape[2]
-        pictures = input.transpose(1, 2).flatten(0, 1)
+        pictures = _pictures(input)
+        if shortcut is not None:
+            shortcut = _pictures(shortcut)
         normalize = self._together if self._can_be_together() else self._one_by_one
-        output = normalize(pictures, relu)
+        output = normalize(pictures, relu, shortcut)
         return output.unflatten(0, (-1, frames)).transpose(1, 2)
 
     def _can_be_together(self) -> bool:
         return self.fused and self.training and self.momentum is not None
 
-    def _together(self, pictures: Tensor, relu: bool) -> Tensor:
-        """Normalize (N, C, H, W), with the ReLU, by the one operation of `actdet_kernels`."""
+    def _together(self, pictures: Tensor, relu: bool, shortcut: Tensor | None) -> Tensor:
+        """Normalize (N, C, H, W), with sum and ReLU, by the one operation of `actdet_kernels`."""
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         self.num_batches_tracked.add_(1)
@@ -85,14 +87,18 @@ class PictureNorm(nn.BatchNorm3d):
             self.bias,
             self.running_mean,
             self.running_var,
+            shortcut=shortcut,
             relu=relu,
             momentum=self.momentum,
             eps=self.eps,
         )
 
-    def _one_by_one(self, features: Tensor, relu: bool) -> Tensor:
-        """Normalize (N, C, ...) by PyTorch's operator, and then apply the ReLU by another one."""
+    def _one_by_one(self, features: Tensor, relu: bool, shortcut: Tensor | None) -> Tensor:
+        """Normalize (N, C, ...) by PyTorch's operator, and then add and apply the ReLU by others."""
         output = super().forward(features)
+        # In place, but never to a view: for the gradient of that, PyTorch copies all features several times.
+        if shortcut is not None:
+            output += shortcut
         return F.relu_(output) if relu else output
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -122,10 +128,15 @@ def set_flat(module: nn.Module, flat: bool) -> None:
 
 
 def fuse_norms(module: nn.Module) -> None:
-    """Let each BatchNorm in `module` be computed together with the ReLU after it when it is trained on a GPU."""
+    """Let each BatchNorm in `module` be computed together with what follows it when it is trained on a GPU."""
     for part in module.modules():
         if isinstance(part, PictureNorm):
             part.fused = True
+
+
+def _pictures(video: Tensor) -> Tensor:
+    """Return video (B, C, T, H, W) as pictures (B*T, C, H, W): a view, if it is channels-last."""
+    return video.transpose(1, 2).flatten(0, 1)
 
 
 def _are_pictures_faster(video: Tensor) -> bool:

@@ -25,6 +25,7 @@ from typing import Any, cast
 from urllib.error import URLError
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
@@ -100,22 +101,27 @@ class ResidualBlock(nn.Module):
 
     Args:
         conv1: A pair of convolutions, with BatchNorm and ReLU after each.
-        conv2: The same without the last ReLU.
+        conv2: Another pair, and the BatchNorm after it.
         downsample: What brings the input to the shape of the output, or None if it has that shape.
     """
 
-    def __init__(self, conv1: nn.Module, conv2: nn.Module, downsample: nn.Module | None) -> None:
+    def __init__(self, conv1: nn.Module, conv2: nn.Sequential, downsample: nn.Module | None) -> None:
         super().__init__()
         self.conv1 = conv1
         self.conv2 = conv2
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
     def forward(self, input: Tensor) -> Tensor:
-        output = self.conv2(self.conv1(input))
+        *parts, last = self.conv2
+        features = self.conv1(input)
+        for part in parts:
+            features = part(features)
+
         shortcut = input if self.downsample is None else self.downsample(input)
-        output += shortcut
-        return self.relu(output)
+        if isinstance(last, PictureNorm):
+            return last(features, relu=True, shortcut=shortcut)
+        # The norms are folded into the convolutions, or are PyTorch's own because several processes share them.
+        return F.relu_(last(features) + shortcut)
 
 
 def _start_from_scratch(network: nn.Module) -> None:

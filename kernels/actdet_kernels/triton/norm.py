@@ -1,13 +1,14 @@
-"""Normalizes channels-last features over the batch, with the ReLU after it, forward and backward, in training.
+"""Normalizes channels-last features over the batch, with the sum and the ReLU after it, in training, and its gradient.
 
 mean_c = sum_r x_rc / R,   var_c = sum_r (x_rc - mean_c)^2 / R,   n_rc = (x_rc - mean_c) / sqrt(var_c + eps)
-y_rc = relu(w_c n_rc + b_c)                                      the ReLU only where it is asked for
-g_rc = dy_rc where w_c n_rc + b_c is above 0, else 0;            db_c = sum_r g_rc,   dw_c = sum_r g_rc n_rc
+y_rc = relu(w_c n_rc + b_c + s_rc)                         the ReLU and the shortcut s only where they are asked for
+g_rc = dy_rc where what the ReLU sees is above 0, else 0;  ds_rc = g_rc,   db_c = sum_r g_rc,   dw_c = sum_r g_rc n_rc
 dx_rc = w_c / sqrt(var_c + eps) (g_rc - db_c / R - n_rc dw_c / R)
 
 Features are R rows (samples, frames and pixels) of channels that lie side by side. The time is that of reading and
-writing them: three times forward and five times backward; PyTorch's BatchNorm and ReLU take five and eight. The sign of
-y, which tells where the ReLU passed a value, is computed again rather than read.
+writing them: three times forward and five times backward; PyTorch's BatchNorm and ReLU take five and eight. With a
+shortcut it is four and seven times, where PyTorch, which adds it in place, takes eight and ten. The sign of what the
+ReLU saw is computed again rather than read.
 
 Sums are made in stages with a fixed order, so that two runs give the same bits. Every program adds up some rows element
 by element, and across its threads once at the end. Then one program for some channels adds up the results of these
@@ -34,10 +35,11 @@ BLOCK_R = 64
 BLOCK_C = 64
 ROWS_EACH = 256
 
-# The number of programs that add up rows, slightly more than a large GPU runs at a time, and how many of their sums are
-# added up at a time.
+# The number of programs that add up rows, slightly more than a large GPU runs at a time. How many of their sums are
+# added up at a time, and of how many channels: of few, since nothing else runs meanwhile, and many programs wait less.
 PROGRAMS = 1024
-BLOCK_P = 32
+BLOCK_P = 128
+SUMMED_C = 8
 
 
 @triton.jit
@@ -85,6 +87,11 @@ def normalized(x, affine):
 
 
 @triton.jit
+def store_tile(features, value, o_r, o_c, channels, m):
+    tl.store(features + (o_r.to(tl.int64) * channels)[:, None] + o_c[None, :], value, mask=m)
+
+
+@triton.jit
 def rectified_gradient(d_y, y, RELU: tl.constexpr):
     """Return the gradient that passes through the ReLU. It passes if y is NaN, as in PyTorch."""
     return tl.where(y <= 0, 0.0, d_y) if RELU else d_y
@@ -115,14 +122,17 @@ def feature_sums_kernel(
 
 
 @triton.jit
-def sum_of_shares(sums, shares, channels, o_c, m_c, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Add up the sums of all programs, (shares, channels), to (BLOCK_C,) float64."""
-    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
+def sums_of_shares(sums, shares, channels, o_c, m_c, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Add up both sums of all programs, (2, shares, channels), to (BLOCK_C,) float64 each."""
+    one = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
+    other = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
     for first in range(0, shares, BLOCK_P):
         o_p = first + tl.arange(0, BLOCK_P)
         m = (o_p < shares)[:, None] & m_c[None, :]
-        total += tl.load(sums + o_p[:, None] * channels + o_c[None, :], mask=m, other=0).to(tl.float64)
-    return tl.sum(total, axis=0)
+        p_sums = sums + o_p[:, None] * channels + o_c[None, :]
+        one += tl.load(p_sums, mask=m, other=0).to(tl.float64)
+        other += tl.load(p_sums + shares * channels, mask=m, other=0).to(tl.float64)
+    return tl.sum(one, axis=0), tl.sum(other, axis=0)
 
 
 @triton.jit(do_not_specialize=["rows", "channels", "shares"])
@@ -135,8 +145,8 @@ def statistics_kernel(
     o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < channels
     count = rows.to(tl.float64)
-    shift = sum_of_shares(sums, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C) / count
-    squares = sum_of_shares(sums + shares * channels, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C)
+    total, squares = sums_of_shares(sums, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C)
+    shift = total / count
 
     # If all rows are the same, rounding may leave a variance below 0. NaN stays NaN.
     variance = squares / count - shift * shift
@@ -150,29 +160,32 @@ def statistics_kernel(
 
 @triton.jit(do_not_specialize=["rows", "channels"])
 def normalize_kernel(
-    x, weight, bias, statistics, y,
+    x, weight, bias, shortcut, statistics, y,
     rows, channels,
     RELU: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, ROWS_EACH: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Write y. `shortcut` is None if nothing is added."""
     i_p, o_c, m_c, channels = locate(channels, ALIGNMENT, BLOCK_C)
     affine = load_affine(weight, bias, statistics, o_c, m_c, channels, DTYPE)
     for first in range(i_p * ROWS_EACH, tl.minimum((i_p + 1) * ROWS_EACH, rows), BLOCK_R):
         o_r = first + tl.arange(0, BLOCK_R)
         m = (o_r < rows)[:, None] & m_c[None, :]
         value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), affine)[1]
+        if shortcut is not None:
+            value += load_tile(shortcut, o_r, o_c, channels, m, DTYPE)
         if RELU:
             value = tl.where(value <= 0, 0.0, value)
-        tl.store(y + (o_r.to(tl.int64) * channels)[:, None] + o_c[None, :], value, mask=m)
+        store_tile(y, value, o_r, o_c, channels, m)
 
 
 @triton.jit(do_not_specialize=["rows", "channels", "rows_each"])
 def gradient_sums_kernel(
-    d_y, x, weight, bias, statistics, sums,
+    d_y, x, weight, bias, shortcut, statistics, sums, d_shortcut,
     rows, channels, rows_each,
     RELU: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write sums (2, shares, channels) of g, and of g n."""
+    """Write sums (2, shares, channels) of g, and of g n. Write g itself to `d_shortcut` if there is a `shortcut`."""
     i_p, o_c, m_c, channels = locate(channels, ALIGNMENT, BLOCK_C)
     affine = load_affine(weight, bias, statistics, o_c, m_c, channels, DTYPE)
 
@@ -183,7 +196,11 @@ def gradient_sums_kernel(
         o_r = first + tl.arange(0, BLOCK_R)
         m = (o_r < last)[:, None] & m_c[None, :]
         n, value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), affine)
+        if shortcut is not None:
+            value += load_tile(shortcut, o_r, o_c, channels, m, DTYPE)
         g = rectified_gradient(load_tile(d_y, o_r, o_c, channels, m, DTYPE), value, RELU)
+        if shortcut is not None:
+            store_tile(d_shortcut, g, o_r, o_c, channels, m)
         total += g
         # Outside of the mask x was loaded as 0, so n is not 0 there. But g is 0.
         products += g * n
@@ -200,8 +217,7 @@ def weight_gradient_kernel(
 ):  # fmt: skip
     o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < channels
-    of_bias = sum_of_shares(sums, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C)
-    of_weight = sum_of_shares(sums + shares * channels, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C)
+    of_bias, of_weight = sums_of_shares(sums, shares, channels, o_c, m_c, BLOCK_P, BLOCK_C)
     tl.store(d_bias + o_c, of_bias, mask=m_c)
     tl.store(d_weight + o_c, of_weight, mask=m_c)
 
@@ -223,11 +239,16 @@ def feature_gradient_kernel(
         n, value = normalized(load_tile(x, o_r, o_c, channels, m, DTYPE), affine)
         g = rectified_gradient(load_tile(d_y, o_r, o_c, channels, m, DTYPE), value, RELU)
         gradient = affine[0] * affine[3] * (g - mean_g - n * mean_gn)
-        tl.store(d_x + (o_r.to(tl.int64) * channels)[:, None] + o_c[None, :], gradient, mask=m)
+        store_tile(d_x, gradient, o_r, o_c, channels, m)
 
 
-def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float) -> tuple[Tensor, Tensor]:
-    """Return y like x (B, C, ...), channels-last, and the statistics (3, C) that `statistics_kernel` writes."""
+def batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, relu: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return y like x (B, C, ...), channels-last, and the statistics (3, C) that `statistics_kernel` writes.
+
+    The shortcut has x's dtype and memory layout.
+    """
     compute = torch.promote_types(x.dtype, torch.float32)
     tiles = tile_arguments(x, compute)
     rows = tiles["rows"]
@@ -241,7 +262,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float) 
     launch.launch(feature_sums_kernel, shares * blocks, x=x, sums=sums, rows_each=rows_each, **tiles)
     launch.launch(
         statistics_kernel,
-        blocks,
+        tile_count(channels, SUMMED_C),
         x=x,
         sums=sums,
         statistics=statistics,
@@ -257,6 +278,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float) 
         x=x,
         weight=weight,
         bias=bias,
+        shortcut=shortcut,
         statistics=statistics,
         y=y,
         RELU=relu,
@@ -267,9 +289,13 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, eps: float) 
 
 
 def batch_norm_gradient(
-    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias, given that of y, which has x's memory layout."""
+    d_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, statistics: Tensor, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the gradients of x, weight, bias and, if there is one, of the shortcut, given that of y.
+
+    The gradient of y has x's memory layout. The shortcut is None, too, if there is no ReLU: nothing depends on it then,
+    and its gradient is that of y.
+    """
     compute = statistics.dtype
     tiles = tile_arguments(x, compute)
     channels = tiles["channels"]
@@ -277,13 +303,25 @@ def batch_norm_gradient(
     sums = launch.empty((2, shares, channels), compute, x.device)
     d_weight, d_bias = (launch.empty((channels,), compute, x.device) for _ in range(2))
     d_x = launch.empty_like(x)
+    d_shortcut = None if shortcut is None else launch.empty_like(x)
     blocks = tile_count(channels, BLOCK_C)
-    given = {"d_y": d_y, "x": x, "weight": weight, "bias": bias, "statistics": statistics, "RELU": relu, **tiles}
+    given = {"x": x, "weight": weight, "bias": bias, "statistics": statistics, **tiles}
 
-    launch.launch(gradient_sums_kernel, shares * blocks, sums=sums, rows_each=rows_each, **given)
+    launch.launch(
+        gradient_sums_kernel,
+        shares * blocks,
+        d_y=d_y,
+        shortcut=shortcut,
+        sums=sums,
+        d_shortcut=d_shortcut,
+        rows_each=rows_each,
+        RELU=relu,
+        # Four features of a whole block would leave room for two programs at a time, not four.
+        **given | {"BLOCK_R": tiles["BLOCK_R"] if d_shortcut is None else tiles["BLOCK_R"] // 2},
+    )
     launch.launch(
         weight_gradient_kernel,
-        blocks,
+        tile_count(channels, SUMMED_C),
         sums=sums,
         d_weight=d_weight,
         d_bias=d_bias,
@@ -291,16 +329,19 @@ def batch_norm_gradient(
         shares=shares,
         **sum_options(),
     )
+    # The gradient of the shortcut is g itself, which then need not be found again.
     launch.launch(
         feature_gradient_kernel,
         tile_count(tiles["rows"], ROWS_EACH) * blocks,
+        d_y=d_y if d_shortcut is None else d_shortcut,
         d_weight=d_weight,
         d_bias=d_bias,
         d_x=d_x,
+        RELU=relu and d_shortcut is None,
         ROWS_EACH=ROWS_EACH,
         **given,
     )
-    return d_x, d_weight.to(weight.dtype), d_bias.to(bias.dtype)
+    return d_x, d_weight.to(weight.dtype), d_bias.to(bias.dtype), d_shortcut
 
 
 def shares_of(rows: int, channels: int) -> tuple[int, int]:
@@ -327,4 +368,4 @@ def tile_arguments(x: Tensor, compute: torch.dtype) -> dict[str, Any]:
 
 def sum_options() -> dict[str, Any]:
     """Return the options of the kernels that add up the sums of all programs."""
-    return {"BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C, **compiler_options()}
+    return {"BLOCK_P": BLOCK_P, "BLOCK_C": SUMMED_C, **compiler_options()}

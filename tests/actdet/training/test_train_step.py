@@ -23,6 +23,7 @@ from actdet.data.augment import Batch
 from actdet.device import choose_precision
 from actdet.distributed import Processes
 from actdet.errors import ActdetError
+from actdet.models.backbones.convolution import fuse_norms
 from actdet.models.detr import losses as detector_losses
 from actdet.models.detr.config import ModelConfig
 from actdet.models.detr.detector import ActionDetector
@@ -392,10 +393,15 @@ def test_checkpointing_changes_no_losses() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", sorted({torch.float32, torch.float16, HALF}, key=str))
 def test_captured_steps_give_the_losses_of_eager_ones(dtype: torch.dtype) -> None:
-    """32 steps of R(2+1)D-18, with dropout, an average and a shorter batch now and then."""
+    """32 steps of R(2+1)D-18, with dropout, an average and a shorter batch now and then.
+
+    Both with the norms of captured steps: another rounding takes steps of float32 apart by 0.08 in so many.
+    """
     device = torch.device("cuda")
     given = [batch for pair in zip(batches(16, device), batches(16, device, 3), strict=True) for batch in pair]
-    curves = [curve(step_of(mode, device, dtype, ema_decay=0.9), given, 1e-4) for mode in ("eager", "graph")]
+    steps = [step_of(mode, device, dtype, ema_decay=0.9) for mode in ("eager", "graph")]
+    fuse_norms(steps[0].detector.backbone)
+    curves = [curve(step, given, 1e-4) for step in steps]
     tolerance = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}[dtype]
     torch.testing.assert_close(curves[1], curves[0], rtol=tolerance, atol=tolerance)
 

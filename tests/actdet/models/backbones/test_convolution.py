@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from actdet.models.backbones import convolution
 from actdet.models.backbones.convolution import FactorizedConv, PictureNorm, RectifiedSequential, fuse_norms, set_flat
-from actdet.models.backbones.r2plus1d import Backbone
+from actdet.models.backbones.r2plus1d import Backbone, ResidualBlock
 
 # Frames, height, width.
 Sides = tuple[int, int, int]
@@ -286,7 +286,7 @@ def test_without_a_momentum_the_norm_averages_all_batches(monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU kernels are not interpreted")
 def test_a_block_trains_through_the_kernels_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stem and residual blocks, which add in place to what a norm gives; in Triton's interpreter."""
+    """Stem and residual blocks, in Triton's interpreter."""
     pytest.importorskip("triton", reason="there is no Triton for this platform")
     torch.manual_seed(3)
     parts = [[backbone.get_submodule(name) for name in ("0", "1.0", "2.0")] for backbone in (Backbone(), Backbone())]
@@ -312,7 +312,7 @@ def test_a_block_trains_through_the_kernels_as_without(monkeypatch: pytest.Monke
 
 
 def test_every_batch_norm_of_the_backbone_has_both_forms() -> None:
-    """And 26 of the 37 have their ReLU with them: the others are added to something before it."""
+    """And 26 of the 37 have their ReLU with them; 8 end a block, with its sum and its ReLU; 3 are of shortcuts."""
     backbone = Backbone()
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm3d)]
     assert len(norms) == 37
@@ -326,6 +326,11 @@ def test_every_batch_norm_of_the_backbone_has_both_forms() -> None:
     rectified = [before for before, after in pairs if isinstance(after, nn.ReLU)]
     assert {type(before) for before in rectified} == {PictureNorm}
     assert len(rectified) == 26
+    blocks = [module for module in backbone.modules() if isinstance(module, ResidualBlock)]
+    ends = [list(block.conv2.children())[1] for block in blocks]
+    assert {type(end) for end in ends} == {PictureNorm}
+    assert not {*ends} & {*rectified}
+    assert len(ends) == 8
 
 
 @pytest.mark.gpu
