@@ -112,6 +112,35 @@ class Features(NamedTuple):
     d_y: Tensor
 
 
+class AttentionSize(NamedTuple):
+    """Samples of so many queries, of 8 heads with 32 features, which read 4 points of each level."""
+
+    samples: int
+    queries: int
+    levels: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        height, width = self.levels[0]
+        return f"{self.samples} of {self.queries} queries, {len(self.levels)} levels from {height}x{width}"
+
+
+PYRAMID = ((100, 134), (50, 67), (25, 34), (13, 17))
+ATTENTIONS = [
+    AttentionSize(8 * 16, 12, ((28, 28), (14, 14), (7, 7))),  # a decoder of tubelets, each frame a sample
+    AttentionSize(2, 300, PYRAMID),  # Deformable DETR's decoder and its encoder, of pictures of 800 x 1066
+    AttentionSize(2, sum(height * width for height, width in PYRAMID), PYRAMID),
+]
+PLACES = ("uniform", "near-identical")
+
+
+class Attention(NamedTuple):
+    values: Tensor
+    points: Tensor
+    weights: Tensor
+    d_out: Tensor
+    sizes: list[tuple[int, int]]
+
+
 class Clips(NamedTuple):
     frames: Tensor
     indices: Tensor
@@ -149,6 +178,20 @@ def make_features(size: NormSize, device: torch.device, dtype: torch.dtype) -> F
     )
     weight, bias = (torch.rand(size.channels, generator=generator, device=device) for _ in range(2))
     return Features(x, weight, bias - 0.5, shortcut if size.with_shortcut else None, d_y)
+
+
+def make_attention(size: AttentionSize, places: str, device: torch.device) -> Attention:
+    """Points anywhere, or all within a few pixels of the center, where their gradients meet in the same pixels."""
+    generator = torch.Generator(device).manual_seed(0)
+    pixels = sum(height * width for height, width in size.levels)
+    each = (size.samples, size.queries, 8, len(size.levels), 4)
+    values = torch.randn(size.samples, pixels, 8, 32, generator=generator, device=device)
+    points = torch.rand(*each, 2, generator=generator, device=device)
+    if places == "near-identical":
+        points = 0.5 + 0.02 * (points - 0.5)
+    weights = torch.randn(each, generator=generator, device=device).flatten(-2).softmax(-1).view(each)
+    d_out = torch.randn(size.samples, size.queries, 8 * 32, generator=generator, device=device)
+    return Attention(values, points, weights, d_out, list(size.levels))
 
 
 def make_problem(size: Size, regime: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Problem:

@@ -5,6 +5,7 @@ cost:      Problem -> (L, B, N, M) matching cost
 match:     Problem -> (L, B, M) query of each target
 criterion: Problem -> total loss and the gradients of logits and boxes
 clips:     Clips -> (B, 3, T, H, W) normalized clips of cached frames
+attention: Attention -> deformable attention, and the gradients of values, points and weights
 norm:      Features -> BatchNorm, sum and ReLU of them, and the gradients of features, weight, bias and shortcut
 """
 
@@ -18,12 +19,22 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from actdet_kernels import MatchWeights, assign, batch_norm, gather_clips, match, pairwise_cost, reference, set_loss
+from actdet_kernels import (
+    MatchWeights,
+    assign,
+    batch_norm,
+    deformable_attention,
+    gather_clips,
+    match,
+    pairwise_cost,
+    reference,
+    set_loss,
+)
 from actdet_kernels.options import CostOptions
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from bench.cases import Clips, Features, Problem
+from bench.cases import Attention, Clips, Features, Problem
 
 WEIGHTS = MatchWeights()
 NO_OBJECT_WEIGHT = 0.1
@@ -165,6 +176,7 @@ MATCH: dict[str, Callable[[Problem], Tensor]] = {
 
 Outcome = tuple[Tensor, Tensor, Tensor]
 Normed = tuple[Tensor, ...]
+Attended = tuple[Tensor, ...]
 
 
 def ours_criterion(problem: Problem) -> Outcome:
@@ -244,6 +256,64 @@ def eager_clips(clips: Clips) -> Tensor:
 
 
 GATHER: dict[str, Callable[[Clips], Tensor]] = {"actdet": ours_clips, "eager PyTorch": eager_clips}
+
+
+# Deformable attention
+
+
+def ours_attention(problem: Attention) -> Attended:
+    return _attended(problem, lambda *inputs: deformable_attention(*inputs, problem.sizes))
+
+
+def unordered_attention(problem: Attention) -> Attended:
+    """Ours without deterministic gradients, which on a CPU they always are."""
+    if problem.values.device.type == "cpu":
+        raise Absent("on a CPU it is the same as with an order")
+    return _attended(problem, lambda *inputs: deformable_attention(*inputs, problem.sizes, deterministic=False))
+
+
+def eager_attention(problem: Attention) -> Attended:
+    return _attended(problem, lambda *inputs: deformable_attention(*inputs, problem.sizes, backend="reference"))
+
+
+def huggingface_attention(problem: Attention) -> Attended:
+    """transformers' module in PyTorch, which all of its deformable detectors share."""
+    return _attended(problem, _huggingface_attention(problem))
+
+
+def compiled_attention(problem: Attention) -> Attended:
+    """torch.compile of transformers' module."""
+    return _attended(problem, _compiled(_huggingface_attention(problem)))
+
+
+ATTENTION: dict[str, Callable[[Attention], Attended]] = {
+    "actdet": ours_attention,
+    "actdet, any order": unordered_attention,
+    "eager PyTorch": eager_attention,
+    "huggingface": huggingface_attention,
+    "torch.compile": compiled_attention,
+}
+
+
+def _huggingface_attention(problem: Attention) -> Callable[..., Tensor]:
+    device = problem.values.device
+    return _huggingface_attention_of(tuple(problem.sizes), device)
+
+
+@cache
+def _huggingface_attention_of(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Callable[..., Tensor]:
+    name = "transformers.models.deformable_detr.modeling_deformable_detr"
+    module = _peer(name).MultiScaleDeformableAttention()
+    shapes = torch.tensor(sizes, device=device)
+    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+    return lambda values, points, weights: module(values, shapes, list(sizes), starts, points, weights, 64)
+
+
+def _attended(problem: Attention, attend: Callable[..., Tensor]) -> Attended:
+    """The result, and the gradients of all that is given."""
+    inputs = [value.detach().requires_grad_() for value in problem[:3]]
+    out = attend(*inputs)
+    return out.detach(), *torch.autograd.grad(out, inputs, problem.d_out)
 
 
 # Batch normalization
@@ -330,7 +400,7 @@ def _list_of_targets(problem: Problem) -> list[dict[str, Tensor]]:
 
 def tensors_of(value: Any) -> list[Tensor]:
     """All tensors of a problem or of an outcome."""
-    if value is None:
+    if value is None or isinstance(value, int):
         return []
     return [value] if isinstance(value, Tensor) else [tensor for part in value for tensor in tensors_of(part)]
 

@@ -21,25 +21,42 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from bench.cases import (
+    ATTENTIONS,
     CHANGES,
     CLIPS,
     MATRICES,
     NORMS,
+    PLACES,
     REGIMES,
     SIZES,
+    Attention,
+    AttentionSize,
     ClipSize,
     Features,
     Matrices,
     NormSize,
     Problem,
     Size,
+    make_attention,
     make_clips,
     make_cost,
     make_features,
     make_problem,
 )
 from bench.measure import CaptureFailed, measure, quantiles
-from bench.opponents import ASSIGN, COST, CRITERION, GATHER, MATCH, MATCHER_OF, NEVER_CAPTURED, NORM, Absent, tensors_of
+from bench.opponents import (
+    ASSIGN,
+    ATTENTION,
+    COST,
+    CRITERION,
+    GATHER,
+    MATCH,
+    MATCHER_OF,
+    NEVER_CAPTURED,
+    NORM,
+    Absent,
+    tensors_of,
+)
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -111,6 +128,23 @@ def test_clips(benchmark: BenchmarkFixture, record: Record, size: ClipSize, chan
         torch.testing.assert_close(got.cpu().double(), wanted, rtol=0, atol=error)
 
     compare(benchmark, record, row, GATHER[name], clips, check)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.parametrize("size", ATTENTIONS, ids=str)
+def test_attention(benchmark: BenchmarkFixture, record: Record, size: AttentionSize, places: str, name: str) -> None:
+    """Deformable attention, forward and backward, in float32."""
+    problem = make_attention(size, places, DEVICE)
+    row = {"operation": "attention", "size": str(size), "regime": places, "name": name}
+
+    def check(got: tuple[Tensor, ...]) -> None:
+        """Within rounding of what is largest. Where points meet the center of a pixel, rounding decides."""
+        for mine, exact in zip(got, exact_attention(size, places), strict=True):
+            error = (mine.cpu().double() - exact).norm() / exact.norm()
+            assert error < 1e-4, f"{error:.1e} of the whole is wrong"
+
+    compare(benchmark, record, row, ATTENTION[name], problem, check)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="on a CPU it is PyTorch's own")
@@ -213,6 +247,14 @@ def optimum_of_problem(size: Size, regime: str) -> tuple[np.ndarray, list[float]
 @cache
 def exact_cost(size: Size, regime: str) -> Tensor:
     return pairwise_cost(*in_float64(size, regime), backend="reference")
+
+
+@cache
+def exact_attention(size: AttentionSize, places: str) -> tuple[Tensor, ...]:
+    """The result and its gradients in float64, by the reference."""
+    problem = make_attention(size, places, DEVICE)
+    exact = Attention(*(value.double() for value in problem[:4]), problem.sizes)
+    return tuple(value.cpu() for value in ATTENTION["eager PyTorch"](exact))
 
 
 def exact_criterion(size: Size, regime: str, matched: Tensor) -> tuple[Tensor, ...]:

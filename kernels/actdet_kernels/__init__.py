@@ -21,6 +21,7 @@ from actdet_kernels.assignment import Assignment, assign, solve_assignment
 from actdet_kernels.backend import explain_backend
 from actdet_kernels.clips import frame_levels, gather_clips
 from actdet_kernels.cost import MatchWeights, pairwise_cost
+from actdet_kernels.deformable import deformable_attention
 from actdet_kernels.denoising import DenoisingQueries, denoising_queries, split_groups
 from actdet_kernels.giou import giou_loss, pairwise_giou
 from actdet_kernels.loss import SetLoss, set_loss
@@ -38,6 +39,7 @@ __all__ = [
     "Tubelets",
     "assign",
     "batch_norm",
+    "deformable_attention",
     "denoising_queries",
     "explain_backend",
     "frame_levels",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from actdet_kernels.options import CostOptions, LossOptions
 from actdet_kernels.targets import Targets, Tubelets
-from actdet_kernels.triton import assignment, clips, cost, loss, matching, norm
+from actdet_kernels.triton import assignment, clips, cost, deformable, loss, matching, norm
 
 WEIGHTS = (2.0, 5.0, 2.0)
 FP16, BF16, FP32, FP64, U8, I32, I64, BOOL = (
@@ -157,6 +157,26 @@ def of_norm(sums: int, apply: int, gradient_sums: int, gradient: int, small: int
     return limits | {"statistics_kernel": small, "weight_gradient_kernel": small}
 
 
+def deformable_attention(
+    queries: int, features: int, dtype: torch.dtype, masked: bool = False, deterministic: bool = True
+) -> object:
+    """Call deformable attention of 8 heads over 4 levels and 4 points, as Deformable DETR has it, and its gradient."""
+    sizes = (100, 134, 50, 67, 25, 34, 13, 17)
+    pixels = sum(height * width for height, width in zip(sizes[::2], sizes[1::2], strict=True))
+    values = tensor(dtype, 2, pixels, 8, features)
+    points = tensor(dtype, 2, queries, 8, 4, 4, 2)
+    weights = tensor(dtype, 2, queries, 8, 4, 4)
+    mask = tensor(BOOL, 2, pixels) if masked else None
+    out = deformable.deformable_attention(values, points, weights, sizes, mask)
+    return deformable.deformable_attention_gradient(out, values, points, weights, sizes, mask, deterministic)
+
+
+def of_deformable(attention: int, gradient: int) -> dict[str, int]:
+    """Return the limits of a case of `deformable_attention`."""
+    limits = {"deformable_attention_kernel": attention, "deformable_gradient_kernel": gradient}
+    return limits | {"from_integers_kernel": 64}
+
+
 CASES = [
     Case(
         "softmax, fp16 and fp32",
@@ -269,5 +289,16 @@ CASES = [
         of_norm(128, 128, 168, 168, 128),
     ),
     Case("norm, 45, fp32", lambda: batch_norm(45, FP32, relu=True), of_norm(255, 255, 255, 255, 128)),
+    Case("deformable, 32, bf16", lambda: deformable_attention(300, 32, BF16), of_deformable(96, 96)),
+    Case("deformable, 32, fp32, mask", lambda: deformable_attention(300, 32, FP32, masked=True), of_deformable(96, 96)),
+    Case("deformable, 12 queries, fp16", lambda: deformable_attention(12, 32, FP16), of_deformable(96, 96)),
+    Case(
+        "deformable, 64, fp64, mask", lambda: deformable_attention(300, 64, FP64, masked=True), of_deformable(128, 96)
+    ),
+    Case(
+        "deformable, 32, bf16, any order",
+        lambda: deformable_attention(300, 32, BF16, deterministic=False),
+        {"deformable_attention_kernel": 96, "deformable_gradient_kernel": 96},
+    ),
     Case("norm, 64, fp64", lambda: batch_norm(64, FP64, relu=False), of_norm(168, 168, 168, 168, 128)),
 ]

@@ -4,12 +4,14 @@ They take any floating-point dtype, device and number of leading dimensions, and
 Notation: B samples, N queries, M padded targets, C logits, T frames; boxes are cxcywh in [0, 1].
 
 From top to bottom: boxes, the matching cost and the terms that it shares with the loss, the assignment, the loss, batch
-normalization, and clips. Arguments are those of the public functions, in which they are described and checked.
+normalization, deformable attention, and clips. Arguments are those of the public functions, in which they are described
+and checked.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -418,6 +420,43 @@ def batch_norm(
     if shortcut is not None:
         y = y + shortcut
     return F.relu(y) if relu else y
+
+
+def deformable_attention(
+    values: Tensor,
+    points: Tensor,
+    weights: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    mask: Tensor | None,
+    deterministic: bool,
+) -> Tensor:
+    """Return the features at the points, weighted and added up, (B, Q, H * D). See `deformable.deformable_attention`.
+
+    On a GPU it is never deterministic, because `grid_sample` is not.
+    """
+    batch, _, heads, width = values.shape
+    queries = points.shape[1]
+    dtype = torch.promote_types(torch.promote_types(values.dtype, points.dtype), weights.dtype)
+    dtype = torch.promote_types(dtype, torch.float32)
+    features = values.to(dtype)
+    if mask is not None:
+        features = features.masked_fill(~mask[:, :, None, None], 0)
+
+    # Far outside is as good as anywhere outside.
+    places = 2 * points.to(dtype).nan_to_num(-2.0).clamp(-2, 3) - 1
+
+    sampled = []
+    pixels = [height * width for height, width in sizes]
+    for level, (size, part) in enumerate(zip(sizes, features.split(pixels, dim=1), strict=True)):
+        pictures = part.permute(0, 2, 3, 1).reshape(batch * heads, width, *size)
+        grid = places[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        sampled.append(F.grid_sample(pictures, grid, padding_mode="zeros", align_corners=False))
+
+    # Both are (B*H, ., Q, L, P).
+    samples = torch.stack(sampled, dim=-2)
+    shares = weights.to(dtype).transpose(1, 2).flatten(0, 1)[:, None]
+    out = (samples * shares).flatten(-2).sum(-1)
+    return out.view(batch, heads * width, queries).transpose(1, 2).to(values.dtype)
 
 
 def frame_levels(frames: Tensor) -> Tensor:

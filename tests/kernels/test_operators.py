@@ -88,10 +88,24 @@ def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
                 found[f"batch_norm triton{named}"] = (x, values, values, shortcut, True, 1e-5, kind)
                 arguments = (x, x, values, values, shortcut, statistics, True, kind)
                 found[f"batch_norm_gradient triton{named}"] = arguments
+        if kind != "reference":
+            found |= {f"{name} {kind}": arguments for name, arguments in attention_calls(dtype, kind).items()}
         computed = dtype if kind != "triton" or dtype != torch.float64 else torch.float32
         found[f"gather_clips {kind}"] = (pool, indices, crops, color, frame_means, computed, kind)
         found[f"gather_clips {kind} without changes"] = (pool, indices, None, None, None, computed, kind)
     return found
+
+
+def attention_calls(dtype: torch.dtype, kind: str) -> dict[str, tuple[Any, ...]]:
+    values = torch.randn(2, 8, 3, 4, device=DEVICE, dtype=torch.float64).to(dtype)
+    points = torch.rand(2, 5, 3, 2, 2, 2, device=DEVICE, dtype=torch.float64).to(dtype)
+    mask = torch.rand(2, 8, device=DEVICE) > 0.3
+    d_out = torch.ones(2, 5, 12, device=DEVICE, dtype=dtype)
+    given = (values, points, points[..., 0], [2, 3, 1, 2], mask)
+    return {
+        "deformable_attention": (*given, kind),
+        "deformable_attention_gradient": (d_out, *given, True, kind),
+    }
 
 
 CALLS = list(calls(torch.float32, False))

@@ -398,6 +398,61 @@ PyObject* frame_levels(PyObject*, PyObject* const* given, Py_ssize_t count) {
     });
 }
 
+actdet::DeformableArguments read_deformable(Reader& read) {
+    actdet::DeformableArguments a;
+    a.values = read.pointer();
+    a.points = read.pointer();
+    a.weights = read.pointer();
+    a.levels = read.pointer();
+    a.mask = read.pointer();
+    a.out = read.pointer();
+    a.d_out = read.pointer();
+    a.d_values = read.pointer();
+    a.d_points = read.pointer();
+    a.d_weights = read.pointer();
+    a.samples = read.integer();
+    a.pixels = read.integer();
+    a.heads = read.integer();
+    a.features = read.integer();
+    a.queries = read.integer();
+    a.levels_each = read.integer();
+    a.points_each = read.integer();
+    return a;
+}
+
+// Returns how many numbers of all heads are read for all points.
+int64_t size_of(const actdet::DeformableArguments& a) {
+    return a.items() * (a.queries * a.levels_each * a.points_each * 4 + a.pixels) * a.features;
+}
+
+// deformable_attention(is_double, threads, *DeformableArguments)
+PyObject* deformable_attention(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const bool is_double = read.integer() != 0;
+    const int64_t threads = read.integer();
+    const actdet::DeformableArguments a = read_deformable(read);
+    if (!read.finish()) return nullptr;
+
+    return without_gil([&] {
+        const auto work = is_double ? operations->attend_double : operations->attend_float;
+        return run(work, a, threads, a.items(), size_of(a));
+    });
+}
+
+// deformable_attention_gradient(is_double, threads, *DeformableArguments)
+PyObject* deformable_attention_gradient(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const bool is_double = read.integer() != 0;
+    const int64_t threads = read.integer();
+    const actdet::DeformableArguments a = read_deformable(read);
+    if (!read.finish()) return nullptr;
+
+    return without_gil([&] {
+        const auto work = is_double ? operations->attend_gradient_double : operations->attend_gradient_float;
+        return run(work, a, threads, a.items(), size_of(a));
+    });
+}
+
 using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 
 PyMethodDef method(const char* name, Fast function) {
@@ -412,6 +467,8 @@ PyMethodDef methods[] = {
     method("set_loss_gradient", set_loss_gradient),
     method("gather_clips", gather_clips),
     method("frame_levels", frame_levels),
+    method("deformable_attention", deformable_attention),
+    method("deformable_attention_gradient", deformable_attention_gradient),
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -94,8 +94,20 @@ struct LevelArguments {
     int64_t frames, size;
 };
 
-// The table of the operations of an instruction set. Each works on the problems, or frames, that `next` hands out,
-// until there are no more.
+// Reads values (samples, pixels, heads, features), points (samples, queries, heads, levels_each, points_each, 2) and
+// weights (samples, queries, heads, levels_each, points_each) of real, levels (levels_each, 2) int64 heights and widths,
+// and mask (samples, pixels) bool or none. Writes out (samples, queries, heads, features) of real, or reads d_out in its
+// shape and writes d_values, d_points and d_weights.
+struct DeformableArguments {
+    uintptr_t values, points, weights, levels, mask;
+    uintptr_t out, d_out, d_values, d_points, d_weights;
+    int64_t samples, pixels, heads, features, queries, levels_each, points_each;
+
+    int64_t items() const { return samples * heads; }
+};
+
+// The table of the operations of an instruction set. Each works on the problems, frames or heads that `next` hands
+// out, until there are no more.
 struct Operations {
     void (*assign_float)(const AssignArguments&, Counter& next);
     void (*assign_double)(const AssignArguments&, Counter& next);
@@ -111,6 +123,10 @@ struct Operations {
     void (*clips_bfloat16)(const ClipArguments&, Counter& next);
     void (*clips_double)(const ClipArguments&, Counter& next);
     void (*frame_means)(const LevelArguments&, Counter& next);
+    void (*attend_float)(const DeformableArguments&, Counter& next);
+    void (*attend_double)(const DeformableArguments&, Counter& next);
+    void (*attend_gradient_float)(const DeformableArguments&, Counter& next);
+    void (*attend_gradient_double)(const DeformableArguments&, Counter& next);
 };
 
 extern const Operations kBaseline;
