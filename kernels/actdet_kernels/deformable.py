@@ -21,8 +21,11 @@ from actdet_kernels.operators import LIBRARY, operator
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# The kernels' offsets within the features of a sample have 32 bits.
+# The Triton kernels' offsets within the features of a sample have 32 bits.
 MAX_VALUES = 2**31 - 1
+
+# Triton's atomic instructions tell the order of memory, which older GPUs do not know.
+LEAST_CAPABILITY = (7, 0)
 
 
 def deformable_attention(
@@ -119,7 +122,11 @@ def _check_tensors(
 def _obstacle(values: Tensor) -> str | None:
     """Return why the Triton kernels cannot read these features, or None if they can."""
     size = values[:1].numel()
-    return f"a sample has {size} values, more than {MAX_VALUES}" if size > MAX_VALUES else None
+    if size > MAX_VALUES:
+        return f"a sample has {size} values, more than {MAX_VALUES}"
+    if values.is_cuda and torch.cuda.get_device_capability(values.device) < LEAST_CAPABILITY:
+        return "the gradient of deformable attention needs a compute capability of 7.0"
+    return None
 
 
 def _by_kernels(

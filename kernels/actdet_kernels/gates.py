@@ -48,7 +48,7 @@ LONGEST = 20
 # The architectures for which every kernel is compiled: 90 is sm_90.
 CAPABILITIES = (60, 70, 75, 80, 86, 89, 90, 100, 120)
 
-# The error of a row whose architecture is unknown to this Triton's ptxas.
+# The error of a row whose architecture is unknown to this Triton's ptxas, or too old for the operation.
 NO_CODE = "no code"
 
 # What Triton calls pointers to these.
@@ -90,7 +90,7 @@ class Row:
     error: str = ""
 
     def faults(self) -> list[str]:
-        """Return what breaks the rules. An architecture that this Triton does not know is no fault."""
+        """Return what breaks the rules. An architecture without code is no fault."""
         faults = []
         if self.error not in ("", NO_CODE):
             faults.append(self.error)
@@ -191,12 +191,14 @@ def compile_launch(case: Case, kernel: Any, values: dict[str, Any], capability: 
     """Compile a kernel for an architecture, with the arguments and settings of a launch, and return what it takes."""
     started = core_seconds()
     try:
+        if capability < case.least_capability:
+            raise NotImplementedError(NO_CODE)
         # Triton prints all assembly that ptxas refuses.
         with contextlib.redirect_stdout(io.StringIO()):
             compiled = compiled_for(kernel, values, capability)
         taken: dict[str, Any] = resources(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
     except Exception as error:
-        unknown = "is not defined for option 'gpu-name'" in str(error)
+        unknown = str(error) == NO_CODE or "is not defined for option 'gpu-name'" in str(error)
         taken = {"error": NO_CODE if unknown else cause(error)}
 
     sizes = [name for name in kernel.arg_names if isinstance(values[name], int)]

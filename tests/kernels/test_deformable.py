@@ -195,7 +195,8 @@ def test_a_point_that_is_nowhere_is_outside(place: float, kind: Backend) -> None
     case.points[0, 2, 1, 1, 1, 1] = place
     found = case.ours(kind)
     for mine, true in zip(found, wanted, strict=True):
-        assert torch.equal(mine, true)
+        # On a GPU the reference adds up in any order.
+        torch.testing.assert_close(mine, true, rtol=0, atol=0 if kind != "reference" else 1e-5)
     assert not found[2][0, 2, :, 1].any()
 
 

@@ -90,6 +90,9 @@ def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
                 found[f"batch_norm_gradient triton{named}"] = arguments
         if kind != "reference":
             found |= {f"{name} {kind}": arguments for name, arguments in attention_calls(dtype, kind).items()}
+        if kind == "cpu" and DEVICE.type != "cpu":
+            # It reads no frames of a GPU.
+            continue
         computed = dtype if kind != "triton" or dtype != torch.float64 else torch.float32
         found[f"gather_clips {kind}"] = (pool, indices, crops, color, frame_means, computed, kind)
         found[f"gather_clips {kind} without changes"] = (pool, indices, None, None, None, computed, kind)

@@ -21,7 +21,6 @@ this rounding. Without `DETERMINISTIC` it is float32 that is added up.
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Any
 
@@ -33,12 +32,11 @@ from torch import Tensor
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.launch import compiler_options, power_of_2, tile_count, triton_dtype
 
-# Triton reads it when it is imported, too.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-# The most numbers of a tile (queries, features), forward and backward, and of queries that it has for few features.
+# The most numbers of a tile (queries, features), and of queries that it has for few features. The gradient has one for
+# each thread, so that the threads of a warp add to places that lie side by side in memory: with four for each, it takes
+# up to four times as long.
 TILE = 1024
-GRADIENT_TILE = 512
+GRADIENT_TILE = 128
 MOST_QUERIES = 32
 
 # The numbers that a program converts from integers.
@@ -173,48 +171,19 @@ def scale_exponent(largest, count, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def add_at(p, value, m, INTERPRETED: tl.constexpr):
-    """Add values to what the pointers point to, in any order, and each of them as a whole.
-
-    Triton's own atomics tell the order of memory with every instruction, which GPUs before sm_70 do not know, and keep
-    what was there before, for which they take twice the registers. The interpreter has nothing else.
-    """
-    if INTERPRETED:
-        tl.atomic_add(p, value, mask=m, sem="relaxed")
-    elif value.dtype == tl.int64:
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p red.global.add.u64 [$1], $2; mov.b32 $0, 0; }",
-            "=r,l,l,r", [p.to(tl.int64), value, m.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-    elif value.dtype == tl.float64:
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p red.global.add.f64 [$1], $2; mov.b32 $0, 0; }",
-            "=r,l,d,r", [p.to(tl.int64), value, m.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-    else:
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p red.global.add.f32 [$1], $2; mov.b32 $0, 0; }",
-            "=r,l,f,r", [p.to(tl.int64), value, m.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-
-@triton.jit
-def add_pixels(
-    sums, share, g, scale, number, m, stride, o_d, m_d,
-    DETERMINISTIC: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
+def add_pixels(sums, share, g, scale, number, m, stride, o_d, m_d, DETERMINISTIC: tl.constexpr):
     """Add share * g to the sums of a pixel for each query, as integers or as they are."""
     p = sums + (number * stride)[:, None] + o_d[None, :]
     m = m[:, None] & m_d[None, :]
     term = share[:, None] * g
-    add_at(p, (term * scale).to(tl.int64) if DETERMINISTIC else term, m, INTERPRETED)
+    tl.atomic_add(p, (term * scale).to(tl.int64) if DETERMINISTIC else term, mask=m, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["queries", "pixels", "heads", "features", "level_count", "points_each"])
 def deformable_gradient_kernel(
     d_out, values, points, weights, levels, mask, largest, sums, d_points, d_weights,
     queries, pixels, heads, features, level_count, points_each,
-    DETERMINISTIC: tl.constexpr, INTERPRETED: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr,
+    DETERMINISTIC: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Write d_points and d_weights, and add to sums, (B, pixels, heads, features), which begin as 0.
@@ -261,9 +230,7 @@ def deformable_gradient_kernel(
 
         shares = (w * (1 - a) * (1 - b), w * a * (1 - b), w * (1 - a) * b, w * a * b)
         for corner in tl.static_range(4):
-            add_pixels(
-                sums, shares[corner], g, scale, n[corner], m[corner], stride, o_d, m_d, DETERMINISTIC, INTERPRETED
-            )
+            add_pixels(sums, shares[corner], g, scale, n[corner], m[corner], stride, o_d, m_d, DETERMINISTIC)
 
 
 @triton.jit(do_not_specialize=["size", "count"])
@@ -322,7 +289,6 @@ def deformable_attention_gradient(
         d_points=d_points,
         d_weights=d_weights,
         DETERMINISTIC=largest is not None,
-        INTERPRETED=INTERPRETED,
         **given,
     )
     if largest is None:
