@@ -176,7 +176,7 @@ def deformable_attention(
 def of_deformable(attention: int, gradient: int) -> dict[str, int]:
     """Return the limits of a case of `deformable_attention`."""
     limits = {"deformable_attention_kernel": attention, "deformable_gradient_kernel": gradient}
-    return limits | {"from_integers_kernel": 64, "pixel_gradient_kernel": 96}
+    return limits | {"from_integers_kernel": 64}
 
 
 CASES = [

@@ -11,11 +11,10 @@ df_ij,d += w (1-a)(1-b) g_d, and likewise for the other three pixels
 A program has some queries of one head and all D features of that head. Neighboring programs have the same queries and
 other heads, whose features lie side by side in memory. The time is that of reading 4 pixels for each point.
 
-The gradient of the features is a sum over points, which is found in two ways. For few points, each pixel looks at all
-of them, in their order. For many, each point adds to its four pixels, in any order. Sums of float32 would then differ
-from run to run. So they are made of integers: w g is less than some power of two that is found beforehand, and so is
-the sum of all points; what is added is multiplied by another power of two, so that the largest possible sum has 62
-bits, and rounded. That is exact but for this rounding. Without `DETERMINISTIC` it is float32 that is added up.
+Many queries add to one pixel, in any order. Sums of float32 would then differ from run to run. So they are made of
+integers: g w is less than some power of two that is found beforehand, and so is the sum of all queries; what is added
+is multiplied by another power of two, so that the largest possible sum has 62 bits, and rounded. That is exact but for
+this rounding. Without `DETERMINISTIC` it is float32 that is added up.
 """
 # Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
@@ -39,10 +38,6 @@ from actdet_kernels.triton.launch import compiler_options, power_of_2, tile_coun
 TILE = 1024
 GRADIENT_TILE = 128
 MOST_QUERIES = 32
-
-# The most points of a level for which each pixel looks at all of them, and the pixels of a program that does so.
-FEW_POINTS = 128
-BLOCK_S = 64
 
 # The numbers that a program converts from integers.
 BLOCK = 1024
@@ -191,7 +186,7 @@ def deformable_gradient_kernel(
     DETERMINISTIC: tl.constexpr, DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Write d_points and d_weights, and add to sums, (B, pixels, heads, features), which begin as 0, or are None.
+    """Write d_points and d_weights, and add to sums, (B, pixels, heads, features), which begin as 0.
 
     largest: (2,), the largest magnitudes of d_out and of the weights; None if not DETERMINISTIC.
     """
@@ -202,8 +197,7 @@ def deformable_gradient_kernel(
     stride = heads * features
     first = i_b.to(tl.int64) * pixels * stride + i_h * features
     values += first
-    if sums is not None:
-        sums += first
+    sums += first
     if mask is not None:
         mask += i_b.to(tl.int64) * pixels
     row = (i_b.to(tl.int64) * queries + o_q) * heads + i_h
@@ -234,65 +228,9 @@ def deformable_gradient_kernel(
         tl.store(d_points + k * 2, w * level[1] * to_right, mask=m_q)
         tl.store(d_points + k * 2 + 1, w * level[0] * (below - above), mask=m_q)
 
-        if sums is not None:
-            shares = (w * (1 - a) * (1 - b), w * a * (1 - b), w * (1 - a) * b, w * a * b)
-            for corner in tl.static_range(4):
-                add_pixels(sums, shares[corner], g, scale, n[corner], m[corner], stride, o_d, m_d, DETERMINISTIC)
-
-
-@triton.jit
-def nearness(place, size, pixel):
-    """Return 1 less the distance between a place and the center of a pixel, and 0 if it is more than 1 or NaN."""
-    distance = tl.abs(place * size - 0.5 - pixel)
-    return tl.where(distance < 1, 1 - distance, 0.0)
-
-
-@triton.jit(do_not_specialize=["queries", "pixels", "heads", "features", "level_count", "points_each"])
-def pixel_gradient_kernel(
-    d_out, points, weights, levels, mask, d_values,
-    queries, pixels, heads, features, level_count, points_each,
-    DTYPE: tl.constexpr, ALIGNMENT: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Write d_values (B, pixels, heads, features): each pixel looks at all points of its level."""
-    tiles = tl.cdiv(pixels, BLOCK_S)
-    i_h = tl.program_id(0) % heads
-    o_s = tl.program_id(0) // heads % tiles * BLOCK_S + tl.arange(0, BLOCK_S)
-    i_b = (tl.program_id(0) // (heads * tiles)).to(tl.int64)
-    m_s = o_s < pixels
-    features = features // ALIGNMENT * ALIGNMENT
-    o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < features
-
-    level = tl.zeros([BLOCK_S], tl.int32)
-    height = tl.full([BLOCK_S], 1, tl.int32)
-    width = tl.full([BLOCK_S], 1, tl.int32)
-    number = o_s
-    for i_l in range(level_count):
-        its_height, its_width, start = load_level(levels, i_l)
-        here = o_s >= start
-        level = tl.where(here, i_l, level)
-        height = tl.where(here, its_height, height)
-        width = tl.where(here, its_width, width)
-        number = tl.where(here, o_s - start, number)
-    i = number // width
-    j = number - i * width
-
-    total = tl.zeros([BLOCK_S, BLOCK_D], DTYPE)
-    for k in range(queries * points_each):
-        row = (i_b * queries + k // points_each) * heads + i_h
-        place = (row * level_count + level) * points_each + k % points_each
-        x = tl.load(points + place * 2, mask=m_s, other=-1).to(DTYPE)
-        y = tl.load(points + place * 2 + 1, mask=m_s, other=-1).to(DTYPE)
-        near = nearness(x, width, j) * nearness(y, height, i)
-        w = tl.load(weights + place, mask=m_s & (near > 0), other=0).to(DTYPE)
-        g = tl.load(d_out + row * features + o_d, mask=m_d, other=0).to(DTYPE)
-        total += (w * near)[:, None] * g[None, :]
-
-    if mask is not None:
-        real = tl.load(mask + i_b * pixels + o_s, mask=m_s, other=0) != 0
-        total = tl.where(real[:, None], total, 0.0)
-    p = d_values + ((i_b * pixels + o_s) * heads + i_h)[:, None] * features + o_d[None, :]
-    tl.store(p, total, mask=m_s[:, None] & m_d[None, :])
+        shares = (w * (1 - a) * (1 - b), w * a * (1 - b), w * (1 - a) * b, w * a * b)
+        for corner in tl.static_range(4):
+            add_pixels(sums, shares[corner], g, scale, n[corner], m[corner], stride, o_d, m_d, DETERMINISTIC)
 
 
 @triton.jit(do_not_specialize=["size", "count"])
@@ -331,62 +269,45 @@ def deformable_attention_gradient(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of values, points and weights, given that of the result."""
+    compute = compute_dtype(values, points, weights)
     d_points = launch.empty(tuple(points.shape), points.dtype, points.device)
     d_weights = launch.empty(tuple(weights.shape), weights.dtype, weights.device)
+    d_out = d_out.contiguous()
+    largest = None
+    if deterministic and d_out.numel() > 0 and weights.numel() > 0:
+        norms = [torch.linalg.vector_norm(value, torch.inf, dtype=compute) for value in (d_out, weights)]
+        largest = torch.stack(norms)
+    sums = torch.zeros(values.shape, dtype=compute if largest is None else torch.int64, device=values.device)
+
     given, programs = tile_arguments(values, points, weights, sizes, mask, GRADIENT_TILE)
-    given |= {"d_out": d_out.contiguous(), "d_points": d_points, "d_weights": d_weights}
-
-    count = points.shape[1] * points.shape[4]
-    if count <= FEW_POINTS or values.numel() == 0:
-        launch.launch(deformable_gradient_kernel, programs, largest=None, sums=None, DETERMINISTIC=False, **given)
-        return pixel_gradient(given), d_points, d_weights
-
-    compute = compute_dtype(values, points, weights)
-    if not deterministic:
-        sums = torch.zeros(values.shape, dtype=compute, device=values.device)
-        launch.launch(deformable_gradient_kernel, programs, largest=None, sums=sums, DETERMINISTIC=False, **given)
+    launch.launch(
+        deformable_gradient_kernel,
+        programs,
+        d_out=d_out,
+        largest=largest,
+        sums=sums,
+        d_points=d_points,
+        d_weights=d_weights,
+        DETERMINISTIC=largest is not None,
+        **given,
+    )
+    if largest is None:
         return sums.to(values.dtype), d_points, d_weights
 
-    norms = [torch.linalg.vector_norm(given[name], torch.inf, dtype=compute) for name in ("d_out", "weights")]
-    largest = torch.stack(norms)
-    sums = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
-    launch.launch(deformable_gradient_kernel, programs, largest=largest, sums=sums, DETERMINISTIC=True, **given)
-    return from_integers(sums, largest, count, values.dtype, compute), d_points, d_weights
-
-
-def pixel_gradient(given: dict[str, Any]) -> Tensor:
-    """Return the gradient of the values, by looking at all points. `given` are the arguments of the other kernels."""
-    values = given["values"]
-    batch, pixels, heads, _ = values.shape
     d_values = launch.empty(tuple(values.shape), values.dtype, values.device)
-    names = pixel_gradient_kernel.arg_names
-    launch.launch(
-        pixel_gradient_kernel,
-        batch * heads * tile_count(pixels, BLOCK_S),
-        **{name: value for name, value in given.items() if name in names},
-        d_values=d_values,
-        BLOCK_S=BLOCK_S,
-        **compiler_options(fused=True),
-    )
-    return d_values
-
-
-def from_integers(sums: Tensor, largest: Tensor, count: int, dtype: torch.dtype, compute: torch.dtype) -> Tensor:
-    """Return sums of `count` numbers each, (...) int64, as numbers again."""
-    values = launch.empty(tuple(sums.shape), dtype, sums.device)
     launch.launch(
         from_integers_kernel,
         tile_count(sums.numel(), BLOCK),
         sums=sums,
         largest=largest,
-        d_values=values,
+        d_values=d_values,
         size=sums.numel(),
-        count=count,
+        count=points.shape[1] * points.shape[4],
         DTYPE=triton_dtype(compute),
         BLOCK=BLOCK,
         **compiler_options(),
     )
-    return values
+    return d_values, d_points, d_weights
 
 
 def tile_arguments(
