@@ -58,7 +58,7 @@ from tests.kernels.ptxsim.generator import Generator
 from tests.kernels.ptxsim.launch import Emulator
 from tests.kernels.ptxsim.machine import WARP
 from tests.kernels.ptxsim.memory import Fault
-from tests.kernels.ptxsim.parser import Instruction
+from tests.kernels.ptxsim.parser import WRITING, Instruction
 
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
 FEW = [5, 0, 3]
@@ -324,7 +324,7 @@ def barriers_of(generator: Generator, emulator: Emulator) -> list[Instruction]:
     for trace in [trace for machine in machines for traces in machine.traces for trace in traces]:
         is_needed = False
         for instruction in [instruction for index in trace for instruction in generator.segments[index].instructions]:
-            is_needed |= instruction.is_shared or instruction.base == "st"
+            is_needed |= instruction.is_shared or instruction.base in WRITING
             if is_needed and instruction.base == "bar" and "warp" not in instruction.parts:
                 found[instruction.index] = instruction
     return list(found.values())

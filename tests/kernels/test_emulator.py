@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.kernels.device import NEEDS_TRITON
+from tests.kernels.device import NEEDS_TRITON, TESTED_TRITONS, folder_of_triton
 from tests.kernels.ptxsim import timing
 from tests.kernels.ptxsim.generator import Generator
 from tests.kernels.ptxsim.machine import Machine
@@ -44,15 +45,17 @@ ENTRY = """
 """
 
 
-def run(body: str, memory: np.ndarray, threads: int = 32, mode: str = "lockstep", seed: int = 0) -> Machine:
-    """One CTA, which sees `memory`, of 8 bytes each, at p0; %rd1 is the address of a thread's own."""
+def run(
+    body: str, memory: np.ndarray, threads: int = 32, mode: str = "lockstep", seed: int = 0, programs: int = 1
+) -> Machine:
+    """CTAs that see `memory`, of 8 bytes each, at p0; %rd1 is the address of a thread's own."""
     program = parse(ENTRY.format(body=body, threads=threads))
-    machine = Machine(program, Generator(program), programs=1, shared_size=1024)
+    machine = Machine(program, Generator(program), programs, shared_size=1024)
     space = Space("global", memory.nbytes, GLOBAL_BASE, machine.granules["global"], machine.report)
     space.bytes[: memory.nbytes] = memory.view(np.uint8)
     space.valid[: memory.nbytes] = True
     try:
-        machine.run(space, [np.uint64(GLOBAL_BASE)], mode, seed)
+        machine.run(space, [np.uint64(GLOBAL_BASE)], mode, seed, together=2)
     finally:
         memory.view(np.uint8)[:] = space.bytes[: memory.nbytes]
     return machine
@@ -237,15 +240,243 @@ def test_a_barrier_that_half_a_warp_skips_is_a_deadlock(mode: str, seed: int) ->
         exchanged(WRITE, skipped_by(16), READ, BARRIER, KEEP, mode=mode, seed=seed)
 
 
+@pytest.mark.parametrize("instruction", ["st.global.b64", "red.global.gpu.relaxed.add.u64"])
 @pytest.mark.parametrize("offset", [512, -8, 4])
-def test_what_is_no_arguments_or_misaligned_stops(offset: int) -> None:
+def test_what_is_no_arguments_or_misaligned_stops(instruction: str, offset: int) -> None:
     with pytest.raises(Fault, match=r"misaligned|out of bounds|outside"):
-        run(f"st.global.b64 [%rd1+{offset}], %rd1;", np.zeros(32, "u8"))
+        run(f"{instruction} [%rd1+{offset}], %rd1;", np.zeros(32, "u8"))
 
 
-def test_what_cannot_be_emulated_is_named() -> None:
-    with pytest.raises(NotImplementedError, match="atom"):
-        run("atom.global.add.u32 %r2, [%rd1], 1;", np.zeros(32, "u8"))
+@pytest.mark.parametrize(
+    "opcode",
+    [
+        "atom.add.u32",
+        "atom.global.gpu.acq_rel.add.u32",
+        "atom.global.cta.relaxed.add.u32",
+        "atom.shared.gpu.relaxed.add.u32",
+        "atom.global.gpu.relaxed.max.u32",
+        "atom.global.gpu.relaxed.add.noftz.f16x2",
+    ],
+)
+def test_what_cannot_be_emulated_is_named(opcode: str) -> None:
+    with pytest.raises(NotImplementedError, match=opcode):
+        run(f"{opcode} %r2, [%rd1], 1;", np.zeros(32, "u8"))
+
+
+# Atomic additions: %rd3 is an address that all threads share
+
+EVERYBODYS = "sub.s64 %rd3, %rd1, %rd2;"
+ATOM = "atom.global.gpu.relaxed.add"
+RED = "red.global.gpu.relaxed.add"
+# How a thread's number becomes a value of each type, and the register that holds it.
+VALUES = {
+    "u32": ("mov.b32 %r4, %r1;", "%r4"),
+    "u64": ("cvt.u64.u32 %rd4, %r1;", "%rd4"),
+    "f32": ("cvt.rn.f32.u32 %r4, %r1;", "%r4"),
+    "f64": ("cvt.rn.f64.u32 %rd4, %r1;", "%rd4"),
+}
+
+
+def added(*parts: str, memory: np.ndarray, mode: str = "lockstep", seed: int = 0, programs: int = 1) -> Machine:
+    """As `run`, with two warps in each CTA; `memory` may be of any type and shape."""
+    body = "\n".join((EVERYBODYS, *parts)).replace("; ", ";\n")
+    return run(body, memory.reshape(-1).view(np.uint8), 64, mode, seed, programs)
+
+
+def numpy_kind(type: str) -> np.dtype:
+    return np.dtype(type.replace("u", "uint").replace("f", "float"))
+
+
+def kinds_of(machine: Machine) -> set[str]:
+    return {kind for kind, *_ in machine.findings}
+
+
+@pytest.mark.parametrize("type", VALUES)
+@pytest.mark.parametrize(("mode", "seed"), MODES)
+def test_atomics_add_what_all_threads_give(type: str, mode: str, seed: int) -> None:
+    """Each thread of three programs adds its number to one of four places, of which each has a value already."""
+    kind = numpy_kind(type)
+    memory = np.zeros((64, 8 // kind.itemsize), kind)
+    memory[:4, 0] = [5, 6, 7, 8]
+    place = "and.b32 %r2, %r1, 3; mul.wide.u32 %rd5, %r2, 8; add.s64 %rd3, %rd3, %rd5;"
+    conversion, value = VALUES[type]
+    parts = (place, conversion, f"{RED}.{type} [%rd3], {value};")
+    machine = added(*parts, memory=memory, mode=mode, seed=seed, programs=3)
+    assert not machine.findings
+    wanted = np.zeros_like(memory)
+    wanted[:4, 0] = [5 + place + 3 * sum(range(place, 64, 4)) for place in range(4)]
+    assert memory.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize(("mode", "seed"), MODES)
+def test_masked_lanes_add_nothing(mode: str, seed: int) -> None:
+    memory = np.zeros(64, "u8")
+    predicate = "and.b32 %r2, %r1, 5; setp.eq.u32 %p1, %r2, 5; mov.b64 %rd4, 7;"
+    machine = added(predicate, f"@%p1 {RED}.u64 [%rd3], %rd4;", memory=memory, mode=mode, seed=seed)
+    assert not machine.findings
+    assert memory.tolist() == [7 * sum(thread & 5 == 5 for thread in range(64)), *[0] * 63]
+
+
+@pytest.mark.parametrize(("mode", "seed"), MODES)
+def test_an_atomic_gives_what_was_there_before(mode: str, seed: int) -> None:
+    """Nobody sees the same; of a warp, each lane sees what those before it added. Masked lanes keep what they had."""
+    memory = np.zeros(65, "u8")
+    before = "mov.b64 %rd4, 3; mov.b64 %rd5, 99; and.b32 %r2, %r1, 7; setp.ne.u32 %p1, %r2, 2;"
+    parts = (before, f"@%p1 {ATOM}.u64 %rd5, [%rd3+512], %rd4;", "st.global.b64 [%rd1], %rd5;")
+    machine = added(*parts, memory=memory, mode=mode, seed=seed)
+    assert not machine.findings
+    assert memory[64] == 3 * 56
+    seen = memory[:64].reshape(2, 4, 8)
+    assert (seen[:, :, 2] == 99).all()
+    warps = np.delete(seen, 2, axis=2).reshape(2, 28)
+    assert warps[0, 0] in ([0] if mode == "lockstep" else [0, 3 * 28])
+    assert warps[1, 0] == 3 * 28 - warps[0, 0]
+    assert (np.diff(warps.astype("i8"), axis=1) == 3).all()
+
+
+def test_lanes_are_served_in_their_order() -> None:
+    """In float32, ones that are added to 2^24 are lost, so that sums tell which of them were added before."""
+    values = np.ones(64, "f4")
+    values[[3, 7, 40]] = [2**24, 4, 0.5]
+    sums = np.add.accumulate(values)
+    assert sums[-1] != np.add.accumulate(values[::-1])[-1]
+
+    memory = np.zeros((65, 2), "f4")
+    memory[:64, 0] = values
+    parts = ("ld.global.b32 %r4, [%rd1];", f"{ATOM}.f32 %r5, [%rd3+512], %r4;", "st.global.b32 [%rd1+4], %r5;")
+    assert not added(*parts, memory=memory).findings
+    assert memory[:64, 1].tolist() == [0, *sums[:-1].tolist()]
+    assert memory[64].tolist() == [sums[-1], 0]
+
+
+def test_vectors_are_added_element_by_element() -> None:
+    """Two threads to each of 32 places of two numbers; a register may be a result and a value, too."""
+    memory = np.zeros((64, 2), "f4")
+    memory[:32] = 100 * np.arange(64).reshape(32, 2)
+    begin = memory[:32].copy()
+    place = "and.b32 %r2, %r1, 31; mul.wide.u32 %rd5, %r2, 8; add.s64 %rd5, %rd3, %rd5;"
+    value = "cvt.rn.f32.u32 %r4, %r1; add.f32 %r5, %r4, 0f3F000000;"
+    add = f"{ATOM}.v2.f32 {{ %r5, %r4 }}, [ %rd5 + 0 ], {{ %r4, %r5 }};"
+    upper = "setp.ge.u32 %p1, %r1, 32; @%p1 st.global.v2.b32 [%rd1], {%r5, %r4};"
+    assert not added(place, value, add, upper, memory=memory).findings
+    lower = np.arange(32)[:, None] + np.array([0, 0.5])
+    assert memory[:32].tolist() == (begin + lower + lower + 32).tolist()
+    assert memory[32:].tolist() == (begin + lower).tolist()
+
+
+def test_a_vector_is_aligned_as_a_whole() -> None:
+    with pytest.raises(Fault, match="misaligned atomic"):
+        run("red.global.gpu.relaxed.add.v4.f32 [%rd1], {%r2, %r3, %r4, %r5};", np.zeros(64, "u8"))
+
+
+@pytest.mark.parametrize(("type", "wanted"), [("f32", [0, 0, 2]), ("f64", [1.5, 0.5, 2])])
+def test_denormal_numbers_are_zero_in_atomics_of_float32(type: str, wanted: list[float]) -> None:
+    """Two numbers that are denormal, two of which the sum is, and two that are none, in units of the least normal."""
+    kind = numpy_kind(type)
+    tiny = np.finfo(kind).tiny
+    memory = np.zeros((128, 8 // kind.itemsize), kind)
+    memory[:3, 0] = tiny * np.array([0.75, 1.5, 1])
+    memory[64:67, 0] = tiny * np.array([0.75, -1, 1])
+    _, value = VALUES[type]
+    load = f"ld.global.b{8 * kind.itemsize} {value}, [%rd1+512];"
+    assert not added(load, f"{RED}.{type} [%rd1], {value};", memory=memory).findings
+    assert memory[:64, 0].tolist() == [*(tiny * np.array(wanted)).tolist(), *[0] * 61]
+
+
+ADD = f"{RED}.u64 [%rd3], %rd4;"
+
+
+@pytest.mark.parametrize("plain", ["st.global.b64 [%rd3], %rd5;", "ld.global.b64 %rd5, [%rd3];"])
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(("mode", "seed"), MODES)
+def test_an_atomic_and_another_access_are_a_race(plain: str, is_first: bool, mode: str, seed: int) -> None:
+    """The lanes of one warp add zeros, and a lane of the other accesses the same place."""
+    who = "mov.b64 %rd4, 0; mov.b64 %rd5, 0; setp.lt.u32 %p1, %r1, 32; setp.eq.u32 %p2, %r1, 40;"
+    accesses = [f"@%p2 {plain}", f"@%p1 {ADD}"]
+    accesses = accesses if is_first else accesses[::-1]
+    what = "write" if plain.startswith("st") else "read"
+    kinds = [f"atomic after {what} between warps", f"{what} after atomic between warps"]
+
+    machine = added(who, *accesses, memory=np.zeros(64, "u8"), mode=mode, seed=seed)
+    (found,) = kinds_of(machine)
+    assert found in ([kinds[not is_first]] if mode == "lockstep" else kinds)
+
+    machine = added(who, accesses[0], BARRIER, accesses[1], memory=np.zeros(64, "u8"), mode=mode, seed=seed)
+    assert not machine.findings
+
+
+@pytest.mark.parametrize("plain", ["st.global.b64 [%rd3], %rd5;", "ld.global.b64 %rd5, [%rd3];"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_atomic_and_another_access_within_a_warp_are_a_race(plain: str, is_first: bool) -> None:
+    shuffle = "shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;"
+    who = f"mov.b64 %rd4, 1; mov.b64 %rd5, 0; setp.eq.u32 %p1, %r1, 3; setp.eq.u32 %p2, %r1, 4; {shuffle}"
+    accesses = [f"@%p2 {plain}", f"@%p1 {ADD}"]
+    accesses = accesses if is_first else accesses[::-1]
+    machine = added(who, *accesses, memory=np.zeros(64, "u8"))
+    assert [kind.endswith("within a warp") for kind in kinds_of(machine)] == [True]
+    assert not added(who, accesses[0], "bar.warp.sync -1;", accesses[1], memory=np.zeros(64, "u8")).findings
+    # At a shuffle, only what was read before is done.
+    machine = added(who, accesses[0], shuffle, accesses[1], memory=np.zeros(64, "u8"))
+    assert bool(machine.findings) != (is_first and plain.startswith("ld"))
+    # The same thread is no other.
+    own = [access.replace("%p2", "%p1") for access in accesses]
+    assert not added(who, *own, memory=np.zeros(64, "u8")).findings
+
+
+@pytest.mark.parametrize(("mode", "seed"), MODES)
+def test_what_was_before_an_atomic_is_not_forgotten(mode: str, seed: int) -> None:
+    """A store and an addition of one warp, and an addition of the other one, which is a race with the store alone."""
+    who = "mov.b64 %rd4, 1; setp.lt.u32 %p1, %r1, 1;"
+    machine = added(who, "@%p1 st.global.b64 [%rd3], %rd4;", ADD, memory=np.zeros(64, "u8"), mode=mode, seed=seed)
+    assert kinds_of(machine) & {"atomic after write between warps", "write after atomic between warps"}
+
+
+@pytest.mark.parametrize("lane", [0, 31, 32, 63])
+@pytest.mark.parametrize(("mode", "seed"), MODES)
+def test_additions_of_all_warps_are_remembered(lane: int, mode: str, seed: int) -> None:
+    """Two warps add, of which either one reads."""
+    who = f"mov.b64 %rd4, 1; setp.eq.u32 %p1, %r1, {lane};"
+    read = "@%p1 ld.global.b64 %rd5, [%rd3];"
+    machine = added(who, ADD, read, memory=np.zeros(64, "u8"), mode=mode, seed=seed)
+    assert kinds_of(machine) & {"read after atomic between warps", "atomic after read between warps"}
+    assert not added(who, ADD, BARRIER, read, memory=np.zeros(64, "u8"), mode=mode, seed=seed).findings
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind"),
+    [
+        (ADD, "ld.global.b64 %rd5, [%rd3];", "read after atomic between warps"),
+        (ADD, "st.global.b64 [%rd3], %rd5;", "write after atomic between warps"),
+        ("ld.global.b64 %rd5, [%rd3];", ADD, "atomic after read between warps"),
+        ("ld.global.b64 %rd6, [%rd3];", "st.global.b64 [%rd3], %rd5;", "WAR between warps"),
+    ],
+)
+@pytest.mark.parametrize(("mode", "seed"), MODES)
+def test_a_barrier_does_not_order_programs(first: str, second: str, kind: str, mode: str, seed: int) -> None:
+    """One thread of each program makes the first access; that of the last program makes the second one, too.
+
+    The last to make the first access is the one that makes the second: those of the others must not be forgotten.
+    """
+
+    def kinds_with(programs: int) -> set[str]:
+        who = "mov.b64 %rd4, 1; mov.b64 %rd5, 8; mov.u32 %r2, %ctaid.x; setp.eq.u32 %p1, %r1, 0;"
+        last = f"setp.eq.u32 %p2, %r2, {programs - 1}; and.pred %p2, %p2, %p1;"
+        parts = (who, last, f"@%p1 {first}", BARRIER, f"@%p2 {second}")
+        return kinds_of(added(*parts, memory=np.zeros(64, "u8"), mode=mode, seed=seed, programs=programs))
+
+    assert kinds_with(programs=1) == set()
+    # Two run at once in lockstep: the last with another one, and alone.
+    assert kinds_with(programs=2) == {kind}
+    assert kinds_with(programs=3) == {kind}
+
+
+def test_neighbors_of_an_atomic_are_other_places() -> None:
+    """One warp adds to the lower half of eight bytes, of which the other reads the upper one."""
+    who = "setp.lt.u32 %p1, %r1, 32; mov.b32 %r4, 0f3F800000;"
+    parts = (who, f"@%p1 {RED}.f32 [%rd3], %r4;", "@!%p1 ld.global.b32 %r5, [%rd3+4];")
+    memory = np.zeros(128, "f4")
+    assert not added(*parts, memory=memory).findings
+    assert memory[0] == 32
 
 
 # The model of time
@@ -320,6 +551,7 @@ def test_a_loop_counts_each_round() -> None:
         ("fma.rn.f64 %rd3, %rd3, %rd4, %rd4", "fma.rn.f64 %rd3, %rd4, %rd4, %rd4", "float64"),
         ("xor.b32 %r2, %r3, %r2", "xor.b32 %r2, %r3, %r4", "integer"),
         ("shfl.sync.bfly.b32 %r2, %r2, 1, 31, -1", "shfl.sync.bfly.b32 %r2, %r3, 1, 31, -1", "shuffle"),
+        (f"{ATOM}.u64 %rd3, [%rd1], %rd3", f"{ATOM}.u64 %rd3, [%rd1], %rd4", "atomic global"),
         # Through a move, which is free.
         ("add.f32 %r2, %r2, %r3;\nmov.b32 %r5, %r2;\nmov.b32 %r2, %r5", "add.f32 %r2, %r4, %r3", "float32"),
     ],
@@ -332,6 +564,13 @@ def test_a_chain_waits_for_each_result(chained: str, independent: str, kind: str
     alone = [modeled(f"{independent};\n" * count) for count in (4, 12)]
     assert alone[1].cycles - alone[0].cycles == 8 * slots
     assert chain[1].instructions == alone[1].instructions
+
+
+def test_nobody_waits_for_a_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even who reads the register that has its address."""
+    monkeypatch.setitem(timing.TABLE, "reduction global", Cost(3, 100))
+    several = [modeled(f"{RED}.u64 [%rd1], %rd3;\nadd.s64 %rd4, %rd1, 8;\n" * count) for count in (4, 12)]
+    assert several[1].cycles - several[0].cycles == 8 * (3 + timing.TABLE["integer64"].slots)
 
 
 @pytest.mark.parametrize("kind", sorted(BY_HAND))
@@ -377,6 +616,8 @@ def test_what_takes_longer_is_never_quicker(monkeypatch: pytest.MonkeyPatch, kin
         ("bar.warp.sync -1", "warp barrier"),
         ("bar.sync 0", "barrier"),
         ("redux.sync.min.s32 %r2, %r2, -1", "redux"),
+        ("atom.global.gpu.relaxed.add.u64 %rd3, [%rd1], %rd3", "atomic global"),
+        ("red.global.gpu.relaxed.add.v2.f32 [%rd1], {%r2, %r3}", "reduction global"),
     ],
 )
 def test_the_model_knows_what_an_instruction_is(instruction: str, wanted: str) -> None:
@@ -418,17 +659,40 @@ def test_a_case_that_the_model_does_not_have() -> None:
     assert done.stderr.startswith("--only nothing: no case begins so; there are match 12x5x3, ")
 
 
-# Every kernel
+# What Triton makes of atomic additions, and every kernel
 
 
-def emulated(*arguments: object, timeout: int = 1100) -> dict[str, str]:
-    script = Path(__file__).parent / "emulated.py"
+def lines_of(script: str, *arguments: object, first: Sequence[Path] = (), timeout: int = 1100) -> list[dict[str, Any]]:
+    """What a script beside this one prints. `first`: where Python looks for modules before it looks elsewhere."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, str(script), *map(str, arguments)]
+    environment["PYTHONPATH"] = os.pathsep.join([*map(str, first), *sys.path])
+    command = [sys.executable, str(Path(__file__).parent / script), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr
-    return {name: found for line in done.stdout.splitlines() for name, found in json.loads(line).items()}
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize("version", ["", *TESTED_TRITONS])
+def test_atomic_additions_of_every_triton_are_emulated(version: str) -> None:
+    """For the oldest architecture, for Ampere and for the H100."""
+    first = [folder_of_triton(version)] if version else []
+    rows = lines_of("atomics.py", 60, 80, 90, first=first)
+    assert {row["triton"] for row in rows} == {version} or not version
+    assert [row for row in rows if row["wrong"]] == []
+    assert [row for row in rows if bool(row["races"]) != (row["case"] == "racing")] == []
+
+    # The forms that were met. If nobody reads its result, it is a reduction from 3.9 on, and the H100 packs float32.
+    has_reductions = tuple(map(int, rows[0]["triton"].split(".")[:2])) >= (3, 9)
+    types = ["u64", "f32", "f64"]
+    starts = [ATOM, "red.global.add", *([RED] if has_reductions else [])]
+    forms = {f"{start}.{type}" for start in starts for type in types}
+    forms.add(f"{RED if has_reductions else ATOM}.v4.f32")
+    assert {atomic for row in rows for atomic in row["atomics"]} == forms
+
+
+def emulated(*arguments: object) -> dict[str, str]:
+    return {name: found for line in lines_of("emulated.py", *arguments) for name, found in line.items()}
 
 
 KERNELS = {"assign", "cost", "match", "loss", "clips", "norm"}

@@ -14,6 +14,8 @@ from typing import Any
 import actdet_kernels
 import pytest
 
+from tests.kernels.device import TESTED_TRITONS, folder_of_triton
+
 pytest.importorskip("triton", reason="there is no Triton for this platform")
 
 # Warps of 32 threads that fit in the 65,536 registers of a multiprocessor, in fours, for each count of registers.
@@ -21,7 +23,6 @@ WARPS = {registers: 65536 // (32 * -(-registers // 8) * 8) // 4 * 4 for register
 OCCUPANCY_STEPS = {registers for registers, warps in WARPS.items() if WARPS.get(registers + 1) != warps}
 
 ROOT = Path(__file__).parents[2]
-TESTED_TRITONS = ("3.6.0", "3.9.0")
 
 pytestmark = pytest.mark.timeout(900)  # Triton caches what it compiles, but the first time takes its time
 
@@ -72,10 +73,7 @@ def test_every_kernel_passes_for_every_architecture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", TESTED_TRITONS)
 def test_every_kernel_passes_with_other_versions_of_triton(version: str, tmp_path: Path) -> None:
-    folder = ROOT / ".tritons" / version
-    if not (folder / "triton").is_dir():
-        pytest.skip(f"no Triton {version} in {folder}: make test and make gates install it there")
-    rows = rows_of(tmp_path / "rows.json", "90", first=[folder])
+    rows = rows_of(tmp_path / "rows.json", "90", first=[folder_of_triton(version)])
     assert {row["triton"] for row in rows} == {version}
     assert_passed(rows)
 

@@ -21,16 +21,18 @@ pre-empted at random between its accesses to memory, so that a race changes resu
 
 What stops a run (`Fault`): an access outside of what an argument spans, one that is misaligned, and a barrier that not
 all threads reach. What is counted: reads and writes of one place by two threads without a barrier between them (the
-same with equal values apart, as it is harmless), reads of shared memory that nobody wrote, and collectives without all
-lanes of a warp. Registers, shared memory and results start as poison.
+same with equal values apart, as it is harmless), atomic additions and any other access likewise, reads of shared memory
+that nobody wrote, and collectives without all lanes of a warp. Registers, shared memory and results start as poison.
 
 Limits, all of them reasons why a kernel that passes here may still fail on a GPU:
 
 - ptxas does not run: neither its allocation of registers, nor its contraction of `mul` and `add` without `.rn`, nor its
-  bugs.
+  bugs, nor what it refuses, such as `.relaxed` and so all of Triton's own atomics for sm_60.
 - Approximate functions (`div.full`, `ex2`, `lg2`, `rcp`, `sqrt`) are computed as exactly as NumPy can; a GPU's are not.
 - `fma.f32` is rounded twice, and so is `fma.f64` in rare ties. The sign of a zero out of `min` and `max` may differ.
 - A CTA's accesses to global memory are sequentially consistent, and CTAs run one after the other, or in lockstep.
-- Atomics, tensor cores, TMA, clusters and calls are not there: `NotImplementedError` names the instruction.
+- Atomics are served in the order of lanes and of CTAs. A GPU has no order, and rounds each sum as it comes.
+- Of atomics, there are relaxed additions to global memory, of integers, float32 and float64. All others, tensor cores,
+  TMA, clusters and calls are not there: `NotImplementedError` names the instruction.
 - Divergent threads meet again as soon as they can; a GPU may let them run apart for longer.
 """

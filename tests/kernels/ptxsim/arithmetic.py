@@ -76,6 +76,13 @@ def approximate(name: str, values: Array, exact: bool) -> Array:
     return APPROXIMATED[name](values.astype(np.float64)).astype(values.dtype)
 
 
+def atomic_sum(values: Array, added: Array) -> Array:
+    """What atomics on global memory make of two numbers. Denormal float32 are zero, though no `.ftz` says so."""
+    if values.dtype == np.float32:
+        return flushed(flushed(values) + flushed(added))
+    return values + added
+
+
 # Integers
 
 

@@ -50,6 +50,8 @@ BITWISE = {"and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor"}
 BITS = {"bfe": "extract_field", "bfi": "insert_field", "prmt": "pick_bytes", "popc": "count_ones"}
 ROUNDINGS = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
 WIDENED = {"f16": "half_to_float", "bf16": "brain_to_float"}
+# The atomics that can be emulated. What does not say so is relaxed and of the whole GPU, too.
+ADDITION = re.compile(r"(atom|red)\.global(\.gpu)?(\.relaxed)?\.add(\.v[24])?\.(u32|u64|f32|f64)")
 NARROWED = {"f16": "float_to_half", "bf16": "float_to_brain", "f16x2": "float_to_half", "bf16x2": "float_to_brain"}
 
 
@@ -270,6 +272,17 @@ class Generator:
         type = f"b{WIDTHS[instruction.type]}"
         values = [self._value(name, type) for name in members(source)]
         return [self._access("store", instruction, place, values, [], mask)]
+
+    def _atomic(self, instruction: Instruction, mask: str) -> list[str]:
+        """`atom`, or `red`, which has no result."""
+        if not ADDITION.fullmatch(instruction.opcode):
+            raise NotImplementedError(instruction.opcode)
+        *results, place, source = instruction.operands
+        type = instruction.type
+        values = [self._value(name, type) for name in members(source)]
+        names = members(results[0]) if results else ["_"] * len(values)
+        targets = ["None" if name == "_" else self._value(name, type) for name in names]
+        return [self._access("add", instruction, place, targets, [f"({', '.join(values)},)"], mask)]
 
     def _access(
         self, method: str, instruction: Instruction, place: str, values: list[str], options: list[str], mask: str
@@ -638,6 +651,7 @@ TRANSLATIONS: dict[str, Callable[[Generator, Instruction, str], list[str]]] = {
     "barrier": Generator._barrier,
     "ld": Generator._load,
     "st": Generator._store,
+    **dict.fromkeys(("atom", "red"), Generator._atomic),
     "ldmatrix": Generator._matrix,
     "stmatrix": Generator._matrix,
     "shfl": Generator._shuffle,

@@ -16,7 +16,7 @@ import numpy as np
 from .arithmetic import BARRIER, DIVERGED, EXIT, NAMES, Array
 from .generator import Generator
 from .memory import SHARED_BASE, Fault, Space, View
-from .parser import WIDTHS, Program
+from .parser import WIDTHS, WRITING, Program
 
 WARP = 32
 LANES = np.arange(WARP)
@@ -403,7 +403,7 @@ class Machine:
 
     Attributes:
         findings: How often each (kind, instruction, other instruction) was found.
-        granules: The bytes of the narrowest store to each kind of memory.
+        granules: The bytes of the narrowest write to each kind of memory.
         traces: For each group of CTAs that ran together, the segments that each of its units ran.
     """
 
@@ -416,7 +416,7 @@ class Machine:
         self.findings: Counter[tuple[str, str, str]] = Counter()
         self.granules = {"global": 8, "shared": 8}
         for instruction in program.instructions:
-            if instruction.base in ("st", "stmatrix"):
+            if instruction.base in WRITING:
                 space = "shared" if instruction.is_shared else "global"
                 size = 2 if instruction.base == "stmatrix" else WIDTHS[instruction.type] // 8
                 self.granules[space] = min(self.granules[space], size)

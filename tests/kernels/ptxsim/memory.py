@@ -2,6 +2,7 @@
 
 Two accesses of different threads to the same place, one of them a write, are a race unless a barrier lies between them;
 within a warp, unless a collective or bar.warp.sync does. Accesses of different CTAs to global memory are never ordered.
+Atomic additions to one place are no race with each other; with any other access they are as a write is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .arithmetic import Array
+from .arithmetic import Array, atomic_sum
 
 GLOBAL_BASE = 1 << 40
 SHARED_BASE = 1024
@@ -20,6 +21,9 @@ SHARED_BASE = 1024
 # Instead of the thread that made the last access. Divided by 32, both are the number of no warp.
 NOBODY = -1
 SEVERAL_WARPS = -2
+
+# Instead of the epoch of the last access. Divided by 2^32, it is the number of no CTA.
+SEVERAL_CTAS = -1
 
 # Which threads: all of them, or their indices.
 Chosen = slice | Array
@@ -55,10 +59,10 @@ class Threads(Protocol):
 
 
 class LastAccesses:
-    """The last read, or the last write, of each granule of a space: when, by whom and in which instruction.
+    """The last read, write or atomic addition of each granule of a space: when, by whom and in which instruction.
 
-    `meetings` counts what orders the lanes of a warp: for a write what `Threads` call synced, for a read what they call
-    met.
+    `meetings` counts what orders the lanes of a warp: for a read what `Threads` call met, for others what they call
+    synced.
     """
 
     def __init__(self, granules: int):
@@ -116,6 +120,7 @@ class Space:
         self.valid = np.zeros(padded, bool)
         self.writes = LastAccesses(padded // granule)
         self.reads = LastAccesses(padded // granule)
+        self.additions = LastAccesses(padded // granule)
         self.written = np.zeros(padded // granule, bool)
 
     def words(self, size: int, signed: bool = False) -> Array:
@@ -187,6 +192,43 @@ class View:
         lost = (words[indices] != values).any(1)
         self.record_write(chosen, places, size * len(sources), site, changed, lost)
 
+    def add(
+        self,
+        address: Array,
+        offset: int,
+        targets: Sequence[Array | None],
+        size: int,
+        sources: Sequence[Array],
+        mask: Array | None,
+        site: int,
+    ) -> None:
+        """Adds one register or a vector of them to what is there, atomically, one thread after the other.
+
+        Arguments and errors are those of `load`; `targets` get what was there before, `sources` are added as numbers of
+        their type.
+        """
+        chosen, places = self.locate(address, offset, size * len(sources), mask, site)
+        if not len(places):
+            return
+        self.check(places, size * len(sources), site, "atomic")
+
+        words = self.space.bytes.view(sources[0].dtype)
+        turns = turns_of(places)
+        found = []
+        for index, source in enumerate(sources):
+            indices = places // size + index
+            values = source[chosen]
+            before = np.empty_like(values)
+            for turn in turns:
+                before[turn] = words[indices[turn]]
+                words[indices[turn]] = atomic_sum(before[turn], values[turn])
+            found.append(before)
+        # Not earlier: a register may be a target and a source.
+        for target, before in zip(targets, found, strict=True):
+            if target is not None:
+                target[chosen] = before
+        self.record_addition(chosen, places, size * len(sources), site)
+
     def locate(self, address: Array, offset: int, size: int, mask: Array | None, site: int) -> tuple[Chosen, Array]:
         """Which threads take part, and the offset in the space of each, in bytes.
 
@@ -230,16 +272,10 @@ class View:
         unwritten = ~space.written[access.granules]
         if space.name == "shared" and unwritten.any():
             space.report("uninitialized read", self.threads.where(site), "", int(unwritten.sum()))
-        self._report_unordered("RAW", space.writes, access, access.synced, np.zeros(len(access.granules), bool))
-
-        # One read of each granule is remembered. If several warps read it, any writer is of another one.
-        reads = space.reads
-        before = reads.thread[access.granules]
-        others = (before != NOBODY) & (before >> 5 != access.thread >> 5)
-        several = others & (reads.epoch[access.granules] == access.epoch)
-        self._remember(reads, access, access.met)
-        several |= reads.thread[access.granules] >> 5 != access.thread >> 5
-        reads.thread[access.granules[several]] = SEVERAL_WARPS
+        never = np.zeros(len(access.granules), bool)
+        self._report_unordered("RAW", space.writes, access, access.synced, never)
+        self._report_unordered("read after atomic", space.additions, access, access.synced, never)
+        self._remember_who(space.reads, access, access.met)
 
     def record_write(self, chosen: Chosen, places: Array, size: int, site: int, changed: Array, lost: Array) -> None:
         """Records writes of `size` bytes, and reports accesses that no barrier separates from them.
@@ -260,6 +296,9 @@ class View:
         self._report_unordered("WW", space.writes, access, access.synced, harmless)
         # A value that was read before a shuffle is known at the shuffle, but a write may not have been done.
         self._report_unordered("WAR", space.reads, access, access.met, harmless)
+        # Not even a store of what is there is harmless: before the addition, it would have changed the sum.
+        never = np.zeros(len(access.granules), bool)
+        self._report_unordered("write after atomic", space.additions, access, access.synced, never)
 
         self._remember(space.writes, access, access.synced)
         space.written[access.granules] = True
@@ -267,6 +306,15 @@ class View:
         twice = last != access.thread
         same_warp = last >> 5 == access.thread >> 5
         self._report("WW in one instruction", twice, same_warp, ~lost, access, None)
+
+    def record_addition(self, chosen: Chosen, places: Array, size: int, site: int) -> None:
+        """Records atomic additions of `size` bytes, and reports other accesses that no barrier separates from them."""
+        space = self.space
+        access, _ = self._access(chosen, places, size, site)
+        never = np.zeros(len(access.granules), bool)
+        self._report_unordered("atomic after write", space.writes, access, access.synced, never)
+        self._report_unordered("atomic after read", space.reads, access, access.met, never)
+        self._remember_who(space.additions, access, access.synced)
 
     def _access(self, chosen: Chosen, places: Array, size: int, site: int) -> tuple[Access, int]:
         """The access, and how many granules each thread touches."""
@@ -288,6 +336,23 @@ class View:
         accesses.thread[access.granules] = access.thread
         accesses.meetings[access.granules] = meetings
         accesses.site[access.granules] = access.site
+
+    def _remember_who(self, accesses: LastAccesses, access: Access, meetings: Array) -> None:
+        """Remembers one of the accesses that are no race with each other.
+
+        If several warps made some, or several CTAs, any access that is a race with them is of another one.
+        """
+        granules = access.granules
+        epoch = accesses.epoch[granules]
+        thread = accesses.thread[granules]
+        several_ctas = (thread != NOBODY) & (epoch >> 32 != access.epoch >> 32)
+        several_warps = (thread != NOBODY) & (thread >> 5 != access.thread >> 5) & (epoch == access.epoch)
+
+        self._remember(accesses, access, meetings)
+        several_ctas |= accesses.epoch[granules] >> 32 != access.epoch >> 32
+        several_warps |= accesses.thread[granules] >> 5 != access.thread >> 5
+        accesses.thread[granules[several_warps | several_ctas]] = SEVERAL_WARPS
+        accesses.epoch[granules[several_ctas]] = SEVERAL_CTAS
 
     def _report_unordered(
         self, kind: str, accesses: LastAccesses, access: Access, meetings: Array, harmless: Array
@@ -327,3 +392,13 @@ class View:
                     other = "" if sites is None else self.threads.where(int(sites[access.granules[which]][0]))
                     here = self.threads.where(access.site)
                     self.space.report(f"{kind} {scope}{label}", here, other, int(which.sum()))
+
+
+def turns_of(places: Array) -> list[Array]:
+    """The indices of the first access to each place, then those of the second ones, and so on."""
+    order = np.argsort(places, kind="stable")
+    ordered = places[order]
+    # How many accesses to the same place come before each one.
+    earlier = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    by_turn = order[np.argsort(earlier, kind="stable")]
+    return np.split(by_turn, np.cumsum(np.bincount(earlier))[:-1])

@@ -15,6 +15,7 @@ WIDTHS = {"pred": 1, "bf16": 16, "f16x2": 32, "bf16x2": 32, "f32x2": 64}
 WIDTHS |= {f"{kind}{bits}": bits for kind in "busf" for bits in (8, 16, 32, 64)}
 
 MEMORY = ("ld", "st", "ldmatrix", "stmatrix", "atom", "red", "ldu")
+WRITING = ("st", "stmatrix", "atom", "red")
 COLLECTIVE = ("shfl", "redux", "vote", "match", "activemask")
 
 FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
@@ -24,7 +25,7 @@ THREADS = re.compile(r"\.reqntid\s+(\d+)")
 REGISTER = re.compile(r"\.reg\s+\.(\w+)\s+(\S+)$")
 REGISTER_RANGE = re.compile(r"(.*)<(\d+)>")
 LABEL = re.compile(r"([$\w]+):$")
-INSTRUCTION = re.compile(r"(?:@(!?%\w+)\s+)?([a-z][\w.:]*)\s*(.*)$", re.DOTALL)
+INSTRUCTION = re.compile(r"(?:@(!?%?\w+)\s+)?([a-z][\w.:]*)\s*(.*)$", re.DOTALL)
 
 
 @dataclass
@@ -189,8 +190,9 @@ class BodyReader:
             self.labels[found[1]] = len(self.instructions)
         elif found := INSTRUCTION.match(statement):
             predicate, opcode, operands = found.groups()
+            predicate = self._unscoped(predicate or "")
             instruction = Instruction(
-                opcode, self._split(operands), predicate or "", len(self.instructions), number, self._place
+                opcode, self._split(operands), predicate, len(self.instructions), number, self._place
             )
             self.instructions.append(instruction)
         elif not statement.startswith((".", "{")):
@@ -219,8 +221,11 @@ class BodyReader:
             else:
                 operands[-1] += character
 
-        operands = [re.sub(r"\s+", " ", operand).strip() for operand in operands]
-        for name, register in self._scoped.items():
-            pattern = re.compile(rf"(?<![%\w]){re.escape(name)}(?!\w)")
-            operands = [pattern.sub(register, operand) for operand in operands]
+        operands = [self._unscoped(re.sub(r"\s+", " ", operand).strip()) for operand in operands]
         return [operand for operand in operands if operand]
+
+    def _unscoped(self, text: str) -> str:
+        """The same with the registers of scopes as they are called here."""
+        for name, register in self._scoped.items():
+            text = re.sub(rf"(?<![%\w]){re.escape(name)}(?!\w)", register, text)
+        return text

@@ -9,8 +9,8 @@ Limits:
 - Every constant is a guess, the same for all architectures.
 - All warps are taken to do the same. Where some do more than others, what any of them does is counted, one after the
   other. An instruction under a predicate counts whether or not it is executed.
-- Left out are the launch, competition between programs, bank conflicts, misses of the instruction cache, and what
-  ptxas reorders, contracts or removes.
+- Left out are the launch, competition between programs, bank conflicts, atomics that wait for others to the same
+  place, misses of the instruction cache, and what ptxas reorders, contracts or removes.
 """
 
 from __future__ import annotations
@@ -70,13 +70,15 @@ TABLE = {
     "load global, hits L1": Cost(1, 35),
     "load global, hits L2": Cost(1, 260),
     "store global": Cost(1, 4),
+    "atomic global": Cost(1, 300),
+    "reduction global": Cost(1, 4),
 }
 
 # Behind these, the warp itself waits, not only who reads a result.
 STALLING = ("barrier", "branch")
 
 # Instructions whose first operand is no result.
-NO_RESULT = ("st", "stmatrix", "bra", "bar", "barrier")
+NO_RESULT = ("st", "stmatrix", "red", "bra", "bar", "barrier")
 
 # Of a register that nobody wrote: it may be read from the start, and waits for nothing.
 ALWAYS = (0.0, "")
@@ -92,6 +94,8 @@ CLASSES = {
     "vote": "integer",
     "ldmatrix": "load matrix",
     "stmatrix": "store matrix",
+    "atom": "atomic global",
+    "red": "reduction global",
 }
 SPECIAL_FUNCTIONS = ("ex2", "lg2", "rcp", "sqrt", "rsqrt", "sin", "cos", "tanh")
 
