@@ -38,7 +38,7 @@ def open_video(path: str, threads: int = 1, **options: str) -> Iterator[tuple[In
 
     Args:
         path: The file.
-        threads: Number of codec threads; 0 for one per core.
+        threads: Number of codec threads; 0 for one per core. It is one while PyAV's log is on.
         options: Further options for FFmpeg's demuxer.
 
     Raises:
@@ -66,6 +66,10 @@ def open_video(path: str, threads: int = 1, **options: str) -> Iterator[tuple[In
         if not container.streams:
             raise DataError(path, f"contains no pictures and no sound; {advice}")
         stream = _shown_stream(path, container)
+        if av.logging.get_level() is not None:
+            # PyAV hands messages of FFmpeg to Python, as older versions of torchvision ask it to. A codec thread that
+            # has one waits for the lock of Python, which closing the file holds until that thread ends: forever.
+            threads = 1
         stream.codec_context.thread_count = threads
         if threads != 1:
             # This also lets the threads decode whole frames in parallel, and not only parts of one frame.

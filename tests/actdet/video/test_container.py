@@ -118,6 +118,33 @@ print(av.logging.get_level() == av.logging.ERROR)
     assert done.stdout == "True\n"
 
 
+def test_codec_threads_and_the_log_of_ffmpeg_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """torchvision 0.24 turns the log on when it is imported, and closing a damaged video then waited forever."""
+    path = write_video(tmp_path / "clip.mp4", frames=60, options={"g": "12"})
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + 200
+    data[start:-2000:40] = bytes(len(data[start:-2000:40]))
+    path.write_bytes(data)
+    code = f"""
+import av.logging
+from contextlib import suppress
+from actdet.errors import DataError
+from actdet.video.decoding import stream_frames
+from actdet.video.info import probe
+av.logging.set_level(av.logging.ERROR)
+info = probe({str(path)!r})
+for number in range(200):
+    with suppress(DataError):
+        frames = stream_frames(info, range(60), threads=3)
+        for _ in range(number % 7):
+            next(frames)
+        frames.close()
+print("ended")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "ended\n", done.stderr
+
+
 def _write(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
