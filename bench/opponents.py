@@ -262,18 +262,18 @@ GATHER: dict[str, Callable[[Clips], Tensor]] = {"actdet": ours_clips, "eager PyT
 
 
 def ours_attention(problem: Attention) -> Attended:
-    return _attended(problem, lambda *inputs: deformable_attention(*inputs, problem.sizes))
+    return _attended(problem, lambda *inputs: deformable_attention(*inputs, sizes=problem.sizes))
 
 
 def unordered_attention(problem: Attention) -> Attended:
     """Ours without deterministic gradients, which on a CPU they always are."""
     if problem.values.device.type == "cpu":
         raise Absent("on a CPU it is the same as with an order")
-    return _attended(problem, lambda *inputs: deformable_attention(*inputs, problem.sizes, deterministic=False))
+    return _attended(problem, lambda *inputs: deformable_attention(*inputs, sizes=problem.sizes, deterministic=False))
 
 
 def eager_attention(problem: Attention) -> Attended:
-    return _attended(problem, lambda *inputs: deformable_attention(*inputs, problem.sizes, backend="reference"))
+    return _attended(problem, lambda *inputs: deformable_attention(*inputs, sizes=problem.sizes, backend="reference"))
 
 
 def huggingface_attention(problem: Attention) -> Attended:

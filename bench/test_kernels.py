@@ -29,10 +29,8 @@ from bench.cases import (
     PLACES,
     REGIMES,
     SIZES,
-    Attention,
     AttentionSize,
     ClipSize,
-    Features,
     Matrices,
     NormSize,
     Problem,
@@ -158,7 +156,8 @@ def test_norm(benchmark: BenchmarkFixture, record: Record, size: NormSize, name:
 
     def check(got: tuple[Tensor, ...]) -> None:
         """Within rounding, as a whole: of single values it may decide what the ReLU lets through."""
-        wanted = NORM["eager PyTorch"](Features(*(None if value is None else value.double() for value in features)))
+        given = {name: value.double() for name, value in features._asdict().items() if value is not None}
+        wanted = NORM["eager PyTorch"](features._replace(**given))
         for mine, exact in zip(got, wanted, strict=True):
             error = (mine.reshape(-1).double() - _in_order(exact, mine).reshape(-1)).norm() / exact.norm()
             assert error < 1e-2, f"{error:.1e} of the whole is wrong"
@@ -253,8 +252,8 @@ def exact_cost(size: Size, regime: str) -> Tensor:
 def exact_attention(size: AttentionSize, places: str) -> tuple[Tensor, ...]:
     """The result and its gradients in float64, by the reference."""
     problem = make_attention(size, places, DEVICE)
-    exact = Attention(*(value.double() for value in problem[:4]), problem.sizes)
-    return tuple(value.cpu() for value in ATTENTION["eager PyTorch"](exact))
+    given = {name: value.double() for name, value in problem._asdict().items() if isinstance(value, Tensor)}
+    return tuple(value.cpu() for value in ATTENTION["eager PyTorch"](problem._replace(**given)))
 
 
 def exact_criterion(size: Size, regime: str, matched: Tensor) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import av
+import av.logging
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet

@@ -5,8 +5,9 @@ matched = match(logits, boxes, targets)  # (..., B, M), the query of each target
 loss = set_loss(logits, boxes, targets, matched)
 loss.total.backward()
 
-There are two more operations for training on video: gather_clips(frames, indices, ...) makes batches out of cached
-frames, and batch_norm(features, ..., relu=True) does what causes half of the memory traffic of a convolutional network.
+There are three more operations for training on video: gather_clips(frames, indices, ...) makes batches out of cached
+frames, batch_norm(features, ..., relu=True) does what causes half of the memory traffic of a convolutional network, and
+deformable_attention(values, points, weights, sizes) reads features where queries want to look.
 
 Each operation has a file with its function, checks, operator, shapes and derivative. No file has the name of an
 operation, because importing it would replace the function of that name in this package by the module.

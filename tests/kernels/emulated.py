@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from actdet_kernels import (
     MatchWeights,
     batch_norm,
+    deformable_attention,
     frame_levels,
     gather_clips,
     match,
@@ -50,6 +51,7 @@ from tests.kernels.oracles import (
     random_tubelets,
     sigmoid_class_costs,
     sigmoid_class_loss,
+    sum_over_pixels,
     tubelet_costs,
     weighted_sum,
 )
@@ -224,6 +226,27 @@ def norm_case(rows: int, channels: int, dtype: torch.dtype, relu: bool, with_sho
         torch.testing.assert_close(mine.detach().double(), true.detach(), rtol=rounding, atol=1e-4)
 
 
+def attention_case(
+    queries: int, features: int, dtype: torch.dtype, masked: bool = False, deterministic: bool = True
+) -> None:
+    generator = torch.Generator().manual_seed(queries)
+    sizes = [(3, 4), (2, 2)]
+    values = torch.randn(2, 16, 3, features, generator=generator, dtype=FP64).to(dtype)
+    points = 1.2 * torch.rand(2, queries, 3, 2, 2, 2, generator=generator) - 0.1
+    weights = torch.rand(2, queries, 3, 2, 2, generator=generator)
+    mask = torch.rand(2, 16, generator=generator) > 0.3 if masked else None
+    d_out = torch.randn(2, queries, 3 * features, generator=generator).to(dtype)
+
+    leaves = [value.requires_grad_() for value in (values, points, weights)]
+    exact = [value.detach().double().requires_grad_() for value in leaves]
+    wanted = sum_over_pixels(*exact, sizes=sizes, mask=mask)
+    gradients = torch.autograd.grad(wanted, exact, d_out.double())
+    got = deformable_attention(*leaves, sizes=sizes, mask=mask, deterministic=deterministic, backend="triton")
+    found = [got, *torch.autograd.grad(got, leaves, d_out)]
+    for mine, true in zip(found, [wanted, *gradients], strict=True):
+        torch.testing.assert_close(mine.detach().double(), true.detach(), rtol=torch.finfo(mine.dtype).eps, atol=2e-5)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "assign 12x5 bf16": lambda: assign_case(12, 5, BF16),
     "assign 5x12 fp32": lambda: assign_case(5, 12, FP32),
@@ -252,6 +275,10 @@ CASES: dict[str, Callable[[], None]] = {
     "norm 130x24 bf16": lambda: norm_case(130, 24, BF16, relu=True),
     "norm 130x24 bf16 shortcut": lambda: norm_case(130, 24, BF16, relu=True, with_shortcut=True),
     "norm 70x65 fp32": lambda: norm_case(70, 65, FP32, relu=False),
+    "attention 5x16 fp32": lambda: attention_case(5, 16, FP32, masked=True),
+    "attention 3x1 fp32 any order": lambda: attention_case(3, 1, FP32, deterministic=False),
+    "attention 40x32 bf16": lambda: attention_case(40, 32, BF16),
+    "attention 4x5 fp64": lambda: attention_case(4, 5, FP64, masked=True),
 }
 
 # Of the sizes of a DETR that is trained on COCO: solvers of several warps, blocks of 64 classes, many programs.

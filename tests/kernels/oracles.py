@@ -418,3 +418,23 @@ def clip_error(pool: Tensor, crops: Tensor | None, color: Tensor | None) -> floa
     roundings = 16 + (8 * sum(pool.shape[1:3]) if crops is not None else 0)
     factor = 1.0 if color is None or len(color) == 0 else 3 * color.abs().clamp(min=1).prod(1).max().item()
     return eps * roundings * factor / 0.224
+
+
+# Heights and widths of levels.
+Sizes = list[tuple[int, int]]
+
+
+def sum_over_pixels(values: Tensor, points: Tensor, weights: Tensor, sizes: Sizes, mask: Tensor | None) -> Tensor:
+    """Every pixel counts by its distance to the point: by 1 - distance along both sides, if that is above 0."""
+    if mask is not None:
+        values = values.where(mask[:, :, None, None], 0.0)
+    outs = []
+    start = 0
+    for level, (height, width) in enumerate(sizes):
+        part = values[:, start : start + height * width].unflatten(1, (height, width))
+        start += height * width
+        x = points[:, :, :, level, :, 0, None] * width - 0.5 - torch.arange(width)
+        y = points[:, :, :, level, :, 1, None] * height - 0.5 - torch.arange(height)
+        shares = (1 - y.abs()).clamp(min=0)[..., :, None] * (1 - x.abs()).clamp(min=0)[..., None, :]
+        outs.append(torch.einsum("bqhp,bqhpij,bijhd->bqhd", weights[:, :, :, level], shares, part))
+    return torch.stack(outs).sum(0).flatten(2)

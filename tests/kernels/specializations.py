@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import torch
-from actdet_kernels import Targets, Tubelets, backend, batch_norm, gather_clips, match, set_loss
+from actdet_kernels import Targets, Tubelets, backend, batch_norm, deformable_attention, gather_clips, match, set_loss
 from actdet_kernels.triton import launch
 from torch import Tensor
 
@@ -64,6 +64,13 @@ def norm(samples: int, channels: int, frames: int, side: int) -> None:
     batch_norm(x, weight, bias, relu=True).sum().backward()
 
 
+def attention(samples: int, queries: int, height: int, width: int) -> None:
+    sizes = [(height, width), (width, 1)]
+    values = torch.empty(samples, width * (height + 1), 8, 32, requires_grad=True)
+    points = torch.empty(samples, queries, 8, 2, 4, 2)
+    deformable_attention(values, points, torch.empty(points.shape[:-1]), sizes).sum().backward()
+
+
 if __name__ == "__main__":
     launch.launch = record
     backend.choose_backend = lambda *arguments: "triton"
@@ -82,4 +89,8 @@ if __name__ == "__main__":
     for size in range(1, 101):
         norm(1 + size, 8 * size, 1 + size % 3, 1 + size % 5)
     found["norm"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
+    KEYS.clear()
+    for size in range(1, 101):
+        attention(1 + size % 3, 40 + size, 1 + size % 5, size)
+    found["attention"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
     print(json.dumps(found))

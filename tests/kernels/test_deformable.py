@@ -11,13 +11,12 @@ from actdet_kernels.backend import Backend
 from torch import Tensor
 
 from tests.kernels.device import DEVICE, HAS_CPP, HAS_TRITON, KERNELS, KINDS, NEEDS_TRITON
+from tests.kernels.oracles import Sizes, sum_over_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Conversion of an array:DeprecationWarning")
 POISON = pytest.mark.usefixtures("allocated")
 EACH_KIND = pytest.mark.parametrize("kind", KINDS)
 EACH_KERNEL = pytest.mark.parametrize("kind", KERNELS)
-
-Sizes = list[tuple[int, int]]
 
 
 class Shape(NamedTuple):
@@ -75,31 +74,15 @@ class Case:
     def exact(self) -> list[Tensor]:
         """The result, and the gradients of values, points and weights."""
         inputs = self.inputs(torch.float64, torch.device("cpu"))
-        out = sum_over_pixels(*inputs, self.sizes, self.mask)
+        out = sum_over_pixels(*inputs, sizes=self.sizes, mask=self.mask)
         return [out.detach(), *torch.autograd.grad(out, inputs, self.d_out.double())]
 
     def ours(self, kind: Backend, deterministic: bool = True) -> list[Tensor]:
         inputs = self.inputs()
         mask = None if self.mask is None else self.mask.to(DEVICE)
-        out = deformable_attention(*inputs, self.sizes, mask, deterministic=deterministic, backend=kind)
+        out = deformable_attention(*inputs, sizes=self.sizes, mask=mask, deterministic=deterministic, backend=kind)
         found = [out.detach(), *torch.autograd.grad(out, inputs, self.d_out.to(DEVICE))]
         return [value.cpu() for value in found]
-
-
-def sum_over_pixels(values: Tensor, points: Tensor, weights: Tensor, sizes: Sizes, mask: Tensor | None) -> Tensor:
-    """Every pixel counts by its distance to the point: by 1 - distance along both sides, if that is above 0."""
-    if mask is not None:
-        values = values.where(mask[:, :, None, None], 0.0)
-    outs = []
-    start = 0
-    for level, (height, width) in enumerate(sizes):
-        part = values[:, start : start + height * width].unflatten(1, (height, width))
-        start += height * width
-        x = points[:, :, :, level, :, 0, None] * width - 0.5 - torch.arange(width)
-        y = points[:, :, :, level, :, 1, None] * height - 0.5 - torch.arange(height)
-        shares = (1 - y.abs()).clamp(min=0)[..., :, None] * (1 - x.abs()).clamp(min=0)[..., None, :]
-        outs.append(torch.einsum("bqhp,bqhpij,bijhd->bqhd", weights[:, :, :, level], shares, part))
-    return torch.stack(outs).sum(0).flatten(2)
 
 
 def check(case: Case, kind: Backend, error: float, deterministic: bool = True) -> None:
@@ -168,7 +151,7 @@ def test_queries_that_read_all_frames_add_up_what_they_read_in_each(kind: Backen
         points.unflatten(0, (2, frames)).permute(0, 2, 3, 1, 4, 5, 6).flatten(3, 4),
         weights.unflatten(0, (2, frames)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4),
     ]
-    all_frames = deformable_attention(*together, sizes * frames, backend=kind)
+    all_frames = deformable_attention(*together, sizes=sizes * frames, backend=kind)
     torch.testing.assert_close(all_frames, each.unflatten(0, (2, frames)).sum(1))
     assert d_values.shape == values.shape
 
@@ -270,7 +253,7 @@ def test_inputs_may_lie_in_memory_in_any_way(kind: Backend) -> None:
     inputs = [value.detach() for value in case.inputs()]
     strange = [value.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for value in inputs]
     assert not any(value.is_contiguous() for value in strange)
-    out = deformable_attention(*strange, case.sizes, backend=kind)
+    out = deformable_attention(*strange, sizes=case.sizes, backend=kind)
     d_out = case.d_out.to(DEVICE).transpose(1, 2).contiguous().transpose(1, 2)
     for mine, true in zip([out, *torch.autograd.grad(out, strange, d_out)], wanted, strict=True):
         torch.testing.assert_close(mine.detach().cpu(), true, rtol=1e-12, atol=1e-12)
@@ -294,7 +277,7 @@ def test_threads_move_no_bit(threads: int) -> None:
 def test_the_kernels_have_no_second_derivative(kind: Backend) -> None:
     case = Case(SHAPES[1])
     inputs = case.inputs()
-    out = deformable_attention(*inputs, case.sizes, backend=kind)
+    out = deformable_attention(*inputs, sizes=case.sizes, backend=kind)
     (d_values,) = torch.autograd.grad(out.square().sum(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="deformable_attention has no second derivative with the kernels"):
         torch.autograd.grad(d_values.sum(), inputs)

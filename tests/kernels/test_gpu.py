@@ -334,7 +334,7 @@ def normalized(
     found = []
     leaves = [value.detach().requires_grad_() for value in (x, weight, bias, shortcut)]
     for added in (None, leaves[3]):
-        y = batch_norm(*leaves[:3], mean, var, shortcut=added, relu=True)
+        y = batch_norm(*leaves[:3], running_mean=mean, running_var=var, shortcut=added, relu=True)
         found += [y.detach(), *torch.autograd.grad(y, leaves[:3] if added is None else leaves, d_y)]
     return found
 

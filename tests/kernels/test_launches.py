@@ -166,6 +166,33 @@ def test_batch_norm_is_three_launches_forward_and_three_backward(with_shortcut: 
     assert watch.launching == []
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deformable_attention_is_one_launch_and_waits_for_nothing(deterministic: bool) -> None:
+    """On a device that does not exist. Its gradient is two or three launches, and PyTorch's around them."""
+    from actdet_kernels.triton import deformable, launch
+
+    sizes = (3, 4, 2, 2)
+    launched: list[str] = []
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(), Watch() as watch:
+        patch.setattr(launch, "launch", lambda kernel, programs, **arguments: launched.append(kernel.__name__))
+        levels = torch.empty(2, 3, device="cuda", dtype=torch.int32)
+        patch.setattr(deformable, "level_table", lambda sizes, device: levels)
+        values = torch.empty(2, 16, 3, 4, device="cuda", dtype=torch.bfloat16)
+        points = torch.empty(2, 5, 3, 2, 4, 2, device="cuda")
+        weights = torch.empty(2, 5, 3, 2, 4, device="cuda")
+        watch.launching.clear()
+        out = deformable.deformable_attention(values, points, weights, sizes, None)
+        assert launched == ["deformable_attention_kernel"]
+        assert watch.launching == []
+        deformable.deformable_attention_gradient(out, values, points, weights, sizes, None, deterministic)
+    if deterministic:
+        assert launched[1:] == ["deformable_gradient_kernel", "from_integers_kernel"]
+        assert watch.launching == ["linalg_vector_norm", "linalg_vector_norm", "stack", "zeros"]
+    else:
+        assert launched[1:] == ["deformable_gradient_kernel"]
+        assert watch.launching == ["zeros", "_to_copy"]
+
+
 @pytest.mark.parametrize("name", ["item", "tolist", "cpu", "nonzero", "unique", "mask"])
 def test_the_watch_does_refuse(name: str) -> None:
     reads = {

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from actdet_kernels import batch_norm
+from actdet_kernels.backend import Backend
 from torch import Tensor
 
 from tests.kernels.device import DEVICE, NEEDS_KERNELS
@@ -58,7 +59,7 @@ class Case:
         """y, the running statistics after it, and the gradients."""
         leaves = [value.detach().cpu().double().requires_grad_() for value in self.leaves()]
         mean, var = self.mean.double(), self.var.double()
-        y = F.batch_norm(leaves[0], mean, var, *leaves[1:3], True, self.momentum, EPS)
+        y = F.batch_norm(leaves[0], mean, var, leaves[1], leaves[2], True, self.momentum, EPS)
         for shortcut in leaves[3:]:
             y = y + shortcut
         y = F.relu(y) if self.relu else y
@@ -67,8 +68,9 @@ class Case:
     def ours(self, backend: Any) -> list[Tensor]:
         leaves = self.leaves()
         mean, var = self.mean.to(DEVICE, copy=True), self.var.to(DEVICE, copy=True)
-        options = {"relu": self.relu, "momentum": self.momentum, "eps": EPS, "backend": backend}
-        y = batch_norm(*leaves[:3], mean, var, shortcut=leaves[3] if leaves[3:] else None, **options)
+        options: Any = {"relu": self.relu, "momentum": self.momentum, "eps": EPS, "backend": backend}
+        shortcut = leaves[3] if leaves[3:] else None
+        y = batch_norm(*leaves[:3], running_mean=mean, running_var=var, shortcut=shortcut, **options)
         assert backend != "triton" or y.stride() == leaves[0].stride()
         found = [y.detach(), mean, var, *torch.autograd.grad(y, leaves, self.d_y.to(DEVICE))]
         return [value.cpu() for value in found]
@@ -204,7 +206,8 @@ def test_a_shortcut_that_wants_no_gradient_gets_none() -> None:
 def test_features_may_be_their_own_shortcut() -> None:
     case = Case(features((2, 24, 3, 5), torch.float32, 16), 16, relu=True)
     gradients = []
-    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+    backends: list[tuple[Backend, torch.dtype]] = [("triton", torch.float32), ("reference", torch.float64)]
+    for backend, dtype in backends:
         leaves = [value.detach().to(dtype).requires_grad_() for value in case.leaves()]
         y = batch_norm(*leaves, shortcut=leaves[0], relu=True, eps=EPS, backend=backend)
         gradients.append(torch.autograd.grad(y, leaves, case.d_y.to(DEVICE, dtype)))

@@ -18,10 +18,12 @@ NORM_KERNELS = (
     *("gradient_sums_kernel", "weight_gradient_kernel", "feature_gradient_kernel"),
 )
 
+ATTENTION_KERNELS = ("deformable_attention_kernel", "deformable_gradient_kernel", "from_integers_kernel")
+
 
 def test_few_kernels_serve_all_sizes() -> None:
     """M from 1 to 100, at 12 and at 100 queries, with other numbers of samples, layers and frames each time; pools of 1
-    to 100 frames, and pictures of as many rows; features of 1 to 100 times 8 channels.
+    to 100 frames, and pictures of as many rows; features of 1 to 100 times 8 channels; levels of 1 to 100 columns.
     """
     script = Path(__file__).parent / "specializations.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -35,4 +37,5 @@ def test_few_kernels_serve_all_sizes() -> None:
         "tubelets": {"pairwise_cost_kernel": 1, "assign_kernel": 3, **losses},
         "clips": {"gather_clips_kernel": 1},
         "norm": dict.fromkeys(NORM_KERNELS, 1),
+        "attention": dict.fromkeys(ATTENTION_KERNELS, 1),
     }

@@ -160,14 +160,14 @@ def scale_exponent(largest, count, DTYPE: tl.constexpr):
     are normal numbers, so the least that is told from 0 is about the least normal number. It cannot be done if a
     factor is not finite, or if products leave the range of DTYPE.
     """
-    BOUND: tl.constexpr = 1022 if tl.float64 == DTYPE else 126
+    bound = 1022 if tl.float64 == DTYPE else 126
     one = tl.load(largest).to(DTYPE)
     other = tl.load(largest + 1).to(DTYPE)
     # Each of these powers of two is larger than what it stands for.
     of_products = exponent_of(one, DTYPE) + 1 + exponent_of(other, DTYPE) + 1
     exponent = 62 - of_products - (exponent_of(count.to(DTYPE), DTYPE) + 1)
-    possible = ((one - one) == 0) & ((other - other) == 0) & (exponent >= -BOUND)
-    return tl.minimum(tl.maximum(exponent, -BOUND), BOUND), possible
+    possible = ((one - one) == 0) & ((other - other) == 0) & (exponent >= -bound)
+    return tl.minimum(tl.maximum(exponent, -bound), bound), possible
 
 
 @triton.jit
@@ -228,9 +228,10 @@ def deformable_gradient_kernel(
         tl.store(d_points + k * 2, w * level[1] * to_right, mask=m_q)
         tl.store(d_points + k * 2 + 1, w * level[0] * (below - above), mask=m_q)
 
-        shares = (w * (1 - a) * (1 - b), w * a * (1 - b), w * (1 - a) * b, w * a * b)
-        for corner in tl.static_range(4):
-            add_pixels(sums, shares[corner], g, scale, n[corner], m[corner], stride, o_d, m_d, DETERMINISTIC)
+        add_pixels(sums, w * (1 - a) * (1 - b), g, scale, n[0], m[0], stride, o_d, m_d, DETERMINISTIC)
+        add_pixels(sums, w * a * (1 - b), g, scale, n[1], m[1], stride, o_d, m_d, DETERMINISTIC)
+        add_pixels(sums, w * (1 - a) * b, g, scale, n[2], m[2], stride, o_d, m_d, DETERMINISTIC)
+        add_pixels(sums, w * a * b, g, scale, n[3], m[3], stride, o_d, m_d, DETERMINISTIC)
 
 
 @triton.jit(do_not_specialize=["size", "count"])
@@ -254,7 +255,7 @@ def deformable_attention(
     batch, _, heads, features = values.shape
     queries = points.shape[1]
     out = launch.empty((batch, queries, heads * features), values.dtype, values.device)
-    given, programs = tile_arguments(values, points, weights, sizes, mask, TILE)
+    given, programs = tile_arguments(values, points, weights, sizes, mask, TILE, fused=True)
     launch.launch(deformable_attention_kernel, programs, out=out, **given)
     return out
 
@@ -279,7 +280,9 @@ def deformable_attention_gradient(
         largest = torch.stack(norms)
     sums = torch.zeros(values.shape, dtype=compute if largest is None else torch.int64, device=values.device)
 
-    given, programs = tile_arguments(values, points, weights, sizes, mask, GRADIENT_TILE)
+    # If fused, a product is rounded by the threads that get it from another one, and not by the one that has it. Their
+    # sums differ then, and it is not said whose is stored.
+    given, programs = tile_arguments(values, points, weights, sizes, mask, GRADIENT_TILE, fused=False)
     launch.launch(
         deformable_gradient_kernel,
         programs,
@@ -311,7 +314,13 @@ def deformable_attention_gradient(
 
 
 def tile_arguments(
-    values: Tensor, points: Tensor, weights: Tensor, sizes: tuple[int, ...], mask: Tensor | None, tile: int
+    values: Tensor,
+    points: Tensor,
+    weights: Tensor,
+    sizes: tuple[int, ...],
+    mask: Tensor | None,
+    tile: int,
+    fused: bool,
 ) -> tuple[dict[str, Any], int]:
     """Return the arguments of both kernels that read features, and the number of their programs.
 
@@ -341,7 +350,7 @@ def tile_arguments(
         "ALIGNMENT": min(features & -features, 8),
         "BLOCK_Q": block_q,
         "BLOCK_D": block_d,
-        **compiler_options(warps=4 if block_q * block_d > tile // 4 else 1, fused=True),
+        **compiler_options(warps=4 if block_q * block_d > tile // 4 else 1, fused=fused),
     }
     return arguments, batch * heads * tile_count(queries, block_q)
 
