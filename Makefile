@@ -24,13 +24,17 @@ CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 
 
 install: $(VENV)/installed
 
+# Before 3.8, Triton's interpreter, in which the tests run its kernels, fails with NumPy 2.4.
+NUMPY = $(BIN)/python -c 'import triton; old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8); print("numpy<2.4" if old else "numpy")' \
+	2> /dev/null || echo numpy
+
 # torch first: DALI's wheel must fit the CUDA version that this torch was built with.
 $(VENV)/installed: pyproject.toml setup.py Makefile $(NATIVE)
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
-	cuda=$$($(BIN)/python -c 'import torch; print((torch.version.cuda or "13").split(".")[0])') && \
-		$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,cuda$$cuda]"
+	cuda=$$($(BIN)/python -c 'import torch; print((torch.version.cuda or "13").split(".")[0])') && numpy=$$($(NUMPY)) && \
+		$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,cuda$$cuda]" "$$numpy"
 	touch $@
 
 # A process of tests for each core, of which none has more than one thread of its own: threads that share a core wait
