@@ -134,10 +134,14 @@ def deformable_attention_kernel(
     tl.store(out + (row * features)[:, None] + o_d[None, :], total, mask=m_q[:, None] & m_d[None, :])
 
 
+# Triton 3.3 compares a compile-time constant with a type in this order alone.
+# ruff: noqa: SIM300
+
+
 @triton.jit
 def exponent_of(value, DTYPE: tl.constexpr):
     """Return the exponent of a positive number: at most that of the largest, and one less than any for 0."""
-    if tl.float64 == DTYPE:
+    if DTYPE == tl.float64:
         return ((value.to(tl.int64, bitcast=True) >> 52) & 2047).to(tl.int32) - 1023
     else:
         return ((value.to(tl.int32, bitcast=True) >> 23) & 255) - 127
@@ -146,7 +150,7 @@ def exponent_of(value, DTYPE: tl.constexpr):
 @triton.jit
 def power_of_two(exponent, DTYPE: tl.constexpr):
     """Return 2^exponent by its bits, which no approximation touches. The exponent is that of a normal number."""
-    if tl.float64 == DTYPE:
+    if DTYPE == tl.float64:
         return ((exponent.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
     else:
         return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
@@ -160,7 +164,7 @@ def scale_exponent(largest, count, DTYPE: tl.constexpr):
     are normal numbers, so the least that is told from 0 is about the least normal number. It cannot be done if a
     factor is not finite, or if products leave the range of DTYPE.
     """
-    bound = 1022 if tl.float64 == DTYPE else 126
+    bound = 1022 if DTYPE == tl.float64 else 126
     one = tl.load(largest).to(DTYPE)
     other = tl.load(largest + 1).to(DTYPE)
     # Each of these powers of two is larger than what it stands for.
