@@ -1,12 +1,12 @@
 """Reads features at points between pixels, and adds them up weighted: deformable attention, forward and backward.
 
 u = x W - 1/2,  v = y H - 1/2            where a point (x, y) lies among the pixels of a level of H x W
-i, j = floor(u), floor(v)                the pixel to the upper left of it, and a, b = u - i, v - j
-s = (1-a)(1-b) f_ij + a(1-b) f_i+1,j + (1-a)b f_i,j+1 + a b f_i+1,j+1          pixels outside of the picture are 0
+j, i = floor(u), floor(v)                the pixel to the upper left of it, in row i, and a, b = u - j, v - i
+s = (1-a)(1-b) f_i,j + a(1-b) f_i,j+1 + (1-a)b f_i+1,j + a b f_i+1,j+1         pixels outside of the picture are 0
 out_d = sum over levels and points of w s_d
 
 dw = sum_d g_d s_d,   dx = w W sum_d g_d ds_d/da,   dy = w H sum_d g_d ds_d/db        g is the gradient of out
-df_ij,d += w (1-a)(1-b) g_d, and likewise for the other three pixels
+df_i,j,d += w (1-a)(1-b) g_d, and likewise for the other three pixels
 
 A program has some queries of one head and all D features of that head. Neighboring programs have the same queries and
 other heads, whose features lie side by side in memory. The time is that of reading 4 pixels for each point.
@@ -18,6 +18,8 @@ this rounding. Without `DETERMINISTIC` it is float32 that is added up.
 """
 # Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
+# Triton 3.3 compares a compile-time constant with a type in one order alone.
+# ruff: noqa: SIM300
 
 from __future__ import annotations
 
@@ -132,10 +134,6 @@ def deformable_attention_kernel(
         total += (w * (1 - a) * b)[:, None] * load_pixels(values, n[2], m[2], stride, o_d, m_d, DTYPE)
         total += (w * a * b)[:, None] * load_pixels(values, n[3], m[3], stride, o_d, m_d, DTYPE)
     tl.store(out + (row * features)[:, None] + o_d[None, :], total, mask=m_q[:, None] & m_d[None, :])
-
-
-# Triton 3.3 compares a compile-time constant with a type in this order alone.
-# ruff: noqa: SIM300
 
 
 @triton.jit

@@ -1,12 +1,12 @@
 // Deformable attention: features at points between pixels, weighted and added up, and the gradient of that.
 //
 //   u = x W - 1/2,  v = y H - 1/2            where a point (x, y) lies among the pixels of a level of H x W
-//   i, j = floor(u), floor(v)                the pixel to the upper left of it, and a, b = u - i, v - j
-//   s = (1-a)(1-b) f_ij + a(1-b) f_i+1,j + (1-a)b f_i,j+1 + a b f_i+1,j+1          pixels outside of the picture are 0
+//   j, i = floor(u), floor(v)                the pixel to the upper left of it, in row i, and a, b = u - j, v - i
+//   s = (1-a)(1-b) f_i,j + a(1-b) f_i,j+1 + (1-a)b f_i+1,j + a b f_i+1,j+1         pixels outside of the picture are 0
 //   out_d = sum over levels and points of w s_d
 //
 //   dw = sum_d g_d s_d,   dx = w W sum_d g_d ds_d/da,   dy = w H sum_d g_d ds_d/db        g is the gradient of out
-//   df_ij,d += w (1-a)(1-b) g_d, and likewise for the other three pixels
+//   df_i,j,d += w (1-a)(1-b) g_d, and likewise for the other three pixels
 //
 // An item is a head of a sample. Nobody else adds to its features, so sums have one order whatever the threads.
 #pragma once
