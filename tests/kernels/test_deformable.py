@@ -32,10 +32,10 @@ class Shape(NamedTuple):
 
 # Those of a tubelet's decoder at a small size, and ugly ones.
 SHAPES = [
-    Shape(4, 5, 8, 32, [(14, 14), (7, 7), (4, 4)], 4),
+    Shape(2, 5, 2, 32, [(14, 14), (7, 7), (4, 4)], 4),
     Shape(2, 7, 2, 16, [(3, 5)] * 3, 2),
     Shape(1, 1, 1, 1, [(1, 1)], 1),
-    Shape(2, 33, 3, 5, [(4, 1), (1, 6)], 3),
+    Shape(1, 33, 2, 5, [(4, 1), (1, 6)], 3),
     Shape(1, 3, 1, 70, [(2, 3)], 5),
 ]
 

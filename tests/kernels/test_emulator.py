@@ -695,10 +695,10 @@ def emulated(*arguments: object) -> dict[str, str]:
     return {name: found for line in lines_of("emulated.py", *arguments) for name, found in line.items()}
 
 
-KERNELS = {"assign", "cost", "match", "loss", "clips", "norm"}
+KERNELS = {"assign", "cost", "match", "loss", "clips", "norm", "attention"}
 
 # Clips have no barriers; of the norm's, Triton puts some where nothing needs them.
-BARRIERS = KERNELS - {"clips", "norm"}
+BARRIERS = KERNELS - {"clips", "norm", "attention"}
 
 # All of the gates' architectures. The ordinary run has the oldest, and that of the H100.
 CAPABILITIES = (60, 70, 75, 80, 86, 89, 90, 100, 120)
