@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,11 +83,11 @@ def _check_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return the sizes as a list of pairs."""
     checked = [tuple(size) for size in sizes]
     for size in checked:
-        if len(size) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in size):
+        if len(size) != 2 or not all(isinstance(side, int | np.integer) and side >= 1 for side in size):
             raise ValueError(f"sizes must be (height, width) of every level, two positive integers, got {size}")
     if not checked:
         raise ValueError("sizes must have at least one level")
-    return [(height, width) for height, width in checked]
+    return [(int(height), int(width)) for height, width in checked]
 
 
 def _check_tensors(

@@ -187,19 +187,25 @@ def launches_of(call: Callable[[], object], capability: int) -> list[tuple[Any, 
     return launches
 
 
-def compile_launch(case: Case, kernel: Any, values: dict[str, Any], capability: int) -> Row:
-    """Compile a kernel for an architecture, with the arguments and settings of a launch, and return what it takes."""
-    started = core_seconds()
+def taken_by(kernel: Any, values: dict[str, Any], capability: int) -> dict[str, Any]:
+    """Compile a kernel, and return its registers, spilled bytes and shared memory, or the error."""
     try:
-        if capability < case.least_capability:
-            raise NotImplementedError(NO_CODE)
         # Triton prints all assembly that ptxas refuses.
         with contextlib.redirect_stdout(io.StringIO()):
             compiled = compiled_for(kernel, values, capability)
-        taken: dict[str, Any] = resources(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
+        return resources(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
     except Exception as error:
-        unknown = str(error) == NO_CODE or "is not defined for option 'gpu-name'" in str(error)
-        taken = {"error": NO_CODE if unknown else cause(error)}
+        unknown = "is not defined for option 'gpu-name'" in str(error)
+        return {"error": NO_CODE if unknown else cause(error)}
+
+
+def compile_launch(case: Case, kernel: Any, values: dict[str, Any], capability: int) -> Row:
+    """Compile a kernel for an architecture, with the arguments and settings of a launch, and return what it takes."""
+    started = core_seconds()
+    if capability < case.least_capability:
+        taken: dict[str, Any] = {"error": NO_CODE}
+    else:
+        taken = taken_by(kernel, values, capability)
 
     sizes = [name for name in kernel.arg_names if isinstance(values[name], int)]
     again = [parameter for parameter in kernel.params if not (parameter.is_constexpr or parameter.do_not_specialize)]

@@ -425,32 +425,27 @@ int64_t size_of(const actdet::DeformableArguments& a) {
     return a.items() * (a.queries * a.levels_each * a.points_each * 4 + a.pixels) * a.features;
 }
 
-// deformable_attention(is_double, threads, *DeformableArguments)
-PyObject* deformable_attention(PyObject*, PyObject* const* given, Py_ssize_t count) {
+using Attend = void (*)(const actdet::DeformableArguments&, Counter&);
+
+// Reads is_double, threads and *DeformableArguments, and runs one of the two.
+PyObject* attend(PyObject* const* given, Py_ssize_t count, Attend in_float, Attend in_double) {
     Reader read(given, count);
     const bool is_double = read.integer() != 0;
     const int64_t threads = read.integer();
     const actdet::DeformableArguments a = read_deformable(read);
     if (!read.finish()) return nullptr;
 
-    return without_gil([&] {
-        const auto work = is_double ? operations->attend_double : operations->attend_float;
-        return run(work, a, threads, a.items(), size_of(a));
-    });
+    return without_gil([&] { return run(is_double ? in_double : in_float, a, threads, a.items(), size_of(a)); });
+}
+
+// deformable_attention(is_double, threads, *DeformableArguments)
+PyObject* deformable_attention(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    return attend(given, count, operations->attend_float, operations->attend_double);
 }
 
 // deformable_attention_gradient(is_double, threads, *DeformableArguments)
 PyObject* deformable_attention_gradient(PyObject*, PyObject* const* given, Py_ssize_t count) {
-    Reader read(given, count);
-    const bool is_double = read.integer() != 0;
-    const int64_t threads = read.integer();
-    const actdet::DeformableArguments a = read_deformable(read);
-    if (!read.finish()) return nullptr;
-
-    return without_gil([&] {
-        const auto work = is_double ? operations->attend_gradient_double : operations->attend_gradient_float;
-        return run(work, a, threads, a.items(), size_of(a));
-    });
+    return attend(given, count, operations->attend_gradient_float, operations->attend_gradient_double);
 }
 
 using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
