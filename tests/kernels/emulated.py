@@ -291,6 +291,7 @@ LARGE_CASES: dict[str, Callable[[], None]] = {
     "loss 100x20 focal bf16": lambda: loss_and_gradient_case(100, 91, [20, 7], BF16, "focal"),
     "clips 64x64 bf16": lambda: clip_case(BF16, crops=True, color=True, frames=(6, 64, 64)),
     "norm 900x144 bf16": lambda: norm_case(900, 144, BF16, relu=True),
+    "attention 100x32 fp32": lambda: attention_case(100, 32, FP32),
 }
 
 # Where each barrier is needed: a solver's columns lie in several warps, and a loop over targets takes two rounds.
@@ -299,6 +300,7 @@ BARRIER_CASES: dict[str, Callable[[], None]] = {
     "cost softmax fp32": lambda: cost_case(FP32, "softmax"),
     "match 60x20 focal bf16": lambda: match_case(60, 20, 20, BF16, "focal"),
     "loss 34x33 cross_entropy fp32": lambda: loss_and_gradient_case(34, 4, [33], FP32, "cross_entropy"),
+    "attention 5x16 fp32": lambda: attention_case(5, 16, FP32, masked=True),
 }
 
 
