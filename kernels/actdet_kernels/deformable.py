@@ -99,8 +99,9 @@ def _check_tensors(
 
     batch, pixels, heads, _ = values.shape
     queries = points.shape[1]
-    if pixels != sum(height * width for height, width in sizes):
-        raise ValueError(f"values have {pixels} pixels, but those of sizes {sizes} are not as many")
+    expected_pixels = sum(height * width for height, width in sizes)
+    if pixels != expected_pixels:
+        raise ValueError(f"values have {pixels} pixels, but levels of {sizes} have {expected_pixels}")
 
     expected = (batch, queries, heads, len(sizes), points.shape[4])
     for name, tensor, shape in (("points", points, (*expected, 2)), ("weights", weights, expected)):

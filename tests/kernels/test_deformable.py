@@ -313,7 +313,7 @@ def wrong(**changes: Any) -> dict[str, Any]:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    (wrong(sizes=[(2, 4)]), r"values have 6 pixels, but those of sizes \[\(2, 4\)\] are not as many"),
+    (wrong(sizes=[(2, 4)]), r"values have 6 pixels, but levels of \[\(2, 4\)\] have 8"),
     (wrong(sizes=[(2.0, 3)]), r"sizes must be \(height, width\) of every level, two positive integers, got \(2.0, 3\)"),
     (wrong(sizes=[(6, 1, 1)]), r"sizes must be .*, got \(6, 1, 1\)"),
     (wrong(sizes=[(-2, -3)]), r"sizes must be .*, got \(-2, -3\)"),
