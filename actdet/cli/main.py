@@ -23,7 +23,7 @@ from actdet.cli.predict import predict
 from actdet.cli.prepare import prepare
 from actdet.cli.render import render
 from actdet.cli.score import score
-from actdet.cli.signals import interrupt_on_sigterm, launched_by_torchrun, received_signal
+from actdet.cli.signals import interrupt_on_signals, launched_by_torchrun, received_signal
 from actdet.cli.terminal import print_line
 from actdet.cli.train import train
 from actdet.errors import ActdetError, Stopped, shortage
@@ -65,7 +65,7 @@ def main() -> None:
 
     An error is one line on stderr.
     """
-    interrupt_on_sigterm()
+    interrupt_on_signals()
 
     # The names of files need not be valid UTF-8.
     for stream in (sys.stdout, sys.stderr):

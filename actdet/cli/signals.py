@@ -14,21 +14,31 @@ from actdet.errors import ActdetError
 _received = 0
 
 
-def interrupt_on_sigterm() -> None:
-    """From now on SIGTERM raises KeyboardInterrupt, as SIGINT does in Python."""
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked this command to end.
+
+    Python does not count it as Ctrl-C: an exact KeyboardInterrupt that leaves an `exec`, as some imports have, makes
+    `python -m` end with the status of SIGINT later, whatever the program asks for.
+    """
+
+
+def interrupt_on_signals() -> None:
+    """From now on SIGINT and SIGTERM raise Interrupted, but a SIGINT that this process was told to ignore does not."""
     global _received
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         global _received
         _received = number
-        raise KeyboardInterrupt
+        raise Interrupted
 
     _received = 0
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def received_signal() -> int:
-    """The number of the signal that this command got; of SIGINT when it was Python that handled it."""
+    """The number of the signal that this command got, or that of SIGINT before `interrupt_on_signals`."""
     return _received or signal.SIGINT
 
 
@@ -42,7 +52,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: FrameType | None) -> None:
         global _received
         if _received:
-            raise KeyboardInterrupt
+            raise Interrupted
         _received = number
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

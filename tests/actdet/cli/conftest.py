@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from actdet.cli.demo_settings import Demo
-from actdet.cli.signals import interrupt_on_sigterm
+from actdet.cli.signals import interrupt_on_signals
 from actdet.models.detr.config import ModelConfig
 from actdet.synthetic.rendered import RenderConfig
 from actdet.training.config import TrainConfig
@@ -29,10 +29,10 @@ def own_handlers() -> Iterator[None]:
     """Signals are handled as in a command that has just begun, until the test is over."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    interrupt_on_sigterm()
+    interrupt_on_signals()
     yield
     # No other test finds the signal that this one has sent.
-    interrupt_on_sigterm()
+    interrupt_on_signals()
     for number, handler in before.items():
         signal.signal(number, handler)
 

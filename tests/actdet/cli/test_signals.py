@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,26 @@ def test_a_signal_interrupts_unless_it_is_deferred(number: signal.Signals) -> No
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)
     assert received_signal() == number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_an_exec_leaves_the_exit_status_alone(tmp_path: Path, number: signal.Signals) -> None:
+    """Imports execute text, such as that of a dataclass, and Python remembers a Ctrl-C that came meanwhile."""
+    lines = [
+        "import signal, sys",
+        "from actdet.cli.signals import interrupt_on_signals, received_signal",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",
+        "interrupt_on_signals()",
+        "try:",
+        f"    exec('signal.raise_signal({int(number)})')",
+        "except KeyboardInterrupt:",
+        "    sys.exit(128 + received_signal())",
+    ]
+    (tmp_path / "interrupted.py").write_text("\n".join(lines))
+    places = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-m", "interrupted"]
+    process = subprocess.run(command, env={**os.environ, "PYTHONPATH": places}, check=False)
+    assert process.returncode == 128 + number
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
