@@ -12,6 +12,8 @@ BOUNDS = {
     "image_size": "[32, 4096]",
     "frames": "[8, 1024]",
     "queries": "[1, 1000]",
+    "slots": "[1, 1000]",
+    "temporal_strides": "[0, 3]",
     "encoder_layers": "[0, 100]",
     "decoder_layers": "[1, 100]",
     "dropout": "[0, 1)",

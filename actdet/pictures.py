@@ -49,6 +49,9 @@ _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600
 # Longer class names are cut off beside a timeline.
 _MOST_LETTERS = 40
 
+# A timeline has a row for each of so many actors, those who are seen first.
+_MOST_ACTORS = 40
+
 # A frame of an annotated video is shown for at most so many seconds.
 _LONGEST_STILL = 60
 
@@ -303,6 +306,21 @@ class _Window(Protocol):
     def actions(self) -> Sequence[_Found | tuple[Any, ...]]: ...
 
 
+class _Tube(Protocol):
+    """What an actor does, as `actdet.prediction.actors.FoundTube`."""
+
+    @property
+    def actor(self) -> int: ...
+    @property
+    def action(self) -> str: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def start(self) -> float: ...
+    @property
+    def end(self) -> float: ...
+
+
 def timeline(windows: Sequence[_Window], seconds: float, class_names: Sequence[str]) -> bytes:
     """A long video in one picture: a row for each class, with a bar wherever that action was found.
 
@@ -319,28 +337,81 @@ def timeline(windows: Sequence[_Window], seconds: float, class_names: Sequence[s
     Returns:
         The picture as PNG.
     """
+    bars = {
+        _Bar(row, score, class_color(row)): stretches
+        for (row, score), stretches in _spans_by_score(windows, class_names).items()
+    }
+    return _plot_bars(bars, list(class_names), windows, seconds)
+
+
+def actor_timeline(
+    tubes: Sequence[_Tube], windows: Sequence[_Window], seconds: float, class_names: Sequence[str]
+) -> bytes:
+    """A long video in one picture: a row for each actor, with a bar of an action's color for as long as that lasts.
+
+    Args:
+        tubes: What actors do: the number of the `actor`, the `action`, its `score`, and `start` and `end` in seconds.
+        windows: As in `timeline`; their actions are not used.
+        seconds: Length of the video.
+        class_names: The classes, in the order of their numbers.
+
+    Returns:
+        The picture as PNG.
+    """
+    actors = sorted({tube.actor for tube in tubes})[:_MOST_ACTORS]
+    bars: dict[_Bar, list[tuple[float, float]]] = {}
+    for tube in tubes:
+        if tube.actor in actors:
+            color = class_color(class_names.index(tube.action))
+            bar = _Bar(actors.index(tube.actor), round(min(max(tube.score, 0.0), 1.0), 2), color)
+            bars.setdefault(bar, []).append((tube.start, tube.end))
+
+    rows = []
+    for actor in actors:
+        actions = dict.fromkeys(tube.action for tube in tubes if tube.actor == actor)
+        rows.append(f"{actor}: {', '.join(actions)}")
+    return _plot_bars(bars, rows or ["no action"], windows, seconds)
+
+
+class _Bar(NamedTuple):
+    """What bars of one kind have in common."""
+
+    row: int
+    score: float
+    color: str
+
+
+def _plot_bars(
+    bars: dict[_Bar, list[tuple[float, float]]], rows: Sequence[str], windows: Sequence[_Window], seconds: float
+) -> bytes:
+    """Plot rows of bars over the time of a video, and return the picture as PNG.
+
+    Args:
+        bars: The (start, end) of the bars of each kind.
+        rows: The names of the rows.
+        windows: Stretches that were looked at.
+        seconds: Length of the video.
+    """
     # This import takes a while, and drawing on frames does not need it.
     from matplotlib.figure import Figure
 
     seconds = max(seconds, 1e-3)
-    rows = len(class_names)
-    figure = Figure(figsize=(12, 0.9 + 0.6 * rows), layout="constrained")
+    figure = Figure(figsize=(12, 0.9 + 0.6 * len(rows)), layout="constrained")
     axes = figure.subplots()
 
     looked_at = _joined((window.start, window.end) for window in windows)
-    for row in range(rows):
+    for row in range(len(rows)):
         axes.broken_barh(looked_at, (row, 0.9), facecolor="#eeeeee")
 
     # Higher bars are drawn first, so that lower ones on top of them stay visible.
-    spans = _spans_by_score(windows, class_names)
-    for (row, score), stretches in sorted(spans.items(), key=lambda item: -item[0][1]):
+    for (row, score, color), stretches in sorted(bars.items(), key=lambda item: -item[0].score):
         bottom = row + 0.9 * (1 - score)
         # The edge keeps a moment of a long day from being narrower than a pixel.
-        axes.broken_barh(_joined(stretches), (bottom, 0.9 * score), color=class_color(row), linewidth=0.8)
+        axes.broken_barh(_joined(stretches), (bottom, 0.9 * score), color=color, linewidth=0.8)
 
-    names = [_short_name(name) for name in class_names]
-    axes.set_yticks([row + 0.45 for row in range(rows)], names, parse_math=False)
-    axes.set(xlim=(0, seconds), ylim=(rows, -0.1))
+    names = [_short_name(name) for name in rows]
+    axes.set_yticks([row + 0.45 for row in range(len(rows))], names, parse_math=False)
+    axes.set(xlim=(0, seconds), ylim=(len(rows), -0.1))
 
     distance = _tick_distance(seconds)
     ticks = np.arange(0, seconds, distance).tolist()

@@ -33,7 +33,8 @@ def predict(
 ) -> None:
     """Find actions in videos: print a line for each window as soon as it is found, and write results to --out.
 
-    The results of each video are NAME.json, a timeline NAME.png and an annotated NAME.mp4.
+    The results of each video are NAME.json, a timeline NAME.png and an annotated NAME.mp4. A detector of the family
+    tubelet follows actors: NAME.tubes.json has the box of each actor in every frame, and the timeline a row for each.
 
     For instance: actdet predict runs/mine/model.safetensors door.mp4 yard.mkv recordings --out found
 
@@ -85,9 +86,10 @@ def _predict_video(predictor: Predictor, job: Job, *, annotate: bool) -> None:
     Raises:
         DataError: The video cannot be read, or is damaged. In that case all that could be read is written first.
     """
-    from actdet.pictures import timeline
+    from actdet.pictures import actor_timeline, timeline
+    from actdet.prediction.actors import ActorLinker
     from actdet.prediction.predictor import Window, annotate_prediction, damage_error
-    from actdet.prediction.results import Result, check_ours, describe
+    from actdet.prediction.results import Result, check_ours, describe, describe_tube
 
     with ProgressBar(desc=job.name, unit="window") as bar:
         video = probe(job.video)
@@ -95,16 +97,25 @@ def _predict_video(predictor: Predictor, job: Job, *, annotate: bool) -> None:
         # All jobs were checked before the first one began, which may be hours ago.
         check_ours(job, annotate=annotate)
 
-        with Result(job, video) as result, closing(predictor.findings(video)) as findings:
+        actors = None
+        if predictor.detector.truth == "tubelet":
+            actors = ActorLinker(video, predictor.class_names, predictor.threshold)
+        with Result(job, video, actors) as result, closing(predictor.findings(video)) as findings:
             for finding in findings:
                 result.add(finding)
                 bar.print_above(describe(job, finding))
                 if isinstance(finding, Window):
                     bar.update()
 
+    for tube in result.tubes:
+        print_line(describe_tube(job, tube))
+    tubes = None if actors is None else result.tubes
     damage = result.damage
     if result.windows:
-        picture = timeline(result.windows, video.seconds, predictor.class_names)
+        if tubes is None:
+            picture = timeline(result.windows, video.seconds, predictor.class_names)
+        else:
+            picture = actor_timeline(tubes, result.windows, video.seconds, predictor.class_names)
         write_bytes(job.timeline, picture)
         result.timeline = job.timeline.name
         result.write()
@@ -112,7 +123,13 @@ def _predict_video(predictor: Predictor, job: Job, *, annotate: bool) -> None:
     if annotate and result.windows:
         with ProgressBar(desc=f"draw {job.name}", unit="frame") as bar:
             lost = annotate_prediction(
-                video, result.windows, predictor.class_names, job.annotated, gaps=result.gaps, progress=bar.show
+                video,
+                result.windows,
+                predictor.class_names,
+                job.annotated,
+                tubes=tubes,
+                gaps=result.gaps,
+                progress=bar.show,
             )
         damage = damage or lost
         result.annotated = job.annotated.name

@@ -8,7 +8,7 @@ generator on the host, so a run sees the same changes on every device and never 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +17,15 @@ from actdet_kernels import Targets, gather_clips
 from torch import Tensor
 
 from actdet.data.config import AugmentConfig
+from actdet.data.truth import TubeTargets
 
 # A box is dropped if a crop leaves less of it than this share of the picture's side.
 MIN_VISIBLE = 1 / 64
+
+
+# What each kind of detector learns from; see `actdet.data.truth`.
+AnyTargets = Targets | TubeTargets
+_Some = TypeVar("_Some", Targets, TubeTargets)
 
 
 class Batch(NamedTuple):
@@ -30,7 +36,7 @@ class Batch(NamedTuple):
     """
 
     clips: Tensor
-    targets: Targets
+    targets: AnyTargets
 
 
 def normalize(clips: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -86,7 +92,7 @@ def draw_params(clips: int, config: AugmentConfig, rng: np.random.Generator) -> 
 def augment(
     frames: Tensor,
     rows: Tensor,
-    targets: Targets,
+    targets: AnyTargets,
     params: AugmentParams,
     *,
     frame_means: Tensor | None = None,
@@ -147,17 +153,20 @@ def _signed_crops(size: np.ndarray, origin: np.ndarray, flip: np.ndarray) -> np.
     return np.stack([left, origin[:, 1], width, size[:, 1]], axis=1)
 
 
-def _crop_and_flip(targets: Targets, size: Tensor, origin: Tensor, flip: Tensor) -> Targets:
+def _crop_and_flip(targets: _Some, size: Tensor, origin: Tensor, flip: Tensor) -> _Some:
     """Cut the boxes to the crop of their clip, mirror them if it is flipped, and drop those that became too small.
 
+    An actor whose box became too small in a frame is not visible there.
+
     Args:
-        targets: Boxes (B, M, 4) in the coordinates of the whole picture.
+        targets: Boxes (B, M, 4) or (B, M, T, 4) in the coordinates of the whole picture.
         size: (B, 2), see `AugmentParams`.
         origin: (B, 2), see `AugmentParams`.
         flip: (B,), see `AugmentParams`.
     """
-    size = size[:, None]
-    origin = origin[:, None]
+    clips = (len(flip), *[1] * (targets.boxes.ndim - 2))
+    size = size.view(*clips, 2)
+    origin = origin.view(*clips, 2)
     center = targets.boxes[..., :2]
     half = targets.boxes[..., 2:] / 2
     low = ((center - half - origin) / size).clamp(0, 1)
@@ -165,28 +174,44 @@ def _crop_and_flip(targets: Targets, size: Tensor, origin: Tensor, flip: Tensor)
 
     center = (low + high) / 2
     extent = high - low
-    x = torch.where(flip[:, None], 1 - center[..., 0], center[..., 0])
+    x = torch.where(flip.view(clips), 1 - center[..., 0], center[..., 0])
     center = torch.stack([x, center[..., 1]], dim=-1)
     boxes = torch.cat([center, extent], dim=-1)
-    return _keep(targets._replace(boxes=boxes), (extent > MIN_VISIBLE).all(-1))
+    large = (extent > MIN_VISIBLE).all(-1)
+    if isinstance(targets, TubeTargets):
+        visible = targets.visible & large
+        return _keep(targets._replace(boxes=boxes, visible=visible), visible.any(-1))
+    return _keep(targets._replace(boxes=boxes), large)
 
 
-def _keep(targets: Targets, kept: Tensor) -> Targets:
+def _keep(targets: _Some, kept: Tensor) -> _Some:
     """Keep only the valid targets for which `kept` (B, M) is true, moved to the front in their order."""
     kept = kept & targets.valid
     order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
-    boxes = targets.boxes.gather(1, order[..., None].expand_as(targets.boxes))
-    return Targets(targets.labels.gather(1, order), boxes, kept.sum(1, dtype=torch.int32))
+    rows = {name: _take_rows(getattr(targets, name), order) for name in _rows_of(targets)}
+    return targets._replace(counts=kept.sum(1, dtype=torch.int32), **rows)
 
 
-def _mix(clips: Tensor, targets: Targets, share: Tensor) -> tuple[Tensor, Targets]:
-    """Blend every clip with its neighbor in the batch, and join the targets of both, which doubles M."""
-    neighbor = Targets(*(field.roll(1, dims=0) for field in targets))
-    both = Targets(
-        torch.cat([targets.labels, neighbor.labels], dim=1),
-        torch.cat([targets.boxes, neighbor.boxes], dim=1),
-        torch.full_like(targets.counts, 2 * targets.labels.shape[1]),
-    )
+def _take_rows(field: Tensor, order: Tensor) -> Tensor:
+    """Return the rows (B, M) of a field (B, M, ...)."""
+    return field.gather(1, order.view(*order.shape, *[1] * (field.ndim - 2)).expand_as(field))
+
+
+def _rows_of(targets: AnyTargets) -> list[str]:
+    """The names of the fields that have a row for each target."""
+    return [name for name in targets._fields if name not in ("counts", "annotated")]
+
+
+def _mix(clips: Tensor, targets: _Some, share: Tensor) -> tuple[Tensor, _Some]:
+    """Blend every clip with its neighbor in the batch, and join the targets of both, which doubles M.
+
+    A frame in which nobody knows what happens in one of both is one in which nobody knows.
+    """
+    neighbor = type(targets)(*(field.roll(1, dims=0) for field in targets))
+    joined = {name: torch.cat([getattr(targets, name), getattr(neighbor, name)], 1) for name in _rows_of(targets)}
+    both = targets._replace(counts=torch.full_like(targets.counts, 2 * targets.labels.shape[1]), **joined)
+    if isinstance(both, TubeTargets) and isinstance(neighbor, TubeTargets):
+        both = both._replace(annotated=both.annotated & neighbor.annotated)
     valid = torch.cat([targets.valid, neighbor.valid], dim=1)
 
     blended = clips.roll(1, dims=0).lerp_(clips, share[:, None, None, None, None])

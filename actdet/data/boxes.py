@@ -1,9 +1,14 @@
-"""What may stand in the columns of a box: numbers, in pixels, in the right order, inside the picture."""
+"""What may stand in the columns of a box: numbers, in pixels, in the right order, inside the picture.
+
+And `to_centers`, from these to what detectors learn.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from actdet.wording import short_repr
 
@@ -84,3 +89,9 @@ def parse_box(texts: Sequence[str], width: int, height: int) -> Box:
     if beyond > SLACK or right <= left or bottom <= top:
         raise ValueError(f"box {box} is outside the picture of {width}x{height} pixels")
     return left, top, right, bottom
+
+
+def to_centers(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Return boxes (..., 4), x1 y1 x2 y2 in pixels of such a picture, as float32 cxcywh in shares of its sides."""
+    low, high = np.split(boxes.astype(np.float64) / (width, height, width, height), 2, axis=-1)
+    return np.concatenate([(low + high) / 2, high - low], -1).astype(np.float32)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from actdet.data.annotations import Annotation
+from actdet.data.boxes import to_centers
 from actdet.data.tubes import tube_of_clip_line
 from actdet.detections import Tube
 from actdet.errors import DataError
@@ -31,6 +32,8 @@ class Clip:
     """The first of its frames, and the one behind the last; None if it is the whole video."""
     cut_from: str | None = None
     """The name of the video if it is a part of it, which then has a name of its own."""
+    whole_table: tuple[Tube, ...] | None = None
+    """The tubes of the whole video if it is a part of it."""
 
     @property
     def video_name(self) -> str:
@@ -66,6 +69,11 @@ class Clip:
         if self.table is not None:
             return self.table
         return tuple(tube_of_clip_line(annotation, self.frames) for annotation in self.annotations)
+
+    @property
+    def video_tubes(self) -> tuple[Tube, ...]:
+        """The actions of its whole video, frame by frame."""
+        return self.tubes if self.whole_table is None else self.whole_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,14 +114,7 @@ class ClipIndex:
         labels = np.zeros((len(counts), padded), np.int64)
         boxes = np.zeros((len(counts), padded, 4), np.float32)
         for i, clip in enumerate(self.clips):
-            width = clip.video.width
-            height = clip.video.height
-            for j, (label, (x1, y1, x2, y2)) in enumerate(sorted(clip.annotations)):
+            for j, (label, box) in enumerate(sorted(clip.annotations)):
                 labels[i, j] = label
-                boxes[i, j] = (
-                    (x1 + x2) / 2 / width,
-                    (y1 + y2) / 2 / height,
-                    (x2 - x1) / width,
-                    (y2 - y1) / height,
-                )
+                boxes[i, j] = to_centers(np.array(box), clip.video.width, clip.video.height)
         return labels, boxes, counts

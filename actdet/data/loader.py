@@ -3,7 +3,7 @@
     which clips (`sampler`) -> which of their frames (`Clip.sample`) -> decoded by a reader, or kept from before
     (`cache`) -> augmented on the device (`augment`)
 
-The targets of all clips are tables on the device from the start, so no batch has to copy a list of boxes.
+What is true of a batch comes from `truth`, in the form from which the detector learns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from actdet_kernels import Targets, frame_levels, gather_clips
+from actdet_kernels import frame_levels, gather_clips
 from torch import Tensor
 
 from actdet.data.augment import Batch, augment, draw_params, halve_pixels
@@ -21,6 +21,7 @@ from actdet.data.cache import FrameCache
 from actdet.data.clips import ClipIndex
 from actdet.data.config import AugmentConfig, ClipSize
 from actdet.data.sampler import balanced_batches
+from actdet.data.truth import TruthKind, open_truth
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError, DataError
 from actdet.video.decoding import ClipRequest, decode_frames
@@ -31,6 +32,21 @@ class _Sample(NamedTuple):
     """A clip, by its number in the index, and which of its frames to show."""
 
     clip: int
+    indices: np.ndarray
+
+
+class _Shown(NamedTuple):
+    """What the places of a batch show.
+
+    frames: (F, S, S, 3) uint8.
+    rows: (B, T) int64, the number in `frames` of each frame of each place.
+    clips: (B,) int64, the clip in each place.
+    indices: (B, T) int64, which frames of that clip's video these are.
+    """
+
+    frames: Tensor
+    rows: np.ndarray
+    clips: np.ndarray
     indices: np.ndarray
 
 
@@ -65,8 +81,9 @@ class ClipLoader:
         dtype: torch.dtype = torch.float32,
         cache: FrameCache | None = None,
         bad_files: str = "stop",
+        truth: TruthKind = "clip_box",
     ) -> None:
-        """Copy the targets of all clips to the device.
+        """Prepare what is true of all clips.
 
         Args:
             index: The data set.
@@ -77,6 +94,7 @@ class ClipLoader:
             cache: Where decoded clips are kept.
             bad_files: "stop" raises the DataError of a clip that cannot be read; "skip" notes it in `left_out` and
                 goes on without the clip.
+            truth: What the detector learns from.
         """
         self.index = index
         self.reader = reader
@@ -87,9 +105,7 @@ class ClipLoader:
         self._dtype = dtype
         self._skip = bad_files == "skip"
 
-        targets = Targets(*map(torch.from_numpy, index.targets()))
-        self._positive = targets.counts.numpy() > 0
-        self._targets = targets.to(device)
+        self._truth = open_truth(truth, index, device)
 
     @property
     def all_left_out(self) -> list[DataError]:
@@ -125,7 +141,7 @@ class ClipLoader:
             processes: The processes that share each batch; the share of this one is yielded.
         """
         clips = np.asarray(ids)
-        batches = balanced_batches(self._positive[clips], batch_size, seed=seed, epoch=epoch)
+        batches = balanced_batches(self._truth.positive[clips], batch_size, seed=seed, epoch=epoch)
 
         # All that is random is drawn for the whole batch, in a fixed order, before the processes share it.
         samples = []
@@ -137,13 +153,13 @@ class ClipLoader:
             params.append(processes.share(draw_params(len(batch), augmentation, rng)))
 
         for batch, drawn, found in zip(samples, params, self._read(samples), strict=True):
-            frames, rows, shown = self._fill_gaps(batch, found, clips.tolist())
+            shown = self._fill_gaps(batch, found, clips.tolist())
             augmented = augment(
-                frames,
-                self._to_device(rows),
-                self._targets_of(shown),
+                shown.frames,
+                self._to_device(shown.rows),
+                self._truth.of(shown.clips, shown.indices, self._to_device),
                 drawn,
-                frame_means=self._frame_means(frames) if drawn.color is not None else None,
+                frame_means=self._frame_means(shown.frames) if drawn.color is not None else None,
                 dtype=self._dtype,
             )
             yield halve_pixels(augmented) if half_pixels else augmented
@@ -159,8 +175,9 @@ class ClipLoader:
             good = rows[:, 0] >= 0
             if good.any():
                 shown = np.array([sample.clip for sample in batch])[good]
+                indices = np.stack([sample.indices for sample in batch])[good]
                 clips = gather_clips(frames, self._to_device(rows[good]), dtype=self._dtype)
-                yield Batch(clips, self._targets_of(shown))
+                yield Batch(clips, self._truth.of(shown, indices, self._to_device))
 
     def _sample(self, clip: int, rng: np.random.Generator | None) -> _Sample:
         """Choose the frames of a clip: at random times if there is an `rng`."""
@@ -223,29 +240,25 @@ class ClipLoader:
             self.cache.fill(clip, self._to_device(answer))
         return answer
 
-    def _fill_gaps(
-        self, batch: Sequence[_Sample], found: _Found, ids: Sequence[int]
-    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Give the places of clips that could not be read to others: of the batch, or else to one of `ids`.
-
-        Returns:
-            The frames and rows of `_Found`, and the clip that is shown in each place, (B,) int64.
-        """
+    def _fill_gaps(self, batch: Sequence[_Sample], found: _Found, ids: Sequence[int]) -> _Shown:
+        """Give the places of clips that could not be read to others: of the batch, or else to one of `ids`."""
         frames, rows = found
-        shown = np.array([sample.clip for sample in batch])
+        clips = np.array([sample.clip for sample in batch])
+        indices = np.stack([sample.indices for sample in batch])
         bad = rows[:, 0] < 0
         if bad.all():
-            frames, clip = self._any_clip(ids)
+            frames, sample = self._any_clip(ids)
             rows = np.tile(np.arange(len(frames)), (len(batch), 1))
-            shown = np.full_like(shown, clip)
+            clips = np.full_like(clips, sample.clip)
+            indices = np.tile(sample.indices, (len(batch), 1))
         elif bad.any():
             others = np.resize(np.flatnonzero(~bad), bad.sum())
-            rows[bad] = rows[others]
-            shown[bad] = shown[others]
-        return frames, rows, shown
+            for array in (rows, clips, indices):
+                array[bad] = array[others]
+        return _Shown(frames, rows, clips, indices)
 
-    def _any_clip(self, ids: Sequence[int]) -> tuple[Tensor, int]:
-        """Return the frames and the number of the first of these clips that can be read.
+    def _any_clip(self, ids: Sequence[int]) -> tuple[Tensor, _Sample]:
+        """Return the frames and the sample of the first of these clips that can be read.
 
         It is rarely needed, so it is decoded here and not by the reader.
         """
@@ -253,8 +266,9 @@ class ClipLoader:
         for clip in ids:
             if clip not in self.left_out:
                 try:
-                    frames = decode_frames(*self._request(self._sample(clip, None)), (side, side))
-                    return self._to_device(frames), clip
+                    sample = self._sample(clip, None)
+                    frames = decode_frames(*self._request(sample), (side, side))
+                    return self._to_device(frames), sample
                 except DataError as error:
                     self.left_out[clip] = error
         raise ActdetError(f"none of the {len(ids)} clips can be read: {self.left_out[ids[0]]}")
@@ -270,7 +284,3 @@ class ClipLoader:
         if self._device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
-
-    def _targets_of(self, clips: np.ndarray) -> Targets:
-        rows = self._to_device(clips)
-        return Targets(*(field[rows] for field in self._targets))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,9 +26,9 @@ def cut_windows(index: ClipIndex, seconds: float) -> ClipIndex:
     overlap. A video whose annotation file has lines of actions, or is missing, stays whole, since nobody has said when
     its actions happen.
 
-    Of an action, a window holds the part that is in it, unless that is less than half of what could be: of the action
-    or, if that is longer, of the window. So each action is in one window at least, and no window shows only a trace of
-    what it is said to hold.
+    A window's table holds the part of each tube that is in it. Its annotations, from which detectors of whole clips
+    learn, leave out a part that is less than half of what could be: of the action or, if that is longer, of the window.
+    So each action is annotated in one window at least, and no window shows only a trace of what it is said to hold.
 
     Args:
         index: The videos of a data set.
@@ -66,7 +67,7 @@ def _windows(clip: Clip, table: Sequence[Tube], seconds: float) -> Iterator[Clip
     stops = np.append(firsts[1:], len(times))
 
     # A video may have thousands of tubes and windows, so each tube is compared only with those that it reaches.
-    parts: list[list[Tube]] = [[] for _ in numbers]
+    parts: list[list[_Part]] = [[] for _ in numbers]
     for tube in table:
         first_window = int(np.searchsorted(firsts, tube.frames[0], side="right")) - 1
         last_window = int(np.searchsorted(firsts, tube.frames[-1], side="right")) - 1
@@ -75,20 +76,29 @@ def _windows(clip: Clip, table: Sequence[Tube], seconds: float) -> Iterator[Clip
             if part is not None:
                 parts[window].append(part)
 
-    for number, first, stop, tubes in zip(numbers.tolist(), firsts.tolist(), stops.tolist(), parts, strict=True):
-        annotations = clip_annotations(tubes, clip.video.width, clip.video.height)
+    for number, first, stop, found in zip(numbers.tolist(), firsts.tolist(), stops.tolist(), parts, strict=True):
+        large = [part.tube for part in found if part.is_large]
+        annotations = clip_annotations(large, clip.video.width, clip.video.height)
         yield replace(
             clip,
             name=f"{clip.name}@{number * length:.2f}",
             annotations=annotations,
-            table=tuple(tubes),
+            table=tuple(part.tube for part in found),
             span=(first, stop),
             cut_from=clip.name,
+            whole_table=clip.table,
         )
 
 
-def _part(tube: Tube, first: int, stop: int) -> Tube | None:
-    """Return what the frames from `first` to before `stop` hold of a tube; None if it is nothing or too little."""
+class _Part(NamedTuple):
+    """What a window holds of a tube, and whether that is at least half of what could be."""
+
+    tube: Tube
+    is_large: bool
+
+
+def _part(tube: Tube, first: int, stop: int) -> _Part | None:
+    """Return what the frames from `first` to before `stop` hold of a tube; None if it is nothing."""
     inside = (first <= tube.frames) & (tube.frames < stop)
     if not inside.any():
         return None
@@ -97,6 +107,5 @@ def _part(tube: Tube, first: int, stop: int) -> Tube | None:
     begin = int(tube.frames[0])
     end = int(tube.frames[-1]) + 1
     common = min(stop, end) - max(first, begin)
-    if 2 * common < min(end - begin, stop - first):
-        return None
-    return Tube(tube.label, tube.frames[inside], tube.boxes[inside] if len(tube.boxes) else tube.boxes)
+    part = Tube(tube.label, tube.frames[inside], tube.boxes[inside] if len(tube.boxes) else tube.boxes)
+    return _Part(part, 2 * common >= min(end - begin, stop - first))

@@ -135,7 +135,7 @@ def _evaluate(
     size = ClipSize(info.model.frames, side)
     memory = memory_for(f"{BATCH_SIZE} clips of {size.frames} x {side} x {side}")
     with memory, open_reader(reader_name, (side, side), workers=workers) as reader:
-        loader = ClipLoader(index, size, reader, device, bad_files=bad_files)
+        loader = ClipLoader(index, size, reader, device, bad_files=bad_files, truth=detector.truth)
         evaluation = evaluate(detector, loader, ids, info.loss, dtype, progress=progress)
 
     left_out = list(map(str, loader.all_left_out))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from actdet_kernels import Targets
 from torch import Tensor
 
+from actdet.data.augment import AnyTargets
 from actdet.data.loader import ClipLoader
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
 from actdet.evaluation.metrics import Metrics, decided_iou, measure, true_labels
+from actdet.evaluation.tube_metrics import measure_tubes
 from actdet.models.config import LossSettings
-from actdet.models.family import Decision, FamilyNetwork
+from actdet.models.family import Decision, FamilyNetwork, Tracks
 
 # So many clips go through the network together.
 BATCH_SIZE = 8
@@ -36,7 +38,9 @@ class Evaluation:
     iou: Tensor
     """(n,) overlap of the decided box with the annotated box of that class; 0 if there is none."""
     targets: Targets
-    """The annotations of the n clips."""
+    """The annotations of the n clips, with one box for each action."""
+    tracks: Tracks | None = None
+    """What the detector says of every frame of the n clips, if it follows actors from frame to frame."""
     rule: str = ""
     """How the detector decides, in sentences for people."""
 
@@ -67,7 +71,7 @@ def evaluate(
         ActdetError: If no clip can be read, or the detector's output is not finite.
     """
     own = processes.share(ids)
-    rows: list[tuple[Any, Targets]] = []
+    rows: list[tuple[Any, AnyTargets]] = []
     for batch in loader.eval_batches(own, BATCH_SIZE):
         outputs = predict_batch(detector, batch.clips, dtype)
         rows += zip(_split(outputs), _split(batch.targets), strict=True)
@@ -90,13 +94,19 @@ def evaluate(
     class_names = detector.config.class_names
     assessment = detector.assess(outputs, targets, loss)
     decision = assessment.detections.decision
+    boxes = assessment.targets
+    metrics = measure(assessment, class_names, loss.term_weights())
+    tracks = assessment.detections.tracks
+    if tracks is not None:
+        metrics = replace(metrics, tubes=measure_tubes(loader.index, clips, tracks))
     return Evaluation(
         clips=clips,
-        metrics=measure(assessment, targets, class_names, loss.term_weights()),
+        metrics=metrics,
         decision=decision,
-        truth=true_labels(targets, len(class_names), decision.label),
-        iou=decided_iou(decision, targets),
-        targets=targets,
+        truth=true_labels(boxes, len(class_names), decision.label),
+        iou=decided_iou(decision, boxes),
+        targets=boxes,
+        tracks=tracks,
         rule=detector.rule,
     )
 

@@ -19,6 +19,7 @@ from torchvision.ops import box_convert, box_iou
 
 from actdet.data.classes import NO_ACTION
 from actdet.detections import Action
+from actdet.evaluation.tube_metrics import TubeMetrics
 from actdet.models.family import Assessment, Candidates, Decision
 
 # 95 % of a normal distribution lie within so many standard deviations of its mean.
@@ -105,6 +106,8 @@ class Metrics:
     clips."""
     reliability: list[ReliabilityBin]
     """Ten bins of equal width over the scores from 0 to 1, which show whether a score is the probability it claims."""
+    tubes: TubeMetrics | None = None
+    """What a detector that follows actors finds in every frame; None for other detectors."""
 
     def describe(self) -> list[str]:
         """The most important figures as lines for people."""
@@ -118,6 +121,7 @@ class Metrics:
             f"always answering {self.majority_class}: video accuracy {format_figure(self.majority_accuracy)}",
             f"boxes: mean IoU {matched} for matched candidates, {found} for found actions; AP {precision}",
             f"scores: expected calibration error {format_figure(self.calibration_error)}",
+            *(self.tubes.describe() if self.tubes else []),
             f"loss: {self.describe_loss()}",
         ]
 
@@ -140,19 +144,16 @@ def _format_interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f" (95 %: {interval[0]:.3f} to {interval[1]:.3f})"
 
 
-def measure(
-    assessment: Assessment, targets: Targets, class_names: tuple[str, ...], loss_weights: Mapping[str, float]
-) -> Metrics:
+def measure(assessment: Assessment, class_names: tuple[str, ...], loss_weights: Mapping[str, float]) -> Metrics:
     """All metrics of n clips. Everything is computed on the CPU.
 
     Args:
         assessment: What a network's outputs for the n clips come to, as its `assess` returns it.
-        targets: The annotations of the n clips.
         class_names: The action classes, in the order of their numbers.
         loss_weights: The weight of each term in the total loss, as the settings of the losses give them.
     """
-    targets = targets.to("cpu")
-    decision, found = assessment.detections
+    targets = assessment.targets.to("cpu")
+    decision, found, _ = assessment.detections
     names = (*class_names, NO_ACTION)
     no_action = len(class_names)
     clips = len(decision.label)

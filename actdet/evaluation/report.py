@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from actdet.data.classes import NO_ACTION
 from actdet.data.clips import Clip, ClipIndex
 from actdet.detections import THRESHOLD
@@ -23,6 +25,7 @@ from actdet.errors import DataError
 from actdet.evaluation.clips import Evaluation
 from actdet.evaluation.metrics import format_figure
 from actdet.evaluation.plots import reliability_curve, training_curve
+from actdet.evaluation.tracks import cut_tubes, tracks_of_clip
 from actdet.files import write_bytes, write_json
 from actdet.pictures import TRUTH, Mark, annotate_video, class_color, data_url, draw, no_action_mark, picture_size
 from actdet.video.decoding import decode_frames
@@ -120,7 +123,11 @@ def write_report(
 def _write_metrics(out: Path, evaluation: Evaluation, started: float) -> float:
     """Write metrics.json, and return the seconds since `started`, which are in it."""
     seconds = time.monotonic() - started
-    write_json(out / "metrics.json", {**asdict(evaluation.metrics), "seconds": round(seconds, 1)})
+    facts = {**asdict(evaluation.metrics), "seconds": round(seconds, 1)}
+    # Only detectors that follow actors have figures of tubes.
+    if facts["tubes"] is None:
+        del facts["tubes"]
+    write_json(out / "metrics.json", facts)
     return seconds
 
 
@@ -198,7 +205,7 @@ def _row(
     no_action = len(names) - 1
     truth = int(evaluation.truth[number])
     label = int(evaluation.decision.label[number])
-    marks = _marks(evaluation, number, names)
+    marks = _marks_of_frames(evaluation, number, clip, names)
 
     video = out / "videos" / f"{clip.name}.mp4"
     pictures: list[str] = []
@@ -206,7 +213,7 @@ def _row(
     try:
         pictures = _pictures(clip, marks)
         if with_video:
-            annotate_video(clip.video, [marks] * len(clip.frames), video, frames=clip.frames, progress=progress)
+            annotate_video(clip.video, marks, video, frames=clip.frames, progress=progress)
     except DataError as error:
         # Only a damaged clip is left without pictures; what the disk refuses ends the report.
         if error.path != clip.video.path:
@@ -226,6 +233,36 @@ def _row(
         video=f"videos/{quote(os.fsencode(video.name))}" if with_video and not damage else None,
         damage=damage,
     )
+
+
+def _marks_of_frames(
+    evaluation: Evaluation, number: int, clip: Clip, names: tuple[str, ...]
+) -> Sequence[Sequence[Mark]]:
+    """The marks of each frame of a clip: the same on all of them, unless the detector follows actors."""
+    if evaluation.tracks is None:
+        return [_marks(evaluation, number, names)] * len(clip.frames)
+
+    found = cut_tubes(0, tracks_of_clip(clip, evaluation.tracks, number))
+    found = found.take(found.scores >= THRESHOLD)
+    width = clip.video.width
+    height = clip.video.height
+    if not len(found):
+        marks = [[no_action_mark(float(evaluation.decision.score[number]))] for _ in clip.frames]
+    else:
+        marks = [[] for _ in clip.frames]
+
+    def add(frames: np.ndarray, boxes: np.ndarray, label: str, color: str) -> None:
+        for frame, (x1, y1, x2, y2) in zip(frames.tolist(), boxes.tolist(), strict=True):
+            mark = Mark((x1 / width, y1 / height, x2 / width, y2 / height), label, color)
+            marks[frame - clip.frames.start].append(mark)
+
+    for tube in clip.tubes:
+        if len(tube.boxes):
+            add(tube.frames, tube.boxes, "", TRUTH)
+    for row, (label, score) in enumerate(zip(found.labels.tolist(), found.scores.tolist(), strict=True)):
+        inside = slice(found.offsets[row], found.offsets[row + 1])
+        add(found.frames[inside], found.boxes[inside], f"{names[label]} {score:.2f}", class_color(label))
+    return marks
 
 
 def _marks(evaluation: Evaluation, number: int, names: tuple[str, ...]) -> list[Mark]:
@@ -250,11 +287,17 @@ def _corners(box: list[float]) -> tuple[float, float, float, float]:
     return x - w / 2, y - h / 2, x + w / 2, y + h / 2
 
 
-def _pictures(clip: Clip, marks: Sequence[Mark]) -> list[str]:
-    """Frames of a clip at equal distances, with the time and marks on them, as addresses that contain them."""
+def _pictures(clip: Clip, marks: Sequence[Sequence[Mark]]) -> list[str]:
+    """Frames of a clip at equal distances, with the time and marks on them, as addresses that contain them.
+
+    Args:
+        clip: The clip.
+        marks: Those of each of its frames.
+    """
     shown = clip.sample(PICTURES)
     times = (clip.video.pts[shown] - clip.video.pts[0]) * float(clip.video.time_base)
     frames = decode_frames(clip.video, shown, picture_size(clip.video))
     return [
-        data_url(draw(frame, marks, seconds=seconds)) for frame, seconds in zip(frames, times.tolist(), strict=True)
+        data_url(draw(frame, marks[index - clip.frames.start], seconds=seconds))
+        for frame, index, seconds in zip(frames, shown.tolist(), times.tolist(), strict=True)
     ]

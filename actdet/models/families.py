@@ -32,6 +32,11 @@ FAMILIES = {
         loss="actdet.models.detr.config:LossConfig",
         network="actdet.models.detr.detector:ActionDetector",
     ),
+    "tubelet": FamilyParts(
+        config="actdet.models.tubelet.config:TubeletConfig",
+        loss="actdet.models.tubelet.config:TubeletLoss",
+        network="actdet.models.tubelet.detector:TubeletDetector",
+    ),
 }
 
 

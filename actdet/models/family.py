@@ -8,18 +8,16 @@ lists, and an entry in `actdet.models.families`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from actdet_kernels import Targets
 from torch import Tensor, nn
 
+from actdet.data.truth import TruthKind
 from actdet.detections import THRESHOLD, Action
 from actdet.distributed import ALONE, Processes
 from actdet.models.config import FamilyConfig
 from actdet.models.exportable import Exportable
-
-Truth = Literal["clip_box", "tubelet", "keyframe_box", "label"]
-"""What a family learns from: a box per clip, a box in every frame of it, boxes of its key frame, or its label alone."""
 
 
 class Decision(NamedTuple):
@@ -35,6 +33,15 @@ class Decision(NamedTuple):
     """(B,) int64, the most likely class, which `score` and `box` are of, whether it passed the threshold or not."""
 
 
+class Tracks(NamedTuple):
+    """Who is where in the T frames of each of B clips, and what each of S actors does in each frame."""
+
+    scores: Tensor
+    """(B, S, T, C), the probability of each action class."""
+    boxes: Tensor
+    """(B, S, T, 4) x1 y1 x2 y2 in [0, 1]."""
+
+
 class Detections(NamedTuple):
     """What a network finds in B clips."""
 
@@ -42,6 +49,8 @@ class Detections(NamedTuple):
     """One answer for each clip."""
     actions: list[tuple[Action, ...]]
     """The set of actions of each clip, the surest first; none if it has none. The first one is what `decision` says."""
+    tracks: Tracks | None = None
+    """What a network that follows actors from frame to frame says of every frame."""
 
 
 class Candidates(NamedTuple):
@@ -65,6 +74,8 @@ class Assessment(NamedTuple):
     """At the usual threshold."""
     candidates: Candidates
     """N for each clip."""
+    targets: Targets
+    """The annotations of the n clips, with one box for each action."""
     matched: Tensor
     """(n, M) int64, the candidate that training would compare with each annotation; negative for none."""
     losses: dict[str, float]
@@ -98,7 +109,7 @@ class FamilyNetwork(nn.Module, ABC, Generic[ConfigT, OutputsT]):
     """
 
     config: ConfigT
-    truth: Truth
+    truth: TruthKind
     loss_names: tuple[str, ...]
     rule: str
     backbone: Any
@@ -118,7 +129,7 @@ class FamilyNetwork(nn.Module, ABC, Generic[ConfigT, OutputsT]):
     def losses(
         self,
         outputs: OutputsT,
-        targets: Targets,
+        targets: Any,
         weights: Any,
         *,
         auxiliary_output: Tensor | None = None,
@@ -154,12 +165,12 @@ class FamilyNetwork(nn.Module, ABC, Generic[ConfigT, OutputsT]):
         """
 
     @abstractmethod
-    def assess(self, final: Any, targets: Targets, weights: Any) -> Assessment:
+    def assess(self, final: Any, targets: Any, weights: Any) -> Assessment:
         """Compare outputs with the truth, as an evaluation does.
 
         Args:
             final: What `Outputs.final` returned for n clips, on the CPU, in float32.
-            targets: The annotations of the n clips.
+            targets: The annotations of the n clips, as the loader gives them for `truth`.
             weights: The settings of the losses that the network was trained with.
         """
 

@@ -14,21 +14,24 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from dataclasses import dataclass, field
+from itertools import islice, pairwise, starmap
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from actdet.bounds import check_bounds
 from actdet.data.augment import normalize
-from actdet.detections import THRESHOLD
+from actdet.detections import THRESHOLD, Action
 from actdet.device import choose_device, choose_precision, lay_channels_last, memory_for
 from actdet.errors import DataError
 from actdet.evaluation.clips import predict_batch
+from actdet.evaluation.tracks import VideoTracks, fill_frames
 from actdet.models.checkpoints import load_model
 from actdet.pictures import NOT_LOOKED_AT, Mark, annotate_video, class_color, no_action_mark
+from actdet.prediction.actors import FoundTube
 from actdet.prediction.cuts import has_cut
 from actdet.video.damage import stream_past_damage
 from actdet.video.info import VideoInfo, probe
@@ -68,6 +71,8 @@ class Window:
     """All actions that were found, the surest first."""
     cut: bool = False
     """Whether the picture changes to another scene in the window. No training clip does, so do not trust the score."""
+    tracks: VideoTracks | None = field(default=None, repr=False, compare=False)
+    """Who is where in each frame of the window, and what they do, if the detector follows actors."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,7 @@ class Predictor:
     ) -> Generator[tuple[tuple[int, int], Window | None], None, None]:
         """Each span with its window, or with None if a frame of it is lost; lost frames are appended to `lost`."""
         before: np.ndarray | None = None
-        window: Window | None = None
+        answer: _Answer | None = None
         with closing(self._clips(video, spans, lost)) as clips:
             for first in range(0, len(spans), BATCH_SIZE):
                 batch = dict(zip(spans[first : first + BATCH_SIZE], islice(clips, BATCH_SIZE), strict=True))
@@ -224,14 +229,14 @@ class Predictor:
                     if clip is not None and (before is None or not np.array_equal(before, clip)):
                         fresh[span] = clip
                         before = clip
-                found = self._windows_of(video, fresh)
+                found = self._answers(fresh)
 
                 for span, clip in batch.items():
-                    window = found.get(span, window)
-                    if clip is None or window is None:
+                    answer = found.get(span, answer)
+                    if clip is None or answer is None:
                         yield span, None
                     else:
-                        yield span, replace(window, start=_seconds(video, span[0]), end=_seconds(video, span[1]))
+                        yield span, self._window(video, span, answer)
 
     def _clips(
         self, video: VideoInfo, spans: list[tuple[int, int]], lost: list[int]
@@ -262,35 +267,68 @@ class Predictor:
                 is_whole = kept.keys() >= set(indices)
                 yield np.stack([kept[index] for index in indices]) if is_whole else None
 
-    def _windows_of(self, video: VideoInfo, clips: dict[tuple[int, int], np.ndarray]) -> dict[tuple[int, int], Window]:
+    def _answers(self, clips: dict[tuple[int, int], np.ndarray]) -> dict[tuple[int, int], _Answer]:
         """What the network says of clips, (T, S, S, 3) uint8 each, by their spans."""
         if not clips:
             return {}
         shape = next(iter(clips.values())).shape[:3]
         with memory_for(f"windows of {' x '.join(map(str, shape))}"):
-            windows = self._decide(video, list(clips), np.stack(list(clips.values())))
-            return dict(zip(clips, windows, strict=True))
+            return dict(zip(clips, self._decide(np.stack(list(clips.values()))), strict=True))
 
-    def _decide(self, video: VideoInfo, spans: list[tuple[int, int]], clips: np.ndarray) -> Iterator[Window]:
-        """What the network says of clips (B, T, S, S, 3) uint8 that show the B spans."""
+    def _decide(self, clips: np.ndarray) -> Iterator[_Answer]:
+        """What the network says of clips (B, T, S, S, 3) uint8."""
         pixels = torch.from_numpy(clips).to(self.device)
         outputs = predict_batch(self.detector, normalize(pixels), self.dtype)
-        decision, found = self.detector.detections(outputs, self.info.loss, threshold=self.threshold)
+        decision, found, tracks = self.detector.detections(outputs, self.info.loss, threshold=self.threshold)
+        followed = None if tracks is None else [tensor.float().cpu().numpy() for tensor in tracks]
+        for row, (score, actions, clip) in enumerate(zip(decision.score.tolist(), found, clips, strict=True)):
+            of_clip = None if followed is None else _ClipTracks(*(array[row] for array in followed))
+            yield _Answer(score, actions, has_cut(clip), of_clip)
 
-        for (start, end), score, found_here, clip in zip(spans, decision.score.tolist(), found, clips, strict=True):
-            answers = tuple(
-                FoundAction(self.class_names[action.label], action.score, _in_pixels(action.box, video))
-                for action in found_here
-            )
-            yield Window(
-                start=_seconds(video, start),
-                end=_seconds(video, end),
-                action=answers[0].action if answers else None,
-                score=answers[0].score if answers else score,
-                box=answers[0].box if answers else None,
-                actions=answers,
-                cut=has_cut(clip),
-            )
+    def _window(self, video: VideoInfo, span: tuple[int, int], answer: _Answer) -> Window:
+        """The answer to a clip, as that to the span of the video which it shows."""
+        found = tuple(
+            FoundAction(self.class_names[action.label], action.score, _in_pixels(action.box, video))
+            for action in answer.actions
+        )
+        return Window(
+            start=_seconds(video, span[0]),
+            end=_seconds(video, span[1]),
+            action=found[0].action if found else None,
+            score=found[0].score if found else answer.score,
+            box=found[0].box if found else None,
+            actions=found,
+            cut=answer.cut,
+            tracks=None if answer.tracks is None else self._every_frame(video, span, answer.tracks),
+        )
+
+    def _every_frame(self, video: VideoInfo, span: tuple[int, int], tracks: _ClipTracks) -> VideoTracks:
+        """What the network says of a clip, in all frames that begin to show in its span, and the one before them."""
+        seen = sample_frames(video, self.detector.config.frames, start=span[0], end=span[1])
+        stop = int(np.searchsorted(video.pts, span[1]))
+        first = min(int(np.searchsorted(video.pts, span[0])), int(seen[0]))
+        size = (video.width, video.height)
+        return fill_frames(range(first, stop), seen, tracks.scores, tracks.boxes, video.pts, size)
+
+
+class _ClipTracks(NamedTuple):
+    """Who is where in the T frames of a clip that the network saw, and what they do."""
+
+    scores: np.ndarray
+    """(S, T, C)."""
+    boxes: np.ndarray
+    """(S, T, 4), as shares of the picture's sides."""
+
+
+class _Answer(NamedTuple):
+    """What the network says of a clip."""
+
+    score: float
+    """Of the most likely action."""
+    actions: tuple[Action, ...]
+    cut: bool
+    """Whether the picture changes to another scene in it."""
+    tracks: _ClipTracks | None
 
 
 def _seconds(video: VideoInfo, ticks: int) -> float:
@@ -358,6 +396,7 @@ def annotate_prediction(
     class_names: Sequence[str],
     out: Path,
     *,
+    tubes: Sequence[FoundTube] | None = None,
     gaps: Sequence[Gap] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Gap]:
@@ -368,6 +407,8 @@ def annotate_prediction(
         windows: One or more windows, in order of time. A frame shows the answer of the window whose middle is nearest.
         class_names: The classes, in the order of their numbers, which give the colors.
         out: Path of the MP4 file.
+        tubes: If the detector follows actors, what it has found: then each frame shows the boxes in it, and which actor
+            they are of, in place of the windows' answers.
         gaps: Stretches whose frames are marked as not looked at, in order of time.
         progress: Called with (frames done, frames in all) after each frame.
 
@@ -375,18 +416,21 @@ def annotate_prediction(
         The stretches that are lost by damage and shown as still pictures.
     """
     marks = [_marks(window, video, class_names) for window in windows]
+    of_frames = None if tubes is None else _tube_marks(tubes, video, class_names)
     middles = [(window.start + window.end) / 2 for window in windows]
     borders = [(before + after) / 2 for before, after in pairwise(middles)]
     starts = [gap.start for gap in gaps]
 
-    def marks_at(time: float) -> list[Mark]:
+    def marks_at(frame: int, time: float) -> list[Mark]:
         place = bisect_right(starts, time) - 1
         if place >= 0 and time < gaps[place].end:
             return [NOT_LOOKED_AT]
+        if of_frames is not None:
+            return of_frames.get(frame, [])
         return marks[bisect_left(borders, time)]
 
     times = [_seconds(video, int(ticks)) for ticks in video.pts]
-    lost = annotate_video(video, map(marks_at, times), out, past_damage=True, progress=progress)
+    lost = annotate_video(video, starmap(marks_at, enumerate(times)), out, past_damage=True, progress=progress)
     return [Gap(times[first], _seconds(video, _frame_end(video, last)), damaged=True) for first, last in _runs(lost)]
 
 
@@ -401,6 +445,18 @@ def _marks(window: Window, video: VideoInfo, class_names: Sequence[str]) -> list
         box = (x1 / video.width, y1 / video.height, x2 / video.width, y2 / video.height)
         color = class_color(class_names.index(found.action))
         marks.append(Mark(box, f"{found.action} {found.score:.2f}", color))
+    return marks
+
+
+def _tube_marks(tubes: Sequence[FoundTube], video: VideoInfo, class_names: Sequence[str]) -> dict[int, list[Mark]]:
+    """The marks on each frame in which an actor does something, by the frame's number."""
+    marks: dict[int, list[Mark]] = {}
+    sides = (video.width, video.height, video.width, video.height)
+    for tube in tubes:
+        label = f"{tube.actor}: {tube.action} {tube.score:.2f}"
+        color = class_color(class_names.index(tube.action))
+        for frame, (x1, y1, x2, y2) in enumerate((tube.boxes / sides).tolist(), start=tube.first_frame):
+            marks.setdefault(frame, []).append(Mark((x1, y1, x2, y2), label, color))
     return marks
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import TracebackType
+from typing import Any
 
 from actdet.errors import ActdetError, DataError
 from actdet.files import any_within, short_name, write_json
 from actdet.pictures import is_annotated, is_timeline
+from actdet.prediction.actors import ActorLinker, FoundTube
 from actdet.prediction.predictor import Gap, Window, damage_error
 from actdet.video.info import VideoInfo
 
@@ -39,6 +41,8 @@ class Job:
     name: str
     """What lines of output about it begin with."""
     json: Path
+    tubes: Path
+    """Written only if the detector follows actors."""
     timeline: Path
     annotated: Path
 
@@ -135,6 +139,7 @@ def _job(video: Path, name: Path, out: Path) -> Job:
         video=video,
         name=video.name if len(name.parts) == 1 else str(name.with_name(video.name)),
         json=folder / short_name(name.name, ".json"),
+        tubes=folder / short_name(name.name, ".tubes.json"),
         timeline=folder / short_name(name.name, ".png"),
         annotated=folder / short_name(name.name, ".mp4"),
     )
@@ -142,7 +147,7 @@ def _job(video: Path, name: Path, out: Path) -> Job:
 
 def _targets(job: Job, *, annotate: bool) -> list[Path]:
     """The files that a job writes."""
-    targets = [job.json, job.timeline]
+    targets = [job.json, job.tubes, job.timeline]
     if annotate:
         targets.append(job.annotated)
     return targets
@@ -154,7 +159,7 @@ def check_ours(job: Job, *, annotate: bool) -> None:
     Raises:
         DataError: For the first file that it did not write.
     """
-    is_ours = {job.json: _is_result, job.timeline: is_timeline, job.annotated: is_annotated}
+    is_ours = {job.json: _is_result, job.tubes: _is_result, job.timeline: is_timeline, job.annotated: is_annotated}
     for path in _targets(job, annotate=annotate):
         if os.path.lexists(path) and not (path.is_file() and is_ours[path](path)):
             problem = "was not written by actdet predict and would be replaced; move it or choose another --out"
@@ -194,7 +199,11 @@ class Result:
 
     job: Job
     video: VideoInfo
+    actors: ActorLinker | None = None
+    """Links the windows, if the detector follows actors."""
     windows: list[Window] = field(default_factory=list)
+    tubes: list[FoundTube] = field(default_factory=list)
+    """What actors do, as far as it has ended."""
     gaps: list[Gap] = field(default_factory=list)
     timeline: str | None = None
     """File name of the timeline, once it is written."""
@@ -210,13 +219,19 @@ class Result:
         return [gap for gap in self.gaps if gap.damaged]
 
     def __enter__(self) -> Result:
+        if self.actors is None:
+            # Those of an earlier detector are of another result. `check_ours` has looked whose they are.
+            self.job.tubes.unlink(missing_ok=True)
         self.write()
         return self
 
     def add(self, finding: Window | Gap) -> None:
         """Add a window or a gap, and write the file if the last time was long enough ago."""
         if isinstance(finding, Window):
-            self.windows.append(finding)
+            if self.actors is not None and finding.tracks is not None:
+                self.tubes += self.actors.add(finding.tracks)
+            # Tracks are linked now, and a day of them would fill the memory.
+            self.windows.append(replace(finding, tracks=None))
         else:
             self.gaps.append(finding)
         if time.monotonic() >= self._due:
@@ -226,6 +241,9 @@ class Result:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         damage = self.damage
+        if self.actors is not None:
+            self.tubes += self.actors.finish()
+            self.tubes.sort(key=lambda tube: (tube.first_frame, tube.actor))
         self._complete = error is None and not damage
         if isinstance(error, ActdetError):
             self._problem = str(error)
@@ -250,13 +268,36 @@ class Result:
             "until": until,
             "timeline": self.timeline,
             "annotated": self.annotated,
-            "windows": [asdict(window) for window in self.windows],
+            "tubes": None if self.actors is None else self.job.tubes.name,
+            "windows": [_window_facts(window) for window in self.windows],
             "gaps": [asdict(gap) for gap in self.gaps],
         }
         write_json(self.job.json, facts)
+        if self.actors is not None:
+            tubes = {
+                _AUTHOR_KEY: _AUTHOR,
+                "video": str(self.job.video),
+                "complete": self._complete,
+                "problem": self._problem,
+                "tubes": [tube.facts() for tube in self.tubes],
+            }
+            write_json(self.job.tubes, tubes)
 
         ended = time.monotonic()
         self._due = ended + _MOST_WRITING * (ended - began)
+
+
+def _window_facts(window: Window) -> dict[str, Any]:
+    """A window as JSON has it; tracks are in a file of their own, as tubes."""
+    facts = asdict(window)
+    del facts["tracks"]
+    return facts
+
+
+def describe_tube(job: Job, tube: FoundTube) -> str:
+    """The line of output about what an actor does."""
+    when = f"{tube.start:7.2f} to {tube.end:7.2f} s"
+    return f"{job.name}  {when}  actor {tube.actor}: {tube.action} {tube.score:.2f}"
 
 
 def describe(job: Job, finding: Window | Gap) -> str:

@@ -6,9 +6,9 @@ import math
 import time
 
 import torch
-from actdet_kernels import Targets
 
 from actdet.data.augment import Batch
+from actdet.data.truth import centered_targets
 from actdet.device import prepare_device
 from actdet.models.config import FamilyConfig
 from actdet.models.families import build_network
@@ -50,7 +50,7 @@ def seconds_per_clip(model: FamilyConfig, config: TrainConfig, dtype: torch.dtyp
     with torch.random.fork_rng(devices=[]):
         # The convolutions of a new detector are flat, as the plan has them on every CPU.
         step = TrainStep(build_network(model), config, device, dtype, "eager")
-        targets = Targets(torch.zeros(clips, 1).long(), torch.full((clips, 1, 4), 0.5), torch.ones(clips).int())
+        targets = centered_targets(step.detector.truth, clips, model.frames)
         batch = Batch(torch.randn(shape).permute(0, 4, 1, 2, 3), targets)
         seconds = 0.0
         for number in range(3):

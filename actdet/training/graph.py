@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from actdet_kernels import Targets
 
 from actdet.data.augment import Batch
 from actdet.errors import ActdetError
@@ -27,7 +26,7 @@ class StepGraph:
     def __init__(self, step: Callable[[Batch], None], batch: Batch, stream: torch.cuda.Stream) -> None:
         self._step = step
         self._stream = stream
-        self._batch = Batch(batch.clips.clone(), Targets(*(field.clone() for field in batch.targets)))
+        self._batch = Batch(batch.clips.clone(), type(batch.targets)(*(field.clone() for field in batch.targets)))
         self._graph: torch.cuda.CUDAGraph | None = None
         self._runs = 0
 

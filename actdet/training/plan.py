@@ -14,8 +14,9 @@ from actdet_kernels import explain_backend
 from torch import nn
 
 from actdet.data.cache import choose_cache
-from actdet.data.clips import ClipIndex
+from actdet.data.clips import Clip, ClipIndex
 from actdet.data.config import ClipSize
+from actdet.data.truth import TruthKind
 from actdet.device import choose_precision, choose_step, device_name
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
@@ -46,6 +47,8 @@ class Plan:
     """The detector's settings."""
     config: TrainConfig
     """The training's settings, as asked for: an `auto` in it is decided below."""
+    truth: TruthKind
+    """What the detector learns from."""
     processes: Processes
     """The processes that train together."""
     device: torch.device
@@ -115,7 +118,7 @@ def make_plan(
         network = build_network(model)
         auxiliary_head = network.auxiliary_head()
     _check_options(network, auxiliary_head, config)
-    _check_actions(index, model)
+    _check_actions(index, model, network.truth)
     dtype, dtype_reason = choose_precision(config.precision, device)
     launch, launch_reason = choose_step(
         config.step, device, processes=processes.count, checkpointing=config.checkpointing
@@ -142,6 +145,7 @@ def make_plan(
     return Plan(
         model=model,
         config=config,
+        truth=network.truth,
         processes=processes,
         device=device,
         dtype=Choice(dtype, dtype_reason),
@@ -175,18 +179,24 @@ def _check_options(network: FamilyNetwork, auxiliary_head: nn.Module | None, con
             raise ActdetError(f"{option} {of_other}: leave it out")
 
 
-def _check_actions(index: ClipIndex, model: FamilyConfig) -> None:
+def _check_actions(index: ClipIndex, model: FamilyConfig, truth: TruthKind) -> None:
     """Raise ActdetError if a clip has more annotations than the network can learn from."""
     if not index.clips:
         return
-    fullest = max(index.clips, key=lambda clip: len(clip.annotations))
-    annotations = len(fullest.annotations)
+
+    def actions(clip: Clip) -> int:
+        return len(clip.tubes if truth == "tubelet" else clip.annotations)
+
+    fullest = max(index.clips, key=actions)
+    annotations = actions(fullest)
     most = model.max_actions()
     if most is None or annotations <= most:
         return
     problem = f"clip {fullest.name} has {annotations} annotations"
-    if hasattr(model, "queries"):
-        raise ActdetError(f"{problem}, more than the {most} queries of the model: use --queries {annotations} or more")
+    for option in ("queries", "slots"):
+        if hasattr(model, option):
+            advice = f"use --{option} {annotations} or more"
+            raise ActdetError(f"{problem}, more than the {most} {option} of the model: {advice}")
     raise ActdetError(f"{problem}, and a detector of the family {model.family} learns from {most} at most")
 
 

@@ -60,6 +60,13 @@ def open_session(plan: Plan, index: ClipIndex, *, command: str = "train") -> Ite
         if plan.cache.value:
             cache = FrameCache(index, size, plan.device, jitter=config.augment.jitter)
         loader = ClipLoader(
-            index, size, reader, plan.device, dtype=plan.dtype.value, cache=cache, bad_files=config.bad_files
+            index,
+            size,
+            reader,
+            plan.device,
+            dtype=plan.dtype.value,
+            cache=cache,
+            bad_files=config.bad_files,
+            truth=plan.truth,
         )
         yield Session(plan, loader, command)

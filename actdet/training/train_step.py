@@ -20,11 +20,10 @@ from inspect import signature
 from typing import Any, cast
 
 import torch
-from actdet_kernels import Targets
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from actdet.data.augment import Batch
+from actdet.data.augment import AnyTargets, Batch
 from actdet.device import lay_channels_last
 from actdet.distributed import ALONE, Processes, synchronize_batch_norm
 from actdet.models.backbones.convolution import fuse_norms
@@ -171,7 +170,7 @@ class TrainStep:
             move = _move_by_foreach if self.device.type == "cuda" else _move_by_lerp
             move(list(self.average.values()), [live[name] for name in self.average], self._average_weight)
 
-    def _losses_of(self, clips: Tensor, targets: Targets) -> Tensor:
+    def _losses_of(self, clips: Tensor, targets: AnyTargets) -> Tensor:
         """The values of the detector's `loss_names` for this process's share of a batch."""
         outputs, auxiliary_output = self._network(clips)
         losses = self.detector.losses(

@@ -36,7 +36,9 @@ from torchvision.models.video.resnet import BasicBlock
 from actdet.errors import ActdetError, DataError
 from actdet.models.backbones.convolution import FactorizedConv, PictureNorm, RectifiedSequential
 
-FEATURES = 512
+# The channels of each stage's output.
+STAGE_FEATURES = (64, 64, 128, 256, 512)
+FEATURES = STAGE_FEATURES[-1]
 TEMPORAL_STRIDE = 8
 SPATIAL_STRIDE = 16
 
@@ -51,6 +53,8 @@ class Backbone(nn.Sequential):
 
     Args:
         aligned: Whether to pad the middle widths to multiples of `ALIGNMENT`. Without, they are torchvision's.
+        temporal_strides: How many of the last three stages halve the number of frames, the earlier ones first.
+            torchvision's weights fit whatever it is.
     """
 
     checkpointing = False
@@ -58,9 +62,11 @@ class Backbone(nn.Sequential):
     shallow = False
     """Whether training uses only the first block of each stage."""
 
-    def __init__(self, *, aligned: bool = True) -> None:
+    def __init__(self, *, aligned: bool = True, temporal_strides: int = 3) -> None:
         # torchvision draws the weights, and each of its modules is replaced by one of ours that holds them.
         network = r2plus1d_18(weights=None)
+        for stage in _STAGES[2 + temporal_strides :]:
+            _keep_frames(network.get_submodule(stage))
         _start_from_scratch(network)
         stem, *layers = (network.get_submodule(stage) for stage in _STAGES)
         stages = [nn.Sequential(*(_rebuild_block(block, aligned) for block in layer.children())) for layer in layers]
@@ -73,12 +79,17 @@ class Backbone(nn.Sequential):
         self.register_load_state_dict_pre_hook(_pad_state)
 
     def forward(self, input: Tensor) -> Tensor:
+        *_, last = self.stages(input)
+        return last
+
+    def stages(self, input: Tensor) -> Iterator[Tensor]:
+        """Yield the features of each stage, from the stem to the last one."""
         stem, *stages = self.children()
         last = 1 if self.shallow and self.training else None
-        blocks = [block for stage in stages for block in list(stage.children())[:last]]
-        for part in (stem, *blocks):
-            input = self._recomputed(part, input) if self.checkpointing and torch.is_grad_enabled() else part(input)
-        return input
+        for parts in ([stem], *(list(stage.children())[:last] for stage in stages)):
+            for part in parts:
+                input = self._recomputed(part, input) if self.checkpointing and torch.is_grad_enabled() else part(input)
+            yield input
 
     def load_weights(self, source: str) -> None:
         """Take the weights from `source`, as `load_backbone_weights` describes it."""
@@ -122,6 +133,13 @@ class ResidualBlock(nn.Module):
             return last(features, relu=True, shortcut=shortcut)
         # The norms are folded into the convolutions, or are PyTorch's own because several processes share them.
         return F.relu_(last(features) + shortcut)
+
+
+def _keep_frames(stage: nn.Module) -> None:
+    """Change the convolutions of a stage of torchvision's so that they halve pictures, but not the number of frames."""
+    for module in stage.modules():
+        if isinstance(module, nn.Conv3d):
+            module.stride = (1, *module.stride[1:])
 
 
 def _start_from_scratch(network: nn.Module) -> None:

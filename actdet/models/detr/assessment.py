@@ -34,6 +34,7 @@ def assess(logits: Tensor, boxes: Tensor, targets: Targets, weights: LossConfig)
             actions(logits, boxes, no_object_weight=no_object_weight),
         ),
         candidates=Candidates(label, confidence, boxes),
+        targets=targets,
         matched=matched,
         losses={name: value.item() for name, value in losses._asdict().items()},
     )

@@ -22,7 +22,7 @@ from actdet.models.detr.config import LossConfig, ModelConfig
 from actdet.models.detr.decision import actions, decide
 from actdet.models.detr.exportable import ExportableDetector
 from actdet.models.detr.losses import LOSSES, AuxiliaryHead, detector_losses
-from actdet.models.family import Assessment, Detections, FamilyNetwork, Truth
+from actdet.models.family import Assessment, Detections, FamilyNetwork
 
 HIDDEN = 256
 HEADS = 8
@@ -52,7 +52,7 @@ class ActionDetector(FamilyNetwork[ModelConfig, Predictions]):
         config: The shape of the network; by default that of the report.
     """
 
-    truth: Truth = "clip_box"
+    truth = "clip_box"
     loss_names = LOSSES
     rule = (
         "It is a mean of the boxes of its most confident queries. "

@@ -75,7 +75,10 @@ def test_predict_prints_windows_as_they_are_found(
     lines = [f"{clip.name}  {n:7.2f} to {n + 2:7.2f} s  no action    0.25" for n in range(3)]
     assert printed == [lines[:1], lines[:2], lines]
     assert outcome.out.splitlines() == [*lines, f"results: {tmp_path / 'p'}"]
-    assert _json(tmp_path / "p" / f"{clip.stem}.json")["windows"] == [asdict(w) | {"actions": []} for w in found]
+    assert _json(tmp_path / "p" / f"{clip.stem}.json")["windows"] == [
+        {name: [] if name == "actions" else value for name, value in asdict(w).items() if name != "tracks"}
+        for w in found
+    ]
 
 
 @pytest.mark.parametrize("name", ["gone.mp4", "sound.m4a", "text.mp4", "empty.mp4"])
@@ -202,7 +205,7 @@ def test_a_disk_that_fills_ends_the_run(actdet_command: Actdet, model: Path, doo
 
 
 def test_a_window_is_one_line_however_many_actions_it_has() -> None:
-    job = Job(Path("v.mp4"), "v.mp4", Path("v.json"), Path("o.png"), Path("o.mp4"))
+    job = Job(Path("v.mp4"), "v.mp4", Path("v.json"), Path("v.tubes.json"), Path("o.png"), Path("o.mp4"))
     found = (FoundAction("fight", 0.9, (1.0, 2.0, 3.0, 4.0)), FoundAction("collapse", 0.6, (5.0, 6.0, 7.0, 8.0)))
     line = describe(job, Window(0.0, 2.0, "fight", 0.9, found[0].box, found))
     assert line == (

@@ -61,7 +61,7 @@ def predictions(clips: list[list[Said]]) -> Predictions:
 
 def measure(predictions: Predictions, targets: Targets, names: tuple[str, ...], loss: LossConfig) -> Metrics:
     assessment = assess(*predictions.final(), targets, loss)
-    return measure_assessment(assessment, targets, names, loss.term_weights())
+    return measure_assessment(assessment, names, loss.term_weights())
 
 
 def targets(clips: list[list[tuple[int, Box]]], size: int = 3) -> Targets:

@@ -94,7 +94,7 @@ def _evaluation(index: ClipIndex, ids: list[int]) -> Evaluation:
     decision = decide(logits, boxes, no_object_weight=0.1)
     return Evaluation(
         ids,
-        measure(assess(logits, boxes, targets, LossConfig()), targets, NAMES, LossConfig().term_weights()),
+        measure(assess(logits, boxes, targets, LossConfig()), NAMES, LossConfig().term_weights()),
         decision,
         true_labels(targets, 2),
         decided_iou(decision, targets),

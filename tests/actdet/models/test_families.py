@@ -211,7 +211,8 @@ def test_an_option_that_the_family_has_no_use_for_is_refused(
 @pytest.mark.parametrize("command", ["train", "crossval"])
 def test_an_unknown_family_is_a_mistyped_option(actdet_command: Actdet, command: str, words: list[str]) -> None:
     ended = actdet_command(command, "data", *words)
-    assert (ended.code, ended.err) == (2, f"actdet: there is no family tubelot: use {', '.join(FAMILIES)}\n")
+    problem = "there is no family tubelot (did you mean tubelet?)"
+    assert (ended.code, ended.err) == (2, f"actdet: {problem}: use {', '.join(FAMILIES)}\n")
 
 
 def test_each_family_has_its_own_options(toy: None, actdet_command: Actdet) -> None:

@@ -109,4 +109,4 @@ class Toy(FamilyNetwork[ToyConfig, ToyOutputs]):
         candidates = Candidates(*(value[:, None] for value in (*detections.decision[-1:], *detections.decision[1:3])))
         matched = torch.where(targets.valid, 0, -1)
         losses = {name: value.item() for name, value in self.losses(final, targets, weights).items()}
-        return Assessment(detections, candidates, matched, losses)
+        return Assessment(detections, candidates, targets, matched, losses)

@@ -1,0 +1,187 @@
+"""What is true of the clips in a batch, as each kind of detector learns it.
+
+    clip_box    one box for each action of a clip: `ClipTruth` gives `Targets` of the kernels
+    tubelet     a box in each frame that a sample shows: `TubeTruth` gives `TubeTargets`
+
+A family says by the name which kind it wants (`actdet.models.family.FamilyNetwork.truth`), and `open_truth` makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from actdet_kernels import Targets, Tubelets
+from torch import Tensor
+
+from actdet.data.boxes import to_centers
+from actdet.data.clips import Clip, ClipIndex
+
+TruthKind = Literal["clip_box", "tubelet", "keyframe_box", "label"]
+"""What a family learns from: a box per clip, a box in every frame of it, boxes of its key frame, or its label alone."""
+
+
+class TubeTargets(NamedTuple):
+    """The actors' actions in B samples of T frames each, padded to M rows."""
+
+    labels: Tensor
+    """(B, M) int64, the class of each action."""
+    boxes: Tensor
+    """(B, M, T, 4) float32, cxcywh in [0, 1]."""
+    counts: Tensor
+    """(B,) int32, how many rows of each sample are real."""
+    visible: Tensor
+    """(B, M, T) bool, in which frames each actor does the action and has a box."""
+    annotated: Tensor
+    """(B, T) bool, in which frames anything is known. An actor who is not visible in such a frame does nothing there;
+    of other frames nobody has said what happens."""
+
+    def to(self, device: torch.device | str) -> TubeTargets:
+        """Return the same targets on `device`."""
+        return TubeTargets(*(field.to(device) for field in self))
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, M) bool: the rows that are real."""
+        return self.tubelets.valid
+
+    @property
+    def tubelets(self) -> Tubelets:
+        """The same as the kernels take it, which know nothing of frames that nobody has annotated."""
+        return Tubelets(self.labels, self.boxes, self.counts, self.visible)
+
+    @property
+    def clip_boxes(self) -> Targets:
+        """What a detector of whole clips would learn from the frames shown: the box around all boxes of an action.
+
+        An action that none of the frames shows has a box of size 0.
+        """
+        low = self.boxes[..., :2] - self.boxes[..., 2:] / 2
+        high = self.boxes[..., :2] + self.boxes[..., 2:] / 2
+        shown = self.visible[..., None]
+        low = torch.where(shown, low, 1.0).amin(2)
+        high = torch.where(shown, high, 0.0).amax(2)
+        high = torch.maximum(low, high)
+        return Targets(self.labels, torch.cat([(low + high) / 2, high - low], -1), self.counts)
+
+
+def centered_targets(kind: TruthKind, clips: int, frames: int) -> Targets | TubeTargets:
+    """Return targets for a trial: one action of class 0 in the middle of each clip, all the time."""
+    labels = torch.zeros(clips, 1, dtype=torch.int64)
+    boxes = torch.full((clips, 1, 4), 0.5)
+    counts = torch.ones(clips, dtype=torch.int32)
+    if kind != "tubelet":
+        return Targets(labels, boxes, counts)
+    visible = torch.ones(clips, 1, frames, dtype=torch.bool)
+    return TubeTargets(labels, boxes[:, :, None].repeat(1, 1, frames, 1), counts, visible, visible[:, 0])
+
+
+class Truth(Protocol):
+    """Cuts what is true of samples out of the annotations of their clips."""
+
+    positive: np.ndarray
+    """(clips,) bool, which clips of the index have an action."""
+
+    def of(self, clips: np.ndarray, frames: np.ndarray, to_device: Callable[[np.ndarray], Tensor]) -> NamedTuple:
+        """Return what is true of B samples, as a NamedTuple of tensors whose first dimension is the samples.
+
+        Args:
+            clips: (B,) int64, the clip that each sample shows, by its number in the index.
+            frames: (B, T) int64, which frames of the clip's video it shows.
+            to_device: Copies an array to the device of the result.
+        """
+        ...
+
+
+def open_truth(kind: TruthKind, index: ClipIndex, device: torch.device) -> Truth:
+    """Make what cuts the truth of this kind out of the annotations of `index`, for batches on `device`."""
+    return TubeTruth(index) if kind == "tubelet" else ClipTruth(index, device)
+
+
+class ClipTruth:
+    """The box of each action of a clip. All are tables on the device, so no batch has to copy a list of boxes."""
+
+    def __init__(self, index: ClipIndex, device: torch.device) -> None:
+        targets = Targets(*map(torch.from_numpy, index.targets()))
+        self.positive = targets.counts.numpy() > 0
+        self._targets = targets.to(device)
+
+    def of(self, clips: np.ndarray, frames: np.ndarray, to_device: Callable[[np.ndarray], Tensor]) -> Targets:
+        rows = to_device(clips)
+        return Targets(*(field[rows] for field in self._targets))
+
+
+class TubeTruth:
+    """The boxes of each action in the frames that a sample shows.
+
+    A frame of the video between or beside those of a tube says that the actor does nothing there. But if no tube of a
+    clip has two neighboring frames, only key frames are annotated, as in AVA. Then what a key frame says counts for the
+    sample's frame that is nearest to it, and nothing is known of the other frames.
+    """
+
+    def __init__(self, index: ClipIndex) -> None:
+        self._clips = [_ClipTubes(clip) for clip in index.clips]
+        self._rows = max([1, *(len(clip.labels) for clip in self._clips)])
+        self.positive = np.array([len(clip.labels) > 0 for clip in self._clips], dtype=bool)
+
+    def of(self, clips: np.ndarray, frames: np.ndarray, to_device: Callable[[np.ndarray], Tensor]) -> TubeTargets:
+        samples, count = frames.shape
+        labels = np.zeros((samples, self._rows), np.int64)
+        boxes = np.zeros((samples, self._rows, count, 4), np.float32)
+        counts = np.zeros(samples, np.int32)
+        visible = np.zeros((samples, self._rows, count), bool)
+        annotated = np.ones((samples, count), bool)
+
+        for sample, clip in enumerate(clips.tolist()):
+            tubes = self._clips[clip]
+            actions = len(tubes.labels)
+            labels[sample, :actions] = tubes.labels
+            counts[sample] = actions
+            shown = frames[sample]
+            if tubes.is_sparse:
+                shown = tubes.nearest_key_frames(shown)
+                annotated[sample] = shown >= 0
+            tubes.cut(shown, boxes[sample], visible[sample])
+        return TubeTargets(*map(to_device, (labels, boxes, counts, visible, annotated)))
+
+
+class _ClipTubes:
+    """The tubes of one clip, sorted by class, so that their order in its file changes nothing.
+
+    Attributes:
+        labels: (m,) int64.
+        is_sparse: Whether only key frames are annotated.
+    """
+
+    def __init__(self, clip: Clip) -> None:
+        tubes = sorted(clip.tubes, key=lambda tube: (tube.label, tube.frames.tolist(), tube.boxes.tolist()))
+        self.labels = np.array([tube.label for tube in tubes], np.int64)
+        self._frames = [tube.frames for tube in tubes]
+        # The action of a tube without boxes is somewhere in the picture.
+        picture = np.array([[0, 0, clip.video.width, clip.video.height]])
+        boxes = [tube.boxes if len(tube.boxes) else picture.repeat(len(tube.frames), 0) for tube in tubes]
+        self._boxes = [to_centers(of_tube, clip.video.width, clip.video.height) for of_tube in boxes]
+        self._pts = clip.video.pts
+        neighbors = any((np.diff(frames) == 1).any() for frames in self._frames)
+        self.is_sparse = bool(tubes) and not neighbors and len(clip.frames) > 1
+
+    def nearest_key_frames(self, frames: np.ndarray) -> np.ndarray:
+        """Return which annotated frame each of these frames (T,) stands for; -1 for none."""
+        stands_for = np.full(len(frames), -1, np.int64)
+        distance = np.full(len(frames), np.iinfo(np.int64).max)
+        for key in np.unique(np.concatenate(self._frames)).tolist():
+            away = np.abs(self._pts[frames] - self._pts[key])
+            nearest = int(away.argmin())
+            if away[nearest] < distance[nearest]:
+                distance[nearest] = away[nearest]
+                stands_for[nearest] = key
+        return stands_for
+
+    def cut(self, frames: np.ndarray, boxes: np.ndarray, visible: np.ndarray) -> None:
+        """Write the boxes (m, T, 4) that the tubes have in these frames (T,), and where they have any (m, T)."""
+        for row, (of_tube, of_frame) in enumerate(zip(self._frames, self._boxes, strict=True)):
+            places = np.minimum(np.searchsorted(of_tube, frames), len(of_tube) - 1)
+            visible[row] = of_tube[places] == frames
+            boxes[row] = np.where(visible[row][:, None], of_frame[places], 0)

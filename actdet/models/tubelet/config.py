@@ -1,0 +1,77 @@
+"""The settings of the tubelet detector, and of the losses that train it.
+
+The command line shows them, with the text under a field as its help, and a checkpoint records them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from actdet.models.config import FamilyConfig, LossSettings
+
+if TYPE_CHECKING:
+    from actdet_kernels import MatchWeights
+
+
+@dataclass(frozen=True)
+class TubeletConfig(FamilyConfig):
+    """The shape of the detector."""
+
+    family = "tubelet"
+    of_training = ("dropout", "deep_supervision")
+
+    slots: int = 10
+    """How many actors a clip can have: each slot follows one of them through all frames."""
+    query_form: Literal["factorized", "free"] = "factorized"
+    """Whether the query of a slot in a frame is the sum of one for the slot and one for the frame, or learned alone."""
+    decoder_layers: int = 3
+    """Decoder layers."""
+    attention: Literal["deformable", "plain"] = "deformable"
+    """How queries read the features: at a few points about the box of the layer before, or everywhere."""
+    pyramid: bool = True
+    """Let queries read the last three stages of the backbone, each with what the coarser ones know, instead of the last
+    stage alone."""
+    temporal_strides: int = 3
+    """How many of the backbone's last three stages halve the number of frames. What they leave is interpolated to every
+    frame."""
+    all_frames: bool = False
+    """Let the queries of a frame read the features of all frames, instead of that frame alone."""
+    multi_label: bool = False
+    """Whether an actor may do several things at once: each class has a probability of its own (sigmoid), and no class
+    stands for no action."""
+    dropout: float = 0.0
+    """Dropout in the decoder."""
+    deep_supervision: bool = True
+    """Train every decoder layer with the loss instead of only the last one."""
+
+    def max_actions(self) -> int:
+        # Each slot is matched with one action at most.
+        return self.slots
+
+
+@dataclass(frozen=True)
+class TubeletLoss(LossSettings):
+    """How slots are matched with actors, and what the loss is made of."""
+
+    matching: Literal["tubelet", "frame"] = "tubelet"
+    """Match each slot with one actor for a whole clip, or anew in every frame, where a slot may change its actor."""
+    cls_weight: float = 2.0
+    """Weight of the classification term."""
+    l1_weight: float = 5.0
+    """Weight of the L1 distance of the boxes."""
+    giou_weight: float = 2.0
+    """Weight of the generalized-IoU loss of the boxes."""
+    no_object_weight: float = 0.1
+    """Weight, in the cross-entropy, of a slot in a frame in which it follows no actor. Not used with multi_label."""
+
+    @property
+    def match_weights(self) -> MatchWeights:
+        """The three weights that cost and loss share."""
+        # The kernels import PyTorch. The command line reads this module before it knows whether that is needed.
+        from actdet_kernels import MatchWeights
+
+        return MatchWeights(self.cls_weight, self.l1_weight, self.giou_weight)
+
+    def term_weights(self) -> dict[str, float]:
+        return {"cls": self.cls_weight, "l1": self.l1_weight, "giou": self.giou_weight}

@@ -1,0 +1,142 @@
+"""The tubelet detector: a clip goes in, S slots come out, each of which follows one actor through all frames.
+
+    clip -> R(2+1)D-18 -> features of every frame at three scales -> decoder of S slots in T frames -> class and box
+
+This is what sections 2.2 and 7.1 of the technical report ask for, after STAR (Gritsenko et al. 2023): the query of
+slot j in frame i is the sum of one for the frame and one for the slot, q_ij = q^t_i + q^s_j, so that a slot is the same
+actor in all frames.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from actdet.data.truth import TubeTargets
+from actdet.detections import THRESHOLD
+from actdet.distributed import ALONE, Processes
+from actdet.models.family import Assessment, Detections, FamilyNetwork
+from actdet.models.tubelet.config import TubeletConfig, TubeletLoss
+from actdet.models.tubelet.decision import assess, detections
+from actdet.models.tubelet.decoder import DecoderLayer
+from actdet.models.tubelet.features import HIDDEN, FrameBackbone, Pyramid
+from actdet.models.tubelet.losses import LOSSES, tubelet_losses
+from actdet.models.tubelet.slots import FinalSlots, Slots
+
+# The levels of a pyramid: the last three stages of the backbone.
+_LEVELS = 3
+
+# Before training, a slot's box is so wide and so high, as shares of the picture.
+_FIRST_SIDES = (0.25, 0.5)
+
+
+class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
+    """Clips (B, 3, T, S, S), normalized as `actdet.data.augment` does, to `Slots`.
+
+    Args:
+        config: The shape of the network.
+    """
+
+    truth = "tubelet"
+    loss_names = LOSSES
+    rule = (
+        "A slot follows an actor from frame to frame. An action lasts as long as its probability is at least half of "
+        "its peak. The score is the mean probability in that time, and the box of a clip is around all boxes in it."
+    )
+
+    def __init__(self, config: TubeletConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or TubeletConfig()
+        levels = _LEVELS if config.pyramid else 1
+        self.backbone = FrameBackbone(levels, config.temporal_strides)
+        self.pyramid = Pyramid(levels, config.frames)
+
+        # What says of a query which slot and which frame it is of.
+        rows = config.frames if config.query_form == "free" else 1
+        self.slot_queries = nn.Parameter(torch.randn(rows, config.slots, HIDDEN) * 0.5)
+        self.frame_queries = None
+        if config.query_form == "factorized":
+            self.frame_queries = nn.Parameter(torch.randn(config.frames, 1, HIDDEN) * 0.5)
+        self.first_boxes = nn.Parameter(_first_boxes(config.slots).repeat(rows, 1, 1))
+
+        layers = range(config.decoder_layers)
+        self.decoder = nn.ModuleList(DecoderLayer(config, levels) for _ in layers)
+        classes = len(config.class_names) + (not config.multi_label)
+        self.class_heads = nn.ModuleList(_head(classes) for _ in layers)
+        self.box_heads = nn.ModuleList(_head(4) for _ in layers)
+        for head in self.box_heads:
+            # A box starts as it was before the layer.
+            nn.init.zeros_(head.get_parameter("2.weight"))
+            nn.init.zeros_(head.get_parameter("2.bias"))
+        if config.multi_label:
+            for head in self.class_heads:
+                # At first a class has the probability 0.01, or else the many slots without it outweigh all else.
+                nn.init.constant_(head.get_parameter("2.bias"), -math.log(99))
+
+    def forward(self, clips: Tensor) -> Slots:
+        size = self.config.image_size
+        frames = self.config.frames
+        if clips.ndim != 5 or clips.shape[1:] != (3, frames, size, size):
+            raise ValueError(f"clips must be (B, 3, {frames}, {size}, {size}), got {tuple(clips.shape)}")
+        return self.detect(self.backbone(clips))
+
+    def detect(self, features: list[Tensor]) -> Slots:
+        """Compute what follows the backbone: the features of its last stages to `Slots`."""
+        config = self.config
+        shape = (len(features[0]), config.frames, config.slots)
+        read = self.pyramid(features)
+
+        identity = self.slot_queries if self.frame_queries is None else self.slot_queries + self.frame_queries
+        queries = identity.expand(*shape, HIDDEN)
+        before = self.first_boxes.expand(*shape, 4)
+        logits = []
+        boxes = []
+        for layer, class_head, box_head in zip(self.decoder, self.class_heads, self.box_heads, strict=True):
+            queries = layer(queries, identity, before.sigmoid(), read)
+
+            # The 8 bits of mantissa that bf16 has are too few for a coordinate.
+            with torch.autocast(queries.device.type, enabled=False):
+                decoded = queries.float()
+                logits.append(class_head(decoded))
+                refined = before + box_head(decoded)
+                boxes.append(refined.sigmoid())
+            # Each layer learns by its own loss to refine what the one before has found.
+            before = refined.detach()
+
+        last = slice(None) if config.deep_supervision else slice(-1, None)
+        return Slots(torch.stack(logits[last]), torch.stack(boxes[last]))
+
+    def losses(
+        self,
+        outputs: Slots,
+        targets: TubeTargets,
+        weights: TubeletLoss,
+        *,
+        auxiliary_output: Tensor | None = None,
+        auxiliary_weight: float = 0.0,
+        processes: Processes = ALONE,
+    ) -> dict[str, Tensor]:
+        return tubelet_losses(outputs, targets, weights, multi_label=self.config.multi_label, processes=processes)
+
+    def detections(self, final: FinalSlots, weights: TubeletLoss, *, threshold: float = THRESHOLD) -> Detections:
+        return detections(final, weights, multi_label=self.config.multi_label, threshold=threshold)
+
+    def assess(self, final: FinalSlots, targets: TubeTargets, weights: TubeletLoss) -> Assessment:
+        return assess(final, targets, weights, multi_label=self.config.multi_label, threshold=THRESHOLD)
+
+
+def _first_boxes(slots: int) -> Tensor:
+    """(S, 4) logits of boxes in rows over the whole picture, so that the slots look at different places at first."""
+    columns = math.ceil(math.sqrt(slots))
+    rows = math.ceil(slots / columns)
+    place = torch.arange(slots)
+    x = (place % columns + 0.5) / columns
+    y = (place // columns + 0.5) / rows
+    sides = torch.tensor(_FIRST_SIDES).expand(slots, 2)
+    return torch.cat([x[:, None], y[:, None], sides], -1).logit()
+
+
+def _head(outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs))

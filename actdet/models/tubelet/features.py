@@ -1,0 +1,129 @@
+"""Features of every frame at several scales, from a backbone whose stages see fewer and fewer frames.
+
+    stages of R(2+1)D-18 -> 1x1x1 projections -> from coarse to fine, added up in space and time -> every frame
+
+The finer levels take what the coarser ones know by a feature pyramid (Lin et al. 2017).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actdet.models.backbones.r2plus1d import STAGE_FEATURES, Backbone
+
+HIDDEN = 256
+
+# The channels of a projection are normalized in so many groups.
+_GROUPS = 32
+
+# How many times as long the longest wave of the positions is as the shortest one.
+_TEMPERATURE = 20
+
+
+class FrameBackbone(Backbone):
+    """R(2+1)D-18 up to its last block: clips (B, 3, T, H, W) to the features of its last stages, from fine to coarse.
+
+    Args:
+        levels: How many stages.
+        temporal_strides: How many of the last three stages halve the number of frames, the earlier ones first.
+    """
+
+    def __init__(self, levels: int, temporal_strides: int) -> None:
+        super().__init__(temporal_strides=temporal_strides)
+        self.levels = levels
+
+    def forward(self, input: Tensor) -> list[Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return list(self.stages(input))[-self.levels :]
+
+
+class FrameFeatures(NamedTuple):
+    """What the decoder reads of B clips of T frames."""
+
+    pixels: Tensor
+    """(B, T, P, 256), of all levels, from fine to coarse, each row by row."""
+    places: Tensor
+    """(P, 256), which says of a pixel where in the picture it is, and on which level."""
+    sizes: list[tuple[int, int]]
+    """Height and width of each level, which have P pixels together."""
+
+
+class Pyramid(nn.Module):
+    """The features of the backbone's stages, (B, C, T', H', W') each, from fine to coarse, to `FrameFeatures`.
+
+    Args:
+        levels: How many stages.
+        frames: T.
+    """
+
+    def __init__(self, levels: int, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Conv3d(channels, HIDDEN, kernel_size=1), nn.GroupNorm(_GROUPS, HIDDEN))
+            for channels in STAGE_FEATURES[-levels:]
+        )
+        self.levels = nn.Parameter(torch.randn(levels, HIDDEN) * 0.1)
+
+    def forward(self, stages: list[Tensor]) -> FrameFeatures:
+        projected = [project(stage) for project, stage in zip(self.projections, stages, strict=True)]
+
+        # From coarse to fine: each level gets what the coarser ones know.
+        for fine in range(len(projected) - 2, -1, -1):
+            coarse = projected[fine + 1]
+            projected[fine] = projected[fine] + _resize(coarse, projected[fine].shape[2:])
+
+        sizes = [(level.shape[3], level.shape[4]) for level in projected]
+        pixels = [resample_frames(level, self.frames).permute(0, 2, 3, 4, 1).flatten(2, 3) for level in projected]
+        places = [
+            picture_positions(*size, device=self.levels.device).flatten(0, 1) + level
+            for size, level in zip(sizes, self.levels, strict=True)
+        ]
+        return FrameFeatures(torch.cat(pixels, 2), torch.cat(places), sizes)
+
+
+def _resize(features: Tensor, size: torch.Size) -> Tensor:
+    """(B, C, T', H', W') to (B, C, *size), linearly in time and to the nearest pixel in space."""
+    frames, *sides = size
+    resampled = resample_frames(features, frames).transpose(1, 2)
+    resized = F.interpolate(resampled.flatten(0, 1), sides, mode="nearest")
+    return resized.unflatten(0, resampled.shape[:2]).transpose(1, 2)
+
+
+def resample_frames(features: Tensor, frames: int) -> Tensor:
+    """Interpolate features (B, C, T', H, W) linearly in time to (B, C, T, H, W), as F.interpolate would.
+
+    A product with a small matrix has a gradient that is the same in every run on a GPU, and every exporter knows it.
+    """
+    given = features.shape[2]
+    if given == frames:
+        return features
+    weights = _time_weights(given, frames).to(features.device, features.dtype)
+    # (B, T', H, W, C), which is how channels-last features lie in memory.
+    by_frame = features.permute(0, 2, 3, 4, 1)
+    resampled = (weights @ by_frame.flatten(2)).unflatten(2, by_frame.shape[2:])
+    return resampled.permute(0, 4, 1, 2, 3)
+
+
+def _time_weights(given: int, frames: int) -> Tensor:
+    """(T, T') float32, how much of each given frame is in each of T frames; both are spread evenly over the clip."""
+    where = ((torch.arange(frames) + 0.5) * given / frames - 0.5).clamp(0, given - 1)
+    before = where.floor().long()
+    after = (before + 1).clamp(max=given - 1)
+    share = where - before
+    return F.one_hot(before, given) * (1 - share)[:, None] + F.one_hot(after, given) * share[:, None]
+
+
+def picture_positions(height: int, width: int, *, device: torch.device | None = None) -> Tensor:
+    """(H, W, 256) float32, sines and cosines of where a pixel is, as DAB-DETR has them (Liu et al. 2022)."""
+    quarter = HIDDEN // 4
+    frequencies = 2 * math.pi * _TEMPERATURE ** (-torch.arange(quarter, device=device) / quarter)
+    y = ((torch.arange(height, device=device) + 0.5) / height)[:, None] * frequencies
+    x = ((torch.arange(width, device=device) + 0.5) / width)[:, None] * frequencies
+    rows = torch.cat([y.sin(), y.cos()], -1)[:, None].expand(-1, width, -1)
+    columns = torch.cat([x.sin(), x.cos()], -1)[None].expand(height, -1, -1)
+    return torch.cat([rows, columns], -1)
