@@ -36,11 +36,16 @@ class TubeTargets(NamedTuple):
     """(B, M, T) bool, in which frames each actor does the action and has a box."""
     annotated: Tensor
     """(B, T) bool, in which frames anything is known. An actor who is not visible in such a frame does nothing there;
-    of other frames nobody has said what happens."""
+    of other frames nobody has said what happens. Or (B, 0) if no clip of the data set has such other frames."""
 
     def to(self, device: torch.device | str) -> TubeTargets:
         """Return the same targets on `device`."""
         return TubeTargets(*(field.to(device) for field in self))
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether there may be frames that are not annotated."""
+        return self.annotated.shape[1] > 0
 
     @property
     def valid(self) -> Tensor:
@@ -75,7 +80,7 @@ def centered_targets(kind: TruthKind, clips: int, frames: int) -> Targets | Tube
     if kind != "tubelet":
         return Targets(labels, boxes, counts)
     visible = torch.ones(clips, 1, frames, dtype=torch.bool)
-    return TubeTargets(labels, boxes[:, :, None].repeat(1, 1, frames, 1), counts, visible, visible[:, 0])
+    return TubeTargets(labels, boxes[:, :, None].repeat(1, 1, frames, 1), counts, visible, visible[:, 0, :0])
 
 
 class Truth(Protocol):
@@ -124,6 +129,7 @@ class TubeTruth:
     def __init__(self, index: ClipIndex) -> None:
         self._clips = [_ClipTubes(clip) for clip in index.clips]
         self._rows = max([1, *(len(clip.labels) for clip in self._clips)])
+        self._is_sparse = any(clip.is_sparse for clip in self._clips)
         self.positive = np.array([len(clip.labels) > 0 for clip in self._clips], dtype=bool)
 
     def of(self, clips: np.ndarray, frames: np.ndarray, to_device: Callable[[np.ndarray], Tensor]) -> TubeTargets:
@@ -132,7 +138,7 @@ class TubeTruth:
         boxes = np.zeros((samples, self._rows, count, 4), np.float32)
         counts = np.zeros(samples, np.int32)
         visible = np.zeros((samples, self._rows, count), bool)
-        annotated = np.ones((samples, count), bool)
+        annotated = np.ones((samples, count if self._is_sparse else 0), bool)
 
         for sample, clip in enumerate(clips.tolist()):
             tubes = self._clips[clip]

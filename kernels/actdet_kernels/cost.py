@@ -16,8 +16,8 @@ from actdet_kernels import reference
 from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
 from actdet_kernels.options import CostOptions
-from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
-from actdet_kernels.targets import Targets, Tubelets, check_predictions
+from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA, SOFT_KINDS
+from actdet_kernels.targets import Targets, Tubelets, check_predictions, has_frame_logits, query_shape
 
 ClassCost = Literal["softmax", "focal", "varifocal", "quality_focal"]
 BoxTerm = Literal["giou", "diou", "ciou"]
@@ -57,10 +57,12 @@ def pairwise_cost(
 
     cost[i, j] = cls * class_term + l1 * |b_i - b_j|_1 + giou * (1 - GIoU(b_i, b_j))
 
-    For tubelets, the L1 and GIoU terms and the IoU are means over the visible frames. There is no gradient.
+    For tubelets, the L1 and GIoU terms and the IoU are means over the visible frames, and so is the class term if there
+    are logits of each frame. There is no gradient.
 
     Args:
-        logits: (..., B, N, C) floating point.
+        logits: (..., B, N, C) floating point; for tubelets also (..., B, N, T, C), for what they are in each frame,
+            with the class costs "softmax" and "focal".
         boxes: (..., B, N, 4) floating point, cxcywh in [0, 1]; (..., B, N, T, 4) with `Tubelets`.
         targets: B samples of M padded rows, on the device of the logits.
         weights: cls, l1 and giou of the formula.
@@ -84,7 +86,7 @@ def pairwise_cost(
     """
     check_predictions(logits, boxes, targets)
     options = CostOptions(weights, class_cost, alpha, gamma, box_term)
-    check_cost_options(targets, options)
+    check_cost_options(logits, boxes, targets, options)
     return _pairwise_cost(logits, boxes, *flat(targets), *options, backend).mT
 
 
@@ -119,7 +121,8 @@ def _by_reference(
 
 @torch.library.register_fake("actdet_kernels::pairwise_cost", lib=LIBRARY)
 def _shape(logits: Tensor, boxes: Tensor, labels: Tensor, *rest: Any) -> Tensor:
-    shape = (*logits.shape[:-2], labels.shape[1], logits.shape[-2])
+    *problems, queries = query_shape(boxes, rest[2] is not None)
+    shape = (*problems, labels.shape[1], queries)
     return logits.new_empty(shape, dtype=torch.promote_types(logits.dtype, boxes.dtype))
 
 
@@ -129,9 +132,10 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_cost_options(targets: Targets | Tubelets, options: CostOptions) -> None:
-    """Raise a ValueError that names the value if an option of the cost is unknown, or impossible with these targets."""
+def check_cost_options(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: CostOptions) -> None:
+    """Raise a ValueError that names the value if an option of the cost is unknown, or impossible with these tensors."""
     check_choice("class_cost", options.class_cost, get_args(ClassCost))
+    check_frame_logits(logits, boxes, targets, "class_cost", options.class_cost)
     check_focal(options.alpha, options.gamma, options.class_cost)
     check_choice("box_term", options.box_term, BOX_TERMS)
     check_one_label(targets, "class_cost", options.class_cost, "softmax")
@@ -150,6 +154,22 @@ def check_one_label(targets: Targets | Tubelets, name: str, value: str, exclusiv
         raise ValueError(
             f"{name}={value!r} takes one label per target: use 'focal' for targets.labels {tuple(targets.labels.shape)}"
         )
+
+
+def check_frame_logits(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, name: str, value: str) -> None:
+    """Raise ValueError if logits are those of each frame, and `value` is a soft class cost or class loss.
+
+    The target of a soft one is the IoU of whole tubelets.
+
+    Args:
+        logits: The predicted logits.
+        boxes: The predicted boxes.
+        targets: A batch of targets.
+        name: The argument that `value` is of, for the error's text.
+        value: The class cost or class loss of a call.
+    """
+    if value in SOFT_KINDS and has_frame_logits(logits, boxes, isinstance(targets, Tubelets)):
+        raise ValueError(f"{name}={value!r} takes logits (..., B, N, C) of whole tubelets, got {tuple(logits.shape)}")
 
 
 def check_focal(alpha: float, gamma: float, kind: str = "focal") -> None:

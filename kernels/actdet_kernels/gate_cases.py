@@ -79,10 +79,17 @@ def predictions(
     return Predictions(tensor(logits, *layers, 1, queries, classes), tensor(boxes, *layers, 1, queries, 4), targets)
 
 
-def tubelets(dtype: torch.dtype) -> Predictions:
-    """Return one sample of 8 tubelets over 32 frames, under two layers, without data."""
+def tubelets(dtype: torch.dtype, frames_of_logits: tuple[int, ...] = (), classes: int = 3) -> Predictions:
+    """Return one sample of 8 tubelets over 32 frames, under two layers, without data.
+
+    Args:
+        dtype: The dtype of logits and predicted boxes.
+        frames_of_logits: (32,) if there are logits of each frame.
+        classes: The number of logits.
+    """
     targets = Tubelets(tensor(I64, 1, 8), tensor(FP32, 1, 8, 32, 4), tensor(I64, 1), tensor(BOOL, 1, 8, 32))
-    return Predictions(tensor(dtype, 2, 1, 64, 3), tensor(dtype, 2, 1, 64, 32, 4), targets)
+    logits = tensor(dtype, 2, 1, 64, *frames_of_logits, classes)
+    return Predictions(logits, tensor(dtype, 2, 1, 64, 32, 4), targets)
 
 
 def pairwise_cost(class_cost: str, predictions: Predictions, gamma: float = 2.0, box_term: str = "giou") -> object:
@@ -210,6 +217,16 @@ CASES = [
         {"pairwise_cost_kernel": 168},
     ),
     Case(
+        "frame logits, softmax, fp32",
+        lambda: pairwise_cost("softmax", tubelets(FP32, (32,))),
+        {"pairwise_cost_kernel": 168},
+    ),
+    Case(
+        "frame logits, focal, fp64",
+        lambda: pairwise_cost("focal", tubelets(FP64, (32,), 80)),
+        {"pairwise_cost_kernel": 255},
+    ),
+    Case(
         "several labels, bf16",
         lambda: pairwise_cost("focal", predictions(100, 80, BF16, BF16, labels=(4,))),
         {"pairwise_cost_kernel": 168},
@@ -274,6 +291,16 @@ CASES = [
         of_losses(128, 80, 128),
     ),
     Case("tubelets, fp64", lambda: set_loss("cross_entropy", tubelets(FP64)), of_losses(80, 255, 128)),
+    Case(
+        "frame logits, 3, fp32",
+        lambda: set_loss("cross_entropy", tubelets(FP32, (32,))),
+        of_losses(80, 168, 80),
+    ),
+    Case(
+        "frame logits, focal, 80, bf16",
+        lambda: set_loss("focal", tubelets(BF16, (32,), 80)),
+        of_losses(128, 168, 128),
+    ),
     Case(
         "tubelets, CIoU, fp64",
         lambda: set_loss("cross_entropy", tubelets(FP64), box_term="ciou"),

@@ -13,11 +13,18 @@ from torch import Tensor
 
 from actdet_kernels import reference
 from actdet_kernels.backend import Backend, implementation, kernel_module
-from actdet_kernels.cost import BoxTerm, MatchWeights, check_choice, check_focal, check_one_label
+from actdet_kernels.cost import (
+    BoxTerm,
+    MatchWeights,
+    check_choice,
+    check_focal,
+    check_frame_logits,
+    check_one_label,
+)
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
 from actdet_kernels.options import LossOptions
 from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA
-from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values, valid_rows
+from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values, query_shape, valid_rows
 
 ClassLoss = Literal["cross_entropy", "focal", "varifocal", "quality_focal"]
 
@@ -82,12 +89,15 @@ def set_loss(
     of the matched boxes for a label, otherwise 0. No gradient passes through q_nc, or through f_nc.
 
     Box terms and IoU of tubelets are means over the visible frames. If there are none, box terms are 0, and q_nc is 1.
+    With logits of each frame, n counts the frames of all queries, a query has a target only in frames in which that is
+    visible, and the class losses other than the cross entropy are divided by T times the number of targets.
 
     Sources: focal, Lin et al. 2017; varifocal, Zhang et al. 2021 as in RT-DETR (Zhao et al. 2023); quality focal, Li et
     al. 2020; GIoU, Rezatofighi et al. 2019.
 
     Args:
-        logits: (..., B, N, C) floating point.
+        logits: (..., B, N, C) floating point; with `Tubelets` also (..., B, N, T, C), of each frame, with the class
+            losses "cross_entropy" and "focal".
         boxes: (..., B, N, 4) floating point, cxcywh in [0, 1]; (..., B, N, T, 4) with `Tubelets`.
         targets: B samples of M padded rows, which get no gradient. A target with several labels has all of them;
             "cross_entropy" takes only one label per target.
@@ -122,8 +132,10 @@ def set_loss(
     check_focal(alpha, gamma, class_loss)
     check_choice("box_term", box_term, BOX_TERMS)
     check_one_label(targets, "class_loss", class_loss, "cross_entropy")
+    check_frame_logits(logits, boxes, targets, "class_loss", class_loss)
 
-    shape = (*logits.shape[:-2], targets.labels.shape[1])
+    *problems, queries = query_shape(boxes, isinstance(targets, Tubelets))
+    shape = (*problems, targets.labels.shape[1])
     if matched.shape != shape:
         raise ValueError(f"matched must be {tuple(shape)}, got {tuple(matched.shape)}")
     if matched.dtype != torch.int64 or matched.device != logits.device:
@@ -134,7 +146,7 @@ def set_loss(
 
     if check:
         check_values(targets, logits.shape[-1])
-        _check_matched(matched, targets, logits.shape[-2])
+        _check_matched(matched, targets, queries)
 
     compute = implementation(backend, logits.device, kernels=_by_kernels, reference=_by_reference)
     options = LossOptions(weights, no_object_weight, class_loss, alpha, gamma, box_term, per_layer)
@@ -242,7 +254,7 @@ def _set_loss(
 @torch.library.register_fake("actdet_kernels::set_loss", lib=LIBRARY)
 def _loss_shapes(logits: Tensor, boxes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     per_layer = rest[-2]
-    leading = logits.shape[:-3]
+    leading = query_shape(boxes, rest[3] is not None)[:-2]
     dtype = torch.promote_types(torch.promote_types(logits.dtype, boxes.dtype), torch.float32)
     losses = (logits.new_empty(leading if per_layer else (), dtype=dtype) for _ in range(4))
     return *losses, logits.new_empty((2, leading.numel()), dtype=dtype)

@@ -17,7 +17,7 @@ from actdet_kernels.cost import OPTIONS, BoxTerm, ClassCost, MatchWeights, check
 from actdet_kernels.operators import LIBRARY, TARGETS, flat, operator, targets_of
 from actdet_kernels.options import CostOptions
 from actdet_kernels.reference import FOCAL_ALPHA, FOCAL_GAMMA
-from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values
+from actdet_kernels.targets import Targets, Tubelets, check_predictions, check_values, query_shape
 
 
 class Matching(NamedTuple):
@@ -52,7 +52,7 @@ def match(
     is no gradient.
 
     Args:
-        logits: (..., B, N, C), as in `pairwise_cost`.
+        logits: (..., B, N, C), or (..., B, N, T, C) with `Tubelets`, as in `pairwise_cost`.
         boxes: (..., B, N, 4), or (..., B, N, T, 4) with `Tubelets`, as there.
         targets: B samples of M padded rows, as there.
         weights: Of the three terms of the cost, as there.
@@ -107,7 +107,7 @@ def solve_matching(
     """Do what `match` does, and return the status of each problem as well, without waiting for the device.
 
     Args:
-        logits: (..., B, N, C), as in `pairwise_cost`.
+        logits: (..., B, N, C), or (..., B, N, T, C) with `Tubelets`, as in `pairwise_cost`.
         boxes: (..., B, N, 4), or (..., B, N, T, 4) with `Tubelets`, as there.
         targets: B samples of M padded rows, as there.
         weights: Of the three terms of the cost, as there.
@@ -126,7 +126,7 @@ def solve_matching(
     """
     check_predictions(logits, boxes, targets)
     options = CostOptions(weights, class_cost, alpha, gamma, box_term)
-    check_cost_options(targets, options)
+    check_cost_options(logits, boxes, targets, options)
     return Matching(*_match(logits, boxes, *flat(targets), *options, backend))
 
 
@@ -147,7 +147,7 @@ def _match(
         logits.device,
         kernels=_by_kernels,
         reference=_by_reference,
-        obstacle=too_large(logits.shape[-2], labels.shape[1]),
+        obstacle=too_large(query_shape(boxes, visible is not None)[-1], labels.shape[1]),
     )
     targets = targets_of(labels, target_boxes, counts, visible)
     return compute(logits, boxes, targets, CostOptions(*options))
@@ -169,6 +169,6 @@ def _by_reference(
 
 @torch.library.register_fake("actdet_kernels::match", lib=LIBRARY)
 def _shapes(logits: Tensor, boxes: Tensor, labels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    problems = logits.shape[:-2]
+    problems = query_shape(boxes, rest[2] is not None)[:-1]
     matched = logits.new_empty((*problems, labels.shape[1]), dtype=torch.int64)
     return matched, logits.new_empty(problems, dtype=torch.int32)

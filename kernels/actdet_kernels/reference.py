@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from actdet_kernels.options import CostOptions, LossOptions
-from actdet_kernels.targets import Targets, Tubelets, valid_rows
+from actdet_kernels.targets import Targets, Tubelets, has_frame_logits, query_shape, valid_rows
 
 # The defaults of the focal loss: those of RetinaNet (Lin et al. 2017), as in Deformable DETR.
 FOCAL_ALPHA = 0.25
@@ -163,14 +163,16 @@ def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, op
     valid = valid_rows(targets)
 
     # Predicted boxes (..., B, N, 1, 4) or (..., B, N, 1, T, 4) meet target boxes (B, 1, M, 4) or (B, 1, M, T, 4).
-    queries_first = boxes.unsqueeze(logits.ndim - 1)
+    shape = query_shape(boxes, isinstance(targets, Tubelets))
+    queries_first = boxes.unsqueeze(len(shape))
     goals = _clean_boxes(targets, boxes)[:, None]
     l1, giou = _box_terms(queries_first, targets, goals, box_term)
 
     # The labels (B, M, K) are gathered from each query's logits or probabilities, as (..., B, N, M, K).
     labels, known, absent = _labels(targets, logits.shape[-1])
     index = torch.where(known & valid[..., None], labels, 0).flatten(1)
-    index = index[:, None].expand(*logits.shape[:-1], index.shape[-1])
+    of_each_frame = has_frame_logits(logits, boxes, isinstance(targets, Tubelets))
+    index = (index[:, None, None] if of_each_frame else index[:, None]).expand(*logits.shape[:-1], index.shape[-1])
     if class_cost == "softmax":
         terms = -logits.softmax(-1).gather(-1, index).unflatten(-1, labels.shape[1:])
     else:
@@ -183,6 +185,11 @@ def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, op
             iou = 1 - _box_terms(queries_first, targets, goals, "iou")[1]
             found = _soft_loss(chosen, iou[..., None].expand_as(chosen), yes, class_cost, alpha, gamma)
             terms = found - _soft_loss(chosen, torch.zeros_like(chosen), no, class_cost, alpha, gamma)
+    if of_each_frame:
+        # (..., B, N, T, M, K) to the mean over the frames in which a target is visible.
+        visible = targets.visible.mT[:, None, :, :, None]
+        known = known | ~targets.visible.any(-1, keepdim=True)
+        terms = torch.where(visible, terms, 0).sum(-3) / visible.sum(2).clamp(min=1)
     terms = terms.masked_fill(~known[:, None], math.nan).masked_fill(absent[:, None], 0)
 
     cost = weights[0] * terms.sum(-1) + weights[1] * l1 + weights[2] * giou
@@ -339,10 +346,11 @@ def set_loss(
     """Return the three terms (cls, l1, giou) of every layer, (...) each, without their weights. See `loss.set_loss`."""
     _, no_object_weight, class_loss, alpha, gamma, box_term, _ = options
     logits, boxes = _at_least_float32(logits, boxes)
-    *leading, batch, queries, classes = logits.shape
+    *leading, batch, queries = query_shape(boxes, isinstance(targets, Tubelets))
+    classes = logits.shape[-1]
     if queries == 0:
         # A zero that depends on both, so that they get gradients as ever.
-        nothing = logits.sum((-3, -2, -1)) + boxes.flatten(logits.ndim - 3).sum(-1)
+        nothing = logits.flatten(len(leading)).sum(-1) + boxes.flatten(len(leading)).sum(-1)
         return nothing, nothing, nothing
 
     # Targets without a query write to one place behind the queries, which is cut off again.
@@ -357,6 +365,17 @@ def set_loss(
     pairs = pairs & (owner.gather(-1, query) == target)
     query = torch.where(pairs, matched, queries)
     owner = owner[..., :queries]
+
+    # With logits of each frame, a frame of a query counts as a query, (..., B, N * T, C), which has a target only if
+    # that is visible there.
+    frames = 1
+    if has_frame_logits(logits, boxes, isinstance(targets, Tubelets)):
+        frames = boxes.shape[-2]
+        logits = logits.flatten(-3, -2)
+        visible = F.pad(targets.visible, (0, 0, 0, 1))
+        row = torch.where(owner >= 0, owner, size)[..., None].expand(*owner.shape, frames)
+        shown = visible.expand(*leading, *visible.shape).gather(-2, row)
+        owner = torch.where(shown, owner[..., None], -1).flatten(-2)
 
     # The labels of each query, (..., B, N, K). Queries without a target read a row behind the targets without labels.
     labels, known, absent = (F.pad(each, (0, 0, 0, 1)) for each in _labels(targets, classes))
@@ -397,7 +416,7 @@ def set_loss(
         loss = loss * flaw[..., None]
         if class_weights is not None:
             loss = class_weights.to(loss.dtype) * loss
-        cls = loss.sum((-3, -2, -1)) / normalizer
+        cls = loss.sum((-3, -2, -1)) / (normalizer * frames)
 
     terms = _box_terms(chosen, targets, goals, box_term)
     l1, giou = (term.masked_fill(~pairs, 0).sum((-2, -1)) / normalizer for term in terms)

@@ -276,14 +276,20 @@ def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets
     This looks at shapes, dtypes and devices and never at values, so it does not wait for the device.
 
     Args:
-        logits: (..., B, N, C) floating point.
+        logits: (..., B, N, C) floating point; with `Tubelets` also (..., B, N, T, C).
         boxes: (..., B, N, 4) floating point with `Targets`, (..., B, N, T, 4) with `Tubelets`.
         targets: B samples of M rows.
     """
-    frames = boxes.shape[-2:-1] if isinstance(targets, Tubelets) else ()
-    if logits.ndim < 3 or boxes.shape != (*logits.shape[:-1], *frames, 4):
+    of_tubelets = isinstance(targets, Tubelets)
+    frames = boxes.shape[-2:-1] if of_tubelets else ()
+    if has_frame_logits(logits, boxes, of_tubelets):
+        agree = logits.ndim > 3 and boxes.shape == (*logits.shape[:-1], 4)
+    else:
+        agree = logits.ndim > 2 and boxes.shape == (*logits.shape[:-1], *frames, 4)
+    if not agree:
+        expected = "(..., B, N, C) or (..., B, N, T, C)" if of_tubelets else "(..., B, N, C)"
         raise ValueError(
-            f"logits (..., B, N, C) and boxes (..., B, N, {'T, ' if isinstance(targets, Tubelets) else ''}4) "
+            f"logits {expected} and boxes (..., B, N, {'T, ' if of_tubelets else ''}4) "
             f"must agree, got {tuple(logits.shape)} and {tuple(boxes.shape)}"
         )
     if boxes.device != logits.device:
@@ -291,7 +297,7 @@ def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets
     if logits.shape[-1] == 0:
         raise ValueError(f"logits (..., B, N, C) must have a class, got {tuple(logits.shape)}")
 
-    batch = logits.shape[-3]
+    batch = query_shape(boxes, of_tubelets)[-2]
     size = targets.labels.shape[1] if targets.labels.ndim > 1 else 0
     several = targets.labels.shape[2:] if targets.labels.ndim == 3 and targets.labels.shape[2] > 0 else ()
     wanted = {"labels": (batch, size, *several), "boxes": (batch, size, *frames, 4), "counts": (batch,)}
@@ -315,6 +321,16 @@ def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets
             f"logits and boxes must be floating point, "
             f"got {logits.dtype}, {boxes.dtype} and targets.boxes {targets.boxes.dtype}"
         )
+
+
+def query_shape(boxes: Tensor, of_tubelets: bool) -> torch.Size:
+    """Return (..., B, N), given the predicted boxes (..., B, N, 4), or (..., B, N, T, 4) of tubelets."""
+    return boxes.shape[: -2 if of_tubelets else -1]
+
+
+def has_frame_logits(logits: Tensor, boxes: Tensor, of_tubelets: bool) -> bool:
+    """Return whether the logits are those of each frame of tubelets, (..., B, N, T, C), given the predicted boxes."""
+    return of_tubelets and logits.ndim == boxes.ndim
 
 
 def check_values(targets: Targets | Tubelets, classes: int) -> None:

@@ -43,6 +43,8 @@ from tests.kernels.oracles import (
     clip_error,
     costs,
     criterion,
+    frame_costs,
+    frame_criterion,
     loss_case,
     random_boxes,
     random_clips,
@@ -102,16 +104,21 @@ def cost_case(
     counts: Sequence[int] = (5, 2, 0),
     gamma: float = 2.0,
     box_term: Any = "giou",
+    each_frame: bool = False,
 ) -> None:
-    logits = random_logits(len(counts), queries, classes, seed=1, dtype=dtype)
     tube = () if frames is None else (frames,)
+    logits = random_logits(len(counts), queries, *(tube if each_frame else ()), classes, seed=1, dtype=dtype)
     boxes = random_boxes(len(counts), queries, *tube, seed=1, dtype=dtype)
     if frames is None:
         targets = random_targets(list(counts), max(counts), classes - 1, seed=1)
         wanted = costs(logits, boxes, targets, WEIGHTS, kind, gamma=gamma, box_term=box_term)
     else:
         targets = random_tubelets(list(counts), max(counts), frames, classes - 1, seed=1)
-        wanted = tubelet_costs(logits, boxes, targets, WEIGHTS, kind, box_term)
+        wanted = (
+            frame_costs(logits, boxes, targets, WEIGHTS, kind)
+            if each_frame
+            else tubelet_costs(logits, boxes, targets, WEIGHTS, kind, box_term)
+        )
     options: Any = {"weights": WEIGHTS, "class_cost": kind, "gamma": gamma, "box_term": box_term}
     got = pairwise_cost(logits, boxes, targets, **options, backend="triton")
     eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
@@ -193,6 +200,26 @@ def loss_and_gradient_case(
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=tolerance, atol=tolerance * scale)
 
 
+def frame_loss_case(classes: int, dtype: torch.dtype, kind: Any) -> None:
+    """Logits of each of three frames."""
+    _, _, targets, matched = loss_case((2,), 20, classes, FEW, max(FEW) + 1, kind)
+    tubelets = random_tubelets(FEW, max(FEW) + 1, 3, classes, seed=5)._replace(labels=targets.labels)
+    logits = random_logits(2, len(FEW), 20, 3, classes, seed=7).to(dtype).requires_grad_()
+    boxes = random_boxes(2, len(FEW), 20, 3, seed=8).to(dtype).requires_grad_()
+    exact = [value.detach().to(FP64).requires_grad_() for value in (logits, boxes)]
+    got = set_loss(logits, boxes, tubelets, matched, weights=WEIGHTS, class_loss=kind, backend="triton")
+    terms = frame_criterion(*exact, tubelets, matched, 0.1, kind)
+    total = weighted_sum(WEIGHTS, terms)
+
+    eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
+    for mine, theirs in zip(got, (total, *terms), strict=True):
+        torch.testing.assert_close(mine.detach().double(), theirs.detach().double(), rtol=64 * eps, atol=64 * eps)
+    found = torch.autograd.grad(got.total, (logits, boxes))
+    for mine, theirs in zip(found, torch.autograd.grad(total, exact), strict=True):
+        tolerance = torch.finfo(dtype).eps + 64 * eps
+        torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
+
+
 def clip_case(dtype: torch.dtype, crops: bool, color: bool, frames: tuple[int, int, int] = (6, 13, 21)) -> None:
     """`frames`: the number of cached frames, their height and their width."""
     pool, indices, all_crops, all_factors = random_clips(frames, 3, 5, seed=1)
@@ -257,6 +284,8 @@ CASES: dict[str, Callable[[], None]] = {
     "cost gamma fp32": lambda: cost_case(FP32, "focal", gamma=1.5),
     "cost tubelets fp64": lambda: cost_case(FP64, "softmax", frames=3),
     "cost ciou tubelets fp32": lambda: cost_case(FP32, "softmax", frames=3, box_term="ciou"),
+    "cost frame logits fp32": lambda: cost_case(FP32, "softmax", frames=3, each_frame=True),
+    "cost frame logits focal bf16": lambda: cost_case(BF16, "focal", frames=3, each_frame=True),
     "match 12x5 softmax fp32": lambda: match_case(12, 5, 3, FP32, "softmax"),
     "match 36x6 focal bf16": lambda: match_case(36, 6, 20, BF16, "focal"),
     "match quality_focal fp32": lambda: sigmoid_case(9, FP32, "quality_focal", several=False),
@@ -270,6 +299,8 @@ CASES: dict[str, Callable[[], None]] = {
     "loss weights focal bf16": lambda: loss_and_gradient_case(20, 20, FEW, BF16, "focal", weighted=True),
     "loss varifocal fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "varifocal", gamma=1.5),
     "loss quality_focal fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "quality_focal"),
+    "loss frame logits fp32": lambda: frame_loss_case(4, FP32, "cross_entropy"),
+    "loss frame logits focal bf16": lambda: frame_loss_case(20, BF16, "focal"),
     "clips bf16": lambda: clip_case(BF16, crops=True, color=True),
     "clips fp32": lambda: clip_case(FP32, crops=True, color=False),
     "norm 130x24 bf16": lambda: norm_case(130, 24, BF16, relu=True),

@@ -365,6 +365,60 @@ def tubelet_criterion(
     return cls, l1, overlap
 
 
+def frame_costs(logits: Tensor, boxes: Tensor, targets: Tubelets, weights: MatchWeights, class_cost: str) -> Tensor:
+    """`tubelet_costs` with logits of each frame (..., B, N, T, C)."""
+    no_class = tubelet_costs(logits[..., 0, :], boxes, targets, weights._replace(cls=0.0), class_cost)
+    places = torch.full((*boxes.shape[:-2], 4), 0.5)
+    of_frames = [
+        costs(logits[..., frame, :], places, plain(targets), MatchWeights(weights.cls, 0.0, 0.0), class_cost)
+        for frame in range(logits.shape[-2])
+    ]
+    for place in np.ndindex(*no_class.shape):
+        *problem, _, target = place
+        if target < targets.counts[problem[-1]]:
+            visible = targets.visible[problem[-1], target].tolist()
+            no_class[place] += frame_mean([cost[place] for cost in of_frames], visible)
+    return no_class
+
+
+def frame_criterion(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Tubelets,
+    matched: Tensor,
+    no_object_weight: float,
+    class_loss: str,
+    class_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`tubelet_criterion` with logits of each frame (..., B, N, T, C): frame by frame, each query a row of logits."""
+    classes = logits.shape[-1]
+    _, l1, overlap = tubelet_criterion(logits[..., 0, :], boxes, targets, matched, no_object_weight, class_loss)
+    cls = torch.zeros((), dtype=torch.float64)
+    for layer in np.ndindex(*matched.shape[:-2]):
+        rows, wanted = [], []
+        for sample, of_sample in enumerate(matched[layer].tolist()):
+            owner = {query: target for target, query in enumerate(of_sample) if query >= 0}
+            for query, frame in np.ndindex(*logits.shape[-3:-1]):
+                target = owner.get(query, -1)
+                shown = 0 <= target < targets.counts[sample] and targets.visible[sample, target, frame]
+                rows.append(logits[(*layer, sample, query, frame)])
+                wanted.append(labels_of(targets, sample, target) if shown else [])
+        if class_loss == "cross_entropy":
+            weight = torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights.double()
+            if class_weights is None:
+                weight[-1] = no_object_weight
+            labels = torch.tensor([found[0] if found else classes - 1 for found in wanted])
+            cls = cls + F.cross_entropy(torch.stack(rows).double(), labels, weight)
+        else:
+            yes = torch.zeros(len(rows), classes, dtype=torch.float64)
+            for row, found in enumerate(wanted):
+                yes[row, found] = 1
+            terms = sigmoid_focal_loss(torch.stack(rows).double(), yes, 0.25, 2.0)
+            terms = terms if class_weights is None else terms * class_weights.double()
+            cls = cls + terms.sum() / max(int(targets.counts.sum()), 1) / logits.shape[-2]
+    return cls, l1, overlap
+
+
 def random_clips(
     shape: tuple[int, int, int], clips: int, frames: int, *, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -37,11 +37,11 @@ def record(kernel: Any, programs: int, **arguments: Any) -> None:
         KEYS.setdefault(kernel.__name__, set()).add((key, tuple(sorted((k, str(v)) for k, v in arguments.items()))))
 
 
-def step(layers: int, samples: int, queries: int, size: int, frames: int | None) -> None:
+def step(layers: int, samples: int, queries: int, size: int, frames: int | None, each_frame: bool = False) -> None:
     """Everything that a training step asks for; memory holds whatever it held, as nothing runs."""
     tube = () if frames is None else (frames,)
     leading = () if layers == 1 else (layers,)
-    logits = torch.empty(*leading, samples, queries, 17, requires_grad=True)
+    logits = torch.empty(*leading, samples, queries, *(tube if each_frame else ()), 17, requires_grad=True)
     boxes = torch.empty(*leading, samples, queries, *tube, 4, requires_grad=True)
     labels, goals = torch.empty(samples, size, dtype=torch.int64), torch.empty(samples, size, *tube, 4)
     counts = torch.empty(samples, dtype=torch.int32)
@@ -75,11 +75,12 @@ if __name__ == "__main__":
     launch.launch = record
     backend.choose_backend = lambda *arguments: "triton"
     found = {}
-    for name, frames in (("boxes", None), ("tubelets", 8)):
+    for name, frames in (("boxes", None), ("tubelets", 8), ("frame logits", 8)):
         KEYS.clear()
         for queries in (12, 100):
             for size in range(1, 101):
-                step(1 + size % 7, 1 + size % 5, queries, size, None if frames is None else 1 + size % frames)
+                each_frame = name == "frame logits"
+                step(1 + size % 7, 1 + size % 5, queries, size, frames and 1 + size % frames, each_frame)
         found[name] = {kernel: len(keys) for kernel, keys in KEYS.items()}
     KEYS.clear()
     for size in range(1, 101):

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.kernels.device import DEVICE, NEEDS_KERNELS
-from tests.kernels.oracles import loss_case, random_boxes, random_clips, random_tubelets
+from tests.kernels.oracles import loss_case, random_boxes, random_clips, random_logits, random_tubelets
 
 pytestmark = NEEDS_KERNELS
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
@@ -46,8 +46,10 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def make(tubelets: bool) -> tuple[Tensor, Tensor, Targets | Tubelets, Tensor]:
+def make(tubelets: bool, each_frame: bool = False) -> tuple[Tensor, Tensor, Targets | Tubelets, Tensor]:
     logits, boxes, targets, matched = loss_case((LAYERS,), 4, 3, [2, 0], 2, "cross_entropy")
+    if each_frame:
+        logits = random_logits(LAYERS, 2, 4, 2, 3, seed=3)
     if tubelets:
         targets = random_tubelets([2, 0], 2, 2, 2, seed=1)._replace(labels=targets.labels)
         boxes = random_boxes(LAYERS, 2, 4, 2, seed=2)
@@ -70,19 +72,19 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, int]]:
     return found
 
 
-@pytest.mark.parametrize(("tubelets", "most"), [(False, 5), (True, 6)])
+@pytest.mark.parametrize(("tubelets", "each_frame", "most"), [(False, False, 5), (True, False, 6), (True, True, 6)])
 def test_a_training_step_takes_few_launches_and_reads_nothing_back(
-    tubelets: bool, most: int, launched: list[tuple[Any, int]]
+    tubelets: bool, each_frame: bool, most: int, launched: list[tuple[Any, int]]
 ) -> None:
     """Kernels, and the operators around them; those within are counted below, on a device that does not exist."""
-    logits, boxes, targets, _ = make(tubelets)
+    logits, boxes, targets, _ = make(tubelets, each_frame)
     logits.requires_grad_()
     boxes.requires_grad_()
     with Watch() as watch:
         matched = match(logits, boxes, targets, backend="triton")
         loss = set_loss(logits, boxes, targets, matched, backend="triton")
         loss.total.backward()
-    within = len(operators_within(*make(tubelets)))
+    within = len(operators_within(*make(tubelets, each_frame)))
     assert len(launched) + len(watch.launching) + within <= most, (launched, watch.launching, within)
     kernels = ["pairwise_cost_kernel", "assign_kernel"] if tubelets else ["match_kernel"]
     assert launched[0][1] == LAYERS * 2  # a program for each sample under each layer

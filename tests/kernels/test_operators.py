@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from tests.kernels.device import DEVICE, KINDS, NEEDS_COMPILER, NEEDS_KERNELS
-from tests.kernels.oracles import loss_case, random_boxes, random_clips, random_tubelets
+from tests.kernels.oracles import loss_case, random_boxes, random_clips, random_logits, random_tubelets
 
 pytestmark = [
     *NEEDS_KERNELS,
@@ -33,7 +33,7 @@ CHECKS = [
 
 
 def make(
-    dtype: torch.dtype, tubelets: bool = False, leading: tuple[int, ...] = (2,)
+    dtype: torch.dtype, tubelets: bool = False, leading: tuple[int, ...] = (2,), each_frame: bool = False
 ) -> tuple[Tensor, Tensor, Any, Tensor]:
     """logits, boxes, targets, matched: four queries and two samples."""
     logits, boxes, targets, matched = loss_case(leading, 4, 3, [1, 3], 3, "cross_entropy")
@@ -41,6 +41,8 @@ def make(
         drawn = random_tubelets([1, 3], 3, 2, 2, seed=1)
         targets = drawn._replace(labels=targets.labels)
         boxes = random_boxes(*leading, 2, 4, 2, seed=2)
+    if each_frame:
+        logits = random_logits(*leading, 2, 4, 2, 3, seed=3)
     targets = targets._replace(boxes=targets.boxes.float()).to(DEVICE)
     return logits.to(DEVICE, dtype), boxes.to(DEVICE, dtype), targets, matched.to(DEVICE)
 
@@ -55,9 +57,9 @@ def flat(targets: Targets | Tubelets) -> list[Tensor | None]:
     return [*targets, *[None] * (4 - len(targets))]
 
 
-def calls(dtype: torch.dtype, tubelets: bool) -> dict[str, tuple[Any, ...]]:
+def calls(dtype: torch.dtype, tubelets: bool, each_frame: bool = False) -> dict[str, tuple[Any, ...]]:
     """Arguments for every operator, the reference's where it has one."""
-    logits, boxes, targets, matched = make(dtype, tubelets)
+    logits, boxes, targets, matched = make(dtype, tubelets, each_frame=each_frame)
     wide = torch.promote_types(dtype, torch.float32)
     divisors, cotangent = torch.ones(2, 2, dtype=wide, device=DEVICE), torch.ones(2, dtype=wide, device=DEVICE)
     loss = (WEIGHTS, 0.1, "cross_entropy", 0.25, 2.0, "giou", True)
@@ -119,6 +121,12 @@ WITH_GRADIENTS = ("match", "set_loss", "set_loss_gradient")
 @pytest.mark.parametrize("name", CALLS)
 def test_operators_keep_their_contracts(name: str, tubelets: bool) -> None:
     arguments = calls(torch.float32, tubelets)[name]
+    torch.library.opcheck(getattr(OPERATORS, name.split()[0]).default, arguments, test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name.split()[0] in ("pairwise_cost", *WITH_GRADIENTS)])
+def test_operators_keep_their_contracts_with_logits_of_each_frame(name: str) -> None:
+    arguments = calls(torch.float32, True, each_frame=True)[name]
     torch.library.opcheck(getattr(OPERATORS, name.split()[0]).default, arguments, test_utils=CHECKS)
 
 

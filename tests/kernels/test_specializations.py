@@ -35,6 +35,7 @@ def test_few_kernels_serve_all_sizes() -> None:
     assert json.loads(done.stdout) == {
         "boxes": {"match_kernel": 3, **losses},  # a block of 32, 64 and 128
         "tubelets": {"pairwise_cost_kernel": 1, "assign_kernel": 3, **losses},
+        "frame logits": {"pairwise_cost_kernel": 1, "assign_kernel": 3, **losses},
         "clips": {"gather_clips_kernel": 1},
         "norm": dict.fromkeys(NORM_KERNELS, 1),
         "attention": dict.fromkeys(ATTENTION_KERNELS, 1),

@@ -44,7 +44,7 @@ def detections(final: FinalSlots, weights: TubeletLoss, *, multi_label: bool, th
     """Find the actions of B clips, as the contract of the families says it."""
     likely = probabilities(final.logits, weights, multi_label=multi_label)
     corners = box_convert(final.boxes, "cxcywh", "xyxy").clamp(0, 1)
-    tracks = Tracks(scores=likely.transpose(1, 2), boxes=corners.transpose(1, 2))
+    tracks = Tracks(scores=likely, boxes=corners)
     spans = _spans(tracks)
 
     # The surest action of each clip.
@@ -109,6 +109,6 @@ def assess(
         detections=answers,
         candidates=Candidates(label, confidence, box),
         targets=targets.clip_boxes,
-        matched=matched.amax(1),
+        matched=matched.view(len(label), -1, matched.shape[-1]).amax(1),
         losses={name: value.item() for name, value in losses.items()},
     )

@@ -1,6 +1,6 @@
 """The decoder of tubelet queries: S slots in each of T frames.
 
-    queries (B, T, S, 256) -> [slots of a frame -> frames of a slot -> features of the frame -> feed-forward] x L
+    queries (B, S, T, 256) -> [slots of a frame -> frames of a slot -> features of the frame -> feed-forward] x L
 
 Attention is factorized: over the slots within a frame, and over the frames within a slot, which costs T S^2 + S T^2
 instead of (T S)^2. After each layer the boxes are refined, and the next one looks about them (Zhu et al. 2021).
@@ -56,24 +56,27 @@ class DecoderLayer(nn.Module):
         """Compute the queries that the next layer starts from.
 
         Args:
-            queries: (B, T, S, 256).
-            identity: (T, S, 256), which says of a query which slot and which frame it is of.
-            boxes: (B, T, S, 4) float32, cxcywh in [0, 1], where each slot was found so far.
+            queries: (B, S, T, 256).
+            identity: (S, T, 256), which says of a query which slot and which frame it is of.
+            boxes: (B, S, T, 4) float32, cxcywh in [0, 1], where each slot was found so far.
             features: Of the B clips.
         """
-        clips, frames = queries.shape[:2]
+        clips, slots = queries.shape[:2]
         by_slot, by_time, by_reading, by_layer = self.norms
 
-        within = (queries + identity).flatten(0, 1)
-        seen, _ = self.slot_attention(within, within, queries.flatten(0, 1), need_weights=False)
-        queries = by_slot(queries + self.dropout(seen.unflatten(0, (clips, frames))))
+        in_frame = queries.transpose(1, 2)
+        known = (in_frame + identity.transpose(0, 1)).flatten(0, 1)
+        seen, _ = self.slot_attention(known, known, in_frame.flatten(0, 1), need_weights=False)
+        queries = by_slot(queries + self.dropout(seen.unflatten(0, (clips, -1)).transpose(1, 2)))
 
-        along = queries.transpose(1, 2)
-        within = (along + identity.transpose(0, 1)).flatten(0, 1)
-        seen, _ = self.time_attention(within, within, along.flatten(0, 1), need_weights=False)
-        queries = by_time(queries + self.dropout(seen.unflatten(0, (clips, -1)).transpose(1, 2)))
+        known = (queries + identity).flatten(0, 1)
+        seen, _ = self.time_attention(known, known, queries.flatten(0, 1), need_weights=False)
+        queries = by_time(queries + self.dropout(seen.unflatten(0, (clips, slots))))
 
-        queries = by_reading(queries + self.dropout(self.reading(queries + identity, boxes, features)))
+        # What reads features has the slots of a frame together.
+        looking = (queries + identity).transpose(1, 2)
+        read = self.reading(looking, boxes.transpose(1, 2), features).transpose(1, 2)
+        queries = by_reading(queries + self.dropout(read))
         return by_layer(queries + self.dropout(self.feedforward(queries)))
 
 

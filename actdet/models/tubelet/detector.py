@@ -54,12 +54,12 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
         self.pyramid = Pyramid(levels, config.frames)
 
         # What says of a query which slot and which frame it is of.
-        rows = config.frames if config.query_form == "free" else 1
-        self.slot_queries = nn.Parameter(torch.randn(rows, config.slots, HIDDEN) * 0.5)
+        each = config.frames if config.query_form == "free" else 1
+        self.slot_queries = nn.Parameter(torch.randn(config.slots, each, HIDDEN) * 0.5)
         self.frame_queries = None
         if config.query_form == "factorized":
-            self.frame_queries = nn.Parameter(torch.randn(config.frames, 1, HIDDEN) * 0.5)
-        self.first_boxes = nn.Parameter(_first_boxes(config.slots).repeat(rows, 1, 1))
+            self.frame_queries = nn.Parameter(torch.randn(config.frames, HIDDEN) * 0.5)
+        self.first_boxes = nn.Parameter(_first_boxes(config.slots)[:, None].repeat(1, each, 1))
 
         layers = range(config.decoder_layers)
         self.decoder = nn.ModuleList(DecoderLayer(config, levels) for _ in layers)
@@ -85,7 +85,7 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
     def detect(self, features: list[Tensor]) -> Slots:
         """Compute what follows the backbone: the features of its last stages to `Slots`."""
         config = self.config
-        shape = (len(features[0]), config.frames, config.slots)
+        shape = (len(features[0]), config.slots, config.frames)
         read = self.pyramid(features)
 
         identity = self.slot_queries if self.frame_queries is None else self.slot_queries + self.frame_queries

@@ -2,16 +2,16 @@
 
 A slot is matched with an actor for the whole clip: at the mean, over the frames in which the actor is visible, of the
 matching cost of class and box (eq. 10 of the technical report in each frame). In these frames the slot should be what
-the actor does and where, and no action in all other frames.
+the actor does and where, and no action in all other frames. The kernels do both for all layers at once: four launches,
+and one for the gradient.
 
-The kernels see each frame as a sample of its own, whose targets are the actors in it: the cost of all frames takes one
-launch, and so does the loss.
+With `matching="frame"`, each frame is a problem of its own, as in detectors of single frames.
 """
 
 from __future__ import annotations
 
 import torch
-from actdet_kernels import Targets, assign, pairwise_cost, set_loss
+from actdet_kernels import SetLoss, Targets, assign, match, pairwise_cost, set_loss
 from torch import Tensor
 
 from actdet.data.truth import TubeTargets
@@ -20,7 +20,7 @@ from actdet.models.tubelet.config import TubeletLoss
 from actdet.models.tubelet.slots import Slots
 
 # The losses by name. The first one is what is minimized.
-LOSSES = ("total", "cls", "l1", "giou")
+LOSSES = SetLoss._fields
 
 # A logit whose probability is 0 in any floating-point type.
 _NEVER = -1e4
@@ -43,34 +43,38 @@ def tubelet_losses(
         0-d tensors by the names in `LOSSES`.
     """
     matched = match_slots(slots, targets, config, multi_label=multi_label)
+    logits = slots.logits
+    if targets.is_sparse:
+        # Nobody knows what happens in a frame that is not annotated, so it gets the answer that costs nothing.
+        free = torch.full_like(logits[0, 0, 0, 0], _NEVER)
+        if not multi_label:
+            free[-1] = 0
+        logits = torch.where(targets.annotated[:, None, :, None], logits, free)
 
-    # Nobody knows what happens in a frame that is not annotated, so it gets the answer that costs nothing.
-    free = torch.full_like(slots.logits[0, 0, 0, 0], _NEVER)
-    if not multi_label:
-        free[-1] = 0
-    logits = torch.where(targets.annotated[..., None, None], slots.logits, free)
-
+    by_frame = config.matching == "frame"
     terms = set_loss(
-        logits.flatten(1, 2),
-        slots.boxes.flatten(1, 2),
-        frame_targets(targets),
-        matched.flatten(1, 2),
+        _frames_as_samples(logits) if by_frame else logits,
+        _frames_as_samples(slots.boxes) if by_frame else slots.boxes,
+        _frame_targets(targets) if by_frame else targets.tubelets,
+        matched,
         weights=config.match_weights,
         no_object_weight=config.no_object_weight,
         class_loss="focal" if multi_label else "cross_entropy",
     )
-    own, wanted = _divisors(slots, targets, matched, config.no_object_weight, multi_label)
+    if processes.count == 1 and not targets.is_sparse and not by_frame:
+        return terms._asdict()
+
+    own, wanted = _divisors(slots, targets, matched, config, multi_label=multi_label)
     cls_share, box_share = (own / processes.sum(wanted).clamp(min=1e-9) * processes.count).unbind()
     cls = terms.cls * cls_share
     l1 = terms.l1 * box_share
     giou = terms.giou * box_share
     weights = config.match_weights
-    values = (weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
-    return dict(zip(LOSSES, values, strict=True))
+    return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)._asdict()
 
 
 def match_slots(slots: Slots, targets: TubeTargets, config: TubeletLoss, *, multi_label: bool) -> Tensor:
-    """Find the slot of each actor in each frame.
+    """Find the slot of each actor.
 
     Args:
         slots: What L decoder layers say.
@@ -79,35 +83,30 @@ def match_slots(slots: Slots, targets: TubeTargets, config: TubeletLoss, *, mult
         multi_label: Whether every class has a probability of its own.
 
     Returns:
-        (L, B, T, M) int64; -1 in frames in which the actor is not visible.
+        (L, B, M) int64, or (L, B * T, M) if each frame is matched anew; then -1 in frames in which an actor is not
+        visible.
     """
-    layers, clips, frames, count, _ = slots.logits.shape
-    rows = targets.labels.shape[1]
-    cost = pairwise_cost(
-        slots.logits.flatten(1, 2),
-        slots.boxes.flatten(1, 2),
-        frame_targets(targets),
-        weights=config.match_weights,
-        class_cost="focal" if multi_label else "softmax",
-    )
-    cost = cost.view(layers, clips, frames, count, rows)
-
-    visible = targets.visible.transpose(1, 2)
-    if config.matching == "frame":
-        # An actor who is not visible takes any slot that is left, since all cost the same.
-        cost = cost * visible[:, :, None]
-        counts = targets.counts[:, None].expand(layers, clips, frames)
-    else:
-        share = visible / visible.sum(1, keepdim=True).clamp(min=1)
-        cost = torch.einsum("lbtsm,btm->lbsm", cost, share.to(cost.dtype))
-        counts = targets.counts.expand(layers, clips)
-    matched = assign(cost.flatten(0, -3), counts.flatten()).view(*counts.shape, rows)
+    weights = config.match_weights
+    class_cost = "focal" if multi_label else "softmax"
     if config.matching == "tubelet":
-        matched = matched[:, :, None]
+        return match(*slots, targets.tubelets, weights=weights, class_cost=class_cost)
+
+    of_frames = _frame_targets(targets)
+    logits, boxes = map(_frames_as_samples, slots)
+    visible = targets.visible.transpose(1, 2).flatten(0, 1)
+
+    # An actor who is not visible takes any slot that is left, since all cost the same.
+    cost = pairwise_cost(logits, boxes, of_frames, weights=weights, class_cost=class_cost) * visible[:, None]
+    matched = assign(cost.flatten(0, 1), of_frames.counts.repeat(len(cost))).view(len(cost), *visible.shape)
     return torch.where(visible, matched, -1)
 
 
-def frame_targets(targets: TubeTargets) -> Targets:
+def _frames_as_samples(values: Tensor) -> Tensor:
+    """(L, B, S, T, ...) to (L, B * T, S, ...)."""
+    return values.transpose(2, 3).flatten(1, 2)
+
+
+def _frame_targets(targets: TubeTargets) -> Targets:
     """Return the actors of B clips as targets of B * T samples, one for each frame, whether they are visible or not."""
     frames = targets.visible.shape[2]
     return Targets(
@@ -118,29 +117,37 @@ def frame_targets(targets: TubeTargets) -> Targets:
 
 
 def _divisors(
-    slots: Slots, targets: TubeTargets, matched: Tensor, no_object_weight: float, multi_label: bool
+    slots: Slots, targets: TubeTargets, matched: Tensor, config: TubeletLoss, *, multi_label: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return by what the kernel has divided the class loss and the losses of boxes, and by what they are to be divided.
+    """Return by what the class loss and the losses of boxes were divided, and by what they are to be divided.
 
-    The kernel counts every actor in every frame, and every slot in frames that are not annotated. Neither counts here:
-    boxes are divided by the number of boxes, and the cross-entropy by the weights of the slots in annotated frames.
+    The cross-entropy was divided by the weights of the slots in all frames, but those in frames that are not annotated
+    are not to count. If each frame was matched anew, the rest was divided by the number of actors in all frames, but
+    only those who are visible are to count.
 
     Args:
         slots: What L decoder layers say.
         targets: The actors in the B clips.
-        matched: (L, B, T, M), as of `match_slots`. Every layer has as many pairs.
-        no_object_weight: As in the settings of the loss.
+        matched: As of `match_slots`. Every layer has as many pairs.
+        config: The weights, and how slots were matched.
         multi_label: Whether every class has a probability of its own.
     """
-    clips, frames, count = slots.logits.shape[1:4]
-    pairs = (matched[0] >= 0).sum().float()
-    counted = (targets.counts.sum() * frames).float()
-    boxes = (targets.visible & targets.valid[..., None]).sum().float()
+    clips, count, frames = slots.logits.shape[1:4]
+    actors = targets.counts.sum().float()
+    own_boxes = boxes = actors
+    if config.matching == "frame":
+        own_boxes = actors * frames
+        boxes = (targets.visible & targets.valid[..., None]).sum().float()
     if multi_label:
-        return torch.stack([counted, counted]).clamp(min=1), torch.stack([boxes, boxes])
+        wanted_cls = boxes if config.matching == "frame" else actors * frames
+        return torch.stack([actors * frames, own_boxes]).clamp(min=1), torch.stack([wanted_cls, boxes])
 
-    def weight(frames_counted: Tensor | int) -> Tensor:
-        return pairs + no_object_weight * (frames_counted * count - pairs)
+    is_pair = matched[0] >= 0
+    pairs = is_pair.sum() if config.matching == "frame" else (is_pair[..., None] & targets.visible).sum()
 
-    own = torch.stack([weight(clips * frames), counted.clamp(min=1)])
-    return own, torch.stack([weight(targets.annotated.sum()), boxes])
+    def weight(of_frames: Tensor | int) -> Tensor:
+        return pairs + config.no_object_weight * (of_frames * count - pairs)
+
+    annotated = targets.annotated.sum() if targets.is_sparse else clips * frames
+    own = torch.stack([weight(clips * frames), own_boxes.clamp(min=1)])
+    return own, torch.stack([weight(annotated), boxes])

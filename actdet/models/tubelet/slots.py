@@ -11,18 +11,18 @@ class FinalSlots(NamedTuple):
     """What the last decoder layer says of S slots in the T frames of B clips."""
 
     logits: Tensor
-    """(B, T, S, C) float32. The last class is no action, unless every class has a probability of its own."""
+    """(B, S, T, C) float32. The last class is no action, unless every class has a probability of its own."""
     boxes: Tensor
-    """(B, T, S, 4) float32, cxcywh in [0, 1]."""
+    """(B, S, T, 4) float32, cxcywh in [0, 1]."""
 
 
 class Slots(NamedTuple):
     """The same of each of the L supervised decoder layers, the last one last."""
 
     logits: Tensor
-    """(L, B, T, S, C) float32."""
+    """(L, B, S, T, C) float32."""
     boxes: Tensor
-    """(L, B, T, S, 4) float32, cxcywh in [0, 1]."""
+    """(L, B, S, T, 4) float32, cxcywh in [0, 1]."""
 
     def final(self) -> FinalSlots:
         """Return what the last layer says."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actdet_kernels.operators import flat
 from actdet_kernels.options import CostOptions, LossOptions
-from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.targets import Targets, Tubelets, has_frame_logits, query_shape
 
 CPU = torch.device("cpu")
 
@@ -51,11 +51,13 @@ def predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> P
         None if visible is None else in_memory(visible, torch.bool),
     )
 
-    batch, size, *several = labels.shape
-    queries, classes = logits.shape[-2:]
-    layers = logits.shape[:-3].numel()
+    size, *several = labels.shape[1:]
+    *leading, batch, queries = query_shape(boxes, visible is not None)
+    layers = torch.Size(leading).numel()
+    classes = logits.shape[-1]
     frames = 1 if visible is None else visible.shape[2]
-    sizes = (layers, batch, queries, classes, size, frames, several[0] if several else 1)
+    each_frame = has_frame_logits(logits, boxes, visible is not None)
+    sizes = (layers, batch, queries, classes, size, frames, several[0] if several else 1, int(each_frame))
     return Predictions(head(dtype), (*map(pointer, tensors), *sizes), tensors, dtype)
 
 

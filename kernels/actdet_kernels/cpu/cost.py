@@ -8,7 +8,7 @@ from torch import Tensor
 from actdet_kernels.cpu import arguments, native
 from actdet_kernels.cpu.arguments import cost_numbers, pointer, predictions
 from actdet_kernels.options import CostOptions
-from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.targets import Targets, Tubelets, query_shape
 
 
 def pairwise_cost(
@@ -20,6 +20,7 @@ def pairwise_cost(
 ) -> Tensor:
     """Return the cost (..., B, M, N) of `dtype`, 0 past a sample's count."""
     given = predictions(logits, boxes, targets)
-    cost = arguments.empty((*logits.shape[:-2], targets.labels.shape[1], logits.shape[-2]), given.dtype)
+    *problems, queries = query_shape(boxes, isinstance(targets, Tubelets))
+    cost = arguments.empty((*problems, targets.labels.shape[1], queries), given.dtype)
     native.pairwise_cost(*given.head, *given.numbers, *cost_numbers(options), pointer(cost))
     return cost.to(logits.device, dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 from actdet_kernels.cpu import arguments, native
 from actdet_kernels.cpu.arguments import back_on, in_memory, loss_numbers, pointer, predictions
 from actdet_kernels.options import LossOptions
-from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.targets import Targets, Tubelets, query_shape
 
 
 def set_loss(
@@ -27,7 +27,7 @@ def set_loss(
     matched = in_memory(matched, torch.int64)
     class_weights = None if class_weights is None else in_memory(class_weights, given.dtype)
 
-    leading = logits.shape[:-3]
+    leading = query_shape(boxes, isinstance(targets, Tubelets))[:-2]
     losses = [arguments.empty(tuple(leading) if options.per_layer else (), given.dtype) for _ in range(4)]
     divisors = arguments.empty((2, leading.numel()), given.dtype)
 

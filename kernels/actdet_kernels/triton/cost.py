@@ -9,7 +9,8 @@ class_cost with "softmax":        -softmax(logits_i)[label_j]
 
 Here p = sigmoid(logits_i[label_j]), and q is the IoU of the boxes. Except for "softmax", the class cost is by how much
 the class loss of query i changes when it gets target j. If a target has several labels, their class costs are added up.
-For tubelets, the L1 and GIoU terms and the IoU are means over the visible frames.
+For tubelets, the L1 and GIoU terms and the IoU are means over the visible frames, and so is the class cost if there are
+logits of each frame.
 
 Everything is computed in float32, or in float64 if logits or boxes are float64. A label for which there is no logit
 makes the cost NaN, which the assignment avoids and reports.
@@ -25,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels.options import CostOptions
-from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.targets import Targets, Tubelets, query_shape
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.boxes import tubelet_terms
 from actdet_kernels.triton.classes import class_cost, softmax_normalizer
@@ -35,6 +36,7 @@ from actdet_kernels.triton.launch import (
     compute_dtype,
     cost_options,
     inputs,
+    is_of_each_frame,
     sizes,
     tile_count,
 )
@@ -47,13 +49,50 @@ BLOCK_M = 8
 LARGEST_BLOCK_C = 16
 
 
+@triton.jit
+def mean_class_cost(
+    logits, label, more_labels, visible, m_n, m_m, classes, frames, labels_each,
+    COST: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Return the means of the class costs over the frames in which a target is visible, 0 if it is in none.
+
+    Args:
+        logits: Pointers (BLOCK_N,) to the first logit of each query's first frame.
+        label: The first label of each target (1, BLOCK_M).
+        more_labels: Pointers to it.
+        visible: Pointers (1, BLOCK_M) to whether each target is visible in its first frame.
+        m_n: Which queries exist, (BLOCK_N,).
+        m_m: Which targets exist, (1, BLOCK_M).
+        classes: The number of logits of a query in a frame.
+        frames: The number of frames.
+        labels_each: The number of labels stored for each target.
+        COST: As in `class_cost`.
+        DTYPE: The type of the arithmetic.
+        BLOCK_N: The number of queries.
+        BLOCK_C: The number of logits that are read at a time.
+    """
+    total = tl.zeros([BLOCK_N, label.shape[1]], DTYPE)
+    seen = tl.zeros([1, label.shape[1]], DTYPE)
+    for frame in range(frames):
+        p_logits = logits + frame * classes
+        peak, exponentials = softmax_normalizer(p_logits, m_n, classes, COST[0], DTYPE, BLOCK_N, BLOCK_C)
+        normalizer = (peak[:, None], exponentials[:, None])
+        cost = class_cost(
+            p_logits[:, None], label, more_labels, m_m, classes, labels_each, normalizer, 0.0, COST, DTYPE
+        )
+        shown = tl.load(visible + frame, mask=m_m, other=0) != 0
+        total += tl.where(shown, cost, 0.0)
+        seen += tl.where(shown, 1.0, 0.0)
+    return total / tl.maximum(seen, 1.0)
+
+
 @triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames", "labels_each"])
 def pairwise_cost_kernel(
     logits, boxes, labels, target_boxes, counts, visible, out,
     batch, queries, size, classes, frames, labels_each,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr,
     CLASS_COST: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BOX_TERM: tl.constexpr,
-    SEVERAL: tl.constexpr,
+    SEVERAL: tl.constexpr, EACH_FRAME: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write out (problems, size, queries): each program has BLOCK_N queries of one problem, BLOCK_M targets at a time.
@@ -69,8 +108,11 @@ def pairwise_cost_kernel(
 
     weights = (tl.full([], CLS, DTYPE), tl.full([], L1, DTYPE), tl.full([], GIOU, DTYPE))
     row = tl.where(m_n, i_p * queries + o_n, 0)
-    peak, total = softmax_normalizer(logits + row * classes, m_n, classes, CLASS_COST, DTYPE, BLOCK_N, BLOCK_C)
-    normalizer = (peak[:, None], total[:, None])
+    p_frames = logits + row * frames * classes
+    m_frames = m_n
+    if not EACH_FRAME:
+        peak, total = softmax_normalizer(logits + row * classes, m_n, classes, CLASS_COST, DTYPE, BLOCK_N, BLOCK_C)
+        normalizer = (peak[:, None], total[:, None])
     o_n = o_n[:, None]
     m_n = m_n[:, None]
     row = row[:, None]
@@ -89,10 +131,16 @@ def pairwise_cost_kernel(
         quality = 0.0
         if CLASS_COST == "varifocal" or CLASS_COST == "quality_focal":
             quality = 1 - tubelet_terms(p_boxes, p_targets, p_visible, frames, m_n, m_m, "iou", DTYPE)[1]
-        cls = class_cost(
-            p_logits, label, p_labels, m_m, classes, labels_each, normalizer, quality,
-            (CLASS_COST, ALPHA, GAMMA, BOX_TERM, SEVERAL), DTYPE,
-        )  # fmt: skip
+        if EACH_FRAME:
+            cls = mean_class_cost(
+                p_frames, label, p_labels, p_visible, m_frames, m_m, classes, frames, labels_each,
+                (CLASS_COST, ALPHA, GAMMA, BOX_TERM, SEVERAL), DTYPE, BLOCK_N, BLOCK_C,
+            )  # fmt: skip
+        else:
+            cls = class_cost(
+                p_logits, label, p_labels, m_m, classes, labels_each, normalizer, quality,
+                (CLASS_COST, ALPHA, GAMMA, BOX_TERM, SEVERAL), DTYPE,
+            )  # fmt: skip
         cost = tl.where(m_m, weights[0] * cls + weights[1] * l1 + weights[2] * giou, 0)
         tl.store(out + (i_p * size + o_m) * queries + o_n, cost, mask=m_n & (o_m < size))
 
@@ -108,9 +156,9 @@ def pairwise_cost(
 
     The costs of one target lie side by side in memory, because the assignment reads them together.
     """
-    *leading, batch, queries, classes = logits.shape
+    *problems_of, queries = query_shape(boxes, isinstance(targets, Tubelets))
     size = targets.labels.shape[1]
-    out = launch.empty((*leading, batch, size, queries), dtype, logits.device)
+    out = launch.empty((*problems_of, size, queries), dtype, logits.device)
     problems = out.shape[:-2].numel() if out.numel() else 0
 
     launch.launch(
@@ -118,10 +166,11 @@ def pairwise_cost(
         problems * tile_count(queries, BLOCK_N),
         out=out,
         **inputs(logits, boxes, targets),
-        **sizes(logits, targets),
+        **sizes(logits, boxes, targets),
+        EACH_FRAME=is_of_each_frame(logits, boxes, targets),
         BLOCK_N=BLOCK_N,
         BLOCK_M=BLOCK_M,
-        BLOCK_C=block_of_classes(classes, LARGEST_BLOCK_C),
+        BLOCK_C=block_of_classes(logits.shape[-1], LARGEST_BLOCK_C),
         **compiler_options(),
         **cost_options(compute_dtype(logits, boxes), targets, options),
     )

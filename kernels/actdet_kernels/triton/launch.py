@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels.options import CostOptions
-from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.targets import Targets, Tubelets, has_frame_logits, query_shape
 
 REDUX_CAPABILITY = (8, 0)
 
@@ -66,9 +66,10 @@ def inputs(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> dict[s
     }
 
 
-def sizes(logits: Tensor, targets: Targets | Tubelets) -> dict[str, int]:
+def sizes(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> dict[str, int]:
     """Return the sizes of a problem, and the number of samples, under the names of the kernels' arguments."""
-    batch, queries, classes = logits.shape[-3:]
+    *_, batch, queries = query_shape(boxes, isinstance(targets, Tubelets))
+    classes = logits.shape[-1]
     frames = targets.boxes.shape[2] if isinstance(targets, Tubelets) else 1
     return {
         "batch": batch,
@@ -83,6 +84,11 @@ def sizes(logits: Tensor, targets: Targets | Tubelets) -> dict[str, int]:
 def labels_each(targets: Targets | Tubelets) -> int:
     """Return the number of labels that are stored for each target."""
     return targets.labels.shape[2] if targets.labels.ndim == 3 else 1
+
+
+def is_of_each_frame(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> bool:
+    """Return whether there are logits of each frame of a tubelet, instead of the whole."""
+    return has_frame_logits(logits, boxes, isinstance(targets, Tubelets))
 
 
 def compute_dtype(logits: Tensor, boxes: Tensor) -> torch.dtype:

@@ -11,6 +11,8 @@ Here w_n is the class weight of label_n. Without class weights it is no_object_w
 w_c is the class weight of class c, or 1. p_nc = sigmoid(logits_nc). p_t is p_nc for a label and 1 - p_nc for every
 other class; in the same way alpha_t is alpha or 1 - alpha. q_nc is the IoU of the matched boxes for a label, otherwise
 0. Targets with several labels have no cross entropy. L1, GIoU and IoU of tubelets are means over the visible frames.
+With logits of each frame, n counts the frames of all queries, and a query has a target only in frames in which that is
+visible; the focal loss is then divided by T targets.
 
 Every layer has its own losses. A program takes some queries of one problem, a sample under one layer. `set_loss_kernel`
 writes the sums of each program, and `total_kernel` adds them up in a fixed order, so that two runs give the same bits.
@@ -31,7 +33,7 @@ from torch import Tensor
 
 from actdet_kernels.options import LossOptions
 from actdet_kernels.reference import SOFT_KINDS
-from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.targets import Targets, Tubelets, query_shape
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.boxes import diou_gradient, giou_gradient, load_box, tubelet_terms
 from actdet_kernels.triton.classes import (
@@ -49,6 +51,7 @@ from actdet_kernels.triton.launch import (
     compute_dtype,
     focal_options,
     inputs,
+    is_of_each_frame,
     sizes,
     tile_count,
     triton_dtype,
@@ -135,20 +138,35 @@ def locate(matched, labels, counts, batch, queries, size, BLOCK_N: tl.constexpr,
     return i_p, i_b, i_p * queries + o_n, m_n, target
 
 
-@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames", "labels_each"])
-def set_loss_kernel(
-    logits, boxes, labels, target_boxes, counts, visible, matched, class_weights, sums,
-    batch, queries, size, classes, frames, labels_each,
-    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
-    BOX_TERM: tl.constexpr, SOFT: tl.constexpr, SEVERAL: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Write sums (4, programs) over BLOCK_N queries: weighted class losses, their weights, L1 and GIoU terms."""
-    _, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
-    labels += i_b * size * labels_each if SEVERAL else i_b * size
-    label = find_labels(labels, target, classes, labels_each, CROSS_ENTROPY, SEVERAL)
-    p_logits = logits + tl.where(m_n, row, 0) * classes
+@triton.jit
+def target_in_frame(visible, goal, target, frame, frames):
+    """Return the target of each query (BLOCK_N,) if it is visible in a frame, and -1 otherwise.
 
+    `goal` is the row of the target among those of all samples.
+    """
+    shown = tl.load(visible + goal * frames + frame, mask=target >= 0, other=0) != 0
+    return tl.where(shown, target, -1)
+
+
+@triton.jit
+def class_losses(
+    p_logits, labels, class_weights, target, quality, m_n, classes, labels_each,
+    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    SOFT: tl.constexpr, SEVERAL: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Return the weighted class loss of each query (BLOCK_N,), and its weight in the cross entropy.
+
+    Args:
+        p_logits: Pointers to the first logit of each query.
+        labels: Pointer to the sample's labels.
+        class_weights: Pointer to the weights of the classes, or None.
+        target: The target of each query, -1 for none.
+        quality: The IoU with it, for the soft losses.
+        m_n: Which queries exist.
+        classes: The number of logits of a query.
+        labels_each: The number of labels stored for each target.
+    """
+    label = find_labels(labels, target, classes, labels_each, CROSS_ENTROPY, SEVERAL)
     if CROSS_ENTROPY:
         known = (label >= 0) & (label < classes)
         picked = tl.load(p_logits + tl.where(known, label, 0)).to(DTYPE)
@@ -161,9 +179,6 @@ def set_loss_kernel(
         # Add up element by element, and reduce across the threads once at the end.
         summed = tl.zeros([BLOCK_N, BLOCK_C], DTYPE)
         weight = tl.zeros([BLOCK_N], DTYPE)
-        if SOFT != "none":
-            iou_term = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, "iou", DTYPE)[1]
-            quality = 1 - iou_term
         for first in range(0, classes, BLOCK_C):
             o_c = first + tl.arange(0, BLOCK_C)[None, :]
             x = load_logits(p_logits, m_n, o_c, classes, 0.0, DTYPE)
@@ -177,6 +192,44 @@ def set_loss_kernel(
             summed += tl.where(m_n[:, None] & (o_c < classes), value, 0.0)
         cls = tl.sum(summed, axis=1)
         cls = tl.where(has_wrong_label(labels, target, label, classes, labels_each, SEVERAL), float("nan"), cls)
+    return cls, weight
+
+
+@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames", "labels_each"])
+def set_loss_kernel(
+    logits, boxes, labels, target_boxes, counts, visible, matched, class_weights, sums,
+    batch, queries, size, classes, frames, labels_each,
+    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    BOX_TERM: tl.constexpr, SOFT: tl.constexpr, SEVERAL: tl.constexpr, EACH_FRAME: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write sums (4, programs) over BLOCK_N queries: weighted class losses, their weights, L1 and GIoU terms."""
+    _, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
+    labels += i_b * size * labels_each if SEVERAL else i_b * size
+
+    quality = tl.full([BLOCK_N], 1, DTYPE)
+    if SOFT != "none":
+        iou_term = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, "iou", DTYPE)[1]
+        quality = 1 - iou_term
+    if EACH_FRAME:
+        cls = tl.zeros([BLOCK_N], DTYPE)
+        weight = tl.zeros([BLOCK_N], DTYPE)
+        goal = tl.where(target >= 0, i_b * size + target, 0)
+        p_frames = logits + tl.where(m_n, row, 0) * frames * classes
+        for frame in range(frames):
+            in_frame = target_in_frame(visible, goal, target, frame, frames)
+            of_frame = class_losses(
+                p_frames + frame * classes, labels, class_weights, in_frame, quality, m_n, classes, labels_each,
+                NO_OBJECT_WEIGHT, CROSS_ENTROPY, ALPHA, GAMMA, SOFT, SEVERAL, DTYPE, BLOCK_N, BLOCK_C,
+            )  # fmt: skip
+            cls += of_frame[0]
+            weight += of_frame[1]
+    else:
+        p_logits = logits + tl.where(m_n, row, 0) * classes
+        cls, weight = class_losses(
+            p_logits, labels, class_weights, target, quality, m_n, classes, labels_each,
+            NO_OBJECT_WEIGHT, CROSS_ENTROPY, ALPHA, GAMMA, SOFT, SEVERAL, DTYPE, BLOCK_N, BLOCK_C,
+        )  # fmt: skip
 
     l1, giou = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, BOX_TERM, DTYPE)
 
@@ -188,10 +241,10 @@ def set_loss_kernel(
     tl.store(p_sums + 3 * programs, tl.sum(giou, axis=0))
 
 
-@triton.jit(do_not_specialize=["batch", "size", "layers", "tiles"])
+@triton.jit(do_not_specialize=["batch", "size", "layers", "tiles", "class_frames"])
 def total_kernel(
     sums, counts, total, cls, l1, giou, divisors,
-    batch, size, layers, tiles,
+    batch, size, layers, tiles, class_frames,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, CROSS_ENTROPY: tl.constexpr, PER_LAYER: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -210,7 +263,7 @@ def total_kernel(
         o_l = first + tl.arange(0, BLOCK_L)
         m_l = o_l < layers
         s_cls, weight, s_l1, s_giou = sums_of_layers(sums, o_l, m_l, layers, batch * tiles, DTYPE, BLOCK_L, BLOCK_I)
-        divisor = tl.where(weight > 0, weight, 1.0) if CROSS_ENTROPY else weight * 0 + targets
+        divisor = tl.where(weight > 0, weight, 1.0) if CROSS_ENTROPY else weight * 0 + targets * class_frames
         b_cls = tl.where(m_l, s_cls / divisor, 0.0)
         b_l1 = s_l1 / targets
         b_giou = s_giou / targets
@@ -259,27 +312,30 @@ def weigh(cls, l1, giou, CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr
     return tl.full([], CLS, DTYPE) * cls + tl.full([], L1, DTYPE) * l1 + tl.full([], GIOU, DTYPE) * giou
 
 
-@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames", "labels_each", "layers"])
-def gradient_kernel(
-    logits, boxes, labels, target_boxes, counts, visible, matched, class_weights, divisors,
-    d_total, d_cls, d_l1, d_giou, d_logits, d_boxes,
-    batch, queries, size, classes, frames, labels_each, layers,
-    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, PER_LAYER: tl.constexpr,
+@triton.jit
+def store_class_gradients(
+    logits, d_logits, row, labels, class_weights, target, quality, m_n, by_cls,
+    classes, labels_each,
     NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
-    BOX_TERM: tl.constexpr, SOFT: tl.constexpr, SEVERAL: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    SOFT: tl.constexpr, SEVERAL: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write d_logits and d_boxes of BLOCK_N queries, given the gradients of the four losses, or None if not used."""
-    i_p, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
-    m_pair = target >= 0
-    labels += i_b * size * labels_each if SEVERAL else i_b * size
-    label = find_labels(labels, target, classes, labels_each, CROSS_ENTROPY, SEVERAL)
-    i_l = i_p // batch
-    by_cls = cotangent(d_total, d_cls, i_l, CLS, PER_LAYER, DTYPE) / tl.load(divisors + i_l)
-    by_l1 = cotangent(d_total, d_l1, i_l, L1, PER_LAYER, DTYPE) / tl.load(divisors + layers + i_l)
-    by_giou = cotangent(d_total, d_giou, i_l, GIOU, PER_LAYER, DTYPE) / tl.load(divisors + layers + i_l)
+    """Write the gradients of the logits of each query (BLOCK_N,), which lie in the given rows.
 
-    p_logits = logits + tl.where(m_n, row, 0) * classes
+    Args:
+        logits: Pointer to all logits.
+        d_logits: Pointer to their gradients.
+        row: The row of each query; any row for a query that does not exist.
+        labels: Pointer to the sample's labels.
+        class_weights: Pointer to the weights of the classes, or None.
+        target: The target of each query, -1 for none.
+        quality: The IoU with it, for the soft losses.
+        m_n: Which queries exist.
+        by_cls: What multiplies the derivative of the class loss.
+        classes: The number of logits of a query.
+        labels_each: The number of labels stored for each target.
+    """
+    label = find_labels(labels, target, classes, labels_each, CROSS_ENTROPY, SEVERAL)
+    p_logits = logits + row * classes
 
     # A label for which there is no logit makes the gradient NaN, as it does the loss, so that the error shows.
     wrong = has_wrong_label(labels, target, label, classes, labels_each, SEVERAL)
@@ -287,9 +343,6 @@ def gradient_kernel(
     if CROSS_ENTROPY:
         peak, total = softmax_normalizer(p_logits, m_n, classes, "softmax", DTYPE, BLOCK_N, BLOCK_C)
         by_query *= weight_of_labels(class_weights, label, classes, NO_OBJECT_WEIGHT, DTYPE)
-    if SOFT != "none":
-        iou_term = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, "iou", DTYPE)[1]
-        quality = 1 - iou_term
 
     for first in range(0, classes, BLOCK_C):
         o_c = first + tl.arange(0, BLOCK_C)[None, :]
@@ -306,7 +359,47 @@ def gradient_kernel(
                 gradient *= tl.load(class_weights + o_c, mask=o_c < classes, other=0).to(DTYPE)
         tl.store(d_logits + row[:, None] * classes + o_c, gradient, mask=m_n[:, None] & (o_c < classes))
 
+
+@triton.jit(do_not_specialize=["batch", "queries", "size", "classes", "frames", "labels_each", "layers"])
+def gradient_kernel(
+    logits, boxes, labels, target_boxes, counts, visible, matched, class_weights, divisors,
+    d_total, d_cls, d_l1, d_giou, d_logits, d_boxes,
+    batch, queries, size, classes, frames, labels_each, layers,
+    CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, PER_LAYER: tl.constexpr,
+    NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
+    BOX_TERM: tl.constexpr, SOFT: tl.constexpr, SEVERAL: tl.constexpr, EACH_FRAME: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write d_logits and d_boxes of BLOCK_N queries, given the gradients of the four losses, or None if not used."""
+    i_p, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
+    m_pair = target >= 0
+    labels += i_b * size * labels_each if SEVERAL else i_b * size
+    i_l = i_p // batch
+    by_cls = cotangent(d_total, d_cls, i_l, CLS, PER_LAYER, DTYPE) / tl.load(divisors + i_l)
+    by_l1 = cotangent(d_total, d_l1, i_l, L1, PER_LAYER, DTYPE) / tl.load(divisors + layers + i_l)
+    by_giou = cotangent(d_total, d_giou, i_l, GIOU, PER_LAYER, DTYPE) / tl.load(divisors + layers + i_l)
+
+    quality = tl.full([BLOCK_N], 1, DTYPE)
+    if SOFT != "none":
+        iou_term = matched_terms(boxes, target_boxes, visible, i_b * size, target, row, frames, "iou", DTYPE)[1]
+        quality = 1 - iou_term
     goal = tl.where(m_pair, i_b * size + target, 0)
+    if EACH_FRAME:
+        first_row = tl.where(m_n, row, 0) * frames
+        for frame in range(frames):
+            in_frame = target_in_frame(visible, goal, target, frame, frames)
+            store_class_gradients(
+                logits, d_logits, first_row + frame, labels, class_weights, in_frame, quality, m_n, by_cls,
+                classes, labels_each,
+                NO_OBJECT_WEIGHT, CROSS_ENTROPY, ALPHA, GAMMA, SOFT, SEVERAL, DTYPE, BLOCK_N, BLOCK_C,
+            )  # fmt: skip
+    else:
+        store_class_gradients(
+            logits, d_logits, tl.where(m_n, row, 0), labels, class_weights, target, quality, m_n, by_cls,
+            classes, labels_each,
+            NO_OBJECT_WEIGHT, CROSS_ENTROPY, ALPHA, GAMMA, SOFT, SEVERAL, DTYPE, BLOCK_N, BLOCK_C,
+        )  # fmt: skip
+
     seen = tl.full([BLOCK_N], 1, DTYPE)
     if visible is not None:
         seen = tl.zeros([BLOCK_N], DTYPE)
@@ -347,7 +440,7 @@ def set_loss(
     options: LossOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return total, cls, l1, giou, 0-d or, with `per_layer`, (...); and the divisors, which the gradient needs."""
-    *leading, batch, queries, classes = logits.shape
+    *leading, batch, queries = query_shape(boxes, isinstance(targets, Tubelets))
     tiles = tile_count(queries, BLOCK_N)
     layers = torch.Size(leading).numel()
     compute = compute_dtype(logits, boxes)
@@ -363,8 +456,8 @@ def set_loss(
         class_weights=None if class_weights is None else class_weights.contiguous(),
         sums=sums,
         **inputs(logits, boxes, targets),
-        **sizes(logits, targets),
-        **loss_options(compute, targets, options, classes),
+        **sizes(logits, boxes, targets),
+        **loss_options(logits, boxes, targets, options),
     )
     launch.launch(
         total_kernel,
@@ -380,6 +473,7 @@ def set_loss(
         size=targets.labels.shape[1],
         layers=layers,
         tiles=tiles,
+        class_frames=boxes.shape[-2] if is_of_each_frame(logits, boxes, targets) else 1,
         PER_LAYER=options.per_layer,
         CROSS_ENTROPY=options.class_loss == "cross_entropy",
         DTYPE=triton_dtype(compute),
@@ -403,9 +497,8 @@ def set_loss_gradient(
     options: LossOptions,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of logits and boxes, given those of total, cls, l1 and giou."""
-    *leading, batch, queries, classes = logits.shape
+    *leading, batch, queries = query_shape(boxes, isinstance(targets, Tubelets))
     layers = torch.Size(leading).numel()
-    compute = compute_dtype(logits, boxes)
     d_logits = launch.empty(tuple(logits.shape), logits.dtype, logits.device)
     d_boxes = launch.empty(tuple(boxes.shape), boxes.dtype, boxes.device)
     d_total, d_cls, d_l1, d_giou = (None if value is None else value.contiguous() for value in cotangents)
@@ -425,16 +518,14 @@ def set_loss_gradient(
         layers=layers,
         PER_LAYER=options.per_layer,
         **inputs(logits, boxes, targets),
-        **sizes(logits, targets),
+        **sizes(logits, boxes, targets),
         **weight_options(options.weights),
-        **loss_options(compute, targets, options, classes),
+        **loss_options(logits, boxes, targets, options),
     )
     return d_logits, d_boxes
 
 
-def loss_options(
-    compute: torch.dtype, targets: Targets | Tubelets, options: LossOptions, classes: int
-) -> dict[str, Any]:
+def loss_options(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: LossOptions) -> dict[str, Any]:
     """Return the compile-time constants that the loss and its gradient share."""
     class_loss = options.class_loss
     return {
@@ -443,10 +534,11 @@ def loss_options(
         "BOX_TERM": options.box_term,
         "SOFT": class_loss if class_loss in SOFT_KINDS else "none",
         "SEVERAL": launch.labels_each(targets) > 1,
-        "DTYPE": triton_dtype(compute),
+        "EACH_FRAME": is_of_each_frame(logits, boxes, targets),
+        "DTYPE": triton_dtype(compute_dtype(logits, boxes)),
         "BLOCK_N": BLOCK_N,
         "BLOCK_M": BLOCK_M,
-        "BLOCK_C": block_of_classes(classes, LARGEST_BLOCK_C),
+        "BLOCK_C": block_of_classes(logits.shape[-1], LARGEST_BLOCK_C),
         **focal_options(class_loss != "cross_entropy", options.alpha, options.gamma),
         **compiler_options(),
     }

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels.options import CostOptions
-from actdet_kernels.targets import Targets, Tubelets
+from actdet_kernels.targets import Targets, Tubelets, query_shape
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.assignment import block_size, solve, solve_assignment, solver_options
 from actdet_kernels.triton.boxes import box_diou, box_terms, load_box
@@ -125,9 +125,10 @@ def match_kernel(
 
 def match(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: CostOptions) -> tuple[Tensor, Tensor]:
     """Return each target's query, (..., B, M) int64 with -1 for none, and each problem's status, (..., B) int32."""
-    *leading, batch, queries, classes = logits.shape
+    *problems, queries = query_shape(boxes, isinstance(targets, Tubelets))
+    batch = problems[-1]
+    classes = logits.shape[-1]
     size = targets.labels.shape[1]
-    problems = (*leading, batch)
     block = block_size(queries, size)
     compute = compute_dtype(logits, boxes)
     if isinstance(targets, Tubelets) or block > FUSED_BLOCK[compute] or queries == 0:
@@ -136,7 +137,7 @@ def match(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: C
         return matched.view(*problems, size), status.view(problems)
 
     matched = launch.empty((*problems, size), torch.int64, logits.device)
-    status = launch.empty(problems, torch.int32, logits.device)
+    status = launch.empty(tuple(problems), torch.int32, logits.device)
     # The kernel reads target 0 even if a count is 0, so without any target it must not run.
     if size == 0:
         return matched, status.zero_()

@@ -3,8 +3,8 @@
 //   cost[j] = cls * class_cost + l1 * |b_j - target|_1 + giou * (1 - GIoU(b_j, target)),  or with DIoU or CIoU
 //
 // The class cost is -softmax, or by how much a sigmoid loss of classes.hpp changes when a logit gets a label. For
-// tubelets, L1, GIoU and IoU are means over the visible frames. If a target has several labels, their class costs are
-// added up.
+// tubelets, L1, GIoU and IoU are means over the visible frames, and so are class costs with logits of each frame. If a
+// target has several labels, their class costs are added up.
 //
 // `Costs` reads the queries of a sample once, and then gives the costs of one target after the other.
 #pragma once
@@ -148,18 +148,23 @@ class Costs {
         const int64_t queries = sample_->queries;
         std::fill_n(costs, queries, Real(0));
         add_boxes(j);
-        for (int64_t k = 0; k < sample_->labels_each; ++k) {
-            if (sample_->absent(j, k)) continue;
-            if (!sample_->known(j, k)) {
-                std::fill_n(costs, queries, std::numeric_limits<Real>::quiet_NaN());
-                return;
+        int64_t seen = 0;
+        for (int64_t t = 0; t < sample_->class_frames; ++t) {
+            if (sample_->in_frame(j, t) < 0) continue;
+            ++seen;
+            for (int64_t k = 0; k < sample_->labels_each; ++k) {
+                if (sample_->absent(j, k)) continue;
+                if (!sample_->known(j, k)) {
+                    std::fill_n(costs, queries, std::numeric_limits<Real>::quiet_NaN());
+                    return;
+                }
+                add_classes(sample_->labels[j * sample_->labels_each + k], t, costs);
             }
-            add_classes(sample_->labels[j * sample_->labels_each + k], costs);
         }
 
         const Real* __restrict l1 = l1_.data();
         const Real* __restrict giou = giou_.data();
-        const Real cls = cls_;
+        const Real cls = cls_ / static_cast<Real>(std::max<int64_t>(seen, 1));
         const Real by_l1 = l1_weight_;
         const Real by_giou = giou_weight_;
 #pragma omp simd
@@ -167,30 +172,33 @@ class Costs {
     }
 
   private:
-    // Computes the numerators of the softmax, exponentials_ (queries, classes), and the denominators, totals_
-    // (queries).
+    // Computes the numerators of the softmax, exponentials_ (queries, class_frames, classes), and the denominators,
+    // totals_ (queries, class_frames).
     void softmax() {
         const int64_t classes = sample_->classes;
-        exponentials_.resize(sample_->queries * classes);
-        totals_.resize(sample_->queries);
-        for (int64_t n = 0; n < sample_->queries; ++n) {
+        const int64_t rows = sample_->queries * sample_->class_frames;
+        exponentials_.resize(rows * classes);
+        totals_.resize(rows);
+        for (int64_t n = 0; n < rows; ++n) {
             const Real* x = sample_->logits + n * classes;
             totals_[n] = exponentials(x, greatest(x, classes), classes, &exponentials_[n * classes]);
         }
     }
 
-    // Adds the class costs of a label.
-    void add_classes(int64_t label, Real* __restrict costs) {
+    // Adds the class costs of a label in frame t of the logits.
+    void add_classes(int64_t label, int64_t t, Real* __restrict costs) {
         const int64_t queries = sample_->queries;
-        const int64_t classes = sample_->classes;
+        const int64_t frames = sample_->class_frames;
+        const int64_t first = t * sample_->classes + label;
+        const int64_t stride = frames * sample_->classes;
         if (kind_ == Kind::kSoftmax) {
-            const Real* __restrict values = exponentials_.data() + label;
-            const Real* __restrict totals = totals_.data();
-            for (int64_t n = 0; n < queries; ++n) costs[n] -= values[n * classes] / totals[n];
+            const Real* __restrict values = exponentials_.data() + first;
+            const Real* __restrict totals = totals_.data() + t;
+            for (int64_t n = 0; n < queries; ++n) costs[n] -= values[n * stride] / totals[n * frames];
             return;
         }
 
-        for (int64_t n = 0; n < queries; ++n) x_[n] = sample_->logits[n * classes + label];
+        for (int64_t n = 0; n < queries; ++n) x_[n] = sample_->logits[n * stride + first];
         const Real* x = x_.data();
         const Real* q = iou_.data();
         switch (kind_) {

@@ -5,7 +5,8 @@
 //   giou sum of 1 - GIoU(b_n, target) over matched queries n,  or of DIoU or CIoU
 //
 // In the cross entropy, the label of a query without a target is the last class, no_object. w_n is the class weight of
-// label_n. Box terms of tubelets are means over the visible frames.
+// label_n. Box terms of tubelets are means over the visible frames. With logits of each frame, n counts the frames of all
+// queries, and a query has a target only in frames in which that is visible.
 //
 // The divisors of these sums are known when all samples have been read. So `add_up` writes sums for each problem, which
 // module.cpp adds up in a fixed order and divides. `differentiate` takes the factors of the derivatives.
@@ -86,23 +87,8 @@ class Losses {
 
         double cls = 0, weights = 0, l1 = 0, similarity = 0;
         for (int64_t n = 0; n < sample.queries; ++n) {
-            const Real* x = sample.logits + n * sample.classes;
-            const int64_t j = target_[n];
-            if (kind_ == Kind::kSoftmax) {
-                const Real peak = greatest(x, sample.classes);
-                const Real total = exponentials(x, peak, sample.classes, row_.data());
-                const int64_t label = wanted(sample, j);
-                const Real weight = weight_of(label, sample.classes);
-                const Real loss = std::log(total) - (x[label] - peak);
-                cls += wrong(sample, j) ? std::numeric_limits<double>::quiet_NaN() : double(weight * loss);
-                weights += weight;
-            } else {
-                class_terms<false>(sample, n, row_.data());
-                double sum = 0;
-                for (int64_t c = 0; c < sample.classes; ++c) sum += row_[c];
-                cls += wrong(sample, j) ? std::numeric_limits<double>::quiet_NaN() : sum;
-            }
-            if (j >= 0) box_terms(sample, n, j, l1, similarity);
+            for (int64_t t = 0; t < sample.class_frames; ++t) add_class_loss(sample, n, t, cls, weights);
+            if (target_[n] >= 0) box_terms(sample, n, target_[n], l1, similarity);
         }
 
         sums[0] = cls;
@@ -111,7 +97,7 @@ class Losses {
         sums[3] = similarity;
     }
 
-    // Writes a problem's gradients d_logits (queries, classes) and d_boxes (queries, frames, 4). factors (3) multiply
+    // Writes a problem's gradients d_logits (queries, class_frames, classes) and d_boxes (queries, frames, 4). factors (3) multiply
     // the derivatives of the class losses, the L1 and the box terms of its layer.
     void differentiate(int64_t problem, const double* factors, Real* d_logits, Real* d_boxes) {
         const Sample<Real> sample(predictions_, problem);
@@ -119,22 +105,12 @@ class Losses {
         std::fill_n(d_boxes, sample.queries * sample.frames * 4, Real(0));
 
         for (int64_t n = 0; n < sample.queries; ++n) {
-            const int64_t j = target_[n];
-            const Real by_cls =
-                wrong(sample, j) ? std::numeric_limits<Real>::quiet_NaN() : static_cast<Real>(factors[0]);
-            Real* __restrict to = d_logits + n * sample.classes;
-
-            if (kind_ == Kind::kSoftmax) {
-                const Real* x = sample.logits + n * sample.classes;
-                const Real total = exponentials(x, greatest(x, sample.classes), sample.classes, to);
-                const int64_t label = wanted(sample, j);
-                const Real by_query = by_cls * weight_of(label, sample.classes);
-                for (int64_t c = 0; c < sample.classes; ++c) to[c] = by_query * (to[c] / total - (c == label ? 1 : 0));
-            } else {
-                class_terms<true>(sample, n, to);
-                for (int64_t c = 0; c < sample.classes; ++c) to[c] *= by_cls;
+            for (int64_t t = 0; t < sample.class_frames; ++t) {
+                Real* to = d_logits + (n * sample.class_frames + t) * sample.classes;
+                differentiate_classes(sample, n, t, static_cast<Real>(factors[0]), to);
             }
 
+            const int64_t j = target_[n];
             if (j >= 0) {
                 const Real by_l1 = static_cast<Real>(factors[1]);
                 const Real by_giou = static_cast<Real>(factors[2]);
@@ -150,6 +126,42 @@ class Losses {
         const int64_t* matched = reinterpret_cast<const int64_t*>(options_.matched) + problem * predictions_.size;
         for (int64_t j = 0; j < sample.count; ++j) {
             if (matched[j] >= 0 && matched[j] < sample.queries) target_[matched[j]] = j;
+        }
+    }
+
+    // Adds the class loss of a query in frame t of its logits, and its weight in the cross entropy.
+    void add_class_loss(const Sample<Real>& sample, int64_t n, int64_t t, double& cls, double& weights) {
+        const Real* x = sample.logits + (n * sample.class_frames + t) * sample.classes;
+        const int64_t j = sample.in_frame(target_[n], t);
+        if (kind_ == Kind::kSoftmax) {
+            const Real peak = greatest(x, sample.classes);
+            const Real total = exponentials(x, peak, sample.classes, row_.data());
+            const int64_t label = wanted(sample, j);
+            const Real weight = weight_of(label, sample.classes);
+            const Real loss = std::log(total) - (x[label] - peak);
+            cls += wrong(sample, j) ? std::numeric_limits<double>::quiet_NaN() : double(weight * loss);
+            weights += weight;
+        } else {
+            class_terms<false>(sample, x, n, j, row_.data());
+            double sum = 0;
+            for (int64_t c = 0; c < sample.classes; ++c) sum += row_[c];
+            cls += wrong(sample, j) ? std::numeric_limits<double>::quiet_NaN() : sum;
+        }
+    }
+
+    // Writes the gradient of a query's logits (classes) in frame t, given what multiplies the derivative of their loss.
+    void differentiate_classes(const Sample<Real>& sample, int64_t n, int64_t t, Real factor, Real* __restrict to) {
+        const Real* x = sample.logits + (n * sample.class_frames + t) * sample.classes;
+        const int64_t j = sample.in_frame(target_[n], t);
+        const Real by_cls = wrong(sample, j) ? std::numeric_limits<Real>::quiet_NaN() : factor;
+        if (kind_ == Kind::kSoftmax) {
+            const Real total = exponentials(x, greatest(x, sample.classes), sample.classes, to);
+            const int64_t label = wanted(sample, j);
+            const Real by_query = by_cls * weight_of(label, sample.classes);
+            for (int64_t c = 0; c < sample.classes; ++c) to[c] = by_query * (to[c] / total - (c == label ? 1 : 0));
+        } else {
+            class_terms<true>(sample, x, n, j, to);
+            for (int64_t c = 0; c < sample.classes; ++c) to[c] *= by_cls;
         }
     }
 
@@ -174,10 +186,10 @@ class Losses {
         return label == classes - 1 ? static_cast<Real>(options_.no_object_weight) : Real(1);
     }
 
-    // Writes the losses of a query's logits to (classes), or their derivatives, times the weights of the classes.
+    // Writes the losses of a query's logits x to (classes), or their derivatives, times the weights of the classes. j is
+    // its target, or -1.
     template <bool kSlope>
-    void class_terms(const Sample<Real>& sample, int64_t n, Real* __restrict to) {
-        const Real* x = sample.logits + n * sample.classes;
+    void class_terms(const Sample<Real>& sample, const Real* x, int64_t n, int64_t j, Real* __restrict to) {
         const Real factor = factor_of(kind_, alpha_);
         if (kind_ == Kind::kVarifocal) {
             unlabeled_row<kSlope, true>(x, sample.classes, factor, gamma_, to);
@@ -185,7 +197,6 @@ class Losses {
             unlabeled_row<kSlope, false>(x, sample.classes, factor, gamma_, to);
         }
 
-        const int64_t j = target_[n];
         if (j >= 0) {
             const Real q = kind_ == Kind::kFocal ? Real(1) : quality(sample, n, j);
             for (int64_t k = 0; k < sample.labels_each; ++k) {
@@ -299,7 +310,8 @@ void differentiate_losses(const GradientArguments& a, Counter& next) {
     for (int64_t i; next.next(i);) {
         const int64_t layer = i / p.batch;
         losses.differentiate(
-            i, factors + layer * 3, d_logits + i * p.queries * p.classes, d_boxes + i * p.queries * p.frames * 4
+            i, factors + layer * 3, d_logits + i * p.queries * p.class_frames() * p.classes,
+            d_boxes + i * p.queries * p.frames * 4
         );
     }
 }

@@ -94,6 +94,7 @@ actdet::Predictions read_predictions(Reader& read) {
     p.size = read.integer();
     p.frames = read.integer();
     p.labels_each = read.integer();
+    p.each_frame = read.integer();
     return p;
 }
 
@@ -132,7 +133,9 @@ bool run(
 }
 
 // Returns how many numbers an operation on predictions works on.
-int64_t size_of(const actdet::Predictions& p) { return p.problems() * p.queries * (p.classes + p.size * p.frames * 4); }
+int64_t size_of(const actdet::Predictions& p) {
+    return p.problems() * p.queries * (p.class_frames() * p.classes + p.size * p.frames * 4);
+}
 
 // Computes while other threads of Python run. `compute` returns whether there was enough memory.
 template <typename Compute>
@@ -260,7 +263,7 @@ void add_up(const actdet::LossArguments& a, const std::vector<double>& sums, con
         }
 
         // A cross entropy is divided by the sum of its weights, which may be 0.
-        const double divisor = !cross_entropy ? targets : sum[1] > 0 ? sum[1] : 1;
+        const double divisor = !cross_entropy ? targets * p.class_frames() : sum[1] > 0 ? sum[1] : 1;
         divisors[layer] = static_cast<Real>(divisor);
         divisors[layers + layer] = static_cast<Real>(targets);
 

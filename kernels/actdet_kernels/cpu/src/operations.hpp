@@ -23,12 +23,15 @@ struct AssignArguments {
     uintptr_t row_of_column, column_of_row, row_dual, column_dual, status;
 };
 
-// Predictions and targets: logits (problems, queries, classes) and boxes (problems, queries, frames, 4) of real, labels
-// (batch, size, labels_each) int64, target_boxes (batch, size, frames, 4) of real, counts (batch) int64, and visible
-// (batch, size, frames) bool or none.
+// Predictions and targets: logits (problems, queries, class_frames, classes) and boxes (problems, queries, frames, 4) of
+// real, labels (batch, size, labels_each) int64, target_boxes (batch, size, frames, 4) of real, counts (batch) int64, and
+// visible (batch, size, frames) bool or none. With each_frame, class_frames is frames, and there is visible. Otherwise
+// it is 1.
 struct Predictions {
     uintptr_t logits, boxes, labels, target_boxes, counts, visible;
-    int64_t layers, batch, queries, classes, size, frames, labels_each;
+    int64_t layers, batch, queries, classes, size, frames, labels_each, each_frame;
+
+    int64_t class_frames() const { return each_frame ? frames : 1; }
 
     int64_t problems() const { return layers * batch; }
 };

@@ -8,9 +8,9 @@
 
 namespace actdet::ACTDET_ISA {
 
-// A sample under a layer, with logits (queries, classes) and boxes (queries, frames, 4). Its `count` targets have
-// labels (count, labels_each), target_boxes (count, frames, 4) and visible (count, frames), which is null if all are
-// visible.
+// A sample under a layer, with logits (queries, class_frames, classes) and boxes (queries, frames, 4). Its `count`
+// targets have labels (count, labels_each), target_boxes (count, frames, 4) and visible (count, frames), which is null
+// if all are visible.
 template <typename Real>
 struct Sample {
     const Real* logits;
@@ -18,17 +18,20 @@ struct Sample {
     const int64_t* labels;
     const Real* target_boxes;
     const bool* visible;
-    int64_t queries, classes, frames, labels_each, count;
+    int64_t queries, class_frames, classes, frames, labels_each, count;
+    bool each_frame;
 
     Sample(const Predictions& p, int64_t problem) {
         const int64_t sample = problem % p.batch;
         queries = p.queries;
+        each_frame = p.each_frame != 0;
+        class_frames = p.class_frames();
         classes = p.classes;
         frames = p.frames;
         labels_each = p.labels_each;
         count = count_of(p, sample);
 
-        logits = reinterpret_cast<const Real*>(p.logits) + problem * queries * classes;
+        logits = reinterpret_cast<const Real*>(p.logits) + problem * queries * class_frames * classes;
         boxes = reinterpret_cast<const Real*>(p.boxes) + problem * queries * frames * 4;
         labels = reinterpret_cast<const int64_t*>(p.labels) + sample * p.size * labels_each;
         target_boxes = reinterpret_cast<const Real*>(p.target_boxes) + sample * p.size * frames * 4;
@@ -37,6 +40,11 @@ struct Sample {
 
     static int64_t count_of(const Predictions& p, int64_t sample) {
         return std::clamp<int64_t>(reinterpret_cast<const int64_t*>(p.counts)[sample], 0, p.size);
+    }
+
+    // Returns the target of a query to which `target` belongs, in a frame of its logits: -1 if that is not visible there.
+    int64_t in_frame(int64_t target, int64_t frame) const {
+        return target < 0 || !each_frame || visible[target * frames + frame] ? target : -1;
     }
 
     // Returns whether label k is padding, because the target has fewer labels.
