@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.video import r2plus1d_18
 
@@ -121,21 +123,69 @@ def test_features_and_gradients_are_torchvisions(
             torch.testing.assert_close(value, state[f"{STAGES[int(name[0])]}{name[1:]}"], rtol=1e-10, atol=1e-10)
 
 
+class ReluDecisions(TorchFunctionMode):
+    """While active, notes the inputs of all ReLUs, which can be made to let through what those of an exact run did.
+
+    For about half of the clips, one of 3.3 million inputs is so near to zero that rounding decides whether it passes.
+    If that decision differs from the one in float64, the gradients of all layers before it are off by 1e-3. By rounding
+    itself they are off by 1e-6. Which clips these are depends on the instructions of the processor.
+
+    Args:
+        exact: The inputs that an exact run noted. Without them, the ReLUs decide themselves.
+    """
+
+    def __init__(self, exact: list[Tensor] | None = None) -> None:
+        super().__init__()
+        self.exact = exact
+        self.inputs: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in (F.relu, torch.relu, torch.relu_):
+            return func(*args, **(kwargs or {}))
+
+        # A copy, because the ReLU may write its result there.
+        input = args[0]
+        self.inputs.append(input.detach().clone())
+        if self.exact is None:
+            return func(*args, **(kwargs or {}))
+
+        exact = self.exact[len(self.inputs) - 1]
+        passes = exact > 0
+        inside = unpadded(input, exact.shape).detach()
+        differing = inside[(inside > 0) != passes]
+        assert (differing.abs() < 1e-5 * exact.abs().max()).all(), "not only rounding decides otherwise"
+
+        # Padding is zero, so whether it passes makes no difference.
+        factors = torch.zeros_like(input)
+        factors[tuple(map(slice, exact.shape))] = passes
+        return input * factors
+
+
+def errors(
+    run: Callable[[Tensor], Tensor], network: nn.Module, clips: Tensor, wanted: list[Tensor], relus: list[Tensor]
+) -> list[float]:
+    """How far from `wanted` the outcome is when the ReLUs decide as those of the exact run with the inputs `relus`."""
+    with ReluDecisions(relus) as decisions:
+        found = outcome(run, network, clips)
+    assert len(decisions.inputs) == len(relus)
+    return distance(found, wanted)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 def test_float32_is_as_near_to_float64_as_torchvision(
     layout: torch.memory_format, theirs: nn.Module, ours: Backbone
 ) -> None:
-    """For one of three clips: of another, rounding may decide what a ReLU lets through, on some processor."""
     exact = deepcopy(theirs).double()
-    for seed in (3, 4, 5):
-        clips = torch.randn(1, 3, 7, 33, 41, generator=torch.Generator().manual_seed(seed))
+    clips = torch.randn(1, 3, 7, 33, 41, generator=torch.Generator().manual_seed(4))
+    with ReluDecisions() as decisions:
         wanted = outcome(lambda x: features(exact, x), exact, clips.double())
-        clips = clips.to(memory_format=layout)
-        mine = distance(outcome(ours, ours, clips), wanted)
-        their = distance(outcome(lambda x: features(theirs, x), theirs, clips), wanted)
-        if max(their) < 1e-4 and all(one <= 2 * other + 1e-6 for one, other in zip(mine, their, strict=True)):
-            return
-    raise AssertionError(f"distances {mine}, torchvision's {their}")
+    assert len(decisions.inputs) == 34
+
+    clips = clips.to(memory_format=layout)
+    mine = errors(ours, ours, clips, wanted, decisions.inputs)
+    their = errors(lambda x: features(theirs, x), theirs, clips, wanted, decisions.inputs)
+    assert max(their) < 1e-5
+    assert all(one <= 2 * other + 1e-6 for one, other in zip(mine, their, strict=True)), (mine, their)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
