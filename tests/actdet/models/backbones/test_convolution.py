@@ -284,6 +284,8 @@ def test_without_a_momentum_the_norm_averages_all_batches(monkeypatch: pytest.Mo
         torch.testing.assert_close(mine, true)
 
 
+# NumPy warns of the way in which Triton's interpreter, before 3.7, reads a scalar.
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU kernels are not interpreted")
 def test_a_block_trains_through_the_kernels_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stem and residual blocks, in Triton's interpreter."""
