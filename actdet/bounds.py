@@ -13,6 +13,7 @@ BOUNDS = {
     "frames": "[8, 1024]",
     "queries": "[1, 1000]",
     "slots": "[1, 1000]",
+    "denoising_groups": "[0, 100]",
     "temporal_strides": "[0, 3]",
     "encoder_layers": "[0, 100]",
     "decoder_layers": "[1, 100]",

@@ -118,11 +118,26 @@ class FamilyNetwork(nn.Module, ABC, Generic[ConfigT, OutputsT]):
         """Compute the outputs for normalized clips (B, 3, T, S, S), floating point."""
         return self.detect(self.backbone(clips))
 
+    def hints(self, targets: Any) -> Any:
+        """Make what a training step shows the network of the truth, such as noisy copies of it to clean up.
+
+        Args:
+            targets: What the loader gives for `truth`.
+
+        Returns:
+            A NamedTuple of tensors; None if there are no hints.
+        """
+        return None
+
     @abstractmethod
-    def detect(self, features: Any) -> OutputsT:
+    def detect(self, features: Any, hints: Any = None) -> OutputsT:
         """Compute what follows the backbone.
 
         It may run under autocast. Bf16 has too few bits for a coordinate, so outputs should be computed in float32.
+
+        Args:
+            features: What the backbone returned.
+            hints: In training what `hints` returned. `losses` finds what the network made of them in the outputs.
         """
 
     @abstractmethod

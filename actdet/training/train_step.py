@@ -118,13 +118,13 @@ class TrainStep:
         Args:
             batch: This process's share of the batch.
             lr: The learning rate.
-            seed: Decides what dropout draws.
+            seed: Decides what dropout and the detector's hints draw.
             number: How many steps came before this one.
         """
         self.detector.train()
         if self.config.freeze_backbone:
             self.detector.backbone.eval()
-        # Only dropout draws from this generator.
+        # Only dropout and hints draw from this generator.
         torch.manual_seed(seed)
         self.optimizer.param_groups[0]["lr"].fill_(lr)
         # At first the average is that of all steps so far, so that it forgets the start.
@@ -172,7 +172,7 @@ class TrainStep:
 
     def _losses_of(self, clips: Tensor, targets: AnyTargets) -> Tensor:
         """The values of the detector's `loss_names` for this process's share of a batch."""
-        outputs, auxiliary_output = self._network(clips)
+        outputs, auxiliary_output = self._network(clips, self.detector.hints(targets))
         losses = self.detector.losses(
             outputs,
             targets,
@@ -214,11 +214,11 @@ class _Network(nn.Module):
         self.auxiliary_head = auxiliary_head
         self.dtype = dtype
 
-    def forward(self, clips: Tensor) -> tuple[Any, Tensor | None]:
+    def forward(self, clips: Tensor, hints: Any) -> tuple[Any, Tensor | None]:
         """Clips to the detector's outputs, and to that of the auxiliary head, if there is one."""
         with torch.autocast(clips.device.type, self.dtype, enabled=self.dtype != torch.float32):
             features = self.detector.backbone(clips)
-            outputs = self.detector.detect(features)
+            outputs = self.detector.detect(features, hints)
         return outputs, None if self.auxiliary_head is None else self.auxiliary_head(features)
 
 

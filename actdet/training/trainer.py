@@ -317,7 +317,8 @@ class Trainer:
         weights = self.config.loss.term_weights()
         if self.train_step.auxiliary_head is not None:
             weights["auxiliary"] = self.config.auxiliary_weight
-        return weights
+        # What only training has, such as the loss of hints, is a whole loss by itself.
+        return {name: weights.get(name, 1.0) for name in self.detector.loss_names[1:]}
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.processes.rank == 0:

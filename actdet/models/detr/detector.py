@@ -106,7 +106,7 @@ class ActionDetector(FamilyNetwork[ModelConfig, Predictions]):
             raise ValueError(f"clips must be (B, 3, {frames}, {size}, {size}), got {tuple(clips.shape)}")
         return self.detect(self.backbone(clips))
 
-    def detect(self, features: Tensor) -> Predictions:
+    def detect(self, features: Tensor, hints: None = None) -> Predictions:
         """Compute what follows the backbone: features (B, 512, T/8, S/16, S/16) to `Predictions`."""
         pooled = self.pool(features)
 

@@ -19,7 +19,7 @@ class TubeletConfig(FamilyConfig):
     """The shape of the detector."""
 
     family = "tubelet"
-    of_training = ("dropout", "deep_supervision")
+    of_training = ("dropout", "denoising_groups")
 
     slots: int = 10
     """How many actors a clip can have: each slot follows one of them through all frames."""
@@ -42,8 +42,9 @@ class TubeletConfig(FamilyConfig):
     stands for no action."""
     dropout: float = 0.0
     """Dropout in the decoder."""
-    deep_supervision: bool = True
-    """Train every decoder layer with the loss instead of only the last one."""
+    denoising_groups: int = 2
+    """How many noisy copies of the actors the decoder learns to clean up in training, which teaches it sooner where to
+    look; 0 turns it off."""
 
     def max_actions(self) -> int:
         # Each slot is matched with one action at most.

@@ -52,21 +52,24 @@ class DecoderLayer(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, queries: Tensor, identity: Tensor, boxes: Tensor, features: FrameFeatures) -> Tensor:
+    def forward(
+        self, queries: Tensor, identity: Tensor, boxes: Tensor, features: FrameFeatures, mask: Tensor | None = None
+    ) -> Tensor:
         """Compute the queries that the next layer starts from.
 
         Args:
             queries: (B, S, T, 256).
-            identity: (S, T, 256), which says of a query which slot and which frame it is of.
+            identity: (B, S, T, 256), which says of a query which slot and which frame it is of.
             boxes: (B, S, T, 4) float32, cxcywh in [0, 1], where each slot was found so far.
             features: Of the B clips.
+            mask: (S, S) bool, True where the slot of the row must know nothing of that of the column.
         """
         clips, slots = queries.shape[:2]
         by_slot, by_time, by_reading, by_layer = self.norms
 
         in_frame = queries.transpose(1, 2)
-        known = (in_frame + identity.transpose(0, 1)).flatten(0, 1)
-        seen, _ = self.slot_attention(known, known, in_frame.flatten(0, 1), need_weights=False)
+        known = (in_frame + identity.transpose(1, 2)).flatten(0, 1)
+        seen, _ = self.slot_attention(known, known, in_frame.flatten(0, 1), need_weights=False, attn_mask=mask)
         queries = by_slot(queries + self.dropout(seen.unflatten(0, (clips, -1)).transpose(1, 2)))
 
         known = (queries + identity).flatten(0, 1)
@@ -101,6 +104,7 @@ class PlainReading(nn.Module):
     def forward(self, queries: Tensor, boxes: Tensor, features: FrameFeatures) -> Tensor:
         """(B, T, S, 256) to what each query reads, (B, T, S, 256)."""
         pixels = features.pixels
+        assert features.places is not None
         places = features.places if self.times is None else features.places + self.times
         keys = pixels + places
         shape = queries.shape

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import torch
+from actdet_kernels import DenoisingQueries, denoising_queries
 from torch import Tensor, nn
 
 from actdet.data.truth import TubeTargets
@@ -27,6 +28,12 @@ from actdet.models.tubelet.slots import FinalSlots, Slots
 
 # The levels of a pyramid: the last three stages of the backbone.
 _LEVELS = 3
+
+# How far the corners of noisy copies are moved, in halves of a box's side; those that stand for no action twice as far.
+_BOX_NOISE = 0.5
+
+# Boxes of noisy copies stay so far inside the picture, so that their logits are finite.
+_EDGE = 1e-3
 
 # Before training, a slot's box is so wide and so high, as shares of the picture.
 _FIRST_SIDES = (0.25, 0.5)
@@ -51,7 +58,7 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
         self.config = config = config or TubeletConfig()
         levels = _LEVELS if config.pyramid else 1
         self.backbone = FrameBackbone(levels, config.temporal_strides)
-        self.pyramid = Pyramid(levels, config.frames)
+        self.pyramid = Pyramid(levels, config.frames, with_places=config.attention == "plain")
 
         # What says of a query which slot and which frame it is of.
         each = config.frames if config.query_form == "free" else 1
@@ -60,6 +67,10 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
         if config.query_form == "factorized":
             self.frame_queries = nn.Parameter(torch.randn(config.frames, HIDDEN) * 0.5)
         self.first_boxes = nn.Parameter(_first_boxes(config.slots)[:, None].repeat(1, each, 1))
+
+        # What a noisy copy of an actor says of its class; the last row is for places without an actor.
+        labels = torch.randn(len(config.class_names) + 1, HIDDEN) * 0.5
+        self.label_queries = nn.Parameter(labels, requires_grad=config.denoising_groups > 0)
 
         layers = range(config.decoder_layers)
         self.decoder = nn.ModuleList(DecoderLayer(config, levels) for _ in layers)
@@ -82,19 +93,45 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
             raise ValueError(f"clips must be (B, 3, {frames}, {size}, {size}), got {tuple(clips.shape)}")
         return self.detect(self.backbone(clips))
 
-    def detect(self, features: list[Tensor]) -> Slots:
+    def hints(self, targets: TubeTargets) -> DenoisingQueries | None:
+        """Make noisy copies of the actors, which the decoder has to clean up."""
+        config = self.config
+        if not config.denoising_groups:
+            return None
+        return denoising_queries(
+            targets.tubelets,
+            classes=len(config.class_names),
+            queries=config.slots,
+            groups=config.denoising_groups,
+            box_noise=_BOX_NOISE,
+        )
+
+    def detect(self, features: list[Tensor], hints: DenoisingQueries | None = None) -> Slots:
         """Compute what follows the backbone: the features of its last stages to `Slots`."""
         config = self.config
-        shape = (len(features[0]), config.slots, config.frames)
+        clips = len(features[0])
         read = self.pyramid(features)
 
         identity = self.slot_queries if self.frame_queries is None else self.slot_queries + self.frame_queries
-        queries = identity.expand(*shape, HIDDEN)
-        before = self.first_boxes.expand(*shape, 4)
+        identity = identity.expand(clips, -1, -1, -1)
+        before = self.first_boxes.expand(clips, -1, config.frames, -1)
+        mask = None
+        copies = 0
+        if hints is not None:
+            # A copy is known by its class, and by its frame if queries say that.
+            of_copies = self.label_queries[hints.labels][:, :, None].expand(-1, -1, config.frames, -1)
+            if self.frame_queries is not None:
+                of_copies = of_copies + self.frame_queries
+            identity = torch.cat([of_copies, identity], 1)
+            before = torch.cat([hints.boxes.clamp(_EDGE, 1 - _EDGE).logit(), before], 1)
+            mask = hints.mask
+            copies = hints.labels.shape[1]
+
+        queries = identity
         logits = []
         boxes = []
         for layer, class_head, box_head in zip(self.decoder, self.class_heads, self.box_heads, strict=True):
-            queries = layer(queries, identity, before.sigmoid(), read)
+            queries = layer(queries, identity, before.sigmoid(), read, mask)
 
             # The 8 bits of mantissa that bf16 has are too few for a coordinate.
             with torch.autocast(queries.device.type, enabled=False):
@@ -105,8 +142,13 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
             # Each layer learns by its own loss to refine what the one before has found.
             before = refined.detach()
 
-        last = slice(None) if config.deep_supervision else slice(-1, None)
-        return Slots(torch.stack(logits[last]), torch.stack(boxes[last]))
+        all_logits = torch.stack(logits)
+        all_boxes = torch.stack(boxes)
+        if hints is None:
+            return Slots(all_logits, all_boxes)
+        noisy_logits, own_logits = all_logits.split((copies, config.slots), 2)
+        noisy_boxes, own_boxes = all_boxes.split((copies, config.slots), 2)
+        return Slots(own_logits, own_boxes, (noisy_logits, noisy_boxes, hints.matched))
 
     def losses(
         self,

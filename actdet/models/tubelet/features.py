@@ -46,8 +46,8 @@ class FrameFeatures(NamedTuple):
 
     pixels: Tensor
     """(B, T, P, 256), of all levels, from fine to coarse, each row by row."""
-    places: Tensor
-    """(P, 256), which says of a pixel where in the picture it is, and on which level."""
+    places: Tensor | None
+    """(P, 256), which says of a pixel where in the picture it is, and on which level, if that was asked for."""
     sizes: list[tuple[int, int]]
     """Height and width of each level, which have P pixels together."""
 
@@ -58,16 +58,17 @@ class Pyramid(nn.Module):
     Args:
         levels: How many stages.
         frames: T.
+        with_places: Whether what reads the features has to be told where they are.
     """
 
-    def __init__(self, levels: int, frames: int) -> None:
+    def __init__(self, levels: int, frames: int, *, with_places: bool) -> None:
         super().__init__()
         self.frames = frames
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Conv3d(channels, HIDDEN, kernel_size=1), nn.GroupNorm(_GROUPS, HIDDEN))
             for channels in STAGE_FEATURES[-levels:]
         )
-        self.levels = nn.Parameter(torch.randn(levels, HIDDEN) * 0.1)
+        self.levels = nn.Parameter(torch.randn(levels, HIDDEN) * 0.1) if with_places else None
 
     def forward(self, stages: list[Tensor]) -> FrameFeatures:
         projected = [project(stage) for project, stage in zip(self.projections, stages, strict=True)]
@@ -79,11 +80,16 @@ class Pyramid(nn.Module):
 
         sizes = [(level.shape[3], level.shape[4]) for level in projected]
         pixels = [resample_frames(level, self.frames).permute(0, 2, 3, 4, 1).flatten(2, 3) for level in projected]
+        return FrameFeatures(torch.cat(pixels, 2), self._places(sizes), sizes)
+
+    def _places(self, sizes: list[tuple[int, int]]) -> Tensor | None:
+        if self.levels is None:
+            return None
         places = [
             picture_positions(*size, device=self.levels.device).flatten(0, 1) + level
             for size, level in zip(sizes, self.levels, strict=True)
         ]
-        return FrameFeatures(torch.cat(pixels, 2), torch.cat(places), sizes)
+        return torch.cat(places)
 
 
 def _resize(features: Tensor, size: torch.Size) -> Tensor:

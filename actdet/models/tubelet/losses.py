@@ -6,9 +6,14 @@ the actor does and where, and no action in all other frames. The kernels do both
 and one for the gradient.
 
 With `matching="frame"`, each frame is a problem of its own, as in detectors of single frames.
+
+In training the decoder also has noisy copies of the actors (DN-DETR, Li et al. 2022; DINO, Zhang et al. 2023), of which
+it is known whose they are. Their loss is the same, the mean over the groups of copies.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from actdet_kernels import SetLoss, Targets, assign, match, pairwise_cost, set_loss
@@ -20,7 +25,7 @@ from actdet.models.tubelet.config import TubeletLoss
 from actdet.models.tubelet.slots import Slots
 
 # The losses by name. The first one is what is minimized.
-LOSSES = SetLoss._fields
+LOSSES = (*SetLoss._fields, "denoising")
 
 # A logit whose probability is 0 in any floating-point type.
 _NEVER = -1e4
@@ -43,6 +48,51 @@ def tubelet_losses(
         0-d tensors by the names in `LOSSES`.
     """
     matched = match_slots(slots, targets, config, multi_label=multi_label)
+    terms = _matched_loss(slots, targets, matched, config, multi_label=multi_label, processes=processes)
+    total = terms.total
+    denoising = torch.zeros_like(total)
+    if slots.noisy:
+        denoising = _denoising_loss(slots.noisy, targets, config, multi_label=multi_label, processes=processes)
+        total = total + denoising
+    return {**terms._asdict(), "total": total, "denoising": denoising}
+
+
+def _denoising_loss(
+    noisy: tuple[Tensor, ...], targets: TubeTargets, config: TubeletLoss, *, multi_label: bool, processes: Processes
+) -> Tensor:
+    """Compare what the decoder made of noisy copies with the actors whose copies they are.
+
+    Args:
+        noisy: As in `Slots`.
+        targets: The actors in the B clips.
+        config: The weights.
+        multi_label: Whether every class has a probability of its own.
+        processes: The processes that share the batch.
+    """
+    *predicted, matched = noisy
+    layers = len(predicted[0])
+    copies = 2 * matched.shape[-1]
+
+    # (L, B, G * copies, T, ...) to (L * G, B, copies, T, ...).
+    logits, boxes = (each.unflatten(2, (-1, copies)).movedim(2, 1).flatten(0, 1) for each in predicted)
+    groups = len(logits) // layers
+    whole = replace(config, matching="tubelet")
+    matched = matched.expand(len(logits), -1, -1)
+    slots = Slots(logits, boxes)
+    terms = _matched_loss(slots, targets, matched, whole, multi_label=multi_label, processes=processes)
+    return terms.total / groups
+
+
+def _matched_loss(
+    slots: Slots,
+    targets: TubeTargets,
+    matched: Tensor,
+    config: TubeletLoss,
+    *,
+    multi_label: bool,
+    processes: Processes,
+) -> SetLoss:
+    """The loss of slots of which it is known whom they should follow: `matched` is as `match_slots` returns it."""
     logits = slots.logits
     if targets.is_sparse:
         # Nobody knows what happens in a frame that is not annotated, so it gets the answer that costs nothing.
@@ -62,7 +112,7 @@ def tubelet_losses(
         class_loss="focal" if multi_label else "cross_entropy",
     )
     if processes.count == 1 and not targets.is_sparse and not by_frame:
-        return terms._asdict()
+        return terms
 
     own, wanted = _divisors(slots, targets, matched, config, multi_label=multi_label)
     cls_share, box_share = (own / processes.sum(wanted).clamp(min=1e-9) * processes.count).unbind()
@@ -70,7 +120,7 @@ def tubelet_losses(
     l1 = terms.l1 * box_share
     giou = terms.giou * box_share
     weights = config.match_weights
-    return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)._asdict()
+    return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
 
 
 def match_slots(slots: Slots, targets: TubeTargets, config: TubeletLoss, *, multi_label: bool) -> Tensor:
@@ -89,10 +139,10 @@ def match_slots(slots: Slots, targets: TubeTargets, config: TubeletLoss, *, mult
     weights = config.match_weights
     class_cost = "focal" if multi_label else "softmax"
     if config.matching == "tubelet":
-        return match(*slots, targets.tubelets, weights=weights, class_cost=class_cost)
+        return match(slots.logits, slots.boxes, targets.tubelets, weights=weights, class_cost=class_cost)
 
     of_frames = _frame_targets(targets)
-    logits, boxes = map(_frames_as_samples, slots)
+    logits, boxes = map(_frames_as_samples, (slots.logits, slots.boxes))
     visible = targets.visible.transpose(1, 2).flatten(0, 1)
 
     # An actor who is not visible takes any slot that is left, since all cost the same.

@@ -17,12 +17,15 @@ class FinalSlots(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """The same of each of the L supervised decoder layers, the last one last."""
+    """The same of each of the L decoder layers, all of which are trained with the loss, the last one last."""
 
     logits: Tensor
     """(L, B, S, T, C) float32."""
     boxes: Tensor
     """(L, B, S, T, 4) float32, cxcywh in [0, 1]."""
+    noisy: tuple[Tensor, ...] = ()
+    """Logits and boxes of the same form that the decoder made of noisy copies of the actors in training, if it had any,
+    and (B, M) int64, which copy in its group each actor should be."""
 
     def final(self) -> FinalSlots:
         """Return what the last layer says."""
