@@ -27,7 +27,7 @@ class TubeTargets(NamedTuple):
     """The actors' actions in B samples of T frames each, padded to M rows."""
 
     labels: Tensor
-    """(B, M) int64, the class of each action."""
+    """(B, M) int64, the class of each action that any of the frames shows."""
     boxes: Tensor
     """(B, M, T, 4) float32, cxcywh in [0, 1]."""
     counts: Tensor
@@ -59,10 +59,7 @@ class TubeTargets(NamedTuple):
 
     @property
     def clip_boxes(self) -> Targets:
-        """What a detector of whole clips would learn from the frames shown: the box around all boxes of an action.
-
-        An action that none of the frames shows has a box of size 0.
-        """
+        """What a detector of whole clips would learn from the frames shown: the box around all boxes of an action."""
         low = self.boxes[..., :2] - self.boxes[..., 2:] / 2
         high = self.boxes[..., :2] + self.boxes[..., 2:] / 2
         shown = self.visible[..., None]
@@ -142,15 +139,28 @@ class TubeTruth:
 
         for sample, clip in enumerate(clips.tolist()):
             tubes = self._clips[clip]
-            actions = len(tubes.labels)
-            labels[sample, :actions] = tubes.labels
-            counts[sample] = actions
             shown = frames[sample]
             if tubes.is_sparse:
                 shown = tubes.nearest_key_frames(shown)
                 annotated[sample] = shown >= 0
-            tubes.cut(shown, boxes[sample], visible[sample])
+
+            # Whoever is in none of the frames is not to be found in them.
+            of_clip = tubes.cut(shown)
+            seen = np.flatnonzero(of_clip.visible.any(1))
+            counts[sample] = len(seen)
+            labels[sample, : len(seen)] = tubes.labels[seen]
+            boxes[sample, : len(seen)] = of_clip.boxes[seen]
+            visible[sample, : len(seen)] = of_clip.visible[seen]
         return TubeTargets(*map(to_device, (labels, boxes, counts, visible, annotated)))
+
+
+class _Shown(NamedTuple):
+    """What m tubes have in T frames."""
+
+    boxes: np.ndarray
+    """(m, T, 4) float32, cxcywh in [0, 1]; 0 where there is none."""
+    visible: np.ndarray
+    """(m, T) bool, where there is one."""
 
 
 class _ClipTubes:
@@ -185,9 +195,12 @@ class _ClipTubes:
                 stands_for[nearest] = key
         return stands_for
 
-    def cut(self, frames: np.ndarray, boxes: np.ndarray, visible: np.ndarray) -> None:
-        """Write the boxes (m, T, 4) that the tubes have in these frames (T,), and where they have any (m, T)."""
+    def cut(self, frames: np.ndarray) -> _Shown:
+        """Return what the tubes have in these frames (T,)."""
+        boxes = np.zeros((len(self.labels), len(frames), 4), np.float32)
+        visible = np.zeros((len(self.labels), len(frames)), bool)
         for row, (of_tube, of_frame) in enumerate(zip(self._frames, self._boxes, strict=True)):
             places = np.minimum(np.searchsorted(of_tube, frames), len(of_tube) - 1)
             visible[row] = of_tube[places] == frames
             boxes[row] = np.where(visible[row][:, None], of_frame[places], 0)
+        return _Shown(boxes, visible)

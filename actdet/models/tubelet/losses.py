@@ -102,6 +102,7 @@ def _matched_loss(
         logits = torch.where(targets.annotated[:, None, :, None], logits, free)
 
     by_frame = config.matching == "frame"
+    is_whole = processes.count == 1 and not targets.is_sparse and not by_frame
     terms = set_loss(
         _frames_as_samples(logits) if by_frame else logits,
         _frames_as_samples(slots.boxes) if by_frame else slots.boxes,
@@ -110,15 +111,19 @@ def _matched_loss(
         weights=config.match_weights,
         no_object_weight=config.no_object_weight,
         class_loss="focal" if multi_label else "cross_entropy",
+        per_layer=not is_whole,
     )
-    if processes.count == 1 and not targets.is_sparse and not by_frame:
+    if is_whole:
         return terms
 
     own, wanted = _divisors(slots, targets, matched, config, multi_label=multi_label)
-    cls_share, box_share = (own / processes.sum(wanted).clamp(min=1e-9) * processes.count).unbind()
-    cls = terms.cls * cls_share
-    l1 = terms.l1 * box_share
-    giou = terms.giou * box_share
+    wanted = processes.sum(wanted)
+    # Where there are no boxes, sums are divided by one, as in DETR. The weights of slots may add up to less than one.
+    cls_share = own[:-1] / wanted[:-1].clamp(min=1.0 if multi_label else 1e-9) * processes.count
+    box_share = own[-1] / wanted[-1].clamp(min=1.0) * processes.count
+    cls = (terms.cls * cls_share).sum()
+    l1 = terms.l1.sum() * box_share
+    giou = terms.giou.sum() * box_share
     weights = config.match_weights
     return SetLoss(weights.cls * cls + weights.l1 * l1 + weights.giou * giou, cls, l1, giou)
 
@@ -141,14 +146,16 @@ def match_slots(slots: Slots, targets: TubeTargets, config: TubeletLoss, *, mult
     if config.matching == "tubelet":
         return match(slots.logits, slots.boxes, targets.tubelets, weights=weights, class_cost=class_cost)
 
-    of_frames = _frame_targets(targets)
     logits, boxes = map(_frames_as_samples, (slots.logits, slots.boxes))
-    visible = targets.visible.transpose(1, 2).flatten(0, 1)
+    cost = pairwise_cost(logits, boxes, _frame_targets(targets), weights=weights, class_cost=class_cost)
 
-    # An actor who is not visible takes any slot that is left, since all cost the same.
-    cost = pairwise_cost(logits, boxes, of_frames, weights=weights, class_cost=class_cost) * visible[:, None]
-    matched = assign(cost.flatten(0, 1), of_frames.counts.repeat(len(cost))).view(len(cost), *visible.shape)
-    return torch.where(visible, matched, -1)
+    # Who is not visible comes last, behind the count, and takes no slot from anybody who is.
+    visible = (targets.visible & targets.valid[..., None]).transpose(1, 2).flatten(0, 1)
+    order = (~visible).to(torch.uint8).argsort(dim=-1, stable=True).expand(len(cost), -1, -1)
+    cost = cost.gather(-1, order[..., None, :].expand_as(cost))
+    counts = visible.sum(-1).repeat(len(cost))
+    matched = assign(cost.flatten(0, 1), counts).view(order.shape)
+    return torch.empty_like(matched).scatter_(-1, order, matched)
 
 
 def _frames_as_samples(values: Tensor) -> Tensor:
@@ -169,7 +176,7 @@ def _frame_targets(targets: TubeTargets) -> Targets:
 def _divisors(
     slots: Slots, targets: TubeTargets, matched: Tensor, config: TubeletLoss, *, multi_label: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return by what the class loss and the losses of boxes were divided, and by what they are to be divided.
+    """Return by what losses were divided, and by what they are to be divided.
 
     The cross-entropy was divided by the weights of the slots in all frames, but those in frames that are not annotated
     are not to count. If each frame was matched anew, the rest was divided by the number of actors in all frames, but
@@ -178,26 +185,36 @@ def _divisors(
     Args:
         slots: What L decoder layers say.
         targets: The actors in the B clips.
-        matched: As of `match_slots`. Every layer has as many pairs.
+        matched: As of `match_slots`.
         config: The weights, and how slots were matched.
         multi_label: Whether every class has a probability of its own.
+
+    Returns:
+        Two tensors (L + 1,): for the class loss of each layer, and for the losses of boxes in any layer.
     """
-    clips, count, frames = slots.logits.shape[1:4]
-    actors = targets.counts.sum().float()
-    own_boxes = boxes = actors
-    if config.matching == "frame":
-        own_boxes = actors * frames
-        boxes = (targets.visible & targets.valid[..., None]).sum().float()
+    layers, clips, count, frames, _ = slots.logits.shape
+    by_frame = config.matching == "frame"
+    actors = targets.counts.sum().float().view(1)
+    visible = targets.visible & targets.valid[..., None]
+    own = actors.clamp(min=1)
+    boxes = actors
+    if by_frame:
+        own = (actors * frames).clamp(min=1)
+        boxes = visible.sum().float().view(1)
+
     if multi_label:
-        wanted_cls = boxes if config.matching == "frame" else actors * frames
-        return torch.stack([actors * frames, own_boxes]).clamp(min=1), torch.stack([wanted_cls, boxes])
+        of_frames = 1 if by_frame else frames
+        return (
+            torch.cat([(own * of_frames).expand(layers), own]),
+            torch.cat([(boxes * of_frames).expand(layers), boxes]),
+        )
 
-    is_pair = matched[0] >= 0
-    pairs = is_pair.sum() if config.matching == "frame" else (is_pair[..., None] & targets.visible).sum()
+    # If there are more actors than slots, layers may leave out different ones, who are seen in more or fewer frames.
+    is_pair = matched >= 0
+    pairs = (is_pair if by_frame else is_pair[..., None] & visible).flatten(1).sum(1)
 
-    def weight(of_frames: Tensor | int) -> Tensor:
-        return pairs + config.no_object_weight * (of_frames * count - pairs)
+    def weights(counted: Tensor | int) -> Tensor:
+        return pairs + config.no_object_weight * (counted * count - pairs)
 
     annotated = targets.annotated.sum() if targets.is_sparse else clips * frames
-    own = torch.stack([weight(clips * frames), own_boxes.clamp(min=1)])
-    return own, torch.stack([weight(annotated), boxes])
+    return torch.cat([weights(clips * frames), own]), torch.cat([weights(annotated), boxes])
