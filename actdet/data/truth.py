@@ -33,7 +33,7 @@ class TubeTargets(NamedTuple):
     counts: Tensor
     """(B,) int32, how many rows of each sample are real."""
     visible: Tensor
-    """(B, M, T) bool, in which frames each actor does the action and has a box."""
+    """(B, M, T) bool, in which frames each actor does the action and has a box; only annotated ones."""
     annotated: Tensor
     """(B, T) bool, in which frames anything is known. An actor who is not visible in such a frame does nothing there;
     of other frames nobody has said what happens. Or (B, 0) if no clip of the data set has such other frames."""
@@ -119,8 +119,8 @@ class TubeTruth:
     """The boxes of each action in the frames that a sample shows.
 
     A frame of the video between or beside those of a tube says that the actor does nothing there. But if no tube of a
-    clip has two neighboring frames, only key frames are annotated, as in AVA. Then what a key frame says counts for the
-    sample's frame that is nearest to it, and nothing is known of the other frames.
+    video has two neighboring frames, only key frames are annotated, as in AVA. Then what a key frame says counts for
+    the sample's frame that is nearest to it, and nothing is known of the other frames.
     """
 
     def __init__(self, index: ClipIndex) -> None:
@@ -180,14 +180,16 @@ class _ClipTubes:
         boxes = [tube.boxes if len(tube.boxes) else picture.repeat(len(tube.frames), 0) for tube in tubes]
         self._boxes = [to_centers(of_tube, clip.video.width, clip.video.height) for of_tube in boxes]
         self._pts = clip.video.pts
-        neighbors = any((np.diff(frames) == 1).any() for frames in self._frames)
-        self.is_sparse = bool(tubes) and not neighbors and len(clip.frames) > 1
+
+        # A window may have a single frame of a long tube, so the tubes of its whole video tell.
+        neighbors = any((np.diff(tube.frames) == 1).any() for tube in clip.video_tubes)
+        self.is_sparse = bool(clip.video_tubes) and not neighbors and len(clip.frames) > 1
 
     def nearest_key_frames(self, frames: np.ndarray) -> np.ndarray:
         """Return which annotated frame each of these frames (T,) stands for; -1 for none."""
         stands_for = np.full(len(frames), -1, np.int64)
         distance = np.full(len(frames), np.iinfo(np.int64).max)
-        for key in np.unique(np.concatenate(self._frames)).tolist():
+        for key in sorted({key for of_tube in self._frames for key in of_tube.tolist()}):
             away = np.abs(self._pts[frames] - self._pts[key])
             nearest = int(away.argmin())
             if away[nearest] < distance[nearest]:

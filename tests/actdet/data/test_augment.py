@@ -11,19 +11,29 @@ from actdet_kernels import Targets, frame_levels
 from PIL import Image
 from torch import Tensor
 
-from actdet.data.augment import MIN_VISIBLE, AugmentParams, Batch, augment, draw_params, halve_pixels, normalize
+from actdet.data.augment import (
+    MIN_VISIBLE,
+    AnyTargets,
+    AugmentParams,
+    Batch,
+    augment,
+    draw_params,
+    halve_pixels,
+    normalize,
+)
 from actdet.data.config import NO_AUGMENTATION, AugmentConfig
+from actdet.data.truth import TubeTargets
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
 STILL = NO_AUGMENTATION
 
 
-def augmented(clips: Tensor, targets: Targets, config: AugmentConfig, rng: np.random.Generator) -> Batch:
+def augmented(clips: Tensor, targets: AnyTargets, config: AugmentConfig, rng: np.random.Generator) -> Batch:
     return changed(clips, targets, draw_params(len(clips), config, rng))
 
 
-def changed(clips: Tensor, targets: Targets, params: AugmentParams) -> Batch:
+def changed(clips: Tensor, targets: AnyTargets, params: AugmentParams) -> Batch:
     """Call `augment` with whole clips (B, T, H, W, 3), whose frames are shuffled in the pool."""
     batch, count = clips.shape[:2]
     rows = torch.from_numpy(np.random.default_rng(0).permutation(batch * count)).view(batch, count)
@@ -331,6 +341,19 @@ def test_colors_stay_within_black_and_white() -> None:
 MIXUP = AugmentConfig(flip=0.0, crop=0.0, color=0.0, mixup=0.4)
 
 
+def partner_of(sample: int, before: np.ndarray, after: np.ndarray) -> tuple[int, float]:
+    """The clip that a blended clip has been blended with, and the share that it has kept of itself."""
+    partners = []
+    for other in set(range(len(before))) - {sample}:
+        apart = (before[sample] - before[other]).ravel()
+        share = apart @ (after[sample] - before[other]).ravel() / (apart @ apart)
+        if np.abs(share * before[sample] + (1 - share) * before[other] - after[sample]).max() < 1e-5:
+            partners.append((other, share))
+    # Only a share of 1 would fit any partner.
+    assert len(partners) == 1
+    return partners[0]
+
+
 @pytest.mark.parametrize("counts", [[2, 0, 3], [1, 1], [0, 0, 0, 0], [3, 3]])
 def test_mixup_blends_the_pixels_of_the_clips_whose_targets_it_joins(counts: list[int]) -> None:
     batch = len(counts)
@@ -342,15 +365,7 @@ def test_mixup_blends_the_pixels_of_the_clips_whose_targets_it_joins(counts: lis
     assert got.targets.labels.shape == (batch, 2 * 3)
     shares = []
     for sample in range(batch):
-        partners = []
-        for other in set(range(batch)) - {sample}:
-            apart = (before[sample] - before[other]).ravel()
-            share = apart @ (after[sample] - before[other]).ravel() / (apart @ apart)
-            if np.abs(share * before[sample] + (1 - share) * before[other] - after[sample]).max() < 1e-5:
-                partners.append((other, share))
-        # Only a share of 1 would fit any partner.
-        assert len(partners) == 1
-        other, share = partners[0]
+        other, share = partner_of(sample, before, after)
         assert 0 <= share <= 1 + 1e-9
         shares.append(share)
         assert got.targets.counts[sample] == counts[sample] + counts[other]
@@ -399,3 +414,187 @@ def test_halved_pictures_are_those_of_pillow(size: int, side: int, dtype: torch.
         wanted = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
         rounding = 5e-5 if dtype == torch.float32 else 2e-2
         np.testing.assert_allclose(small.clips[clip, channel, frame].float().numpy(), wanted, atol=rounding)
+
+
+# Boxes in every frame
+
+
+def some_tubes(counts: list[int], frames: int, *, size: int = 3, seed: int = 0, near_edge: bool = False) -> TubeTargets:
+    """Other boxes in every frame; what is padding or not visible holds values that must never be used."""
+    rng = np.random.default_rng(seed)
+    center = rng.uniform(0.0 if near_edge else 0.4, 1.0 if near_edge else 0.6, (len(counts), size, frames, 2))
+    boxes = np.concatenate([center, rng.uniform(0.01, 0.3, center.shape)], -1).astype(np.float32)
+    visible = rng.random((len(counts), size, frames)) < 0.7
+    labels = rng.integers(0, 5, (len(counts), size))
+    for sample, count in enumerate(counts):
+        visible[sample, count:] = False
+        labels[sample, count:] = -1
+    boxes[~visible] = math.nan
+    annotated = rng.random((len(counts), frames)) < 0.7
+    return TubeTargets(
+        torch.from_numpy(labels),
+        torch.from_numpy(boxes),
+        torch.tensor(counts, dtype=torch.int32),
+        torch.from_numpy(visible & annotated[:, None]),
+        torch.from_numpy(annotated),
+    )
+
+
+# A label, and in each frame a box or None.
+TubeRow = tuple[int, list[list[float] | None]]
+
+
+def rows_of(targets: TubeTargets, sample: int) -> list[TubeRow]:
+    rows = []
+    for row in range(int(targets.counts[sample])):
+        boxes = targets.boxes[sample, row].double().tolist()
+        visible = targets.visible[sample, row].tolist()
+        seen = [box if here else None for box, here in zip(boxes, visible, strict=True)]
+        rows.append((int(targets.labels[sample, row]), seen))
+    return rows
+
+
+def moved_row(row: TubeRow, params: AugmentParams, sample: int) -> TubeRow:
+    """What is left of a row, box by box in Python's floats."""
+    assert params.size is not None
+    assert params.origin is not None
+    assert params.flip is not None
+    label, boxes = row
+    moved: list[list[float] | None] = []
+    for box in boxes:
+        if box is None:
+            moved.append(None)
+            continue
+        edges = []
+        for axis in (0, 1):
+            size = float(params.size[sample, axis])
+            origin = float(params.origin[sample, axis])
+            low, high = (min(max((box[axis] + side * box[axis + 2] / 2 - origin) / size, 0.0), 1.0) for side in (-1, 1))
+            if axis == 0 and params.flip[sample]:
+                low, high = 1 - high, 1 - low
+            edges.append((low, high))
+        (x1, x2), (y1, y2) = edges
+        is_seen = min(x2 - x1, y2 - y1) > MIN_VISIBLE
+        moved.append([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1] if is_seen else None)
+    return label, moved
+
+
+def assert_same_rows(got: list[TubeRow], wanted: list[TubeRow]) -> None:
+    assert [label for label, _ in got] == [label for label, _ in wanted]
+    for (_, boxes), (_, expected) in zip(got, wanted, strict=True):
+        assert [box is None for box in boxes] == [box is None for box in expected]
+        for box, other in zip(boxes, expected, strict=True):
+            assert box == (None if other is None else pytest.approx(other, abs=1e-5))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AugmentConfig(flip=1.0, crop=0.0, color=0.0),
+        AugmentConfig(flip=0.0, crop=0.6, color=0.0),
+        AugmentConfig(flip=0.5, crop=0.9, color=0.2),
+        STILL,
+    ],
+    ids=["flip", "crop", "both", "neither"],
+)
+@pytest.mark.parametrize("frames", [1, 2, 8])
+def test_tubes_are_cropped_and_flipped_as_loops_do_it(config: AugmentConfig, frames: int) -> None:
+    """Who is cropped away in some frames is not visible there, and who is in all of them is dropped."""
+    counts = [3, 0, 1, 3, 2, 3, 3, 3]
+    targets = some_tubes(counts, frames, seed=frames, near_edge=True)
+    before = [field.clone() for field in targets]
+    params = draw_params(len(counts), config, np.random.default_rng(5))
+    got = changed(noise(len(counts), frames, 8, 8), targets, params).targets
+    assert isinstance(got, TubeTargets)
+
+    hidden = 0
+    dropped = 0
+    for sample in range(len(counts)):
+        wanted = rows_of(targets, sample)
+        if params.flip is not None:
+            moved = [moved_row(row, params, sample) for row in wanted]
+            hidden += sum(old != new and None in new for (_, old), (_, new) in zip(wanted, moved, strict=True))
+            wanted = [(label, boxes) for label, boxes in moved if any(boxes)]
+            dropped += len(moved) - len(wanted)
+        assert_same_rows(rows_of(got, sample), wanted)
+    assert torch.equal(got.annotated, targets.annotated)
+    assert not config.crop or hidden > 0
+    assert not config.crop or frames > 2 or dropped > 0
+    for field, was in zip(targets, before, strict=True):
+        torch.testing.assert_close(field, was, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_the_boxes_of_each_frame_move_with_its_pixels(flip: float) -> None:
+    """A rectangle that jumps from frame to frame."""
+    batch = 12
+    places = np.stack([random_places(batch, seed=20 + frame) for frame in range(FRAMES)], 1)
+    clips = torch.zeros(batch, FRAMES, HEIGHT, WIDTH, 3, dtype=torch.uint8)
+    boxes = torch.zeros(batch, 3, FRAMES, 4)
+    for sample, frame in np.ndindex(batch, FRAMES):
+        picture, targets = rectangles(places[sample : sample + 1, frame])
+        clips[sample, frame] = picture[0, 0]
+        boxes[sample, :, frame] = targets.boxes[0]
+    labels = torch.arange(3).repeat(batch, 1)
+    visible = torch.ones(batch, 3, FRAMES, dtype=torch.bool)
+    tubes = TubeTargets(labels, boxes, torch.full((batch,), 3, dtype=torch.int32), visible, visible[:, 0])
+
+    config = AugmentConfig(flip=flip, crop=0.5, color=0.0)
+    got = augmented(clips, tubes, config, np.random.default_rng(2))
+    pictures = pixels_of(got)
+    compared = 0
+    for sample in range(batch):
+        for label, found in rows_of(got.targets, sample):  # type: ignore[arg-type]
+            for frame, box in enumerate(found):
+                seen = find(pictures[sample, frame, :, :, label])
+                if box is not None and seen is not None:
+                    assert np.abs((np.array(box) - seen) * (WIDTH, HEIGHT, WIDTH, HEIGHT)).max() < 1.0
+                    compared += 1
+    assert compared > 60
+
+
+@pytest.mark.parametrize("counts", [[2, 0, 3], [1, 1], [0, 0, 0, 0], [3, 3]])
+def test_mixup_joins_the_tubes_of_both_clips(counts: list[int]) -> None:
+    """In frames of which both clips say what happens. Of the others nobody knows, so nobody is visible there."""
+    batch = len(counts)
+    clips = noise(batch, 6, 6, 8, seed=8)
+    targets = some_tubes(counts, 6, seed=8)
+    result = augmented(clips, targets, MIXUP, np.random.default_rng(9))
+    got = result.targets
+    assert isinstance(got, TubeTargets)
+    assert got.boxes.shape == (batch, 6, 6, 4)
+
+    before = clips.double().numpy() / 255
+    after = pixels_of(result)
+    for sample in range(batch):
+        other, _ = partner_of(sample, before, after)
+        both = zip(targets.annotated[sample].tolist(), targets.annotated[other].tolist(), strict=True)
+        known = [one and two for one, two in both]
+        assert got.annotated[sample].tolist() == known
+        wanted = [
+            (label, [box if here else None for box, here in zip(boxes, known, strict=True)])
+            for label, boxes in (*rows_of(targets, sample), *rows_of(targets, other))
+        ]
+        assert_same_rows(rows_of(got, sample), wanted)
+    assert not got.visible[~got.valid].any()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_tubes_of_a_share_are_changed_as_those_of_the_whole_batch(processes: int) -> None:
+    clips = noise(5, 4, 12, 16)
+    targets = some_tubes([1, 3, 0, 2, 1], 4)
+    config = AugmentConfig(flip=0.5, crop=0.4, color=0.5)
+    whole = augmented(clips, targets, config, np.random.default_rng(11)).targets
+    params = draw_params(5, config, np.random.default_rng(11))
+    assert isinstance(whole, TubeTargets)
+    for rank in range(processes):
+        rows = slice(rank, None, processes)
+        got = changed(clips[rows], TubeTargets(*(field[rows] for field in targets)), params[rows]).targets
+        assert isinstance(got, TubeTargets)
+        for sample in range(len(got.counts)):
+            assert rows_of(got, sample) == rows_of(whole, rank + sample * processes)
+
+
+def test_tubes_of_halved_pictures_stay_the_same() -> None:
+    targets = some_tubes([1, 2], 8)
+    assert halve_pixels(Batch(normalize(noise(2, 8, 32, 32)), targets)).targets is targets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,8 @@ from actdet.data.clips import Clip, ClipIndex
 from actdet.data.config import NO_AUGMENTATION, AugmentConfig, ClipSize
 from actdet.data.loader import ClipLoader
 from actdet.data.sampler import balanced_batches
+from actdet.data.truth import TruthKind, TubeTargets
+from actdet.detections import Tube
 from actdet.distributed import Processes
 from actdet.errors import ActdetError, DataError
 from actdet.video.decoding import ClipRequest
@@ -71,24 +74,37 @@ class Reader:
     def __exit__(self, *exception: object) -> None: ...
 
 
-def make(index: ClipIndex, reader: Reader, *, kept: bool, jitter: bool = True, bad_files: str = "stop") -> ClipLoader:
+def make(
+    index: ClipIndex,
+    reader: Reader,
+    *,
+    kept: bool,
+    jitter: bool = True,
+    bad_files: str = "stop",
+    truth: TruthKind = "clip_box",
+) -> ClipLoader:
     cache = FrameCache(index, CLIP_SIZE, CPU, jitter=jitter) if kept else None
-    return ClipLoader(index, CLIP_SIZE, reader, CPU, cache=cache, bad_files=bad_files)
+    return ClipLoader(index, CLIP_SIZE, reader, CPU, cache=cache, bad_files=bad_files, truth=truth)
 
 
-def shown(batch: Batch) -> tuple[list[int], np.ndarray]:
-    """Read off the pixels of a batch which clips it shows, and which of their frames (B, T); check their targets."""
+def read_pixels(batch: Batch) -> tuple[list[int], np.ndarray]:
+    """Read off the pixels of a batch which clips it shows, and which of their frames (B, T)."""
     pixels = batch.clips.permute(0, 2, 3, 4, 1).double().numpy() * STD + MEAN
     values = np.round(pixels * 255).astype(int)
     assert (values == values[:, :, :1, :1]).all()
     assert (values[..., 2] == 7).all()
-    clips = values[:, 0, 0, 0, 0].tolist()
+    return values[:, 0, 0, 0, 0].tolist(), values[:, :, 0, 0, 1]
+
+
+def shown(batch: Batch) -> tuple[list[int], np.ndarray]:
+    """The same, after checking the targets of the clips."""
+    clips, frames = read_pixels(batch)
     for place, clip in enumerate(clips):
         count = int(batch.targets.counts[place])
         assert count == (clip % 2 == 0)
         if count:
             assert float(batch.targets.boxes[place, 0, 2]) == pytest.approx((clip + 1) / 1000)
-    return clips, values[:, :, 0, 0, 1]
+    return clips, frames
 
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=24)
@@ -243,3 +259,99 @@ def test_pictures_of_half_the_pixels_show_the_same_clips(half_pixels: bool) -> N
     assert batch.clips.shape == (2, 3, 8, side, side)
     clips, _ = shown(batch)
     assert sorted(clips) == [0, 1]
+
+
+# Boxes in every frame
+
+
+def index_of_tubes(lengths: Iterable[int]) -> ClipIndex:
+    """As `index_of`; an action is in all frames but every third one, and its box says which clip and frame it is of."""
+    index = index_of(lengths)
+    clips = []
+    for number, clip in enumerate(index.clips):
+        frames = np.array([frame for frame in clip.frames if frame % 3 < 2], np.int64)
+        boxes = np.array([[frame, 10, frame + number + 1, 20] for frame in frames.tolist()], np.float32)
+        clips.append(replace(clip, table=(Tube(number % 2, frames, boxes),) if number % 2 == 0 else ()))
+    return replace(index, clips=tuple(clips))
+
+
+def shown_tubes(batch: Batch) -> tuple[list[int], np.ndarray]:
+    """Read off the pixels which clips and frames a batch shows, and check that its boxes are of these."""
+    clips, frames = read_pixels(batch)
+    targets = batch.targets
+    assert isinstance(targets, TubeTargets)
+    assert not targets.is_sparse
+    seen = [clip % 2 == 0 and bool((of_clip % 3 < 2).any()) for clip, of_clip in zip(clips, frames, strict=True)]
+    assert targets.counts.tolist() == list(map(int, seen))
+    for place, clip in enumerate(clips):
+        if not seen[place]:
+            continue
+        assert targets.labels[place, 0] == 0
+        assert targets.visible[place, 0].tolist() == [frame % 3 < 2 for frame in frames[place].tolist()]
+        boxes = targets.boxes[place, 0].tolist()
+        for frame, box, visible in zip(frames[place].tolist(), boxes, targets.visible[place, 0].tolist(), strict=True):
+            if visible:
+                assert box == pytest.approx([(frame + (clip + 1) / 2) / 1000, 0.15, (clip + 1) / 1000, 0.1])
+    return clips, frames
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths, st.integers(1, 9), st.booleans(), st.booleans())
+def test_boxes_are_those_of_the_frames_shown(frames: list[int], size: int, kept: bool, jitter: bool) -> None:
+    """In training, with jitter and without, and in an evaluation, which shows the middles of eighths."""
+    ids = list(range(len(frames)))
+    loader = make(index_of_tubes(frames), Reader(), kept=kept, jitter=jitter, truth="tubelet")
+    augmentation = JITTER if jitter else NO_AUGMENTATION
+    for epoch in (0, 1):
+        batches = list(map(shown_tubes, loader.train_batches(ids, size, augmentation, seed=1, epoch=epoch)))
+        assert sorted(chain.from_iterable(clips for clips, _ in batches)) == ids
+    for clips, indices in map(shown_tubes, loader.eval_batches(ids, size)):
+        for clip, one in zip(clips, indices, strict=True):
+            np.testing.assert_array_equal(one, [(2 * k + 1) * frames[clip] // 16 for k in range(8)])
+
+
+def test_jitter_shows_other_frames_with_their_own_boxes() -> None:
+    """Of a long clip, so that two epochs hardly ever show the same frames."""
+    loader = make(index_of_tubes([200, 200]), Reader(), kept=False, truth="tubelet")
+    batches = [next(loader.train_batches([0], 1, JITTER, seed=0, epoch=epoch)) for epoch in range(4)]
+    assert len({tuple(shown_tubes(batch)[1].ravel()) for batch in batches}) == 4
+    assert len({tuple(batch.targets.boxes.ravel().tolist()) for batch in batches}) == 4
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("kept", [False, True])
+def test_processes_share_the_boxes_with_the_frames(count: int, kept: bool) -> None:
+    index = index_of_tubes([9, 30, 1, 12, 40, 5, 22])
+    options: Any = {"seed": 2, "epoch": 0}
+    (whole,) = make(index, Reader(), kept=kept, truth="tubelet").train_batches(range(7), 7, JITTER, **options)
+    for rank in range(count):
+        loader = make(index, Reader(), kept=kept, truth="tubelet")
+        (part,) = loader.train_batches(range(7), 7, JITTER, **options, processes=Processes(rank, count))
+        shown_tubes(part)
+        for field, of_whole in zip(part.targets, whole.targets, strict=True):
+            assert torch.equal(field, of_whole[rank::count])
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("bad", [{1}, {0, 3, 4}, {0, 1, 2, 3, 5}])
+def test_the_clip_in_the_place_of_a_bad_one_brings_its_boxes(
+    monkeypatch: pytest.MonkeyPatch, bad: set[int], kept: bool
+) -> None:
+    """From the same batch, or from another one if all of a batch are bad."""
+    reader = Reader(bad)
+
+    def decode(video: VideoInfo, indices: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+        (answer,) = reader.read([ClipRequest(video, indices)])
+        if isinstance(answer, DataError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(loading, "decode_frames", decode)
+    loader = make(index_of_tubes([30, 40, 25, 12, 33, 7]), reader, kept=kept, bad_files="skip", truth="tubelet")
+    for epoch in range(3):
+        for batch in loader.train_batches(range(6), 2, JITTER, seed=3, epoch=epoch):
+            clips, _ = shown_tubes(batch)
+            assert len(clips) == 2
+            assert bad.isdisjoint(clips)
+    seen = [clip for batch in loader.eval_batches(range(6), 4) for clip in shown_tubes(batch)[0]]
+    assert seen == [clip for clip in range(6) if clip not in bad]
