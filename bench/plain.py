@@ -40,6 +40,7 @@ class PlainStep:
         self.loss = torch.zeros(())
 
     def run(self, batch: Batch) -> None:
+        assert isinstance(batch.targets, Targets)
         logits, boxes = self.forward(batch.clips)
         self.loss = self.criterion(logits, boxes, batch.targets)
         self.optimizer.zero_grad()

@@ -65,7 +65,7 @@ def _describe_actions(found: Survey) -> str:
 
 
 def _describe_tubes(found: Survey) -> str:
-    """How many tubes and boxes the tables hold; nothing if no clip has a tube."""
+    """How many tubes and boxes the tables hold, and what a detector of tubes should know; nothing without tubes."""
     tables = [clip.table for clip in found.clips if clip.table]
     if not tables:
         return ""
@@ -76,4 +76,10 @@ def _describe_tubes(found: Survey) -> str:
     text = f"; {counted(len(tubes), 'tube')} of {counted(boxes, 'box', 'boxes')} in {counted(len(tables), 'clip')}"
     if without:
         text += f", {without} of them without any"
+    text += f"; at most {max(map(len, tables))} in one"
+
+    # A tube may have gaps, such as frames in which its actor is hidden.
+    gaps = sum(int(tube.frames[-1] - tube.frames[0]) + 1 - len(tube.frames) for tube in tubes)
+    if gaps:
+        text += f"; {counted(gaps, 'frame')} within tubes without a box"
     return text

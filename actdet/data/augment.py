@@ -13,19 +13,17 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from actdet_kernels import Targets, gather_clips
+from actdet_kernels import gather_clips
 from torch import Tensor
 
 from actdet.data.config import AugmentConfig
-from actdet.data.truth import TubeTargets
+from actdet.data.truth import AnyTargets, TubeTargets
 
 # A box is dropped if a crop leaves less of it than this share of the picture's side.
 MIN_VISIBLE = 1 / 64
 
 
-# What each kind of detector learns from; see `actdet.data.truth`.
-AnyTargets = Targets | TubeTargets
-_Some = TypeVar("_Some", Targets, TubeTargets)
+_Some = TypeVar("_Some", bound=AnyTargets)
 
 
 class Batch(NamedTuple):
@@ -210,10 +208,9 @@ def _mix(clips: Tensor, targets: _Some, share: Tensor) -> tuple[Tensor, _Some]:
     neighbor = type(targets)(*(field.roll(1, dims=0) for field in targets))
     joined = {name: torch.cat([getattr(targets, name), getattr(neighbor, name)], 1) for name in _rows_of(targets)}
     both = targets._replace(counts=torch.full_like(targets.counts, 2 * targets.labels.shape[1]), **joined)
-    if isinstance(both, TubeTargets) and isinstance(neighbor, TubeTargets):
-        if both.is_sparse:
-            known = both.annotated & neighbor.annotated
-            both = both._replace(annotated=known, visible=both.visible & known[:, None])
+    if isinstance(both, TubeTargets) and isinstance(neighbor, TubeTargets) and both.is_sparse:
+        known = both.annotated & neighbor.annotated
+        both = both._replace(annotated=known, visible=both.visible & known[:, None])
     valid = torch.cat([targets.valid, neighbor.valid], dim=1)
 
     blended = clips.roll(1, dims=0).lerp_(clips, share[:, None, None, None, None])

@@ -69,7 +69,11 @@ class TubeTargets(NamedTuple):
         return Targets(self.labels, torch.cat([(low + high) / 2, high - low], -1), self.counts)
 
 
-def centered_targets(kind: TruthKind, clips: int, frames: int) -> Targets | TubeTargets:
+AnyTargets = Targets | TubeTargets
+"""What the truths of all kinds give for a batch."""
+
+
+def centered_targets(kind: TruthKind, clips: int, frames: int) -> AnyTargets:
     """Return targets for a trial: one action of class 0 in the middle of each clip, all the time."""
     labels = torch.zeros(clips, 1, dtype=torch.int64)
     boxes = torch.full((clips, 1, 4), 0.5)
@@ -86,8 +90,8 @@ class Truth(Protocol):
     positive: np.ndarray
     """(clips,) bool, which clips of the index have an action."""
 
-    def of(self, clips: np.ndarray, frames: np.ndarray, to_device: Callable[[np.ndarray], Tensor]) -> NamedTuple:
-        """Return what is true of B samples, as a NamedTuple of tensors whose first dimension is the samples.
+    def of(self, clips: np.ndarray, frames: np.ndarray, to_device: Callable[[np.ndarray], Tensor]) -> AnyTargets:
+        """Return what is true of B samples.
 
         Args:
             clips: (B,) int64, the clip that each sample shows, by its number in the index.

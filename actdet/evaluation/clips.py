@@ -10,8 +10,8 @@ import torch
 from actdet_kernels import Targets
 from torch import Tensor
 
-from actdet.data.augment import AnyTargets
 from actdet.data.loader import ClipLoader
+from actdet.data.truth import AnyTargets
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
 from actdet.evaluation.metrics import Metrics, decided_iou, measure, true_labels

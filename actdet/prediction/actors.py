@@ -76,7 +76,7 @@ class ActorLinker:
             found.append(
                 FoundTube(
                     actor=actor.number + 1,
-                    action=self._class_names[cut.labels[row]],
+                    action=self._class_names[int(cut.labels[row])],
                     score=float(cut.scores[row]),
                     start=float(self._starts[first]),
                     end=self._video.seconds if is_end else float(self._starts[last + 1]),

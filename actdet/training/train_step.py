@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from actdet.data.augment import AnyTargets, Batch
+from actdet.data.augment import Batch
+from actdet.data.truth import AnyTargets
 from actdet.device import lay_channels_last
 from actdet.distributed import ALONE, Processes, synchronize_batch_norm
 from actdet.models.backbones.convolution import fuse_norms

@@ -171,8 +171,8 @@ def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, op
     # The labels (B, M, K) are gathered from each query's logits or probabilities, as (..., B, N, M, K).
     labels, known, absent = _labels(targets, logits.shape[-1])
     index = torch.where(known & valid[..., None], labels, 0).flatten(1)
-    of_each_frame = has_frame_logits(logits, boxes, isinstance(targets, Tubelets))
-    index = (index[:, None, None] if of_each_frame else index[:, None]).expand(*logits.shape[:-1], index.shape[-1])
+    ones = [1] * (logits.ndim - len(shape))
+    index = index.view(len(index), *ones, index.shape[1]).expand(*logits.shape[:-1], index.shape[1])
     if class_cost == "softmax":
         terms = -logits.softmax(-1).gather(-1, index).unflatten(-1, labels.shape[1:])
     else:
@@ -185,7 +185,7 @@ def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, op
             iou = 1 - _box_terms(queries_first, targets, goals, "iou")[1]
             found = _soft_loss(chosen, iou[..., None].expand_as(chosen), yes, class_cost, alpha, gamma)
             terms = found - _soft_loss(chosen, torch.zeros_like(chosen), no, class_cost, alpha, gamma)
-    if of_each_frame:
+    if isinstance(targets, Tubelets) and has_frame_logits(logits, boxes, True):
         # (..., B, N, T, M, K) to the mean over the frames in which a target is visible.
         visible = targets.visible.mT[:, None, :, :, None]
         known = known | ~targets.visible.any(-1, keepdim=True)
@@ -369,7 +369,7 @@ def set_loss(
     # With logits of each frame, a frame of a query counts as a query, (..., B, N * T, C), which has a target only if
     # that is visible there.
     frames = 1
-    if has_frame_logits(logits, boxes, isinstance(targets, Tubelets)):
+    if isinstance(targets, Tubelets) and has_frame_logits(logits, boxes, True):
         frames = boxes.shape[-2]
         logits = logits.flatten(-3, -2)
         visible = F.pad(targets.visible, (0, 0, 0, 1))

@@ -206,16 +206,16 @@ def frame_loss_case(classes: int, dtype: torch.dtype, kind: Any) -> None:
     tubelets = random_tubelets(FEW, max(FEW) + 1, 3, classes, seed=5)._replace(labels=targets.labels)
     logits = random_logits(2, len(FEW), 20, 3, classes, seed=7).to(dtype).requires_grad_()
     boxes = random_boxes(2, len(FEW), 20, 3, seed=8).to(dtype).requires_grad_()
-    exact = [value.detach().to(FP64).requires_grad_() for value in (logits, boxes)]
+    exact_logits, exact_boxes = (value.detach().to(FP64).requires_grad_() for value in (logits, boxes))
     got = set_loss(logits, boxes, tubelets, matched, weights=WEIGHTS, class_loss=kind, backend="triton")
-    terms = frame_criterion(*exact, tubelets, matched, 0.1, kind)
+    terms = frame_criterion(exact_logits, exact_boxes, tubelets, matched, 0.1, kind)
     total = weighted_sum(WEIGHTS, terms)
 
     eps = torch.finfo(torch.promote_types(dtype, FP32)).eps
     for mine, theirs in zip(got, (total, *terms), strict=True):
         torch.testing.assert_close(mine.detach().double(), theirs.detach().double(), rtol=64 * eps, atol=64 * eps)
     found = torch.autograd.grad(got.total, (logits, boxes))
-    for mine, theirs in zip(found, torch.autograd.grad(total, exact), strict=True):
+    for mine, theirs in zip(found, torch.autograd.grad(total, (exact_logits, exact_boxes)), strict=True):
         tolerance = torch.finfo(dtype).eps + 64 * eps
         torch.testing.assert_close(mine.double(), theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
 

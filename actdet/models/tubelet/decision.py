@@ -102,7 +102,7 @@ def assess(
     of_label = label[..., None, None].expand(-1, -1, 1, 4)
     box = box_convert(spans.box.gather(2, of_label)[:, :, 0], "xyxy", "cxcywh")
 
-    one_layer = Slots(*(tensor[None] for tensor in final))
+    one_layer = Slots(final.logits[None], final.boxes[None])
     matched = match_slots(one_layer, targets, weights, multi_label=multi_label)[0]
     losses = tubelet_losses(one_layer, targets, weights, multi_label=multi_label)
     return Assessment(

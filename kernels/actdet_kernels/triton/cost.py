@@ -17,6 +17,7 @@ makes the cost NaN, which the assignment avoids and reports.
 """
 # Pyright does not know the types of what Triton compiles.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
+# pyright: reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 

@@ -53,11 +53,12 @@ def test_check_counts_tubes(actdet_command: Actdet, data: Path) -> None:
     tables = [text.with_suffix(".csv") for text in texts]
     for text in texts:
         text.unlink()
-    tables[0].write_text("frame,track,class,x1,y1,x2,y2\n0,1,fight,1,1,30,30\n1,1,fight,1,1,30,30\n0,2,fight,9,9,30,30")
+    tables[0].write_text("frame,track,class,x1,y1,x2,y2\n0,1,fight,1,1,30,30\n2,1,fight,1,1,30,30\n0,2,fight,9,9,30,30")
     tables[1].write_text("frame,track,class,interpolate\n2,1,collapse,1\n9,1,collapse,0\n")
     outcome = actdet_command("check", data, "--no-decode")
     counted = "2 fight in 1 clip, 5 collapse, 6 no action: 4 with an empty file, 2 with none"
-    tubes = "3 tubes of 3 boxes in 2 clips, 1 of them without any"
+    tubes = "3 tubes of 3 boxes in 2 clips, 1 of them without any; at most 2 in one"
+    tubes += "; 1 frame within tubes without a box"
     note, result = outcome.out.splitlines()
     assert result == f"{data}: 12 clips ({counted}; {tubes}), nothing wrong"
     assert note.startswith(f"note: {data / 'annotations'}: videos with tables last 2.1 seconds")

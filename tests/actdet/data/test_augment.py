@@ -13,7 +13,6 @@ from torch import Tensor
 
 from actdet.data.augment import (
     MIN_VISIBLE,
-    AnyTargets,
     AugmentParams,
     Batch,
     augment,
@@ -22,7 +21,7 @@ from actdet.data.augment import (
     normalize,
 )
 from actdet.data.config import NO_AUGMENTATION, AugmentConfig
-from actdet.data.truth import TubeTargets
+from actdet.data.truth import AnyTargets, TubeTargets
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
@@ -67,7 +66,7 @@ def pixels_of(batch: Batch) -> np.ndarray:
     return batch.clips.permute(0, 2, 3, 4, 1).double().numpy() * STD + MEAN
 
 
-def same(one: Targets, other: Targets) -> bool:
+def same(one: AnyTargets, other: AnyTargets) -> bool:
     return torch.equal(one.counts, other.counts) and all(
         torch.equal(getattr(one, name)[one.valid], getattr(other, name)[other.valid]) for name in ("labels", "boxes")
     )
