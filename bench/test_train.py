@@ -20,6 +20,7 @@ import torch
 
 from actdet.device import choose_precision
 from actdet.models.detr.config import ModelConfig
+from actdet.models.families import config_class
 from actdet.training.cost import Card, find_card, floor_seconds, largest_batch, stage_costs, step_flop
 from bench.measure import quantiles
 
@@ -44,9 +45,11 @@ class Line(NamedTuple):
     size: int
     precision: str
     names: tuple[str, ...]
+    family: str = "detr"
 
     def __str__(self) -> str:
-        return f"{self.batch} of {self.frames}x{self.size}x{self.size}"
+        size = f"{self.batch} of {self.frames}x{self.size}x{self.size}"
+        return size if self.family == "detr" else f"{self.family}, {size}"
 
 
 def lines_of_a_gpu(half: str) -> list[Line]:
@@ -54,6 +57,7 @@ def lines_of_a_gpu(half: str) -> list[Line]:
     lines = [Line(8, 16, 224, half, (OURS, "eager", PLAIN, *(name for name in CHANGES if name != "eager")))]
     lines += [Line(8, 16, 112, half, (OURS, "eager", PLAIN))]
     lines += [Line(batch, 16, size, half, (OURS, "eager", PLAIN)) for size in (224, 112) for batch in (1, 4, 32)]
+    lines += [Line(8, 16, 224, half, (OURS, "eager", PLAIN), "tubelet")]
     return lines + [Line(8, 16, 224, other, (OURS, "eager")) for other in ("fp16", "fp32") if other != half]
 
 
@@ -67,6 +71,8 @@ else:
         Line(8, 16, 112, "bf16", (OURS, *CHANGES, PLAIN)),
         Line(8, 16, 112, "fp32", (OURS, PLAIN)),
         Line(1, 16, 224, "bf16", (OURS, PLAIN)),
+        Line(8, 16, 48, "fp32", (OURS, PLAIN), "tubelet"),
+        Line(2, 16, 112, "bf16", (OURS, PLAIN), "tubelet"),
     ]
 CASES = [(line, name) for line in LINES for name in line.names]
 
@@ -95,7 +101,7 @@ def test_step(record: Record, line: Line, name: str, folder: Path) -> None:
         parts = {"decode_us": decode_us(line, folder), **parts}
     speed: dict[str, float] = {"clips_per_s": rate}
     if ON_GPU:
-        flop = step_flop(ModelConfig(image_size=line.size, frames=line.frames)) * rate
+        flop = step_flop(config_class(line.family)(image_size=line.size, frames=line.frames)) * rate
         speed["share_of_matmul"] = flop / result["matmul_flop_per_s"]
     record(kind="step", **key, **speed, peak_bytes=result["peak_bytes"], parts=parts)
 

@@ -23,17 +23,21 @@ from actdet_kernels import Targets
 from torch import Tensor
 
 from actdet.data.augment import Batch
+from actdet.data.truth import TubeTargets
 from actdet.device import prepare_device
 from actdet.models.backbones.convolution import set_flat
 from actdet.models.backbones.r2plus1d import Backbone
+from actdet.models.config import FamilyConfig
 from actdet.models.detr import losses as detector_losses
-from actdet.models.detr.config import LossConfig, ModelConfig
-from actdet.models.detr.detector import ActionDetector
+from actdet.models.detr.config import ModelConfig
+from actdet.models.families import build_network, loss_class
+from actdet.models.tubelet import losses as tubelet_losses
+from actdet.models.tubelet.config import TubeletConfig
 from actdet.training.config import TrainConfig
 from actdet.training.convolution_form import choose_convolutions
 from actdet.training.graph import WARM_UP
 from actdet.training.train_step import TrainStep
-from bench.plain import PlainStep
+from bench.plain import PlainStep, PlainTubeletStep
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,10 +47,10 @@ Timers = list[tuple[str, Any, str]]  # of each part, the owner and the name of a
 
 def main(case: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = ModelConfig(image_size=case["size"], frames=case["frames"], deep_supervision=True, dropout=0.0)
+    model = model_of(case)
     batch = make_batch(model, case["batch"])
     if case["name"] == "plain":
-        plain = PlainStep(model, DEVICE)
+        plain = (PlainTubeletStep if model.family == "tubelet" else PlainStep)(model, DEVICE)
         batch = batch._replace(clips=batch.clips.contiguous())
         run, loss, timers = lambda: plain.run(batch), lambda: plain.loss.item(), plain_timers(plain)
     else:
@@ -75,7 +79,14 @@ def main(case: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def make_batch(model: ModelConfig, size: int) -> Batch:
+def model_of(case: dict[str, Any]) -> FamilyConfig:
+    """Hints are random, and the plain step has none."""
+    if case["family"] == "tubelet":
+        return TubeletConfig(image_size=case["size"], frames=case["frames"], denoising_groups=0)
+    return ModelConfig(image_size=case["size"], frames=case["frames"], deep_supervision=True, dropout=0.0)
+
+
+def make_batch(model: FamilyConfig, size: int) -> Batch:
     """Every second clip holds an action, some two."""
     clips = torch.randn(size, model.frames, model.image_size, model.image_size, 3).permute(0, 4, 1, 2, 3)
     targets = Targets(
@@ -83,12 +94,18 @@ def make_batch(model: ModelConfig, size: int) -> Batch:
         torch.rand(size, 2, 4) * 0.3 + 0.35,
         torch.tensor([(1, 0, 2, 0)[clip % 4] for clip in range(size)], dtype=torch.int32),
     )
+    if model.family == "tubelet":
+        # An actor moves to the right, and does the action in two thirds of the frames.
+        frames = torch.arange(model.frames)
+        boxes = targets.boxes[:, :, None] + torch.tensor([0.2, 0, 0, 0]) * frames[:, None] / model.frames
+        visible = (frames % 3 > 0).expand(size, 2, -1)
+        targets = TubeTargets(targets.labels, boxes, targets.counts, visible, visible[:, 0, :0])
     return Batch(clips.to(DEVICE), targets.to(DEVICE))
 
 
-def make_step(model: ModelConfig, case: dict[str, Any]) -> TrainStep:
+def make_step(model: FamilyConfig, case: dict[str, Any]) -> TrainStep:
     """`TrainStep` as `Trainer` makes it, but for what the case changes."""
-    detector = ActionDetector(model)
+    detector = build_network(model)
     if not case.get("aligned", True):
         state = detector.backbone.state_dict()
         detector.backbone = Backbone(aligned=False)
@@ -97,7 +114,7 @@ def make_step(model: ModelConfig, case: dict[str, Any]) -> TrainStep:
         prepare_device(DEVICE)
     best, _ = choose_convolutions(model, case["batch"], DEVICE, DTYPES[case["precision"]])
     set_flat(detector.backbone, case.get("flat", best))
-    loss = LossConfig(no_object_weight=0.1)
+    loss = loss_class(model.family)()
     config = TrainConfig(lr=1e-4, weight_decay=0.01, loss=loss, checkpointing=case.get("checkpointing", False))
     mode = case.get("mode", "graph" if DEVICE.type == "cuda" else "eager")
     return TrainStep(detector, config, DEVICE, DTYPES[case["precision"]], mode)
@@ -148,10 +165,11 @@ def matmul_rate(dtype: torch.dtype) -> float:
 
 
 def own_timers(step: TrainStep) -> Timers:
+    losses = tubelet_losses if step.detector.truth == "tubelet" else detector_losses
     return [
         ("forward", step, "_network"),
-        ("match and loss", detector_losses, "match"),
-        ("match and loss", detector_losses, "set_loss"),
+        ("match and loss", losses, "match"),
+        ("match and loss", losses, "set_loss"),
         ("backward", Tensor, "backward"),
         ("optimizer", torch.nn.utils, "clip_grad_norm_"),
         ("optimizer", step.scaler, "step"),
