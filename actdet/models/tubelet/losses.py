@@ -118,8 +118,12 @@ def _matched_loss(
 
     own, wanted = _divisors(slots, targets, matched, config, multi_label=multi_label)
     wanted = processes.sum(wanted)
-    # Where there are no boxes, sums are divided by one, as in DETR. The weights of slots may add up to less than one.
-    cls_share = own[:-1] / wanted[:-1].clamp(min=1.0 if multi_label else 1e-9) * processes.count
+    # Where there are no actors, sums are divided as if there were one, as in DETR. The weights of slots may add up to
+    # less than one.
+    least = 1e-9
+    if multi_label:
+        least = 1.0 if by_frame else float(logits.shape[3])
+    cls_share = own[:-1] / wanted[:-1].clamp(min=least) * processes.count
     box_share = own[-1] / wanted[-1].clamp(min=1.0) * processes.count
     cls = (terms.cls * cls_share).sum()
     l1 = terms.l1.sum() * box_share

@@ -47,6 +47,7 @@ SHAPES = {
     "hardly visible": Shape(2, 6, 5, (3, 4, 2), visible=0.15),
     "key frames": Shape(2, 6, 5, (2, 3, 0, 4), annotated=0.4),
     "no actors": Shape(2, 4, 3, (0, 0)),
+    "no actors in key frames": Shape(2, 4, 3, (0, 0), annotated=0.6),
     "as many actors as slots": Shape(2, 6, 4, (4, 4)),
     "more actors than slots": Shape(3, 4, 2, (4, 3, 1), visible=0.5),
     "more of both": Shape(3, 6, 2, (4, 3, 1), visible=0.5, annotated=0.6),
@@ -409,7 +410,7 @@ def test_the_loss_of_copies_is_the_mean_over_their_groups(
 @BOTH_KINDS
 @BOTH_MATCHINGS
 @pytest.mark.parametrize("copies", [0, 2])
-@pytest.mark.parametrize("name", ["usual", "key frames", "more actors than slots", "more of both"])
+@pytest.mark.parametrize("name", ["usual", "key frames", "no actors", "more actors than slots", "more of both"])
 def test_the_mean_over_the_processes_is_the_loss_of_the_whole_batch(
     name: str, copies: int, matching: str, multi_label: bool
 ) -> None:
