@@ -204,14 +204,16 @@ def _mix(clips: Tensor, targets: _Some, share: Tensor) -> tuple[Tensor, _Some]:
     """Blend every clip with its neighbor in the batch, and join the targets of both, which doubles M.
 
     A frame in which nobody knows what happens in one of both is one in which nobody knows, and so nobody is visible.
+    Whoever is visible in no other frame is dropped.
     """
     neighbor = type(targets)(*(field.roll(1, dims=0) for field in targets))
     joined = {name: torch.cat([getattr(targets, name), getattr(neighbor, name)], 1) for name in _rows_of(targets)}
     both = targets._replace(counts=torch.full_like(targets.counts, 2 * targets.labels.shape[1]), **joined)
+    valid = torch.cat([targets.valid, neighbor.valid], dim=1)
     if isinstance(both, TubeTargets) and isinstance(neighbor, TubeTargets) and both.is_sparse:
         known = both.annotated & neighbor.annotated
         both = both._replace(annotated=known, visible=both.visible & known[:, None])
-    valid = torch.cat([targets.valid, neighbor.valid], dim=1)
+        valid = valid & both.visible.any(-1)
 
     blended = clips.roll(1, dims=0).lerp_(clips, share[:, None, None, None, None])
     return blended, _keep(both, valid)
