@@ -39,8 +39,9 @@ class TrainConfig:
     """A trained detector, another run's model.safetensors, to train further. Its shape is kept, and backbone_weights is
     ignored."""
     auxiliary_weight: float = 0.0
-    """Weight of an auxiliary loss, which predicts a clip's action from the backbone's averaged features without the
-    Transformer. It helps a backbone that starts from scratch: use 2 if there are no Kinetics weights."""
+    """Weight of an auxiliary loss, by which the backbone alone has to predict the actions: for detr from its averaged
+    features, for tubelet from each pixel of them. It helps a backbone that starts from scratch: use 2 (tubelet: 1) if
+    there are no Kinetics weights."""
     small_epochs: int = 0
     """How many of the first epochs show pictures of half as many pixels, 0.7 of image_size each way. Such an epoch
     takes half the time."""

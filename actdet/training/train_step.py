@@ -86,7 +86,8 @@ class TrainStep:
             detector = cast(FamilyNetwork, synchronize_batch_norm(detector, device))
         self.detector = detector
 
-        network = _Network(detector, self.auxiliary_head, dtype)
+        # A head without weight in the loss is kept, so that a state holds the same whatever the weight is.
+        network = _Network(detector, self.auxiliary_head if config.auxiliary_weight else None, dtype)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self._network = network if processes.count == 1 else _distributed(network, config)
         self.optimizer = torch.optim.AdamW(

@@ -19,6 +19,7 @@ from actdet.data.truth import TubeTargets
 from actdet.detections import THRESHOLD
 from actdet.distributed import ALONE, Processes
 from actdet.models.family import Assessment, Detections, FamilyNetwork
+from actdet.models.tubelet.auxiliary import PixelHead
 from actdet.models.tubelet.config import TubeletConfig, TubeletLoss
 from actdet.models.tubelet.decision import assess, detections
 from actdet.models.tubelet.decoder import DecoderLayer
@@ -150,6 +151,9 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
         noisy_boxes, own_boxes = all_boxes.split((copies, config.slots), 2)
         return Slots(own_logits, own_boxes, (noisy_logits, noisy_boxes, hints.matched))
 
+    def auxiliary_head(self) -> PixelHead:
+        return PixelHead(self.config, self.backbone.levels)
+
     def losses(
         self,
         outputs: Slots,
@@ -160,7 +164,15 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
         auxiliary_weight: float = 0.0,
         processes: Processes = ALONE,
     ) -> dict[str, Tensor]:
-        return tubelet_losses(outputs, targets, weights, multi_label=self.config.multi_label, processes=processes)
+        return tubelet_losses(
+            outputs,
+            targets,
+            weights,
+            multi_label=self.config.multi_label,
+            pixels=auxiliary_output,
+            auxiliary_weight=auxiliary_weight,
+            processes=processes,
+        )
 
     def detections(self, final: FinalSlots, weights: TubeletLoss, *, threshold: float = THRESHOLD) -> Detections:
         return detections(final, weights, multi_label=self.config.multi_label, threshold=threshold)

@@ -76,7 +76,7 @@ class Pyramid(nn.Module):
         # From coarse to fine: each level gets what the coarser ones know.
         for fine in range(len(projected) - 2, -1, -1):
             coarse = projected[fine + 1]
-            projected[fine] = projected[fine] + _resize(coarse, projected[fine].shape[2:])
+            projected[fine] = projected[fine] + resize(coarse, projected[fine].shape[2:])
 
         sizes = [(level.shape[3], level.shape[4]) for level in projected]
         pixels = [resample_frames(level, self.frames).permute(0, 2, 3, 4, 1).flatten(2, 3) for level in projected]
@@ -92,7 +92,7 @@ class Pyramid(nn.Module):
         return torch.cat(places)
 
 
-def _resize(features: Tensor, size: torch.Size) -> Tensor:
+def resize(features: Tensor, size: torch.Size) -> Tensor:
     """(B, C, T', H', W') to (B, C, *size), linearly in time and to the nearest pixel in space."""
     frames, *sides = size
     resampled = resample_frames(features, frames).transpose(1, 2)

@@ -16,23 +16,32 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from actdet_kernels import SetLoss, Targets, assign, match, pairwise_cost, set_loss
+from actdet_kernels import SetLoss, Targets, match, set_loss
 from torch import Tensor
 
 from actdet.data.truth import TubeTargets
 from actdet.distributed import ALONE, Processes
+from actdet.models.tubelet.auxiliary import pixel_loss
 from actdet.models.tubelet.config import TubeletLoss
+from actdet.models.tubelet.frames import seen_in_frames
 from actdet.models.tubelet.slots import Slots
 
 # The losses by name. The first one is what is minimized.
-LOSSES = (*SetLoss._fields, "denoising")
+LOSSES = (*SetLoss._fields, "denoising", "auxiliary")
 
 # A logit whose probability is 0 in any floating-point type.
 _NEVER = -1e4
 
 
 def tubelet_losses(
-    slots: Slots, targets: TubeTargets, config: TubeletLoss, *, multi_label: bool, processes: Processes = ALONE
+    slots: Slots,
+    targets: TubeTargets,
+    config: TubeletLoss,
+    *,
+    multi_label: bool,
+    pixels: Tensor | None = None,
+    auxiliary_weight: float = 0.0,
+    processes: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """Compute the losses of a batch. On a GPU the host reads nothing back.
 
@@ -41,6 +50,8 @@ def tubelet_losses(
         targets: The actors in the B clips.
         config: The weights, and how slots are matched.
         multi_label: Whether every class has a probability of its own.
+        pixels: What `PixelHead` returned. It is not needed if `auxiliary_weight` is 0.
+        auxiliary_weight: Weight of the auxiliary loss in the total.
         processes: The processes that share the batch. The losses are then of this process's share, and their mean over
             the processes is that of the whole batch.
 
@@ -54,7 +65,12 @@ def tubelet_losses(
     if slots.noisy:
         denoising = _denoising_loss(slots.noisy, targets, config, multi_label=multi_label, processes=processes)
         total = total + denoising
-    return {**terms._asdict(), "total": total, "denoising": denoising}
+    auxiliary = torch.zeros_like(total)
+    if auxiliary_weight:
+        assert pixels is not None
+        auxiliary = pixel_loss(pixels, targets, config, processes)
+        total = total + auxiliary_weight * auxiliary
+    return {**terms._asdict(), "total": total, "denoising": denoising, "auxiliary": auxiliary}
 
 
 def _denoising_loss(
@@ -151,15 +167,9 @@ def match_slots(slots: Slots, targets: TubeTargets, config: TubeletLoss, *, mult
         return match(slots.logits, slots.boxes, targets.tubelets, weights=weights, class_cost=class_cost)
 
     logits, boxes = map(_frames_as_samples, (slots.logits, slots.boxes))
-    cost = pairwise_cost(logits, boxes, _frame_targets(targets), weights=weights, class_cost=class_cost)
-
-    # Who is not visible comes last, behind the count, and takes no slot from anybody who is.
-    visible = (targets.visible & targets.valid[..., None]).transpose(1, 2).flatten(0, 1)
-    order = (~visible).to(torch.uint8).argsort(dim=-1, stable=True).expand(len(cost), -1, -1)
-    cost = cost.gather(-1, order[..., None, :].expand_as(cost))
-    counts = visible.sum(-1).repeat(len(cost))
-    matched = assign(cost.flatten(0, 1), counts).view(order.shape)
-    return torch.empty_like(matched).scatter_(-1, order, matched)
+    seen = seen_in_frames(targets)
+    matched = match(logits, boxes, seen.targets, weights=weights, class_cost=class_cost)
+    return torch.empty_like(matched).scatter_(-1, seen.order.expand_as(matched), matched)
 
 
 def _frames_as_samples(values: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ def test_losses_and_gradients_are_those_of_loops(name: str, matching: str, multi
     config = replace(CONFIG, matching=matching)
     given = problem(SHAPES[name], multi_label=multi_label)
     got = tubelet_losses(*given, config, multi_label=multi_label)
-    assert tuple(got) == LOSSES == ("total", "cls", "l1", "giou", "denoising")
+    assert tuple(got) == LOSSES == ("total", "cls", "l1", "giou", "denoising", "auxiliary")
     assert {loss.shape for loss in got.values()} == {()}
     assert got["denoising"] == 0
 
