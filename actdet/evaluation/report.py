@@ -123,11 +123,7 @@ def write_report(
 def _write_metrics(out: Path, evaluation: Evaluation, started: float) -> float:
     """Write metrics.json, and return the seconds since `started`, which are in it."""
     seconds = time.monotonic() - started
-    facts = {**asdict(evaluation.metrics), "seconds": round(seconds, 1)}
-    # Only detectors that follow actors have figures of tubes.
-    if facts["tubes"] is None:
-        del facts["tubes"]
-    write_json(out / "metrics.json", facts)
+    write_json(out / "metrics.json", {**asdict(evaluation.metrics), "seconds": round(seconds, 1)})
     return seconds
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from actdet.device import lay_channels_last
@@ -119,17 +119,16 @@ def stage_costs(model: FamilyConfig, batch: int, dtype: torch.dtype) -> list[Sta
     costs = []
     with FakeTensorMode():
         detector = _detector(model, aligned=False)
-        value = _clips(model, batch)
-        for number, (name, stage) in enumerate(_stages(detector)):
-            # Nothing needs the gradient of the clips.
-            value = value.detach().requires_grad_(number > 0)
+        value: Any = _clips(model, batch)
+        for name, stage in _stages(detector):
             with FlopCounterMode(display=False) as arithmetic, _Traffic() as traffic:
                 with _autocast(dtype):
                     output = stage(value)
                 outputs = tree_leaves(output)
                 torch.autograd.backward(outputs, [torch.empty_like(tensor) for tensor in outputs])
             costs.append(StageCost(name, arithmetic.get_total_flops(), traffic.bytes))
-            value = outputs[0]
+            # Of what goes into a stage, only the clips need no gradient.
+            value = tree_map(lambda tensor: tensor.detach().requires_grad_(), output)
         elements = sum(parameter.numel() for parameter in detector.parameters())
 
     # AdamW reads parameter, gradient and the two averages, and writes parameter and averages.
@@ -223,16 +222,17 @@ def largest_batch(
 
 
 def _stages(detector: FamilyNetwork) -> list[tuple[str, Callable[[Tensor], Any]]]:
-    """The stages of a detector, by name, each of which takes the first output of the one before it."""
+    """The stages of a detector, by name, each of which takes the output of the one before it."""
     backbone = detector.backbone
-    stages = zip(STAGES, backbone, strict=True) if isinstance(backbone, Backbone) else [("backbone", backbone)]
+    # Of a backbone that gives the features of several stages, no part stands between two others.
+    stages = zip(STAGES, backbone, strict=True) if type(backbone) is Backbone else [("backbone", backbone)]
     return [*stages, ("transformer", detector.detect)]
 
 
 def _detector(model: FamilyConfig, *, aligned: bool = True) -> FamilyNetwork:
     """Make a detector in training mode whose video convolutions lie in memory as training lays them."""
     detector = build_network(model).train()
-    if not aligned and isinstance(detector.backbone, Backbone):
+    if not aligned and type(detector.backbone) is Backbone:
         detector.backbone = Backbone(aligned=False)
     lay_channels_last(detector)
     return detector
