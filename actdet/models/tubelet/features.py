@@ -108,20 +108,21 @@ def resample_frames(features: Tensor, frames: int) -> Tensor:
     given = features.shape[2]
     if given == frames:
         return features
-    weights = _time_weights(given, frames).to(features.device, features.dtype)
+    weights = _time_weights(given, frames, features.device).to(features.dtype)
     # (B, T', H, W, C), which is how channels-last features lie in memory.
     by_frame = features.permute(0, 2, 3, 4, 1)
     resampled = (weights @ by_frame.flatten(2)).unflatten(2, by_frame.shape[2:])
     return resampled.permute(0, 4, 1, 2, 3)
 
 
-def _time_weights(given: int, frames: int) -> Tensor:
-    """(T, T') float32, how much of each given frame is in each of T frames; both are spread evenly over the clip."""
-    where = ((torch.arange(frames) + 0.5) * given / frames - 0.5).clamp(0, given - 1)
-    before = where.floor().long()
-    after = (before + 1).clamp(max=given - 1)
-    share = where - before
-    return F.one_hot(before, given) * (1 - share)[:, None] + F.one_hot(after, given) * share[:, None]
+def _time_weights(given: int, frames: int, device: torch.device) -> Tensor:
+    """(T, T') float32, how much of each given frame is in each of T frames; both are spread evenly over the clip.
+
+    It is computed on the device, since no CUDA graph can hold a copy from the host.
+    """
+    where = ((torch.arange(frames, device=device) + 0.5) * given / frames - 0.5).clamp(0, given - 1)
+    distance = (where[:, None] - torch.arange(given, device=device)).abs()
+    return (1 - distance).clamp(min=0)
 
 
 def picture_positions(height: int, width: int, *, device: torch.device | None = None) -> Tensor:
