@@ -15,11 +15,12 @@ import pytest
 import torch
 
 import actdet.models.detr.detector
+import actdet.models.tubelet.detector
 from actdet import pictures
 from actdet.cli.main import main
 from actdet.evaluation import plots
 from tests.actdet.command import Actdet, Outcome
-from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS, TinyBackbone
+from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS, TinyBackbone, TinyFrameBackbone
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def actdet_command(
 
 @pytest.fixture
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two convolutions instead of R(2+1)D-18, on one thread: others may be using the machine."""
+    """Two or three convolutions instead of R(2+1)D-18, on one thread: others may be using the machine."""
     with _tiny_backbone(monkeypatch):
         yield
 
@@ -101,8 +102,9 @@ def _run_command(*arguments: object) -> None:
 
 @contextmanager
 def _tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Context manager: detectors are made with the small backbone, and PyTorch uses one thread."""
+    """Context manager: detectors are made with the small backbones, and PyTorch uses one thread."""
     monkeypatch.setattr(actdet.models.detr.detector, "Backbone", TinyBackbone)
+    monkeypatch.setattr(actdet.models.tubelet.detector, "FrameBackbone", TinyFrameBackbone)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
