@@ -12,7 +12,7 @@ import math
 from typing import cast
 
 import torch
-from actdet_kernels import deformable_attention
+from actdet_kernels import deformable_attention, reference
 from torch import Tensor, nn
 
 from actdet.models.tubelet.config import TubeletConfig
@@ -170,7 +170,11 @@ class DeformableReading(nn.Module):
             points, weights = points.flatten(1, 2), weights.flatten(1, 2)
         else:
             values, points, weights = (tensor.flatten(0, 1) for tensor in (values, points, weights))
-        read = deformable_attention(values, points, weights, sizes)
+        if torch.compiler.is_exporting():
+            # What reads an exported file has no operators but PyTorch's own.
+            read = reference.deformable_attention(values, points, weights, sizes, None, True)
+        else:
+            read = deformable_attention(values, points, weights, sizes)
         return self.output(read).reshape(clips, frames, slots, HIDDEN)
 
 

@@ -110,7 +110,7 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
     def detect(self, features: list[Tensor], hints: DenoisingQueries | None = None) -> Slots:
         """Compute what follows the backbone: the features of its last stages to `Slots`."""
         config = self.config
-        clips = len(features[0])
+        clips = features[0].shape[0]
         read = self.pyramid(features)
 
         identity = self.slot_queries if self.frame_queries is None else self.slot_queries + self.frame_queries

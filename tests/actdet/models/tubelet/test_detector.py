@@ -21,6 +21,7 @@ from actdet.models.tubelet.decision import detections
 from actdet.models.tubelet.detector import TubeletDetector
 from actdet.models.tubelet.losses import tubelet_losses
 from actdet.models.tubelet.slots import Slots
+from actdet.prediction.export import export_model
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -413,3 +414,46 @@ def test_a_copy_is_a_detector_of_its_own() -> None:
         got: Slots = detector(noise(1, SMALL))
         assert torch.equal(got.logits, wanted.logits)
         assert not torch.equal(copied(noise(1, SMALL)).logits, wanted.logits)
+
+
+# Exported files
+
+
+@pytest.mark.parametrize(
+    ("format", "changes"),
+    [
+        ("pt2", {}),
+        pytest.param("pt2", {"attention": "plain", "all_frames": True}, marks=pytest.mark.slow),
+        pytest.param("onnx", {}, marks=pytest.mark.slow),
+        pytest.param("onnx", {"attention": "plain"}, marks=pytest.mark.slow),
+        pytest.param("onnx", {"all_frames": True, "multi_label": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_exported_files_compute_what_the_detector_computes(
+    format: Any, changes: dict[str, Any], rendered: Path, tmp_path: Path
+) -> None:
+    """By operators that every runtime has, for any number of clips."""
+    config = replace(SMALL, decoder_layers=1, **changes)
+    detector = trained(config)
+    tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
+    save_checkpoint(tmp_path / "model.safetensors", tensors, CheckpointInfo(config, "pyav", 2.5, TubeletLoss()))
+    video = min((rendered / "videos").iterdir())
+    path = export_model(tmp_path / "model.safetensors", format=format, video=video).path
+
+    clips = torch.randint(0, 256, (3, 8, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = detector(normalize(clips)).final()
+        if format == "pt2":
+            program = torch.export.load(path)
+            assert not any("actdet" in str(node.target) for node in program.graph.nodes)
+            found = program.module()(clips)
+        else:
+            onnxruntime = pytest.importorskip("onnxruntime")
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            names = [output.name for output in session.get_outputs()]
+            values = session.run(names, {"clips": clips.numpy()})
+            found = {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+    assert list(found) == ["logits", "boxes"]
+    for name, value in found.items():
+        torch.testing.assert_close(value, getattr(wanted, name), rtol=1e-3, atol=1e-4)
