@@ -239,5 +239,5 @@ def test_an_assessment_compares_what_training_compares(name: str, matching: str,
         assert torch.equal(one, other)
 
     wanted = losses_by_loops(given, matched, config, multi_label)
-    expected = {name: value.item() for name, value in wanted.items()} | {"denoising": 0.0}
+    expected = {name: value.item() for name, value in wanted.items()} | {"denoising": 0.0, "auxiliary": 0.0}
     assert found.losses == pytest.approx(expected, rel=1e-4, abs=1e-6)

@@ -279,11 +279,13 @@ def test_training_finds_the_actors_of_a_batch(matching: str) -> None:
     detector = make(config).train()
     frames, targets = scene()
     clips = normalize(frames)
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
+    head = detector.auxiliary_head()
+    optimizer = torch.optim.AdamW([*detector.parameters(), *head.parameters()], lr=1e-3)
     losses = []
     for _ in range(30):
-        outputs = detector.detect(detector.backbone(clips), detector.hints(targets))
-        found = detector.losses(outputs, targets, weights)
+        features = detector.backbone(clips)
+        outputs = detector.detect(features, detector.hints(targets))
+        found = detector.losses(outputs, targets, weights, auxiliary_output=head(features), auxiliary_weight=1.0)
         optimizer.zero_grad()
         found["total"].backward()
         nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
