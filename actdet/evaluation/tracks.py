@@ -24,6 +24,9 @@ _LEAST_SCORE = 0.05
 # Boxes of less probable actions change no figure.
 _LEAST_BOX_SCORE = 0.01
 
+# An action goes on after so many frames in which it is not seen, as a tube of ACT does.
+_LONGEST_GAP = 5
+
 # Tracks of two windows are of one actor if their boxes overlap by this mean IoU.
 _SAME_ACTOR = 0.3
 
@@ -185,8 +188,9 @@ def _join(old: VideoTracks, new: VideoTracks) -> VideoTracks:
 def cut_tubes(video: int, tracks: VideoTracks) -> TubeBoxes:
     """Cut tracks into tubes: where each action of each actor begins and ends.
 
-    An action lasts for the frames about a peak of its probability in which that is at least half of the peak. Its score
-    is the mean probability in these frames. A track may hold several actions, also of one class, one after the other.
+    An action lasts for the frames about a peak of its probability in which that is at least half of the peak. As long
+    as that is for `_LONGEST_GAP` frames less, for instance since somebody is in the way, the action goes on. Its score
+    is the mean probability in its time. A track may hold several actions, also of one class, one after the other.
 
     Args:
         video: The number of the video.
@@ -216,10 +220,11 @@ def _peaks(scores: np.ndarray) -> list[tuple[int, int]]:
     while left.max() >= _LEAST_SCORE:
         peak = int(left.argmax())
         height = left[peak]
-        outside = np.flatnonzero(left < height / 2)
-        place = int(np.searchsorted(outside, peak))
-        first = int(outside[place - 1]) + 1 if place else 0
-        stop = int(outside[place]) if place < len(outside) else len(left)
+        inside = np.flatnonzero(left >= height / 2)
+        groups = np.split(inside, np.flatnonzero(np.diff(inside) > _LONGEST_GAP + 1) + 1)
+        about = next(group for group in groups if group[-1] >= peak)
+        first = int(about[0])
+        stop = int(about[-1]) + 1
 
         # Next to a higher peak that was found before, this is no peak but the slope of that one.
         beside = [scores[edge] for edge in (first - 1, stop) if 0 <= edge < len(scores)]
