@@ -231,6 +231,25 @@ def test_free_queries_are_each_their_own() -> None:
     assert mixed.abs().mean() > 0.1
 
 
+def test_a_layer_refines_the_boxes_of_the_one_before() -> None:
+    """It looks about them, but it does not teach the layer before where to put them."""
+    detector = trained(SMALL)
+    last = detector.box_heads[-1]
+    with torch.no_grad():
+        for parameter in last.get_submodule("2").parameters():
+            parameter.zero_()
+    boxes = detector(noise(1, SMALL)).boxes
+    assert not torch.allclose(boxes[0, 0, :, 0], detector.first_boxes[:, 0].sigmoid(), atol=1e-3)
+    torch.testing.assert_close(boxes[1], boxes[0])
+
+    with torch.no_grad():
+        last.get_parameter("2.bias").copy_(torch.tensor([1.0, 0.0, 0.0, -1.0]))
+    moved = detector(noise(1, SMALL)).boxes
+    torch.testing.assert_close(moved[1], (boxes[0].logit() + torch.tensor([1.0, 0.0, 0.0, -1.0])).sigmoid())
+    (gradient,) = torch.autograd.grad(moved[1].sum(), detector.box_heads[0].get_parameter("2.bias"), allow_unused=True)
+    assert gradient is None or not gradient.any()
+
+
 def test_several_labels_start_improbable() -> None:
     config = replace(SMALL, multi_label=True)
     with torch.no_grad():
@@ -335,6 +354,10 @@ def test_hints_are_noisy_copies_and_come_from_torchs_generator() -> None:
     seen = targets.visible[:, None].expand(-1, 3, -1, -1)
     assert (near - targets.boxes[:, None])[seen].abs().max() < 0.25
     assert make(replace(SMALL, denoising_groups=0)).hints(targets) is None
+
+    # A copy is of a class, or of none.
+    assert set(one.labels.flatten().tolist()) == {0, 1, 2}
+    assert detector.label_queries.shape == (3, 256)
 
 
 @ALL_OPTIONS
