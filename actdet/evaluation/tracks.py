@@ -216,12 +216,16 @@ def cut_tubes(video: int, tracks: VideoTracks) -> TubeBoxes:
 def _peaks(scores: np.ndarray) -> list[tuple[int, int]]:
     """Return the first and the end of each run of frames about a peak of `scores`, (F,)."""
     left = scores.copy()
+    taken = np.zeros(len(scores), bool)
     found = []
     while left.max() >= _LEAST_SCORE:
         peak = int(left.argmax())
         height = left[peak]
+
+        # An action does not go on behind the frames about a higher peak.
         inside = np.flatnonzero(left >= height / 2)
-        groups = np.split(inside, np.flatnonzero(np.diff(inside) > _LONGEST_GAP + 1) + 1)
+        is_parted = (np.diff(inside) > _LONGEST_GAP + 1) | np.diff(taken.cumsum()[inside]).astype(bool)
+        groups = np.split(inside, np.flatnonzero(is_parted) + 1)
         about = next(group for group in groups if group[-1] >= peak)
         first = int(about[0])
         stop = int(about[-1]) + 1
@@ -231,6 +235,7 @@ def _peaks(scores: np.ndarray) -> list[tuple[int, int]]:
         if max(beside, default=0) <= height:
             found.append((first, stop))
         left[first:stop] = 0
+        taken[first:stop] = True
     return found
 
 
