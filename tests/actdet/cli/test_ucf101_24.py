@@ -20,7 +20,7 @@ SIZE = (64, 48)
 
 @pytest.fixture
 def ucf(tmp_path: Path) -> Path:
-    """Two videos for testing and two for training of each class; one of each has a second actor, and none all frames."""
+    """Two videos for testing and two for training of each class. One of these has a second actor."""
     tubes = {}
     for label, name in enumerate(CLASSES):
         for group in (1, 7, 8, 25):
@@ -28,7 +28,7 @@ def ucf(tmp_path: Path) -> Path:
             frames = np.arange(3, 20)
             boxes = np.stack([frames, frames + 5, frames + 20, frames + 25], 1)
             rows = np.column_stack([frames, boxes]).astype(np.float32)
-            tubes[video] = {label: [rows, rows[5:] + np.float32([0, 20, 0, 20, 0])][: 1 + (group == 8)]}
+            tubes[video] = {label: [rows, rows[5:] + np.array([0, 20, 0, 20, 0], np.float32)][: 1 + (group == 8)]}
             path = tmp_path / "ucf" / "videos" / video
             path.parent.mkdir(parents=True, exist_ok=True)
             write_video(path.with_suffix(".avi"), "mpeg4", frames=FRAMES, size=SIZE)

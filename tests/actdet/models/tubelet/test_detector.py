@@ -291,7 +291,7 @@ def test_without_actors_a_gradient_reaches_every_parameter_that_several_processe
 
 
 @pytest.mark.parametrize("matching", ["tubelet", "frame"])
-def test_training_finds_the_actors_of_a_batch(matching: str) -> None:
+def test_training_finds_the_actors_of_a_batch(matching: Any) -> None:
     """When each comes and leaves, what he does, and where he is in every frame."""
     config = replace(SMALL, decoder_layers=1, temporal_strides=0)
     weights = TubeletLoss(matching=matching)

@@ -258,7 +258,8 @@ def test_a_frame_of_which_nothing_is_known_changes_nothing(matching: str, multi_
 
     noise = problem(SHAPES["key frames"], multi_label=multi_label, seed=9).slots[:2]
     where = unknown[:, None, :, None]
-    other = Slots(*(torch.where(where, new, old) for new, old in zip(noise, given.slots[:2], strict=True)))
+    logits, boxes = (torch.where(where, new, old) for new, old in zip(noise, given.slots[:2], strict=True))
+    other = Slots(logits, boxes)
     assert tubelet_losses(other, given.targets, config, multi_label=multi_label) == losses
 
 
@@ -353,7 +354,8 @@ def test_without_any_actor_all_slots_learn_to_be_empty(matching: str, multi_labe
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_losses_have_at_least_single_precision(dtype: torch.dtype) -> None:
     given = problem(SHAPES["usual"])
-    slots = Slots(*(value.detach().to(dtype) for value in given.slots[:2]))
+    logits, boxes = (value.detach().to(dtype) for value in given.slots[:2])
+    slots = Slots(logits, boxes)
     losses = tubelet_losses(slots, given.targets, CONFIG, multi_label=False)
     assert {loss.dtype for loss in losses.values()} == {dtype}
 
