@@ -3,8 +3,8 @@
 The averages are those of ACT's protocol (Kalogeiton et al., ICCV 2017), in all frames, but nothing is suppressed: a
 detector that predicts a set says itself which answers are one. Boxes are edges here, so that x2 is not a pixel of the
 box; ACT's scripts count it as one. A switch of identity is counted as in CLEAR MOT (Bernardin and Stiefelhagen 2008):
-in each frame, tracks are assigned to the true boxes that they overlap by an IoU of 0.5 or more, and whoever gets
-another track than the last time counts one.
+in each frame, tracks are assigned to the true boxes that they overlap by an IoU of 0.5 or more, first of all to those
+that they had the last time, and whoever gets another track than that counts one.
 """
 
 from __future__ import annotations
@@ -162,7 +162,9 @@ def count_switches(truth: TubeBoxes, tracks: Sequence[VideoTracks]) -> int:
         if not present:
             continue
         overlap = np.stack([_overlaps(boxes, rows, box) for _, box in present], 1)
-        good = np.where(overlap >= FRAME_IOU, overlap, 0.0)
+        # A pair that has been one outweighs what two other pairs can have.
+        had = np.array([[last.get(actor) == number for number, _ in present] for actor in owner[rows].tolist()])
+        good = np.where(overlap >= FRAME_IOU, overlap + 2.0 * had, 0.0)
         for row, column in zip(*linear_sum_assignment(good, maximize=True), strict=True):
             if good[row, column] > 0:
                 actor = int(owner[rows[row]])

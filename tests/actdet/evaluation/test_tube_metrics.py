@@ -286,6 +286,13 @@ def test_switches_of_two_who_stand_still(tracks: list[VideoTracks], switches: in
     assert count_switches(truth, tracks[::-1]) == switches  # type: ignore[arg-type]
 
 
+def test_two_tracks_of_one_actor_are_no_switches() -> None:
+    """Whoever has followed him goes on to do so, even if in some frames the other one is a little nearer."""
+    shaking = [place(2.0 * (frame % 2)) for frame in range(8)]
+    other = [place(2.0 * ((frame + 1) % 2)) for frame in range(8)]
+    assert count_switches(truth_of([LEFT] * 8), [track(shaking), track(other)]) == 0  # type: ignore[arg-type]
+
+
 def test_swapped_identities_are_counted_and_cost_video_map_alone() -> None:
     """All boxes of three videos are right in every frame, and in the last video so is who is who."""
     left, right = tube(0, ALL, 20), tube(0, ALL, 200)
