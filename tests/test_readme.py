@@ -11,6 +11,7 @@ README = (ROOT / "README.md").read_text()
 FIGURES = (ROOT / "docs/figures.md").read_text()
 DATA = (ROOT / "docs/data.md").read_text()
 TRAINING = (ROOT / "docs/training.md").read_text()
+TUBELET = (ROOT / "docs/tubelet.md").read_text()
 COLUMNS = ("video_accuracy", "detection_accuracy", "mean_iou")
 
 
@@ -28,6 +29,15 @@ def test_a_newcomer_reads_it_in_minutes() -> None:
 def test_demo_rows(row: str, name: str, page: str) -> None:
     metrics = json.loads((ROOT / f"docs/{name}.json").read_text())
     assert figures_of(row, page) == [pytest.approx(metrics[name], abs=5.1e-4) for name in COLUMNS]
+
+
+def test_tubelet_row() -> None:
+    metrics = json.loads((ROOT / "docs/tubelet.json").read_text())
+    tubes = metrics["tubes"]
+    wanted = [tubes["frame_map"], tubes["video_map"]["0.2"], tubes["video_map"]["0.5"]]
+    assert figures_of("600 rendered videos, 4 epochs, from scratch", TUBELET) == pytest.approx(wanted, abs=5.1e-4)
+    assert f"| {tubes['switches']} of {tubes['tubes']} tubes | {metrics['clips']} |" in TUBELET
+    assert f"mean IoU of {metrics['mean_iou']:.2f}" in TUBELET
 
 
 @pytest.mark.parametrize("name", ["crossval_scratch", "crossval_rendered"])
