@@ -36,7 +36,7 @@ def test_tubelet_row() -> None:
     tubes = metrics["tubes"]
     wanted = [tubes["frame_map"], tubes["video_map"]["0.2"], tubes["video_map"]["0.5"]]
     assert figures_of("600 rendered videos, 4 epochs, from scratch", TUBELET) == pytest.approx(wanted, abs=5.1e-4)
-    assert f"| {tubes['switches']} of {tubes['tubes']} tubes | {metrics['clips']} |" in TUBELET
+    assert f"| {tubes['switches']} in {tubes['tubes']} tubes | {metrics['clips']} |" in TUBELET
     assert f"mean IoU of {metrics['mean_iou']:.2f}" in TUBELET
 
 
