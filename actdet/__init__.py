@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from actdet.models.detr.decision import actions, decide
     from actdet.models.detr.detector import ActionDetector, Predictions
     from actdet.models.family import Decision
+    from actdet.models.tubelet.config import TubeletConfig, TubeletLoss
     from actdet.prediction.predictor import FoundAction, Gap, Predictor, Window
     from actdet.training.config import TrainConfig
 
@@ -48,6 +49,8 @@ __all__ = [
     "Predictor",
     "TrainConfig",
     "Tube",
+    "TubeletConfig",
+    "TubeletLoss",
     "Window",
     "__version__",
     "actions",
@@ -74,6 +77,7 @@ _HOMES = {
     "models.detr.decision": ["actions", "decide"],
     "models.detr.detector": ["ActionDetector", "Predictions"],
     "models.family": ["Decision"],
+    "models.tubelet.config": ["TubeletConfig", "TubeletLoss"],
     "prediction.predictor": ["FoundAction", "Gap", "Predictor", "Window"],
     "training.config": ["TrainConfig"],
 }
