@@ -22,11 +22,13 @@ from actdet.pictures import (
     NOT_LOOKED_AT,
     TRUTH,
     Mark,
+    actor_timeline,
     annotate_video,
     class_color,
     clock,
     data_url,
     draw,
+    is_timeline,
     no_action_mark,
     picture_size,
     timeline,
@@ -351,6 +353,58 @@ def test_a_moment_of_a_day_is_seen() -> None:
 def test_a_timeline_of_anything_is_a_picture(windows: list[Stretch], seconds: float) -> None:
     names = ("$\\frac{", "中文", "drop \udcff", "two\nlines", "a" * 200)
     assert Image.open(io.BytesIO(timeline(windows, seconds, names))).format == "PNG"
+
+
+class Acting(NamedTuple):
+    actor: int
+    action: str
+    score: float
+    start: float
+    end: float
+
+
+def test_a_timeline_has_a_row_for_each_actor(tmp_path: Path) -> None:
+    """100 s of video: actor 2 fights and later collapses, actor 5 collapses, and at 20 s nobody looked."""
+    tubes = [
+        Acting(5, "collapse", 1.0, 10.0, 30.0),
+        Acting(2, "fight", 1.0, 5.0, 15.0),
+        Acting(2, "collapse", 0.5, 50.0, 55.0),
+    ]
+    windows = [Stretch(0.0, 50.0, []), Stretch(40.0, 80.0, [])]
+    png = actor_timeline(tubes, windows, 100.0, ("fight", "collapse"))
+    (tmp_path / "timeline.png").write_bytes(png)
+    assert is_timeline(tmp_path / "timeline.png")
+
+    plot = _rows(png)
+    # The lower part of each row, which lower bars reach, too.
+    first, second = plot[len(plot) * 7 // 16], plot[len(plot) * 15 // 16]
+    assert _share(first, class_color(0)) == pytest.approx(0.10, abs=0.012)
+    assert _share(first, class_color(1)) == pytest.approx(0.05, abs=0.012)
+    assert _share(second, class_color(0)) == 0
+    assert _share(second, class_color(1)) == pytest.approx(0.20, abs=0.012)
+    assert _share(first, "#ffffff") == _share(second, "#ffffff") == pytest.approx(0.20, abs=0.02)
+    # In the upper part of its row a bar of a score of a half is not.
+    assert _share(plot[len(plot) // 8], class_color(1)) == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 60])
+def test_a_timeline_of_many_actors_is_no_higher_than_one_can_see(count: int, tmp_path: Path) -> None:
+    """Those who are seen first have a row; without any there is one that says so."""
+    tubes = [Acting(number + 1, "fight", 1.0, number, number + 1.0) for number in range(count)]
+    png = actor_timeline(tubes[::-1], [Stretch(0.0, 60.0, [])], 60.0, ("fight",))
+    (tmp_path / "timeline.png").write_bytes(png)
+    assert is_timeline(tmp_path / "timeline.png")
+    plot = _rows(png)
+    red = (np.abs(plot.astype(int) - ImageColor.getrgb(class_color(0))[:3]).max(-1) < 12).mean(0) > 0
+    assert red.mean() == pytest.approx(min(count, 40) / 60, abs=0.02)
+    assert len(plot) == pytest.approx(44 + 72 * max(1, min(count, 40)), abs=10)
+
+
+def test_a_timeline_of_actors_takes_any_names_and_scores() -> None:
+    names = ("$\\frac{", "drop \udcff", "a" * 200)
+    tubes = [Acting(1, name, score, 0.0, 1e7) for name, score in zip(names, (math.inf, -1.0, 0.5), strict=True)]
+    for seconds in (0.0, 0.04, 1e7):
+        assert Image.open(io.BytesIO(actor_timeline(tubes, [], seconds, names))).format == "PNG"
 
 
 def test_a_data_url_is_the_picture() -> None:
