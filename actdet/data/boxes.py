@@ -93,5 +93,6 @@ def parse_box(texts: Sequence[str], width: int, height: int) -> Box:
 
 def to_centers(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     """Return boxes (..., 4), x1 y1 x2 y2 in pixels of such a picture, as float32 cxcywh in shares of its sides."""
-    low, high = np.split(boxes.astype(np.float64) / (width, height, width, height), 2, axis=-1)
-    return np.concatenate([(low + high) / 2, high - low], -1).astype(np.float32)
+    low, high = np.split(boxes.astype(np.float64), 2, axis=-1)
+    size = np.array([width, height])
+    return np.concatenate([(low + high) / 2 / size, (high - low) / size], -1).astype(np.float32)
