@@ -1,0 +1,205 @@
+"""actdet train --family tubelet: from rendered videos with tubes to a detector that follows actors, and its figures."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actdet import TrainConfig, pictures, train
+from actdet.evaluation import plots
+from actdet.models.checkpoints import load_model, read_info
+from actdet.models.tubelet.config import TubeletConfig, TubeletLoss
+from actdet.models.tubelet.detector import TubeletDetector
+from actdet.synthetic.rendered import RenderConfig, render_dataset
+from tests.actdet.command import Actdet
+from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS, TUBELET_OPTIONS
+
+OPTIONS = [*TUBELET_OPTIONS, *TRAIN_OPTIONS, "--batch-size", 4]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def tubes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight videos of about four seconds, with at most three actors in one."""
+    out = tmp_path_factory.mktemp("tubes") / "set"
+    render_dataset(out, RenderConfig(clips=8, width=64, height=64, frames=32, fps=8, workers=1, tubes=True))
+    return out
+
+
+def _count_tubes(data: Path, videos: Iterable[str]) -> int:
+    """How many tubes the tables of these videos have: different pairs of a track and a class."""
+    tables = [(data / "annotations" / f"{name}.csv").read_text().splitlines()[1:] for name in videos]
+    return sum(len({tuple(line.split(",")[1:3]) for line in table}) for table in tables)
+
+
+def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name != "seconds"}
+
+
+def test_a_detector_is_trained_evaluated_and_predicts(actdet_command: Actdet, tubes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trained = actdet_command("train", tubes, "--out", run, "--epochs", 2, "--val-share", 0.4, *OPTIONS)
+    assert trained.code == 0, trained.err
+    detector, info = load_model(run / "model.safetensors")
+    assert isinstance(detector, TubeletDetector)
+    assert (info.family, info.window) == ("tubelet", 0)
+    assert detector.config.slots == 3
+    assert isinstance(info.loss, TubeletLoss)
+
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert losses
+    for loss in losses:
+        terms = 2 * loss["cls"] + 5 * loss["l1"] + 2 * loss["giou"] + loss["denoising"]
+        assert loss["total"] == pytest.approx(terms, rel=1e-4)
+
+    metrics = _json(run / "metrics.json")
+    of_tubes = metrics["tubes"]
+    assert of_tubes["tubes"] == _count_tubes(tubes, info.held_out) > 0
+    assert set(of_tubes["classes"]) == {"fight", "collapse"}
+    assert list(of_tubes["video_map"]) == ["0.2", "0.5", "0.75", "0.5:0.95"]
+    assert 0 <= of_tubes["frame_map"] <= 1
+    assert f"{of_tubes['tubes']} tubes: frame-mAP {of_tubes['frame_map']:.3f} at IoU 0.5" in trained.out
+    assert f"identities: {of_tubes['switches']} switches" in trained.out
+
+    report = (run / "report.html").read_text()
+    assert f"{of_tubes['tubes']} tubes: frame-mAP {of_tubes['frame_map']:.3f}" in report
+    assert TubeletDetector.rule in report
+    assert {path.stem for path in (run / "videos").iterdir()} == set(info.held_out)
+
+    again = tmp_path / "again"
+    words = ["evaluate", run / "model.safetensors", tubes, "--held-out", "--workers", 0, "--no-videos", "--out", again]
+    evaluated = actdet_command(*words)
+    assert evaluated.code == 0, evaluated.err
+    assert _figures(_json(again / "metrics.json")) == _figures(metrics)
+
+    video = min((tubes / "videos").iterdir())
+    predicted = actdet_command("predict", run / "model.safetensors", video, "--out", tmp_path / "p", "--no-annotate")
+    assert predicted.code == 0, predicted.err
+    assert _json(tmp_path / "p" / f"{video.stem}.tubes.json")["complete"]
+
+
+def test_a_detector_of_whole_clips_learns_from_the_same_videos(
+    actdet_command: Actdet, tubes: Path, tmp_path: Path
+) -> None:
+    """But it has no figures of tubes."""
+    run = tmp_path / "run"
+    outcome = actdet_command("train", tubes, "--out", run, "--epochs", 1, *MODEL_OPTIONS, *TRAIN_OPTIONS)
+    assert outcome.code == 0, outcome.err
+    assert _json(run / "metrics.json")["tubes"] is None
+    assert "frame-mAP" not in outcome.out
+    assert "frame-mAP" not in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["--query-form", "free", "--attention", "plain", "--no-pyramid", "--matching", "frame", "--dropout", 0.1],
+        ["--multi-label", "--all-frames", "--temporal-strides", 0, "--denoising-groups", 0, "--small-epochs", 1],
+        ["--mixup", 0.5, "--ema-decay", 0.9, "--checkpointing", "--shallow-epochs", 1],
+    ],
+    ids=lambda changes: changes[0],
+)
+def test_other_settings_train(actdet_command: Actdet, tubes: Path, tmp_path: Path, changes: list[object]) -> None:
+    run = tmp_path / "run"
+    outcome = actdet_command("train", tubes, "--out", run, "--epochs", 2, *OPTIONS, *changes)
+    assert outcome.code == 0, outcome.err
+    assert _json(run / "metrics.json")["tubes"]["tubes"] > 0
+    model = read_info(run / "model.safetensors").model
+    assert isinstance(model, TubeletConfig)
+    assert model.multi_label == ("--multi-label" in changes)
+    assert (model.attention == "plain") == ("plain" in changes)
+
+
+def test_an_interrupted_training_goes_on_as_it_would_have(
+    tiny_backbone: None, tubes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same noisy copies, whatever was drawn in between."""
+    monkeypatch.setattr(plots, "_svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr(pictures, "_LEAST_WIDTH", 64)
+    model = TubeletConfig(image_size=32, frames=8, decoder_layers=1, slots=3)
+    config = TrainConfig(
+        epochs=3, batch_size=4, loss=TubeletLoss(), backbone_weights="none", workers=0, precision="fp32"
+    )
+    whole = train(tubes, tmp_path / "whole", model=model, config=config)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(done: int, total: int) -> None:
+        if done == total - 1:
+            raise Interrupted
+
+    # The state is saved after every epoch if it need not be so old.
+    monkeypatch.setattr("actdet.training.trainer.SAVE_SECONDS", -1)
+    parts = tmp_path / "parts"
+    with pytest.raises(Interrupted):
+        train(tubes, parts, model=model, config=config, progress=interrupt)
+    resumed = train(tubes, parts, model=model, config=config, resume=True)
+    assert whole is not None
+    assert resumed is not None
+    assert resumed.metrics.tubes is not None
+    assert resumed.metrics == whole.metrics
+    (one, _), (other, _) = (load_model(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    for name, value in one.state_dict().items():
+        assert other.state_dict()[name].equal(value), name
+
+
+def test_videos_are_trained_on_in_windows(actdet_command: Actdet, tubes: Path, tmp_path: Path) -> None:
+    """Training, a resumed training, and an evaluation of the model cut the videos alike."""
+    run = tmp_path / "run"
+    outcome = actdet_command("train", tubes, "--out", run, "--epochs", 1, "--window", 1, *OPTIONS)
+    assert outcome.code == 0, outcome.err
+    info = read_info(run / "model.safetensors")
+    assert info.window == 1
+    assert info.clip_seconds == pytest.approx(1, abs=0.2)
+    assert all(re.fullmatch(r"\w+@\d\.\d\d", name) for name in info.held_out)
+    first = _json(run / "metrics.json")
+    assert first["clips"] == len(info.held_out)
+
+    # Tubes are those of whole videos, so that a video's windows are linked first.
+    videos = {name.partition("@")[0] for name in info.held_out}
+    assert first["tubes"]["tubes"] == _count_tubes(tubes, videos)
+
+    (run / "metrics.json").unlink()
+    outcome = actdet_command("train", tubes, "--out", run, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert _figures(_json(run / "metrics.json")) == _figures(first)
+
+    words = ["evaluate", run / "model.safetensors", tubes, "--held-out", "--workers", 0, "--no-videos"]
+    outcome = actdet_command(*words, "--out", tmp_path / "e")
+    assert outcome.code == 0, outcome.err
+    assert _json(tmp_path / "e" / "metrics.json")["tubes"] == first["tubes"]
+
+
+@pytest.mark.parametrize("window", [[], ["--window", 1]], ids=["whole", "windows"])
+def test_more_actors_than_slots_are_one_line(
+    actdet_command: Actdet, tubes: Path, tmp_path: Path, window: list[object]
+) -> None:
+    options = [*TUBELET_OPTIONS[:-1], 1, *TRAIN_OPTIONS, *window]
+    complaint = actdet_command("train", tubes, "--out", tmp_path / "run", *options).complaint()
+    found = re.fullmatch(
+        r"clip (\S+) has (\d) annotations, more than the 1 slots of the model: use --slots (\d) or more", complaint
+    )
+    assert found is not None, complaint
+    name, count, wanted = found.groups()
+    assert ("@" in name) == bool(window)
+    assert count == wanted
+    assert int(count) > 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_family_has_its_own_options(actdet_command: Actdet) -> None:
+    shown = actdet_command("train", "--family", "tubelet", "--help").out
+    for option in ("--slots", "--query-form", "--attention", "--all-frames", "--matching", "--denoising-groups"):
+        assert option in shown, option
+    assert "--queries" not in shown
+    assert "--encoder-layers" not in shown
