@@ -124,8 +124,10 @@ def test_a_detector_of_whole_clips_writes_none_and_removes_its_forerunners(
     assert len(_json(out / "yard.tubes.json")["tubes"]) == 2
 
 
-@pytest.mark.parametrize("detector", ["tubelet", "detr"])
-@pytest.mark.parametrize("kind", ["text", "json", "folder", "dangling"])
+@pytest.mark.parametrize(
+    ("kind", "detector"),
+    [("json", "tubelet"), ("json", "detr"), ("text", "detr"), ("folder", "tubelet"), ("dangling", "tubelet")],
+)
 def test_what_others_call_tubes_is_not_replaced(
     actdet_command: Actdet, follower: Path, model: Path, yard: Path, tmp_path: Path, kind: str, detector: str
 ) -> None:

@@ -19,6 +19,7 @@ from actdet.models.checkpoints import CheckpointInfo, load_model, save_checkpoin
 from actdet.models.tubelet.config import TubeletConfig, TubeletLoss
 from actdet.models.tubelet.decision import detections
 from actdet.models.tubelet.detector import TubeletDetector
+from actdet.models.tubelet.features import FrameFeatures
 from actdet.models.tubelet.losses import tubelet_losses
 from actdet.models.tubelet.slots import Slots
 from actdet.prediction.export import export_model
@@ -290,7 +291,7 @@ def test_without_actors_a_gradient_reaches_every_parameter_that_several_processe
     assert missing == []
 
 
-@pytest.mark.parametrize("matching", ["tubelet", "frame"])
+@pytest.mark.parametrize("matching", ["tubelet", pytest.param("frame", marks=pytest.mark.slow)])
 def test_training_finds_the_actors_of_a_batch(matching: Any) -> None:
     """When each comes and leaves, what he does, and where he is in every frame."""
     config = replace(SMALL, decoder_layers=1, temporal_strides=0)
@@ -404,9 +405,10 @@ def test_its_losses_and_detections_are_those_of_its_outputs() -> None:
     assert detector.config.max_actions() == 4
 
 
-@ALL_OPTIONS
+@pytest.mark.parametrize("name", ["defaults", "all others"])
 @torch.no_grad()
-def test_a_checkpoint_gives_the_same_detector(config: TubeletConfig, tmp_path: Path) -> None:
+def test_a_checkpoint_gives_the_same_detector(name: str, tmp_path: Path) -> None:
+    config = replace(SMALL, **OPTIONS[name])
     detector = trained(config)
     info = CheckpointInfo(config, "pyav", 2.5, TubeletLoss(matching="frame", cls_weight=1.0), ("held out",), window=3.0)
     tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
@@ -444,10 +446,31 @@ def test_a_copy_is_a_detector_of_its_own() -> None:
 # Exported files
 
 
+@torch.no_grad()
+def test_what_reads_the_features_is_recorded_in_operators_of_pytorch() -> None:
+    """For any number of clips; the whole detector takes long to record."""
+    reading = trained(SMALL).decoder[0].get_submodule("reading")
+
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reading = reading
+
+        def forward(self, queries: Tensor, boxes: Tensor, pixels: Tensor) -> Tensor:
+            return self.reading(queries, boxes, FrameFeatures(pixels, None, [(4, 5), (2, 3), (1, 1)]))
+
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.rand(3, 8, count, width, generator=generator) for count, width in ((4, 256), (4, 4), (27, 256))]
+    clips = torch.export.Dim("clips", min=1)
+    program = torch.export.export(Reading(), tuple(each[:2] for each in given), dynamic_shapes=({0: clips},) * 3)
+    assert not any("actdet" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(*given), Reading()(*given), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("format", "changes"),
     [
-        ("pt2", {}),
+        pytest.param("pt2", {}, marks=pytest.mark.slow),
         pytest.param("pt2", {"attention": "plain", "all_frames": True}, marks=pytest.mark.slow),
         pytest.param("onnx", {}, marks=pytest.mark.slow),
         pytest.param("onnx", {"attention": "plain"}, marks=pytest.mark.slow),

@@ -187,7 +187,9 @@ def stages_by_torchvision(theirs: nn.Module, clips: Tensor, temporal_strides: in
     return outputs
 
 
-@pytest.mark.parametrize("temporal_strides", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "temporal_strides", [1, 2, *(pytest.param(strides, marks=pytest.mark.slow) for strides in (0, 3))]
+)
 @torch.no_grad()
 def test_the_last_stages_are_torchvisions_with_fewer_strides(theirs: nn.Module, temporal_strides: int) -> None:
     """Its weights fit, and the stages keep the frames that no stride takes away. The pictures have 45 pixels."""
