@@ -29,6 +29,9 @@ VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 _AUTHOR_KEY = "written_by"
 _AUTHOR = "actdet predict"
 
+# That of tubes, whose file might have the name of the result of another video, which was called NAME.tubes itself.
+_AUTHOR_OF_TUBES = "actdet predict, tubes"
+
 # A result is written again once so many times as long has passed as writing it took.
 _MOST_WRITING = 20
 
@@ -159,7 +162,7 @@ def check_ours(job: Job, *, annotate: bool) -> None:
     Raises:
         DataError: For the first file that it did not write.
     """
-    is_ours = {job.json: _is_result, job.tubes: _is_result, job.timeline: is_timeline, job.annotated: is_annotated}
+    is_ours = {job.json: _is_result, job.tubes: _is_tubes, job.timeline: is_timeline, job.annotated: is_annotated}
     for path in _targets(job, annotate=annotate):
         if os.path.lexists(path) and not (path.is_file() and is_ours[path](path)):
             problem = "was not written by actdet predict and would be replaced; move it or choose another --out"
@@ -167,8 +170,18 @@ def check_ours(job: Job, *, annotate: bool) -> None:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether `Result` wrote this file."""
-    beginning = f'{{\n  "{_AUTHOR_KEY}": "{_AUTHOR}",\n'.encode()
+    """Whether `Result` wrote this file about windows."""
+    return _is_by(path, _AUTHOR)
+
+
+def _is_tubes(path: Path) -> bool:
+    """Whether `Result` wrote this file about tubes."""
+    return _is_by(path, _AUTHOR_OF_TUBES)
+
+
+def _is_by(path: Path, author: str) -> bool:
+    """Whether a file begins with the name of this author."""
+    beginning = f'{{\n  "{_AUTHOR_KEY}": "{author}",\n'.encode()
     try:
         with open(path, "rb") as file:
             return file.read(len(beginning)) == beginning
@@ -275,7 +288,7 @@ class Result:
         write_json(self.job.json, facts)
         if self.actors is not None:
             tubes = {
-                _AUTHOR_KEY: _AUTHOR,
+                _AUTHOR_KEY: _AUTHOR_OF_TUBES,
                 "video": str(self.job.video),
                 "complete": self._complete,
                 "problem": self._problem,

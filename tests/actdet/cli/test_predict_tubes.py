@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def test_predict_writes_tubes_a_timeline_and_an_annotated_video(
     # As docs/tubelet.md describes it.
     found = _json(out / "yard.tubes.json")
     assert list(found) == ["written_by", "video", "complete", "problem", "tubes"]
-    assert found["written_by"] == "actdet predict"
+    assert found["written_by"] == "actdet predict, tubes"
     assert (found["video"], found["complete"], found["problem"]) == (str(yard), True, None)
     keys = ["actor", "action", "score", "start", "end", "first_frame", "boxes"]
     assert [list(tube) for tube in found["tubes"]] == [keys] * 2
@@ -225,3 +226,16 @@ def test_what_an_actor_does_is_one_line() -> None:
     job = Job(Path("v.mp4"), "v.mp4", Path("v.json"), Path("v.tubes.json"), Path("o.png"), Path("o.mp4"))
     tube = FoundTube(12, "collapse", 0.876, 1.5, 12.25, 37, np.zeros((3, 4), np.float32))
     assert describe_tube(job, tube) == "v.mp4     1.50 to   12.25 s  actor 12: collapse 0.88"
+
+
+def test_the_tubes_of_a_video_do_not_replace_the_result_of_another(
+    actdet_command: Actdet, model: Path, door: Path, tmp_path: Path
+) -> None:
+    """The windows of door.tubes.webm are in door.tubes.json."""
+    other = shutil.copy(door, door.with_name("door.tubes.webm"))
+    out = tmp_path / "o"
+    assert actdet_command("predict", model, other, "--out", out, "--no-annotate").code == 0
+    before = (out / "door.tubes.json").read_bytes()
+    complaint = actdet_command("predict", model, door, "--out", out, "--no-annotate").complaint()
+    assert complaint.startswith(f"{out / 'door.tubes.json'}: was not written by actdet predict and would be replaced")
+    assert (out / "door.tubes.json").read_bytes() == before
