@@ -75,6 +75,13 @@ class Clip:
         """The actions of its whole video, frame by frame."""
         return self.tubes if self.whole_table is None else self.whole_table
 
+    @property
+    def has_key_frames_alone(self) -> bool:
+        """Whether only some frames are annotated, as in AVA: no tube of its whole video has two neighboring frames."""
+        tubes = self.video_tubes
+        neighbors = any((np.diff(tube.frames) == 1).any() for tube in tubes)
+        return bool(tubes) and not neighbors and len(self.frames) > 1
+
 
 @dataclass(frozen=True, eq=False)
 class ClipIndex:

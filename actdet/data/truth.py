@@ -122,9 +122,9 @@ class ClipTruth:
 class TubeTruth:
     """The boxes of each action in the frames that a sample shows.
 
-    A frame of the video between or beside those of a tube says that the actor does nothing there. But if no tube of a
-    video has two neighboring frames, only key frames are annotated, as in AVA. Then what a key frame says counts for
-    the sample's frame that is nearest to it, and nothing is known of the other frames.
+    A frame of the video between or beside those of a tube says that the actor does nothing there. But of a video with
+    key frames alone, what such a frame says counts for the sample's frame that is nearest to it, and nothing is known
+    of the other frames.
     """
 
     def __init__(self, index: ClipIndex) -> None:
@@ -184,10 +184,7 @@ class _ClipTubes:
         boxes = [tube.boxes if len(tube.boxes) else picture.repeat(len(tube.frames), 0) for tube in tubes]
         self._boxes = [to_centers(of_tube, clip.video.width, clip.video.height) for of_tube in boxes]
         self._pts = clip.video.pts
-
-        # A window may have a single frame of a long tube, so the tubes of its whole video tell.
-        neighbors = any((np.diff(tube.frames) == 1).any() for tube in clip.video_tubes)
-        self.is_sparse = bool(clip.video_tubes) and not neighbors and len(clip.frames) > 1
+        self.is_sparse = clip.has_key_frames_alone
 
     def nearest_key_frames(self, frames: np.ndarray) -> np.ndarray:
         """Return which annotated frame each of these frames (T,) stands for; -1 for none."""

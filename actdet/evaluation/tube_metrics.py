@@ -4,7 +4,8 @@ The averages are those of ACT's protocol (Kalogeiton et al., ICCV 2017), in all 
 detector that predicts a set says itself which answers are one. Boxes are edges here, so that x2 is not a pixel of the
 box; ACT's scripts count it as one. A switch of identity is counted as in CLEAR MOT (Bernardin and Stiefelhagen 2008):
 in each frame, tracks are assigned to the true boxes that they overlap by an IoU of 0.5 or more, first of all to those
-that they had the last time, and whoever gets another track than that counts one.
+that they had the last time, and whoever gets another track than that counts one. Of a video with key frames alone, all
+of this is in its key frames: what is found in frames that nobody has annotated is neither right nor wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actdet.data.clips import Clip, ClipIndex
-from actdet.evaluation.arrays import FrameBoxes, TubeBoxes, join_frames, join_tubes
+from actdet.evaluation.arrays import FrameBoxes, TubeBoxes, join_frames, join_tubes, to_offsets
 from actdet.evaluation.average_precision import ClassPrecision
 from actdet.evaluation.boxes import box_iou
 from actdet.evaluation.frame_map import FrameMap
@@ -84,10 +85,15 @@ def measure_tubes(index: ClipIndex, clips: Sequence[int], tracks: Tracks) -> Tub
     for video, parts in enumerate(windows.values()):
         of_video = _linked(parts)
         true_tubes = _true_tubes(video, parts)
-        frame_map.add(true_tubes.as_frames(), join_frames([frame_boxes(video, each) for each in of_video]))
+        boxes = join_frames([frame_boxes(video, each) for each in of_video])
+        tubes = join_tubes([cut_tubes(video, each) for each in of_video])
+        if parts[0][0].has_key_frames_alone:
+            boxes = boxes.take(np.isin(boxes.frames, true_tubes.frames))
+            tubes = _within(tubes, true_tubes.frames)
+        frame_map.add(true_tubes.as_frames(), boxes)
         switches += count_switches(true_tubes, of_video)
         truth.append(true_tubes)
-        found += [cut_tubes(video, each) for each in of_video]
+        found.append(tubes)
 
     all_truth = join_tubes(truth)
     video_map = VideoMap(all_truth, join_tubes(found), len(class_names), PROTOCOL)
@@ -134,6 +140,22 @@ def _true_tubes(video: int, parts: Sequence[tuple[Clip, VideoTracks]]) -> TubeBo
             labels.append(tube.label)
             tracks.append(np.column_stack([tube.frames[inside], boxes]))
     return tubes_of([video] * len(labels), labels, [1.0] * len(labels), tracks)
+
+
+def _within(tubes: TubeBoxes, frames: np.ndarray) -> TubeBoxes:
+    """Return what tubes have in these frames, without those that have nothing there."""
+    inside = np.isin(tubes.frames, frames)
+    owner = np.repeat(np.arange(len(tubes)), tubes.counts)
+    counts = np.bincount(owner[inside], minlength=len(tubes))
+    kept = counts > 0
+    return TubeBoxes(
+        tubes.videos[kept],
+        tubes.labels[kept],
+        tubes.scores[kept],
+        to_offsets(counts[kept]),
+        tubes.frames[inside],
+        tubes.boxes[inside],
+    )
 
 
 def _whole_pictures(clip: Clip, count: int) -> np.ndarray:

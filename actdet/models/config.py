@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from actdet.bounds import check, check_bounds
 from actdet.data.classes import CLASS_NAMES, NO_ACTION
+
+if TYPE_CHECKING:
+    from actdet_kernels import MatchWeights
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,28 @@ class LossSettings(ABC):
 
     def __post_init__(self) -> None:
         check_bounds(vars(self))
+
+
+@dataclass(frozen=True)
+class SetLossSettings(LossSettings):
+    """The weights of a set loss, which are those of the matching cost, too (eq. 10 and 12 of the technical report)."""
+
+    cls_weight: float = 2.0
+    """Weight of the classification term."""
+    l1_weight: float = 5.0
+    """Weight of the L1 distance of the boxes."""
+    giou_weight: float = 2.0
+    """Weight of the generalized-IoU loss of the boxes."""
+    no_object_weight: float = 0.1
+    """Weight, in the cross-entropy, of a query (for tubelet: of a slot in a frame) without a target."""
+
+    @property
+    def match_weights(self) -> MatchWeights:
+        """The three weights that cost and loss share."""
+        # The kernels import PyTorch. The command line reads this module before it knows whether that is needed.
+        from actdet_kernels import MatchWeights
+
+        return MatchWeights(self.cls_weight, self.l1_weight, self.giou_weight)
+
+    def term_weights(self) -> dict[str, float]:
+        return {"cls": self.cls_weight, "l1": self.l1_weight, "giou": self.giou_weight}

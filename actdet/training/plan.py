@@ -27,6 +27,7 @@ from actdet.models.family import FamilyNetwork
 from actdet.training.config import TrainConfig
 from actdet.training.convolution_form import choose_convolutions
 from actdet.video.readers import choose_reader
+from actdet.wording import counted
 
 T = TypeVar("T")
 
@@ -193,10 +194,10 @@ def _check_actions(index: ClipIndex, model: FamilyConfig, truth: TruthKind) -> N
     if most is None or annotations <= most:
         return
     problem = f"clip {fullest.name} has {annotations} annotations"
-    for option in ("queries", "slots"):
+    for option, one in (("queries", "query"), ("slots", "slot")):
         if hasattr(model, option):
             advice = f"use --{option} {annotations} or more"
-            raise ActdetError(f"{problem}, more than the {most} {option} of the model: {advice}")
+            raise ActdetError(f"{problem}, more than the {counted(most, one, option)} of the model: {advice}")
     raise ActdetError(f"{problem}, and a detector of the family {model.family} learns from {most} at most")
 
 

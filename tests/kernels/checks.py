@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from actdet_kernels import MatchWeights, match, pairwise_cost, set_loss
+from actdet_kernels import MatchWeights, Tubelets, match, pairwise_cost, set_loss
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -109,3 +109,30 @@ def several_labels(targets: Any, classes: int, most: int, seed: int = 3) -> Any:
             labels[sample, target] = -1
             labels[sample, target, :number] = rng.permutation(classes)[:number]
     return targets._replace(labels=torch.from_numpy(labels))
+
+
+def low_precision_is_near(problem: tuple[Tensor, Tensor, Tubelets, Tensor], kernels: Any, class_loss: Any) -> None:
+    """Loss and gradients of tubelets are at most twice as far off as the reference's, and one rounding of the output.
+
+    The truth is that of the same rounded logits, boxes and targets in float64.
+    """
+    logits, boxes, targets, matched = problem
+    dtype = logits.dtype
+    targets = targets._replace(boxes=targets.boxes.float())
+    exact = (logits.double().requires_grad_(), boxes.double().requires_grad_())
+    wanted = set_loss(*exact, targets, matched, class_loss=class_loss, backend="reference")
+    slopes = torch.autograd.grad(wanted.total, exact)
+    off = {}
+    for kind in (kernels, "reference"):
+        leaves = (logits.clone().requires_grad_(), boxes.clone().requires_grad_())
+        got = set_loss(*leaves, targets, matched, class_loss=class_loss, backend=kind)
+        found = torch.autograd.grad(got.total, leaves)
+        assert [value.dtype for value in found] == [dtype] * 2
+        off[kind] = [
+            (one.double() - other).abs() for one, other in zip((*got, *found), (*wanted, *slopes), strict=True)
+        ]
+    relative = [(error / value).item() for error, value in zip(off["reference"][:4], wanted, strict=True)]
+    for mine, value in zip(off[kernels][:4], wanted, strict=True):
+        assert mine <= (2 * max(relative) + torch.finfo(torch.float32).eps) * value
+    for mine, theirs, slope in zip(off[kernels][4:], off["reference"][4:], slopes, strict=True):
+        assert (mine <= 2 * theirs.max() + torch.finfo(dtype).eps * slope.abs()).all()

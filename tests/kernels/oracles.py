@@ -395,7 +395,8 @@ def frame_criterion(
     _, l1, overlap = tubelet_criterion(logits[..., 0, :], boxes, targets, matched, no_object_weight, class_loss)
     cls = torch.zeros((), dtype=torch.float64)
     for layer in np.ndindex(*matched.shape[:-2]):
-        rows, wanted = [], []
+        rows = []
+        wanted = []
         for sample, of_sample in enumerate(matched[layer].tolist()):
             owner = {query: target for target, query in enumerate(of_sample) if query >= 0}
             for query, frame in np.ndindex(*logits.shape[-3:-1]):

@@ -11,6 +11,7 @@ from actdet_kernels import MatchWeights, Targets, Tubelets, match, pairwise_cost
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from tests.kernels.checks import low_precision_is_near
 from tests.kernels.device import DEVICE, EACH_KERNEL, KINDS, POISONED
 from tests.kernels.oracles import (
     loss_case,
@@ -164,26 +165,7 @@ def test_gradients_are_the_finite_differences(frames: int, kind: Any) -> None:
 def test_low_precision_is_at_most_twice_as_far_off_as_the_reference(
     kernels: Any, dtype: torch.dtype, class_loss: Any
 ) -> None:
-    """And one rounding of the output, from float64 on the same rounded inputs."""
-    logits, boxes, targets, matched = make(((3,), 5, 3, [2, 3], 3, 5), class_loss, dtype)
-    targets = targets._replace(boxes=targets.boxes.float())
-    exact = (logits.double().requires_grad_(), boxes.double().requires_grad_())
-    wanted = set_loss(*exact, targets, matched, class_loss=class_loss, backend="reference")
-    slopes = torch.autograd.grad(wanted.total, exact)
-    off = {}
-    for kind in (kernels, "reference"):
-        leaves = (logits.clone().requires_grad_(), boxes.clone().requires_grad_())
-        got = set_loss(*leaves, targets, matched, class_loss=class_loss, backend=kind)
-        found = torch.autograd.grad(got.total, leaves)
-        assert [value.dtype for value in found] == [dtype] * 2
-        off[kind] = [
-            (one.double() - other).abs() for one, other in zip((*got, *found), (*wanted, *slopes), strict=True)
-        ]
-    relative = [(error / value).item() for error, value in zip(off["reference"][:4], wanted, strict=True)]
-    for mine, value in zip(off[kernels][:4], wanted, strict=True):
-        assert mine <= (2 * max(relative) + torch.finfo(torch.float32).eps) * value
-    for mine, theirs, slope in zip(off[kernels][4:], off["reference"][4:], slopes, strict=True):
-        assert (mine <= 2 * theirs.max() + torch.finfo(dtype).eps * slope.abs()).all()
+    low_precision_is_near(make(((3,), 5, 3, [2, 3], 3, 5), class_loss, dtype), kernels, class_loss)
 
 
 @pytest.mark.parametrize("wrong", ["visible", "boxes", "predictions", "dtype"])

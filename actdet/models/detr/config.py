@@ -7,12 +7,8 @@ of the technical report if it prints a value.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from actdet.models.config import FamilyConfig, LossSettings
-
-if TYPE_CHECKING:
-    from actdet_kernels import MatchWeights
+from actdet.models.config import FamilyConfig, SetLossSettings
 
 
 @dataclass(frozen=True)
@@ -39,25 +35,5 @@ class ModelConfig(FamilyConfig):
 
 
 @dataclass(frozen=True)
-class LossConfig(LossSettings):
+class LossConfig(SetLossSettings):
     """Weights of the matching cost (eq. 10) and of the loss (eq. 12)."""
-
-    cls_weight: float = 2.0
-    """Weight of the classification term."""
-    l1_weight: float = 5.0
-    """Weight of the L1 distance of the boxes."""
-    giou_weight: float = 2.0
-    """Weight of the generalized-IoU loss of the boxes."""
-    no_object_weight: float = 0.1
-    """Weight of a query without a target in the cross-entropy."""
-
-    @property
-    def match_weights(self) -> MatchWeights:
-        """The three weights that cost and loss share."""
-        # The kernels import PyTorch. The command line reads this module before it knows whether that is needed.
-        from actdet_kernels import MatchWeights
-
-        return MatchWeights(self.cls_weight, self.l1_weight, self.giou_weight)
-
-    def term_weights(self) -> dict[str, float]:
-        return {"cls": self.cls_weight, "l1": self.l1_weight, "giou": self.giou_weight}

@@ -20,6 +20,7 @@ from actdet.models.backbones.r2plus1d import STAGE_FEATURES
 from actdet.models.tubelet.config import TubeletConfig, TubeletLoss
 from actdet.models.tubelet.features import resample_frames, resize
 from actdet.models.tubelet.frames import seen_in_frames
+from actdet.models.tubelet.slots import NEVER, RARE
 
 # The channels in which the stages are added up.
 _WIDTH = 64
@@ -47,8 +48,7 @@ class PixelHead(nn.Module):
         self.frames = config.frames
         self.projections = nn.ModuleList(nn.Conv3d(width, _WIDTH, kernel_size=1) for width in STAGE_FEATURES[-levels:])
         self.answer = nn.Linear(_WIDTH, len(config.class_names) + 4)
-        # At first a class has the probability 0.01, since nearly all pixels are of nobody.
-        nn.init.constant_(self.answer.bias[:-4], -4.6)
+        nn.init.constant_(self.answer.bias[:-4], RARE)
 
     def forward(self, stages: list[Tensor]) -> Tensor:
         finest, *coarser = (project(stage.float()) for project, stage in zip(self.projections, stages, strict=True))
@@ -77,7 +77,7 @@ def pixel_loss(answer: Tensor, targets: TubeTargets, config: TubeletLoss, proces
     logits = answer[..., :-4]
     if targets.is_sparse:
         # Nobody knows what happens in a frame that is not annotated; a probability of 0 costs nothing there.
-        logits = torch.where(targets.annotated[..., None, None], logits, -1e4)
+        logits = torch.where(targets.annotated[..., None, None], logits, NEVER)
     logits = logits.flatten(0, 1)
     boxes = answer[..., -4:].flatten(0, 1)
     wanted = repeat_targets(seen_in_frames(targets).targets, _COPIES)

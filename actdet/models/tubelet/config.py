@@ -6,12 +6,9 @@ The command line shows them, with the text under a field as its help, and a chec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from actdet.models.config import FamilyConfig, LossSettings
-
-if TYPE_CHECKING:
-    from actdet_kernels import MatchWeights
+from actdet.models.config import FamilyConfig, SetLossSettings
 
 
 @dataclass(frozen=True)
@@ -52,27 +49,8 @@ class TubeletConfig(FamilyConfig):
 
 
 @dataclass(frozen=True)
-class TubeletLoss(LossSettings):
+class TubeletLoss(SetLossSettings):
     """How slots are matched with actors, and what the loss is made of."""
 
     matching: Literal["tubelet", "frame"] = "tubelet"
     """Match each slot with one actor for a whole clip, or anew in every frame, where a slot may change its actor."""
-    cls_weight: float = 2.0
-    """Weight of the classification term."""
-    l1_weight: float = 5.0
-    """Weight of the L1 distance of the boxes."""
-    giou_weight: float = 2.0
-    """Weight of the generalized-IoU loss of the boxes."""
-    no_object_weight: float = 0.1
-    """Weight, in the cross-entropy, of a slot in a frame in which it follows no actor. Not used with multi_label."""
-
-    @property
-    def match_weights(self) -> MatchWeights:
-        """The three weights that cost and loss share."""
-        # The kernels import PyTorch. The command line reads this module before it knows whether that is needed.
-        from actdet_kernels import MatchWeights
-
-        return MatchWeights(self.cls_weight, self.l1_weight, self.giou_weight)
-
-    def term_weights(self) -> dict[str, float]:
-        return {"cls": self.cls_weight, "l1": self.l1_weight, "giou": self.giou_weight}

@@ -167,7 +167,8 @@ class DeformableReading(nn.Module):
             values = values.flatten(1, 2)
             sizes = sizes * frames
             points = points.repeat(*[1] * 4, frames, 1, 1)
-            points, weights = points.flatten(1, 2), weights.flatten(1, 2)
+            points = points.flatten(1, 2)
+            weights = weights.flatten(1, 2)
         else:
             values, points, weights = (tensor.flatten(0, 1) for tensor in (values, points, weights))
         if torch.compiler.is_exporting():

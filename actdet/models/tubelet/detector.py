@@ -25,7 +25,7 @@ from actdet.models.tubelet.decision import assess, detections
 from actdet.models.tubelet.decoder import DecoderLayer
 from actdet.models.tubelet.features import HIDDEN, FrameBackbone, Pyramid
 from actdet.models.tubelet.losses import LOSSES, tubelet_losses
-from actdet.models.tubelet.slots import FinalSlots, Slots
+from actdet.models.tubelet.slots import RARE, FinalSlots, Slots
 
 # The levels of a pyramid: the last three stages of the backbone.
 _LEVELS = 3
@@ -84,8 +84,7 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
             nn.init.zeros_(head.get_parameter("2.bias"))
         if config.multi_label:
             for head in self.class_heads:
-                # At first a class has the probability 0.01, or else the many slots without it outweigh all else.
-                nn.init.constant_(head.get_parameter("2.bias"), -math.log(99))
+                nn.init.constant_(head.get_parameter("2.bias"), RARE)
 
     def forward(self, clips: Tensor) -> Slots:
         size = self.config.image_size
@@ -186,8 +185,11 @@ def _first_boxes(slots: int) -> Tensor:
     columns = math.ceil(math.sqrt(slots))
     rows = math.ceil(slots / columns)
     place = torch.arange(slots)
-    x = (place % columns + 0.5) / columns
-    y = (place // columns + 0.5) / rows
+    row = place // columns
+    # The last row may have fewer slots, which share its width.
+    in_row = (slots - row * columns).clamp(max=columns)
+    x = (place % columns + 0.5) / in_row
+    y = (row + 0.5) / rows
     sides = torch.tensor(_FIRST_SIDES).expand(slots, 2)
     return torch.cat([x[:, None], y[:, None], sides], -1).logit()
 

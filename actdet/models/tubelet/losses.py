@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from actdet_kernels import SetLoss, Targets, match, set_loss
+from actdet_kernels import SetLoss, Targets, Tubelets, match, set_loss
 from torch import Tensor
 
 from actdet.data.truth import TubeTargets
@@ -24,13 +24,10 @@ from actdet.distributed import ALONE, Processes
 from actdet.models.tubelet.auxiliary import pixel_loss
 from actdet.models.tubelet.config import TubeletLoss
 from actdet.models.tubelet.frames import seen_in_frames
-from actdet.models.tubelet.slots import Slots
+from actdet.models.tubelet.slots import NEVER, Slots
 
 # The losses by name. The first one is what is minimized.
 LOSSES = (*SetLoss._fields, "denoising", "auxiliary")
-
-# A logit whose probability is 0 in any floating-point type.
-_NEVER = -1e4
 
 
 def tubelet_losses(
@@ -112,17 +109,23 @@ def _matched_loss(
     logits = slots.logits
     if targets.is_sparse:
         # Nobody knows what happens in a frame that is not annotated, so it gets the answer that costs nothing.
-        free = torch.full_like(logits[0, 0, 0, 0], _NEVER)
+        free = torch.full_like(logits[0, 0, 0, 0], NEVER)
         if not multi_label:
             free[-1] = 0
         logits = torch.where(targets.annotated[:, None, :, None], logits, free)
 
-    by_frame = config.matching == "frame"
-    is_whole = processes.count == 1 and not targets.is_sparse and not by_frame
+    boxes = slots.boxes
+    wanted: Targets | Tubelets = targets.tubelets
+    if config.matching == "frame":
+        wanted, order = seen_in_frames(targets)
+        matched = matched.gather(-1, order.expand_as(matched))
+        logits, boxes = map(_frames_as_samples, (logits, boxes))
+
+    is_whole = processes.count == 1 and not targets.is_sparse
     terms = set_loss(
-        _frames_as_samples(logits) if by_frame else logits,
-        _frames_as_samples(slots.boxes) if by_frame else slots.boxes,
-        _frame_targets(targets) if by_frame else targets.tubelets,
+        logits,
+        boxes,
+        wanted,
         matched,
         weights=config.match_weights,
         no_object_weight=config.no_object_weight,
@@ -132,15 +135,13 @@ def _matched_loss(
     if is_whole:
         return terms
 
-    own, wanted = _divisors(slots, targets, matched, config, multi_label=multi_label)
-    wanted = processes.sum(wanted)
-    # Where there are no actors, sums are divided as if there were one, as in DETR. The weights of slots may add up to
-    # less than one.
-    least = 1e-9
-    if multi_label:
-        least = 1.0 if by_frame else float(logits.shape[3])
-    cls_share = own[:-1] / wanted[:-1].clamp(min=least) * processes.count
-    box_share = own[-1] / wanted[-1].clamp(min=1.0) * processes.count
+    # Where there are no actors, sums are divided as if there were one, as in DETR.
+    pairs = wanted.counts.sum().float()
+    box_share = pairs.clamp(min=1) / processes.sum(pairs).clamp(min=1) * processes.count
+    cls_share = box_share
+    if not multi_label:
+        own, counted = _slot_weights(slots, targets, matched, config)
+        cls_share = own / processes.sum(counted).clamp(min=1e-9) * processes.count
     cls = (terms.cls * cls_share).sum()
     l1 = terms.l1.sum() * box_share
     giou = terms.giou.sum() * box_share
@@ -177,58 +178,27 @@ def _frames_as_samples(values: Tensor) -> Tensor:
     return values.transpose(2, 3).flatten(1, 2)
 
 
-def _frame_targets(targets: TubeTargets) -> Targets:
-    """Return the actors of B clips as targets of B * T samples, one for each frame, whether they are visible or not."""
-    frames = targets.visible.shape[2]
-    return Targets(
-        targets.labels[:, None].expand(-1, frames, -1).flatten(0, 1),
-        targets.boxes.transpose(1, 2).flatten(0, 1),
-        targets.counts[:, None].expand(-1, frames).flatten(),
-    )
+def _slot_weights(slots: Slots, targets: TubeTargets, matched: Tensor, config: TubeletLoss) -> tuple[Tensor, Tensor]:
+    """Return what the cross-entropy of each layer was divided by, and what of that counts, (L,) each.
 
-
-def _divisors(
-    slots: Slots, targets: TubeTargets, matched: Tensor, config: TubeletLoss, *, multi_label: bool
-) -> tuple[Tensor, Tensor]:
-    """Return by what losses were divided, and by what they are to be divided.
-
-    The cross-entropy was divided by the weights of the slots in all frames, but those in frames that are not annotated
-    are not to count. If each frame was matched anew, the rest was divided by the number of actors in all frames, but
-    only those who are visible are to count.
+    It was divided by the weights of the slots in all frames, and those in frames that are not annotated do not count.
 
     Args:
         slots: What L decoder layers say.
         targets: The actors in the B clips.
-        matched: As of `match_slots`.
+        matched: The slots of the targets that the loss compared them with.
         config: The weights, and how slots were matched.
-        multi_label: Whether every class has a probability of its own.
-
-    Returns:
-        Two tensors (L + 1,): for the class loss of each layer, and for the losses of boxes in any layer.
     """
-    layers, clips, count, frames, _ = slots.logits.shape
-    by_frame = config.matching == "frame"
-    actors = targets.counts.sum().float().view(1)
-    visible = targets.visible & targets.valid[..., None]
-    own = actors.clamp(min=1)
-    boxes = actors
-    if by_frame:
-        own = (actors * frames).clamp(min=1)
-        boxes = visible.sum().float().view(1)
-
-    if multi_label:
-        of_frames = 1 if by_frame else frames
-        return (
-            torch.cat([(own * of_frames).expand(layers), own]),
-            torch.cat([(boxes * of_frames).expand(layers), boxes]),
-        )
+    clips, count, frames = slots.logits.shape[1:4]
 
     # If there are more actors than slots, layers may leave out different ones, who are seen in more or fewer frames.
     is_pair = matched >= 0
-    pairs = (is_pair if by_frame else is_pair[..., None] & visible).flatten(1).sum(1)
+    if config.matching == "tubelet":
+        is_pair = is_pair[..., None] & targets.visible
+    pairs = is_pair.flatten(1).sum(1)
 
     def weights(counted: Tensor | int) -> Tensor:
         return pairs + config.no_object_weight * (counted * count - pairs)
 
     annotated = targets.annotated.sum() if targets.is_sparse else clips * frames
-    return torch.cat([weights(clips * frames), own]), torch.cat([weights(annotated), boxes])
+    return weights(clips * frames), weights(annotated)

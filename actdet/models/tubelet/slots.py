@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
+
+# A logit whose probability is 0 in any floating-point type.
+NEVER = -1e4
+
+# A logit whose probability is 0.01. Classes with a focal loss start there, since nearly everything is of nobody.
+RARE = -math.log(99)
 
 
 class FinalSlots(NamedTuple):

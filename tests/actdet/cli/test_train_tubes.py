@@ -190,7 +190,7 @@ def test_more_actors_than_slots_are_one_line(
     options = [*TUBELET_OPTIONS[:-1], 1, *TRAIN_OPTIONS, "--window", window]
     complaint = actdet_command("train", tubes, "--out", tmp_path / "run", *options).complaint()
     found = re.fullmatch(
-        r"clip (\S+) has (\d) annotations, more than the 1 slots of the model: use --slots (\d) or more", complaint
+        r"clip (\S+) has (\d) annotations, more than the 1 slot of the model: use --slots (\d) or more", complaint
     )
     assert found is not None, complaint
     name, count, wanted = found.groups()

@@ -80,5 +80,5 @@ def test_more_actors_than_slots_is_one_line(actdet_command: Actdet, ucf: Path, t
     options = [*TUBELET_OPTIONS, *TRAIN_OPTIONS, "--slots", 1]
     complaint = actdet_command("train", data, "--out", tmp_path / "run", *options).complaint()
     assert complaint == (
-        "clip v_Basketball_g08_c01 has 2 annotations, more than the 1 slots of the model: use --slots 2 or more"
+        "clip v_Basketball_g08_c01 has 2 annotations, more than the 1 slot of the model: use --slots 2 or more"
     )

@@ -178,7 +178,9 @@ def test_averages_equal_the_loops(seed: int) -> None:
         tubes = []
         slots = []
         for x in rng.permutation([10, 110, 210, 310])[: rng.integers(1, 4)].tolist():
-            first, last = sorted(rng.integers(0, 8, 2).tolist())
+            # Tubes of one frame alone would mean that only key frames are annotated.
+            first = int(rng.integers(0, 7))
+            last = int(rng.integers(first + 1, 8))
             tubes.append(tube(int(rng.integers(3)), range(first, last + 1), x))
             if rng.random() < 0.8:
                 begin = min(max(first + int(rng.integers(-1, 2)), 0), 7)
@@ -209,6 +211,31 @@ def test_averages_equal_the_loops(seed: int) -> None:
         wanted = [loops.video_ap(truth, tracks, label, threshold, "raw", 1) for label in counted]
         assert metrics.video_map[f"{threshold:g}"] == pytest.approx(np.mean(wanted), abs=1e-6)  # type: ignore[arg-type]
     assert metrics.tubes == len(truth)
+
+
+# Key frames alone
+
+
+def test_what_is_found_between_key_frames_counts_for_nothing() -> None:
+    """A track through all frames is right if it is in the three that are annotated; one beside it is wrong there."""
+    everywhere = tube(0, range(32), 20, speed=2)
+    annotated = Tube(0, np.array([3, 13, 23]), everywhere.boxes[[3, 13, 23]])
+    index = index_of(video_clip("a", [annotated], 32))
+    found = measure(index, [[[(everywhere, 0.9)]]], 32)
+    assert found.frame_map == found.video_map["0.5:0.95"] == 1.0
+    assert found.switches == 0
+
+    # It is in frame 13 alone.
+    short = tube(0, range(10, 18), 20, speed=2)
+    found = measure(index, [[[(short, 0.9)]]], 32)
+    assert found.frame_map == pytest.approx(1 / 3)
+    assert (found.video_map["0.2"], found.video_map["0.5"]) == (1.0, 0.0)
+
+    # It is in none.
+    between = tube(0, range(14, 20), 20, speed=2)
+    assert measure(index, [[[(between, 0.9)]]], 32).frame_map == 0.0
+    beside = tube(0, range(32), 300)
+    assert measure(index, [[[(beside, 0.9)], [(everywhere, 0.6)]]], 32).video_map["0.5"] == pytest.approx(0.25)
 
 
 # Windows of a cut video

@@ -183,15 +183,18 @@ def test_new_slots_look_at_different_places_all_over_the_picture(slots: int) -> 
     assert ((centers > 0) & (centers < 1)).all()
     assert len({tuple(center) for center in centers.tolist()}) == slots
 
-    # They are in rows, all of which are full but the last one, and each is as far from the edge as from half-way to the
-    # next one.
-    columns = centers[:, 0].unique()
+    # They are in rows. Each row, and each slot within its row, is as far from the edge as from half-way to the next.
     rows = centers[:, 1].unique()
-    for places in (columns, rows):
+    across = [centers[centers[:, 1] == row, 0].sort().values for row in rows]
+    for places in (rows, *across):
         wanted = (torch.arange(len(places)) + 0.5) / len(places)
         torch.testing.assert_close(places, wanted, rtol=1e-4, atol=1e-4)
-    assert (len(rows) - 1) * len(columns) < slots <= len(rows) * len(columns)
-    assert len(columns) - len(rows) in (0, 1)
+
+    # The picture is cut about as often in both directions, and only the last row may have fewer slots.
+    columns = len(across[0])
+    assert columns - len(rows) in (0, 1)
+    assert all(len(places) == columns for places in across[:-1])
+    assert 1 <= len(across[-1]) <= columns
 
 
 def queries_of_first_layer(detector: TubeletDetector) -> Tensor:
