@@ -33,8 +33,8 @@ class TrainConfig:
     clip_norm: float = 0.5
     """Gradients with a larger norm are scaled down to this one."""
     backbone_weights: str = "kinetics"
-    """The weights that the backbone starts from: kinetics, none, or a file of R(2+1)D-18 weights, such as another
-    run's model."""
+    """The weights that the backbone starts from: kinetics (of R(2+1)D-18), imagenet (of EfficientNet-Lite0), none, or a
+    file of such weights, such as another run's model."""
     init: str | None = None
     """A trained detector, another run's model.safetensors, to train further. Its shape is kept, and backbone_weights is
     ignored."""

@@ -11,8 +11,9 @@ and softmaxes of the Transformer.
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ def stage_costs(model: FamilyConfig, batch: int, dtype: torch.dtype) -> list[Sta
         detector = _detector(model, aligned=False)
         value: Any = _clips(model, batch)
         for name, stage in _stages(detector):
-            with FlopCounterMode(display=False) as arithmetic, _Traffic() as traffic:
+            with FlopCounterMode(display=False, custom_mapping=_FLOP) as arithmetic, _Traffic() as traffic:
                 with _autocast(dtype):
                     output = stage(value)
                 outputs = tree_leaves(output)
@@ -246,6 +247,21 @@ def _clips(model: FamilyConfig, batch: int) -> Tensor:
 def _autocast(dtype: torch.dtype) -> torch.autocast:
     """Autocast for fake CPU tensors. bfloat16 stands for float16, which few CPUs have and the others copy for."""
     return torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32)
+
+
+def _convolution_gradient_flop(
+    d_out: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any
+) -> int:
+    """Count the FLOP of a convolution's gradients, each of which takes as many as the convolution.
+
+    PyTorch's own count takes each gradient of a weight for that of a convolution without groups.
+    """
+    needed = rest[-1]
+    return 2 * math.prod(d_out) * math.prod(weight[1:]) * sum(needed[:2])
+
+
+# What counts the FLOP of some operators instead of PyTorch's own functions.
+_FLOP = {torch.ops.aten.convolution_backward: _convolution_gradient_flop}
 
 
 class _Traffic(TorchDispatchMode):

@@ -171,13 +171,19 @@ def _check_options(network: FamilyNetwork, auxiliary_head: nn.Module | None, con
 
     # What a backbone can do it says by its attributes (`FamilyNetwork.backbone`).
     backbone = network.backbone
-    of_other = f"is not for the backbone of the family {family}"
+    of_other = f"is not for {_backbone_name(network)}"
     takes_weights = config.init is None and config.backbone_weights != "none"
     if takes_weights and not hasattr(backbone, "load_weights"):
         raise ActdetError(f"backbone_weights {config.backbone_weights} {of_other}: set backbone_weights to none")
     for option, attribute in (("shallow_epochs", "shallow"), ("checkpointing", "checkpointing")):
         if getattr(config, option) and not hasattr(backbone, attribute):
             raise ActdetError(f"{option} {of_other}: leave it out")
+
+
+def _backbone_name(network: FamilyNetwork) -> str:
+    """Return what error messages call the backbone."""
+    name = getattr(network.config, "backbone", None)
+    return f"the backbone of the family {network.config.family}" if name is None else f"the backbone {name}"
 
 
 def _check_actions(index: ClipIndex, model: FamilyConfig, truth: TruthKind) -> None:

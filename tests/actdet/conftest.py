@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import actdet.models.detr.detector
-import actdet.models.tubelet.detector
+import actdet.models.tubelet.features
 from actdet import pictures
 from actdet.cli.main import main
 from actdet.evaluation import plots
@@ -104,7 +104,7 @@ def _run_command(*arguments: object) -> None:
 def _tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Context manager: detectors are made with the small backbones, and PyTorch uses one thread."""
     monkeypatch.setattr(actdet.models.detr.detector, "Backbone", TinyBackbone)
-    monkeypatch.setattr(actdet.models.tubelet.detector, "FrameBackbone", TinyFrameBackbone)
+    monkeypatch.setattr(actdet.models.tubelet.features, "FrameBackbone", TinyFrameBackbone)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import actdet.cli.main
 import actdet.models.detr.detector
-import actdet.models.tubelet.detector
+import actdet.models.tubelet.features
 import actdet.training.trainer
 from actdet.models.backbones.r2plus1d import Backbone, load_backbone_weights
 
@@ -82,7 +82,7 @@ class TinyFrameBackbone(nn.Sequential):
                 )
             )
         super().__init__(*stages)
-        self.levels = levels
+        self.widths = (128, 256, 512)[-levels:]
 
     def load_weights(self, source: str) -> None:
         load_backbone_weights(cast(Backbone, self), source)
@@ -95,12 +95,12 @@ class TinyFrameBackbone(nn.Sequential):
                 if not (self.shallow and self.training and isinstance(part, _BatchNorm)):
                     input = part(input)
             features.append(input)
-        return features[-self.levels :]
+        return features[-len(self.widths) :]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     actdet.models.detr.detector.Backbone = TinyBackbone  # pyright: ignore[reportAttributeAccessIssue]
-    actdet.models.tubelet.detector.FrameBackbone = TinyFrameBackbone  # pyright: ignore[reportAttributeAccessIssue]
+    actdet.models.tubelet.features.FrameBackbone = TinyFrameBackbone  # pyright: ignore[reportAttributeAccessIssue]
     actdet.training.trainer.SAVE_SECONDS = float(os.environ.get("TINY_SAVE_SECONDS", "300"))
     actdet.cli.main.main()

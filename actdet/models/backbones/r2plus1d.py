@@ -17,7 +17,6 @@ same function in another way:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -26,15 +25,15 @@ from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
 from torchvision.models.video.resnet import BasicBlock
 
-from actdet.errors import ActdetError, DataError
+from actdet.errors import ActdetError
 from actdet.models.backbones.convolution import FactorizedConv, PictureNorm, RectifiedSequential
+from actdet.models.backbones.weights import fill, read_state
 
 # The channels of each stage's output.
 STAGE_FEATURES = (64, 64, 128, 256, 512)
@@ -44,6 +43,9 @@ SPATIAL_STRIDE = 16
 
 # So many channels fit a tensor core at once in half precision.
 ALIGNMENT = 8
+
+# What error messages call the network.
+_NETWORK = "R(2+1)D-18"
 
 _STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -280,30 +282,12 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
     """
     if source == "none":
         return
+    if source == "imagenet":
+        raise ActdetError(f"{_NETWORK} has no weights of ImageNet: use --backbone-weights kinetics, a file, or none")
 
-    state = _fetch_kinetics() if source == "kinetics" else _read_state(Path(source))
+    state = _fetch_kinetics() if source == "kinetics" else read_state(Path(source), _NETWORK, "kinetics")
     found = {_own_name(key): tensor for key, tensor in state.items()}
-    for key, value in backbone.state_dict().items():
-        stage, _, rest = key.partition(".")
-        name = f"{_STAGES[int(stage)]}.{rest}"
-        if key not in found:
-            raise DataError(source, f"not weights of R(2+1)D-18: {name} is missing")
-        _check_weight(source, name, found[key], value)
-    backbone.load_state_dict({key: found[key] for key in backbone.state_dict()})
-
-
-def _check_weight(source: str, name: str, found: Tensor, wanted: Tensor) -> None:
-    """Raise DataError unless `found` can take the place of `wanted`, which torchvision calls `name`."""
-    if found.shape != wanted.shape:
-        shapes = f"{tuple(found.shape)}, should be {tuple(wanted.shape)}"
-        raise DataError(source, f"not weights of R(2+1)D-18: {name} is {shapes}")
-    if found.layout != torch.strided or found.is_floating_point() != wanted.is_floating_point():
-        kinds = f"{found.dtype} and {found.layout}, should be {wanted.dtype} and {wanted.layout}"
-        raise DataError(source, f"not weights of R(2+1)D-18: {name} is {kinds.replace('torch.', '')}")
-
-    # A finite float64 may be too large for the type in which the weight is used.
-    if not found.to(wanted.dtype).isfinite().all():
-        raise DataError(source, f"{name} is not finite: the file is damaged, or its training failed")
+    fill(backbone, found, {key: _published_name(key) for key in backbone.state_dict()}, source, _NETWORK)
 
 
 def _own_name(key: str) -> str:
@@ -313,6 +297,12 @@ def _own_name(key: str) -> str:
     """
     stage, _, rest = key.partition(".")
     return f"{_STAGES.index(stage)}.{rest}" if stage in _STAGES else key.removeprefix("model.backbone.")
+
+
+def _published_name(key: str) -> str:
+    """The name that torchvision has for a tensor of `Backbone`."""
+    stage, _, rest = key.partition(".")
+    return f"{_STAGES[int(stage)]}.{rest}"
 
 
 def _fetch_kinetics() -> dict[str, Tensor]:
@@ -325,29 +315,3 @@ def _fetch_kinetics() -> dict[str, Tensor]:
             f"the Kinetics-400 weights cannot be fetched from {weights.url} ({error}): "
             f"give a downloaded file with --backbone-weights FILE, or train from scratch with --backbone-weights none"
         ) from error
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Read the named tensors in a .safetensors, .pth or .pt file; nothing in it is executed."""
-    if not path.is_file():
-        raise DataError(
-            path, "no such file: --backbone-weights takes kinetics, none, or a .safetensors, .pth or .pt file"
-        )
-    try:
-        with warnings.catch_warnings():
-            # torch.load warns about pickles that it then refuses.
-            warnings.simplefilter("ignore")
-            if path.suffix == ".safetensors":
-                state = load_file(path)
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # On arbitrary bytes torch.load raises errors of more kinds than can be listed.
-        raise DataError(path, f"not a file of weights ({type(error).__name__})") from error
-
-    is_state = isinstance(state, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    )
-    if not is_state:
-        raise DataError(path, "not a state dict: it should hold the named tensors of torchvision's r2plus1d_18")
-    return state

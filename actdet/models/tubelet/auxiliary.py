@@ -10,13 +10,14 @@ Each actor in a frame is matched with several pixels (one-to-many, Jia et al. 20
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from actdet_kernels import Targets, match, repeat_targets, set_loss
 from torch import Tensor, nn
 
 from actdet.data.truth import TubeTargets
 from actdet.distributed import Processes
-from actdet.models.backbones.r2plus1d import STAGE_FEATURES
 from actdet.models.tubelet.config import TubeletConfig, TubeletLoss
 from actdet.models.tubelet.features import resample_frames, resize
 from actdet.models.tubelet.frames import seen_in_frames
@@ -40,13 +41,13 @@ class PixelHead(nn.Module):
 
     Args:
         config: The shape of the detector.
-        levels: How many stages.
+        widths: C of each stage.
     """
 
-    def __init__(self, config: TubeletConfig, levels: int) -> None:
+    def __init__(self, config: TubeletConfig, widths: Sequence[int]) -> None:
         super().__init__()
         self.frames = config.frames
-        self.projections = nn.ModuleList(nn.Conv3d(width, _WIDTH, kernel_size=1) for width in STAGE_FEATURES[-levels:])
+        self.projections = nn.ModuleList(nn.Conv3d(width, _WIDTH, kernel_size=1) for width in widths)
         self.answer = nn.Linear(_WIDTH, len(config.class_names) + 4)
         nn.init.constant_(self.answer.bias[:-4], RARE)
 

@@ -18,6 +18,9 @@ class TubeletConfig(FamilyConfig):
     family = "tubelet"
     of_training = ("dropout", "denoising_groups")
 
+    backbone: Literal["r2plus1d-18", "efficientnet-lite0"] = "r2plus1d-18"
+    """What makes the features: the report's R(2+1)D-18, whose weights are Kinetics-400's; or EfficientNet-Lite0 with
+    filters in time, with a fortieth of the arithmetic, whose weights are ImageNet's (--backbone-weights imagenet)."""
     slots: int = 10
     """How many actors a clip can have: each slot follows one of them through all frames."""
     query_form: Literal["factorized", "free"] = "factorized"
@@ -30,8 +33,8 @@ class TubeletConfig(FamilyConfig):
     """Let queries read the last three stages of the backbone, each with what the coarser ones know, instead of the last
     stage alone."""
     temporal_strides: int = 3
-    """How many of the backbone's last three stages halve the number of frames. What they leave is interpolated to every
-    frame."""
+    """How many of the last three stages of R(2+1)D-18 halve the number of frames. What they leave is interpolated to
+    every frame."""
     all_frames: bool = False
     """Let the queries of a frame read the features of all frames, instead of that frame alone."""
     multi_label: bool = False

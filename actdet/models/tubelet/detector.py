@@ -1,6 +1,6 @@
 """The tubelet detector: a clip goes in, S slots come out, each of which follows one actor through all frames.
 
-    clip -> R(2+1)D-18 -> features of every frame at three scales -> decoder of S slots in T frames -> class and box
+    clip -> backbone -> features of every frame at three scales -> decoder of S slots in T frames -> class and box
 
 This is what sections 2.2 and 7.1 of the technical report ask for, after STAR (Gritsenko et al. 2023): the query of
 slot j in frame i is the sum of one for the frame and one for the slot, q_ij = q^t_i + q^s_j, so that a slot is the same
@@ -23,12 +23,9 @@ from actdet.models.tubelet.auxiliary import PixelHead
 from actdet.models.tubelet.config import TubeletConfig, TubeletLoss
 from actdet.models.tubelet.decision import assess, detections
 from actdet.models.tubelet.decoder import DecoderLayer
-from actdet.models.tubelet.features import HIDDEN, FrameBackbone, Pyramid
+from actdet.models.tubelet.features import HIDDEN, Pyramid, frame_backbone
 from actdet.models.tubelet.losses import LOSSES, tubelet_losses
 from actdet.models.tubelet.slots import RARE, FinalSlots, Slots
-
-# The levels of a pyramid: the last three stages of the backbone.
-_LEVELS = 3
 
 # How far the corners of noisy copies are moved, in halves of a box's side; those that stand for no action twice as far.
 _BOX_NOISE = 0.5
@@ -57,9 +54,9 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
     def __init__(self, config: TubeletConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or TubeletConfig()
-        levels = _LEVELS if config.pyramid else 1
-        self.backbone = FrameBackbone(levels, config.temporal_strides)
-        self.pyramid = Pyramid(levels, config.frames, with_places=config.attention == "plain")
+        self.backbone = frame_backbone(config)
+        widths = self.backbone.widths
+        self.pyramid = Pyramid(widths, config.frames, with_places=config.attention == "plain")
 
         # What says of a query which slot and which frame it is of.
         each = config.frames if config.query_form == "free" else 1
@@ -74,7 +71,7 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
         self.label_queries = nn.Parameter(labels, requires_grad=config.denoising_groups > 0)
 
         layers = range(config.decoder_layers)
-        self.decoder = nn.ModuleList(DecoderLayer(config, levels) for _ in layers)
+        self.decoder = nn.ModuleList(DecoderLayer(config, len(widths)) for _ in layers)
         classes = len(config.class_names) + (not config.multi_label)
         self.class_heads = nn.ModuleList(_head(classes) for _ in layers)
         self.box_heads = nn.ModuleList(_head(4) for _ in layers)
@@ -151,7 +148,7 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
         return Slots(own_logits, own_boxes, (noisy_logits, noisy_boxes, hints.matched))
 
     def auxiliary_head(self) -> PixelHead:
-        return PixelHead(self.config, self.backbone.levels)
+        return PixelHead(self.config, self.backbone.widths)
 
     def losses(
         self,

@@ -1,6 +1,6 @@
-"""Features of every frame at several scales, from a backbone whose stages see fewer and fewer frames.
+"""Features of every frame at several scales, from a backbone whose stages may see fewer and fewer frames.
 
-    stages of R(2+1)D-18 -> 1x1x1 projections -> from coarse to fine, added up in space and time -> every frame
+    stages of the backbone -> 1x1x1 projections -> from coarse to fine, added up in space and time -> every frame
 
 The finer levels take what the coarser ones know by a feature pyramid (Lin et al. 2017).
 """
@@ -8,15 +8,21 @@ The finer levels take what the coarser ones know by a feature pyramid (Lin et al
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from actdet.models.backbones.efficientnet_lite import EfficientNetLite0
 from actdet.models.backbones.r2plus1d import STAGE_FEATURES, Backbone
+from actdet.models.tubelet.config import TubeletConfig
 
 HIDDEN = 256
+
+# The levels of a pyramid: the last three stages of the backbone.
+LEVELS = 3
 
 # The channels of a projection are normalized in so many groups.
 _GROUPS = 32
@@ -35,10 +41,19 @@ class FrameBackbone(Backbone):
 
     def __init__(self, levels: int, temporal_strides: int) -> None:
         super().__init__(temporal_strides=temporal_strides)
-        self.levels = levels
+        self.widths = STAGE_FEATURES[-levels:]
 
     def forward(self, input: Tensor) -> list[Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return list(self.stages(input))[-self.levels :]
+        return list(self.stages(input))[-len(self.widths) :]
+
+
+def frame_backbone(config: TubeletConfig) -> FrameBackbone | EfficientNetLite0:
+    """Make the backbone: clips (B, 3, T, H, W) to a list of features, whose channels are its `widths`."""
+    levels = LEVELS if config.pyramid else 1
+    if config.backbone == "r2plus1d-18":
+        return FrameBackbone(levels, config.temporal_strides)
+    # Its fifth stage has pixels of 32, in which people far away are nothing.
+    return EfficientNetLite0(tuple(range(4 - levels, 4)))
 
 
 class FrameFeatures(NamedTuple):
@@ -56,19 +71,19 @@ class Pyramid(nn.Module):
     """The features of the backbone's stages, (B, C, T', H', W') each, from fine to coarse, to `FrameFeatures`.
 
     Args:
-        levels: How many stages.
+        widths: C of each stage.
         frames: T.
         with_places: Whether what reads the features has to be told where they are.
     """
 
-    def __init__(self, levels: int, frames: int, *, with_places: bool) -> None:
+    def __init__(self, widths: Sequence[int], frames: int, *, with_places: bool) -> None:
         super().__init__()
         self.frames = frames
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Conv3d(channels, HIDDEN, kernel_size=1), nn.GroupNorm(_GROUPS, HIDDEN))
-            for channels in STAGE_FEATURES[-levels:]
+            for channels in widths
         )
-        self.levels = nn.Parameter(torch.randn(levels, HIDDEN) * 0.1) if with_places else None
+        self.levels = nn.Parameter(torch.randn(len(widths), HIDDEN) * 0.1) if with_places else None
 
     def forward(self, stages: list[Tensor]) -> FrameFeatures:
         projected = [project(stage) for project, stage in zip(self.projections, stages, strict=True)]

@@ -14,6 +14,7 @@ from actdet import TrainConfig, pictures, train
 from actdet.data.index import load_index
 from actdet.data.windows import cut_windows
 from actdet.evaluation import plots
+from actdet.models.backbones.efficientnet_lite import EfficientNetLite0
 from actdet.models.checkpoints import load_model, read_info
 from actdet.models.tubelet.config import TubeletConfig, TubeletLoss
 from actdet.models.tubelet.detector import TubeletDetector
@@ -99,6 +100,43 @@ def test_a_detector_of_whole_clips_learns_from_the_same_videos(
     assert _json(run / "metrics.json")["tubes"] is None
     assert "frame-mAP" not in outcome.out
     assert "frame-mAP" not in (run / "report.html").read_text()
+
+
+def test_a_backbone_of_pictures_trains_and_is_evaluated(actdet_command: Actdet, tubes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["--backbone", "efficientnet-lite0", "--backbone-weights", "imagenet", "--auxiliary-weight", 1]
+    trained = actdet_command("train", tubes, "--out", run, "--epochs", 1, *OPTIONS, *words)
+    assert trained.code == 0, trained.err
+    detector, info = load_model(run / "model.safetensors")
+    assert isinstance(info.model, TubeletConfig)
+    assert info.model.backbone == "efficientnet-lite0"
+    assert isinstance(detector.backbone, EfficientNetLite0)
+
+    again = tmp_path / "again"
+    evaluated = actdet_command(
+        "evaluate", run / "model.safetensors", tubes, "--held-out", "--workers", 0, "--no-videos", "--out", again
+    )
+    assert evaluated.code == 0, evaluated.err
+    assert _figures(_json(again / "metrics.json")) == _figures(_json(run / "metrics.json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--shallow-epochs", 1], "shallow_epochs is not for the backbone efficientnet-lite0: leave it out"),
+        (["--checkpointing"], "checkpointing is not for the backbone efficientnet-lite0: leave it out"),
+        (
+            ["--backbone-weights", "kinetics"],
+            "EfficientNet-Lite0 has no weights of Kinetics: use --backbone-weights imagenet, a file, or none",
+        ),
+    ],
+)
+def test_what_a_backbone_of_pictures_cannot_do_is_one_line(
+    actdet_command: Actdet, tubes: Path, tmp_path: Path, words: list[object], complaint: str
+) -> None:
+    options = [*OPTIONS, "--backbone", "efficientnet-lite0", *words]
+    outcome = actdet_command("train", tubes, "--out", tmp_path / "run", "--epochs", 2, *options)
+    assert outcome.complaint() == complaint
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,12 @@ from torchvision.models.video import r2plus1d_18
 import actdet.training.cost
 from actdet.data.augment import Batch
 from actdet.device import choose_precision
+from actdet.models.backbones.efficientnet_lite import TimeFilter
 from actdet.models.backbones.r2plus1d import Backbone
 from actdet.models.detr.config import ModelConfig
 from actdet.models.detr.detector import ActionDetector
+from actdet.models.tubelet.config import TubeletConfig
+from actdet.models.tubelet.features import frame_backbone
 from actdet.training.config import TrainConfig
 from actdet.training.cost import (
     CARDS,
@@ -111,6 +114,26 @@ def test_flop_are_those_of_torchvisions_layers(model: ModelConfig, batch: int, d
     costs = stage_costs(model, batch, dtype)
     assert [cost.name for cost in costs] == [*NETWORK, "optimizer"]
     assert [cost.flop for cost in costs] == [*(batch * flop for flop in wanted), 0]
+
+
+def test_flop_of_convolutions_with_groups_are_those_of_their_channels() -> None:
+    """Each convolution takes as many for either gradient as forward; the first one needs none of the clip."""
+    model = TubeletConfig(image_size=64, frames=8, backbone="efficientnet-lite0")
+    with torch.device("meta"):
+        backbone = frame_backbone(model)
+    flop = []
+
+    def count(module: nn.Module, _: Any, output: Tensor) -> None:
+        weight = module.get_parameter("weight")
+        flop.append(2 * output.numel() * weight[0].numel())
+
+    filters = [module for module in backbone.modules() if isinstance(module, nn.Conv2d | TimeFilter)]
+    for module in filters:
+        module.register_forward_hook(count)
+    backbone(torch.empty(3, 3, 8, 64, 64, device="meta"))
+    assert len(flop) == len(filters) > 30
+    (of_backbone,) = (cost for cost in costs_of(model, 3, FP32) if cost.name == "backbone")
+    assert of_backbone.flop == 3 * sum(flop) - flop[0]
 
 
 def test_a_clip_of_the_defaults_takes_972_gflop() -> None:

@@ -66,7 +66,7 @@ def test_actors_of_a_frame_are_those_who_are_seen_in_it(name: str) -> None:
 def test_pixels_answer_for_the_finest_stage(frames: list[int], sizes: list[tuple[int, int]]) -> None:
     config = TubeletConfig(("a", "b", "c"), image_size=32, frames=8)
     torch.manual_seed(0)
-    head = PixelHead(config, len(sizes))
+    head = PixelHead(config, STAGE_FEATURES[-len(sizes) :])
     shapes = zip(STAGE_FEATURES[-len(sizes) :], frames, sizes, strict=True)
     generator = torch.Generator().manual_seed(1)
     stages = [torch.randn(2, depth, count, *size, generator=generator) for depth, count, size in shapes]

