@@ -112,6 +112,10 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
         identity = self.slot_queries if self.frame_queries is None else self.slot_queries + self.frame_queries
         identity = identity.expand(clips, -1, -1, -1)
         before = self.first_boxes.expand(clips, -1, config.frames, -1)
+
+        # A query begins as nothing, so that the heads learn from what it reads. With its identity in it they would
+        # first learn which slots are often right.
+        queries = torch.zeros_like(identity)
         mask = None
         copies = 0
         if hints is not None:
@@ -120,11 +124,11 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
             if self.frame_queries is not None:
                 of_copies = of_copies + self.frame_queries
             identity = torch.cat([of_copies, identity], 1)
+            queries = torch.cat([of_copies, queries], 1)
             before = torch.cat([hints.boxes.clamp(_EDGE, 1 - _EDGE).logit(), before], 1)
             mask = hints.mask
             copies = hints.labels.shape[1]
 
-        queries = identity
         logits = []
         boxes = []
         for layer, class_head, box_head in zip(self.decoder, self.class_heads, self.box_heads, strict=True):
