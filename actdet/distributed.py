@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from actdet.errors import ActdetError
 
@@ -115,7 +116,7 @@ def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
     """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    if isinstance(module, nn.BatchNorm3d):
+    if isinstance(module, _BatchNorm):
         return _GlobalBatchNorm.like(module)
     for name, child in module.named_children():
         module.add_module(name, synchronize_batch_norm(child, device))
@@ -126,7 +127,7 @@ class _GlobalBatchNorm(nn.BatchNorm3d):
     """What nn.SyncBatchNorm does, for a CPU, on which that one refuses to run."""
 
     @classmethod
-    def like(cls, norm: nn.BatchNorm3d) -> _GlobalBatchNorm:
+    def like(cls, norm: _BatchNorm) -> _GlobalBatchNorm:
         """Make one with the parameters, statistics and settings of `norm`."""
         made = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         made.weight = norm.weight
@@ -135,6 +136,9 @@ class _GlobalBatchNorm(nn.BatchNorm3d):
         made.running_var = norm.running_var
         made.num_batches_tracked = norm.num_batches_tracked
         return made.train(norm.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Accept video and pictures: both have their channels in the second dimension."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,21 +74,27 @@ def row_of(name: str, seed: int, train: Path, test: Path, out: Path, options: Se
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
 
-    # What an interruption has left cannot be told from a whole run by its files alone.
-    if run.exists():
-        shutil.rmtree(run)
-    model = run / "model"
-    started = time.monotonic()
     settings = ["--family", "tubelet", "--val-share", 0, "--seed", seed, *options, *VARIANTS[name]]
-    actdet("train", train, "--out", model, *settings)
-    seconds = time.monotonic() - started
-    actdet("evaluate", model / "model.safetensors", test, "--no-videos", "--out", run / "test")
+    model = trained(run, train, settings)
+    actdet("evaluate", model, test, "--no-videos", "--out", run / "test")
     metrics = json.loads((run / "test" / "metrics.json").read_text(encoding="utf-8"))
-    changed = " ".join(VARIANTS[name])
-    row = {"name": name, "changed": changed, "seed": seed, "options": " ".join(options), "train_s": round(seconds, 1)}
+    row = {"name": name, "seed": seed, "settings": " ".join(map(str, settings))}
     row |= figures_of(metrics) | about()
     write_json(done, row)
     return row
+
+
+def trained(run: Path, train: Path, settings: Sequence[object]) -> Path:
+    """Return the detector of a run, trained now if it was not before."""
+    out = run / "run"
+    model = out / "model.safetensors"
+    if model.exists():
+        return model
+
+    # A training that was interrupted goes on from its last state, or anew if it has none.
+    again = ["--resume"] if (out / "last.safetensors").exists() else []
+    actdet("train", train, "--out", out, *settings, *again)
+    return model
 
 
 def actdet(*words: object) -> None:

@@ -49,7 +49,7 @@ def test_tubelet_rows(name: str, row: str, unseen: str) -> None:
 def test_tubelet_classes() -> None:
     classes = json.loads((ROOT / "docs/tubelet.json").read_text())["tubes"]["classes"]
     fight, collapse = (f"{classes[name]['frame']:.3f}" for name in ("fight", "collapse"))
-    assert f"fights have a frame-AP of {fight}, collapses, which are rarer and shorter, of {collapse}" in (
+    assert f"Fights have a frame-AP of {fight}, collapses, which are rarer and shorter, of {collapse}" in (
         " ".join(TUBELET.split())
     )
 

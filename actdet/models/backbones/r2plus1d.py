@@ -33,7 +33,7 @@ from torchvision.models.video.resnet import BasicBlock
 
 from actdet.errors import ActdetError
 from actdet.models.backbones.convolution import FactorizedConv, PictureNorm, RectifiedSequential
-from actdet.models.backbones.weights import fill, read_state
+from actdet.models.backbones.weights import fill_weights, read_state
 
 # The channels of each stage's output.
 STAGE_FEATURES = (64, 64, 128, 256, 512)
@@ -287,7 +287,7 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
 
     state = _fetch_kinetics() if source == "kinetics" else read_state(Path(source), _NETWORK, "kinetics")
     found = {_own_name(key): tensor for key, tensor in state.items()}
-    fill(backbone, found, {key: _published_name(key) for key in backbone.state_dict()}, source, _NETWORK)
+    fill_weights(backbone, found, {key: _published_name(key) for key in backbone.state_dict()}, source, _NETWORK)
 
 
 def _own_name(key: str) -> str:

@@ -49,7 +49,9 @@ def read_state(path: Path, network: str, published: str) -> dict[str, Tensor]:
     return state
 
 
-def fill(backbone: nn.Module, found: Mapping[str, Tensor], names: Mapping[str, str], source: str, network: str) -> None:
+def fill_weights(
+    backbone: nn.Module, found: Mapping[str, Tensor], names: Mapping[str, str], source: str, network: str
+) -> None:
     """Fill the tensors of `backbone`; it is left as it was if one of them does not fit.
 
     Args:

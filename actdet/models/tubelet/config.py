@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from actdet.bounds import check
 from actdet.models.config import FamilyConfig, SetLossSettings
 
 
@@ -45,6 +46,13 @@ class TubeletConfig(FamilyConfig):
     denoising_groups: int = 2
     """How many noisy copies of the actors the decoder learns to clean up in training, which teaches it sooner where to
     look; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.backbone == "r2plus1d-18" or self.temporal_strides == TubeletConfig.temporal_strides,
+            f"temporal_strides is not for the backbone {self.backbone}, which keeps all frames: leave it out",
+        )
 
     def max_actions(self) -> int:
         # Each slot is matched with one action at most.

@@ -113,8 +113,8 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
         identity = identity.expand(clips, -1, -1, -1)
         before = self.first_boxes.expand(clips, -1, config.frames, -1)
 
-        # A query begins as nothing, so that the heads learn from what it reads. With its identity in it they would
-        # first learn which slots are often right.
+        # A query begins as nothing, so that the heads see only what it has read. With its identity in it the loss fell
+        # more slowly.
         queries = torch.zeros_like(identity)
         mask = None
         copies = 0

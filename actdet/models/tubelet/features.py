@@ -52,7 +52,7 @@ def frame_backbone(config: TubeletConfig) -> FrameBackbone | EfficientNetLite0:
     levels = LEVELS if config.pyramid else 1
     if config.backbone == "r2plus1d-18":
         return FrameBackbone(levels, config.temporal_strides)
-    # Its fifth stage has pixels of 32, in which people far away are nothing.
+    # Its fifth stage, whose pixels are 32 of the picture's, is left out: R(2+1)D-18 ends with 16, too.
     return EfficientNetLite0(tuple(range(4 - levels, 4)))
 
 

@@ -124,6 +124,10 @@ def test_a_backbone_of_pictures_trains_and_is_evaluated(actdet_command: Actdet, 
     ("words", "complaint"),
     [
         (["--shallow-epochs", 1], "shallow_epochs is not for the backbone efficientnet-lite0: leave it out"),
+        (
+            ["--temporal-strides", 1],
+            "temporal_strides is not for the backbone efficientnet-lite0, which keeps all frames: leave it out",
+        ),
         (["--checkpointing"], "checkpointing is not for the backbone efficientnet-lite0: leave it out"),
         (
             ["--backbone-weights", "kinetics"],

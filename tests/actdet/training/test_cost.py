@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
@@ -134,6 +135,12 @@ def test_flop_of_convolutions_with_groups_are_those_of_their_channels() -> None:
     assert len(flop) == len(filters) > 30
     (of_backbone,) = (cost for cost in costs_of(model, 3, FP32) if cost.name == "backbone")
     assert of_backbone.flop == 3 * sum(flop) - flop[0]
+
+    # That is a fortieth of R(2+1)D-18's, as the help of the option says.
+    (of_other,) = (
+        cost for cost in costs_of(replace(model, backbone="r2plus1d-18"), 3, FP32) if cost.name == "backbone"
+    )
+    assert 39 < of_other.flop / of_backbone.flop < 44
 
 
 def test_a_clip_of_the_defaults_takes_972_gflop() -> None:

