@@ -77,13 +77,9 @@ def assign(
         RuntimeError: The backend that was asked for by name cannot run.
     """
     _check(cost, counts)
-    row_of_column, status = _assign(_constant(cost), counts, maximize, backend)
-
     if check:
-        if counts is not None:
-            check_counts("counts", counts, cost.shape[2])
-        check_status(status)
-    return row_of_column
+        _check_values(cost, counts)
+    return _assign(_constant(cost), counts, maximize, backend)
 
 
 def solve_assignment(
@@ -118,15 +114,22 @@ def _check(cost: Tensor, counts: Tensor | None) -> None:
         raise ValueError(f"counts must be int32 or int64 on {cost.device}, got {counts.dtype} on {counts.device}")
 
 
+def _check_values(cost: Tensor, counts: Tensor | None) -> None:
+    strange = ~cost.isfinite()
+    if counts is not None:
+        check_counts("counts", counts, cost.shape[2])
+        strange &= torch.arange(cost.shape[2], device=cost.device) < counts[:, None, None]
+    check_status(strange.flatten(1).any(1) * reference.NOT_FINITE)
+
+
 def _constant(cost: Tensor) -> Tensor:
     return cost.detach() if cost.requires_grad else cost
 
 
-@operator("assign(Tensor cost, Tensor? counts, bool maximize, str backend) -> (Tensor, Tensor)")
-def _assign(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Any) -> tuple[Tensor, Tensor]:
-    """Return row_of_column and status."""
-    row_of_column, *_, status = _compute(cost, counts, maximize, backend, duals=False)
-    return row_of_column, status
+@operator("assign(Tensor cost, Tensor? counts, bool maximize, str backend) -> Tensor")
+def _assign(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Any) -> Tensor:
+    """Return row_of_column alone."""
+    return _compute(cost, counts, maximize, backend, duals=False)[0]
 
 
 @operator(
@@ -139,12 +142,13 @@ def _solve_assignment(cost: Tensor, counts: Tensor | None, maximize: bool, backe
 
 
 def _compute(cost: Tensor, counts: Tensor | None, maximize: bool, backend: Backend, duals: bool) -> tuple[Tensor, ...]:
+    _, rows, columns = cost.shape
     compute = implementation(
         backend,
         cost.device,
         kernels=_by_kernels,
         reference=reference.solve_assignment,
-        obstacle=too_large(*cost.shape[1:]),
+        obstacle=too_large(rows, columns),
     )
     return compute(cost, counts, maximize, duals)
 
@@ -156,7 +160,7 @@ def _by_kernels(chosen: str, *arguments: Any) -> tuple[Tensor, ...]:
 @torch.library.register_fake("actdet_kernels::assign", lib=LIBRARY)
 def _shapes(cost: Tensor, counts: Tensor | None, maximize: bool, backend: str) -> Any:
     batch, _, columns = cost.shape
-    return cost.new_empty((batch, columns), dtype=torch.int64), cost.new_empty(batch, dtype=torch.int32)
+    return cost.new_empty((batch, columns), dtype=torch.int64)
 
 
 @torch.library.register_fake("actdet_kernels::solve_assignment", lib=LIBRARY)

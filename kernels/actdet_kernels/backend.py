@@ -78,10 +78,11 @@ def choose_backend(
     """
     if backend not in ("auto", "triton", "cpu", "reference"):
         raise ValueError(f"backend must be 'auto', 'triton', 'cpu' or 'reference', got {backend!r}")
-    if backend == "reference" or (backend == "auto" and device.type not in ("cuda", "cpu")):
+    kind = device.type
+    if backend == "reference" or (backend == "auto" and kind not in ("cuda", "cpu")):
         return "reference"
 
-    if backend == "triton" or (backend == "auto" and device.type == "cuda"):
+    if backend == "triton" or (backend == "auto" and kind == "cuda"):
         obstacle = obstacle or _obstacle(device, os.environ.get("TRITON_INTERPRET") == "1")
         if obstacle is None:
             return "triton"

@@ -74,7 +74,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("shallow", "share"), [(0, 0), (2, 0.25)])
+@pytest.mark.parametrize(("shallow", "share"), [pytest.param(0, 0, marks=pytest.mark.slow), (2, 0.25)])
 def test_two_processes_train_as_one_and_evaluate_no_clip_twice(
     actdet_command: Actdet, rendered: Path, tmp_path: Path, shallow: int, share: float
 ) -> None:

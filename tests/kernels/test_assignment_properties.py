@@ -135,7 +135,7 @@ PROBLEMS = given(
 )
 
 test_drawn_costs_are_solved_exactly_and_proved_so = EACH_KERNEL(
-    settings(max_examples=30, **drawn)(PROBLEMS(check_drawn))
+    settings(max_examples=15, **drawn)(PROBLEMS(check_drawn))
 )
 
 test_many_drawn_costs_are_solved_exactly_and_proved_so = pytest.mark.slow(
@@ -263,7 +263,7 @@ PROBLEMS_NOT_FINITE = given(
 )
 
 test_the_fewest_entries_that_are_not_finite_are_taken_and_of_the_others_the_cheapest = EACH_KERNEL(
-    settings(max_examples=25, **drawn)(PROBLEMS_NOT_FINITE(check_with_entries_that_are_not_finite))
+    settings(max_examples=12, **drawn)(PROBLEMS_NOT_FINITE(check_with_entries_that_are_not_finite))
 )
 
 test_many_problems_with_entries_that_are_not_finite = pytest.mark.slow(

@@ -155,7 +155,7 @@ def test_several_labels_of_a_target_add_up(kind: Any) -> None:
     torch.testing.assert_close(losses[2] - losses[3], losses[0] + losses[1] - 2 * losses[3], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("frames", [1, 2, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_the_finite_differences(frames: int, kind: Any) -> None:
     logits, boxes, targets, matched = make(((2,), 3, 3, [2, 1], 2, frames), "cross_entropy")

@@ -120,7 +120,7 @@ def test_losses_and_gradients_are_the_loops(kernels: Any, case: LossCase, class_
 @EACH_KERNEL
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
 @pytest.mark.parametrize("per_layer", [False, True])
-@pytest.mark.parametrize("leading", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("leading", [(), (4,), pytest.param((2, 3), marks=pytest.mark.slow)])
 def test_gradients_of_every_subset_of_the_losses_are_the_references(
     kernels: Any, leading: tuple[int, ...], per_layer: bool, class_loss: Any
 ) -> None:
@@ -145,7 +145,7 @@ def test_gradients_of_every_subset_of_the_losses_are_the_references(
 
 
 @EACH_KERNEL
-@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("per_layer", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
 def test_gradients_are_the_finite_differences(kernels: Any, class_loss: Any, per_layer: bool) -> None:
     logits, boxes, targets, matched = on_device(*loss_case((2,), 3, 3, [2, 0, 1], 2, class_loss))
@@ -187,7 +187,7 @@ def test_low_precision_is_at_most_twice_as_far_off_as_the_reference(
 
 @EACH_KERNEL
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
-@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("per_layer", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_runs_give_the_same_bits_whatever_the_memory_held(
     kernels: Any, class_loss: Any, per_layer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

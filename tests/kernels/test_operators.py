@@ -117,14 +117,18 @@ CALLS = list(calls(torch.float32, False))
 WITH_GRADIENTS = ("match", "set_loss", "set_loss_gradient")
 
 
-@pytest.mark.parametrize("tubelets", [False, True], ids=["boxes", "tubelets"])
-@pytest.mark.parametrize("name", CALLS)
+# Operators that take targets, which may be boxes or tubelets.
+OF_TARGETS = ("pairwise_cost", *WITH_GRADIENTS)
+FORMS = [(name, False) for name in CALLS] + [(name, True) for name in CALLS if name.split()[0] in OF_TARGETS]
+
+
+@pytest.mark.parametrize(("name", "tubelets"), FORMS)
 def test_operators_keep_their_contracts(name: str, tubelets: bool) -> None:
     arguments = calls(torch.float32, tubelets)[name]
     torch.library.opcheck(getattr(OPERATORS, name.split()[0]).default, arguments, test_utils=CHECKS)
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if name.split()[0] in ("pairwise_cost", *WITH_GRADIENTS)])
+@pytest.mark.parametrize("name", [name for name in CALLS if name.split()[0] in OF_TARGETS])
 def test_operators_keep_their_contracts_with_logits_of_each_frame(name: str) -> None:
     arguments = calls(torch.float32, True, each_frame=True)[name]
     torch.library.opcheck(getattr(OPERATORS, name.split()[0]).default, arguments, test_utils=CHECKS)
@@ -218,7 +222,7 @@ COMPILERS = [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"]
 INDUCTED = [kind if kind == "triton" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_whole_it_gives_what_it_gives_eagerly(kind: str, compiler: str, dynamic: bool | None) -> None:

@@ -178,7 +178,7 @@ def test_ciou_is_torchvisions() -> None:
 
 
 @EACH_KERNEL
-@pytest.mark.parametrize("box_term", ["diou", "ciou"])
+@pytest.mark.parametrize("box_term", [pytest.param("diou", marks=pytest.mark.slow), "ciou"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_boxes_without_an_area_have_a_diou_and_a_ciou(kernels: Any, box_term: Any, dtype: torch.dtype) -> None:
     """Points, lines, negative, tiny and huge sides, at the same and at other places: finite, and as the reference."""

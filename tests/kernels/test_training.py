@@ -57,7 +57,7 @@ def train(backend: Any, kind: Any) -> tuple[list[list[float]], list[Any], Tensor
 
 
 @EACH_KERNEL
-@pytest.mark.parametrize("kind", ["softmax", "focal"])
+@pytest.mark.parametrize("kind", ["softmax", pytest.param("focal", marks=pytest.mark.slow)])
 def test_a_training_goes_the_same_way_with_the_kernels_as_with_the_reference(kernels: Any, kind: str) -> None:
     """A loss adds up some 64 terms: within 32 units in the last place of float32. A step moves a parameter by at most
     about RATE, in proportion to gradients that agree to some 1e-6: within a thousandth of one step after 32 of them.

@@ -148,7 +148,7 @@ def test_a_tubelet_visible_nowhere_has_a_class_and_no_boxes(kind: Any) -> None:
     assert not torch.autograd.grad(loss.total, boxes)[0].any()
 
 
-@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("frames", [1, 2, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_the_finite_differences(frames: int, kind: Any) -> None:
     logits, boxes, targets, matched = make(((2,), 3, 3, [2, 1], 2, frames), "cross_entropy")

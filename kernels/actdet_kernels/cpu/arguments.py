@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,14 +85,14 @@ def head(dtype: torch.dtype) -> tuple[bool, int]:
 def in_memory(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor as a contiguous one of `dtype` in main memory, copied only if it is not that already."""
     # Nearly all tensors are, and asking is quicker than conversions that do nothing.
-    if tensor.dtype == dtype and tensor.is_cpu and tensor.is_contiguous():
-        return tensor
-    return tensor.detach().to(CPU, dtype).contiguous()
+    if tensor.dtype != dtype or not tensor.is_cpu:
+        tensor = tensor.detach().to(CPU, dtype)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def back_on(device: torch.device, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the results on the device of the inputs."""
-    return tuple(tensors) if device.type == "cpu" else tuple(tensor.to(device) for tensor in tensors)
+def back_on(like: Tensor, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the results on the device of an input."""
+    return results if like.is_cpu else tuple(tensor.to(like.device) for tensor in results)
 
 
 def pointer(tensor: Tensor | None) -> int:

@@ -42,7 +42,7 @@ def set_loss(
         *map(pointer, losses),
         pointer(divisors),
     )
-    return back_on(logits.device, (*losses, divisors))
+    return back_on(logits, (*losses, divisors))
 
 
 def set_loss_gradient(

@@ -22,5 +22,5 @@ def match(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: C
     status = arguments.empty(tuple(problems), torch.int32)
 
     native.match(*given.head, *given.numbers, *cost_numbers(options), pointer(matched), pointer(status))
-    matched, status = back_on(logits.device, (matched, status))
+    matched, status = back_on(logits, (matched, status))
     return matched, status

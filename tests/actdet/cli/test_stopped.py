@@ -145,7 +145,7 @@ def test_a_signal_while_the_report_is_drawn_stops_and_the_run_goes_on(
     ("tiny", "number", "epochs"),
     [
         pytest.param(True, signal.SIGINT, 12, id="Ctrl-C"),
-        pytest.param(False, signal.SIGTERM, 3, id="SIGTERM to the real network"),
+        pytest.param(False, signal.SIGTERM, 3, id="SIGTERM to the real network", marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_training_saves_and_goes_on(

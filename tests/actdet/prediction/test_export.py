@@ -268,7 +268,7 @@ def video(rendered: Path) -> Path:
     return min((rendered / "videos").iterdir())
 
 
-@pytest.mark.parametrize("opset", [None, pytest.param(20, marks=pytest.mark.slow), 23])
+@pytest.mark.parametrize("opset", [None, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (20, 23))])
 def test_the_command_prints_what_it_compared(
     actdet_command: Actdet, checkpoint: Path, video: Path, tmp_path: Path, opset: int | None
 ) -> None:
@@ -285,7 +285,7 @@ def test_the_command_prints_what_it_compared(
     assert [each.version for each in onnx.load(out).opset_import] == [opset or 18]
 
 
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "pt2"])
 def test_an_earlier_export_is_replaced(checkpoint: Path, video: Path, tmp_path: Path, format: Any) -> None:
     first = export_model(checkpoint, format=format, video=video)
     assert first.path == tmp_path / f"model.{format}"
@@ -401,12 +401,17 @@ WRONG: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# An export to ONNX takes several times as long, and what is compared is the same.
+# Each takes two exports, and what is compared is the same for both formats.
+QUICK = [("onnx", "logits"), ("pt2", "label"), ("pt2", "box")]
+
+
 @pytest.mark.parametrize(
     ("format", "name"),
-    [("pt2", name) for name in WRONG]
-    + [("onnx", "logits")]
-    + [pytest.param("onnx", name, marks=pytest.mark.slow) for name in WRONG if name != "logits"],
+    [
+        pytest.param(format, name, marks=[] if (format, name) in QUICK else [pytest.mark.slow])
+        for format in ("onnx", "pt2")
+        for name in WRONG
+    ],
 )
 def test_a_file_that_computes_something_else_is_not_written(
     checkpoint: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Any, name: str
@@ -428,7 +433,7 @@ def test_a_file_that_computes_something_else_is_not_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, "model.safetensors"]
 
 
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "pt2"])
 def test_a_full_disk_leaves_nothing(checkpoint: Path, video: Path, tmp_path: Path, format: Any) -> None:
     with small_disk(100_000), pytest.raises(DataError, match="cannot be written: ") as caught:
         export_model(checkpoint, format=format, video=video)
@@ -436,7 +441,7 @@ def test_a_full_disk_leaves_nothing(checkpoint: Path, video: Path, tmp_path: Pat
     assert os.listdir(tmp_path) == [checkpoint.name]
 
 
-@pytest.mark.parametrize("step", ["_trace", "_to_onnx", "_load_onnx"])
+@pytest.mark.parametrize("step", ["_trace", "_to_onnx", pytest.param("_load_onnx", marks=pytest.mark.slow)])
 def test_an_exporter_that_fails_says_so_in_one_line(
     checkpoint: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -105,7 +105,7 @@ def transformer_flop(tokens: int, queries: int, encoder_layers: int, decoder_lay
 @pytest.mark.parametrize(
     ("model", "batch", "dtype", "tokens"),
     [
-        (ModelConfig(), 3, FP16, 98),
+        pytest.param(ModelConfig(), 3, FP16, 98, marks=pytest.mark.slow),
         (ModelConfig(image_size=80, frames=24, queries=7, encoder_layers=1, decoder_layers=2), 2, BF16, 75),
     ],
 )
@@ -313,10 +313,10 @@ IN_BF16 = [
     [
         (SMALL, 1, FP32, False),
         (SMALL, 1, BF16, False),
-        (MIDDLE, 4, FP32, False),
-        # Between the least of them, whose peak is in the optimizer, and the largest.
+        # The peak of the least is in the optimizer, that of the larger ones in the backward pass.
+        (MIDDLE, 1, FP32, False),
         pytest.param(SMALL, 4, FP32, False, marks=pytest.mark.slow),
-        pytest.param(MIDDLE, 1, FP32, False, marks=pytest.mark.slow),
+        pytest.param(MIDDLE, 4, FP32, False, marks=pytest.mark.slow),
         *(pytest.param(*case, marks=pytest.mark.skipif(not BF16_UNITS, reason=NO_UNITS)) for case in IN_BF16),
     ],
 )
@@ -378,7 +378,7 @@ def test_the_peak_is_what_a_real_step_allocates_on_a_gpu(dtype: torch.dtype, che
     assert peak_memory(model, batch, dtype, checkpointing=checkpointing) == pytest.approx(real, rel=0.15)
 
 
-@pytest.mark.parametrize(("dtype", "checkpointing"), [(FP32, False), (FP16, True)])
+@pytest.mark.parametrize(("dtype", "checkpointing"), [pytest.param(FP32, False, marks=pytest.mark.slow), (FP16, True)])
 def test_the_peak_is_affine_in_the_batch(dtype: torch.dtype, checkpointing: bool) -> None:
     """Except for the smallest batches, whose peak is in the optimizer."""
     few, more, many = (peak_memory(MIDDLE, batch, dtype, checkpointing=checkpointing) for batch in (8, 16, 40))
@@ -400,7 +400,8 @@ def test_the_peak_holds_parameters_gradients_averages_and_the_features_that_the_
 
 
 @pytest.mark.parametrize(
-    ("dtype", "memory", "checkpointing", "reserve"), [(FP32, 16 * 10**9, False, 0.1), (FP16, 3 * 10**9, True, 0.5)]
+    ("dtype", "memory", "checkpointing", "reserve"),
+    [(FP32, 16 * 10**9, False, 0.1), pytest.param(FP16, 3 * 10**9, True, 0.5, marks=pytest.mark.slow)],
 )
 def test_the_largest_batch_fits_and_the_next_one_does_not(
     dtype: torch.dtype, memory: int, checkpointing: bool, reserve: float

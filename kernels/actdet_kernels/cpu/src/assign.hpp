@@ -139,7 +139,8 @@ void assign_problem(const AssignArguments& a, int64_t problem, Workspace<Real>& 
     const int64_t large = few ? a.rows : count;
 
     int64_t* row_of_column = reinterpret_cast<int64_t*>(a.row_of_column) + problem * a.columns;
-    int32_t& status = reinterpret_cast<int32_t*>(a.status)[problem];
+    int32_t unwanted;
+    int32_t& status = a.status == 0 ? unwanted : reinterpret_cast<int32_t*>(a.status)[problem];
     std::fill_n(row_of_column, a.columns, -1);
     status = 0;
 

@@ -11,7 +11,7 @@ namespace actdet {
 class Counter;
 
 // Reads cost (batch, rows, columns) of real, with strides in elements, and counts (samples) int64 or none, of which
-// problem p has that of p % samples. Writes row_of_column (batch, columns) int64, status (batch) int32, and
+// problem p has that of p % samples. Writes row_of_column (batch, columns) int64, status (batch) int32 or none, and
 // column_of_row (batch, rows) int64, row_dual (batch, rows) and column_dual (batch, columns) of real, or none of these
 // three.
 struct AssignArguments {
