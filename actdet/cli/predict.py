@@ -86,6 +86,7 @@ def _predict_video(predictor: Predictor, job: Job, *, annotate: bool) -> None:
     Raises:
         DataError: The video cannot be read, or is damaged. In that case all that could be read is written first.
     """
+    from actdet.data.truth import OF_TUBES
     from actdet.pictures import actor_timeline, timeline
     from actdet.prediction.actors import ActorLinker
     from actdet.prediction.predictor import Window, annotate_prediction, damage_error
@@ -98,7 +99,7 @@ def _predict_video(predictor: Predictor, job: Job, *, annotate: bool) -> None:
         check_ours(job, annotate=annotate)
 
         actors = None
-        if predictor.detector.truth == "tubelet":
+        if predictor.detector.truth in OF_TUBES:
             actors = ActorLinker(video, predictor.class_names, predictor.threshold)
         with Result(job, video, actors) as result, closing(predictor.findings(video)) as findings:
             for finding in findings:

@@ -16,7 +16,7 @@ from torch import nn
 from actdet.data.cache import choose_cache
 from actdet.data.clips import Clip, ClipIndex
 from actdet.data.config import ClipSize
-from actdet.data.truth import TruthKind
+from actdet.data.truth import TruthKind, actors_of
 from actdet.device import choose_precision, choose_step, device_name
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
@@ -192,6 +192,8 @@ def _check_actions(index: ClipIndex, model: FamilyConfig, truth: TruthKind) -> N
         return
 
     def actions(clip: Clip) -> int:
+        if truth == "actor":
+            return len(actors_of(clip.tubes))
         return len(clip.tubes if truth == "tubelet" else clip.annotations)
 
     fullest = max(index.clips, key=actions)

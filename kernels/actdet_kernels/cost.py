@@ -17,7 +17,14 @@ from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.operators import LIBRARY, TARGETS, WEIGHTS, flat, operator, targets_of
 from actdet_kernels.options import CostOptions
 from actdet_kernels.reference import BOX_TERMS, FOCAL_ALPHA, FOCAL_GAMMA, SOFT_KINDS
-from actdet_kernels.targets import Targets, Tubelets, check_predictions, has_frame_logits, query_shape
+from actdet_kernels.targets import (
+    Targets,
+    Tubelets,
+    check_predictions,
+    has_frame_logits,
+    labels_each,
+    query_shape,
+)
 
 ClassCost = Literal["softmax", "focal", "varifocal", "quality_focal"]
 BoxTerm = Literal["giou", "diou", "ciou"]
@@ -150,7 +157,7 @@ def check_one_label(targets: Targets | Tubelets, name: str, value: str, exclusiv
         value: The class cost or class loss of a call.
         exclusive: The one whose targets have a single class.
     """
-    if value == exclusive and targets.labels.ndim == 3 and targets.labels.shape[2] > 1:
+    if value == exclusive and labels_each(targets) > 1:
         raise ValueError(
             f"{name}={value!r} takes one label per target: use 'focal' for targets.labels {tuple(targets.labels.shape)}"
         )

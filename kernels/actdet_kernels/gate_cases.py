@@ -79,15 +79,18 @@ def predictions(
     return Predictions(tensor(logits, *layers, 1, queries, classes), tensor(boxes, *layers, 1, queries, 4), targets)
 
 
-def tubelets(dtype: torch.dtype, frames_of_logits: tuple[int, ...] = (), classes: int = 3) -> Predictions:
+def tubelets(
+    dtype: torch.dtype, frames_of_logits: tuple[int, ...] = (), classes: int = 3, labels: tuple[int, ...] = ()
+) -> Predictions:
     """Return one sample of 8 tubelets over 32 frames, under two layers, without data.
 
     Args:
         dtype: The dtype of logits and predicted boxes.
         frames_of_logits: (32,) if there are logits of each frame.
         classes: The number of logits.
+        labels: (32, K) if a target has K labels in each frame, and () if it has one.
     """
-    targets = Tubelets(tensor(I64, 1, 8), tensor(FP32, 1, 8, 32, 4), tensor(I64, 1), tensor(BOOL, 1, 8, 32))
+    targets = Tubelets(tensor(I64, 1, 8, *labels), tensor(FP32, 1, 8, 32, 4), tensor(I64, 1), tensor(BOOL, 1, 8, 32))
     logits = tensor(dtype, 2, 1, 64, *frames_of_logits, classes)
     return Predictions(logits, tensor(dtype, 2, 1, 64, 32, 4), targets)
 
@@ -222,6 +225,11 @@ CASES = [
         {"pairwise_cost_kernel": 168},
     ),
     Case(
+        "frame labels, focal, bf16",
+        lambda: pairwise_cost("focal", tubelets(BF16, (32,), 80, (32, 4))),
+        {"pairwise_cost_kernel": 168},
+    ),
+    Case(
         "frame logits, focal, fp64",
         lambda: pairwise_cost("focal", tubelets(FP64, (32,), 80)),
         {"pairwise_cost_kernel": 255},
@@ -299,6 +307,11 @@ CASES = [
     Case(
         "frame logits, focal, 80, bf16",
         lambda: set_loss("focal", tubelets(BF16, (32,), 80)),
+        of_losses(128, 168, 128),
+    ),
+    Case(
+        "frame labels, focal, 80, bf16",
+        lambda: set_loss("focal", tubelets(BF16, (32,), 80, (32, 4))),
         of_losses(128, 168, 128),
     ),
     Case(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from actdet_kernels.options import CostOptions, LossOptions
-from actdet_kernels.targets import Targets, Tubelets, has_frame_logits, query_shape, valid_rows
+from actdet_kernels.targets import Targets, Tubelets, has_frame_labels, has_frame_logits, query_shape, valid_rows
 
 # The defaults of the focal loss: those of RetinaNet (Lin et al. 2017), as in Deformable DETR.
 FOCAL_ALPHA = 0.25
@@ -168,15 +168,16 @@ def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, op
     goals = _clean_boxes(targets, boxes)[:, None]
     l1, giou = _box_terms(queries_first, targets, goals, box_term)
 
-    # The labels (B, M, K) are gathered from each query's logits or probabilities, as (..., B, N, M, K).
-    labels, known, absent = _labels(targets, logits.shape[-1])
-    index = torch.where(known & valid[..., None], labels, 0).flatten(1)
-    ones = [1] * (logits.ndim - len(shape))
-    index = index.view(len(index), *ones, index.shape[1]).expand(*logits.shape[:-1], index.shape[1])
+    # The labels (B, M, K) are gathered from each query's logits or probabilities, as (..., B, N, M, K); with logits of
+    # each frame (B, T, M, K), as (..., B, N, T, M, K).
+    of_frames = has_frame_logits(logits, boxes, isinstance(targets, Tubelets))
+    labels, known, absent = _labels(targets, logits.shape[-1], boxes.shape[-2] if of_frames else None)
+    index = torch.where(known, labels, 0).flatten(-2)[:, None]
+    index = index.expand(*logits.shape[:-1], index.shape[-1])
     if class_cost == "softmax":
-        terms = -logits.softmax(-1).gather(-1, index).unflatten(-1, labels.shape[1:])
+        terms = -logits.softmax(-1).gather(-1, index).unflatten(-1, labels.shape[-2:])
     else:
-        chosen = logits.gather(-1, index).unflatten(-1, labels.shape[1:])
+        chosen = logits.gather(-1, index).unflatten(-1, labels.shape[-2:])
         yes = torch.ones_like(chosen, dtype=torch.bool)
         no = torch.zeros_like(chosen, dtype=torch.bool)
         if class_cost == "focal":
@@ -185,20 +186,24 @@ def pairwise_cost(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, op
             iou = 1 - _box_terms(queries_first, targets, goals, "iou")[1]
             found = _soft_loss(chosen, iou[..., None].expand_as(chosen), yes, class_cost, alpha, gamma)
             terms = found - _soft_loss(chosen, torch.zeros_like(chosen), no, class_cost, alpha, gamma)
-    if isinstance(targets, Tubelets) and has_frame_logits(logits, boxes, True):
-        # (..., B, N, T, M, K) to the mean over the frames in which a target is visible.
-        visible = targets.visible.mT[:, None, :, :, None]
-        known = known | ~targets.visible.any(-1, keepdim=True)
-        terms = torch.where(visible, terms, 0).sum(-3) / visible.sum(2).clamp(min=1)
-    terms = terms.masked_fill(~known[:, None], math.nan).masked_fill(absent[:, None], 0)
+    cls = terms.masked_fill(~known[:, None], math.nan).masked_fill(absent[:, None], 0).sum(-1)
+    if of_frames and isinstance(targets, Tubelets):
+        # (..., B, N, T, M) to the mean over the frames in which a target is visible.
+        visible = targets.visible.mT[:, None]
+        cls = torch.where(visible, cls, 0).sum(-2) / visible.sum(2).clamp(min=1)
 
-    cost = weights[0] * terms.sum(-1) + weights[1] * l1 + weights[2] * giou
+    cost = weights[0] * cls + weights[1] * l1 + weights[2] * giou
     return cost.masked_fill(~valid[:, None, :], 0)
 
 
-def _labels(targets: Targets | Tubelets, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the labels of targets (B, M, K), which of them have a logit, and which are no labels, but padding."""
-    labels = targets.labels if targets.labels.ndim == 3 else targets.labels[..., None]
+def _labels(targets: Targets | Tubelets, classes: int, frames: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the labels of targets (B, M, K), which of them have a logit, and which are no labels, but padding.
+
+    With a number of frames they are (B, T, M, K).
+    """
+    labels = targets.labels if targets.labels.ndim > 2 else targets.labels[..., None]
+    if frames is not None:
+        labels = labels.transpose(1, 2) if has_frame_labels(targets) else labels[:, None].expand(-1, frames, -1, -1)
     absent = (labels == -1) & (torch.arange(labels.shape[-1], device=labels.device) > 0)
     return labels, (labels >= 0) & (labels < classes), absent
 
@@ -366,21 +371,21 @@ def set_loss(
     query = torch.where(pairs, matched, queries)
     owner = owner[..., :queries]
 
-    # With logits of each frame, a frame of a query counts as a query, (..., B, N * T, C), which has a target only if
-    # that is visible there.
+    # The labels of each query, (..., B, N, K). Queries without a target read a row behind the targets without labels.
     frames = 1
+    row = torch.where(owner >= 0, owner, size)
     if isinstance(targets, Tubelets) and has_frame_logits(logits, boxes, True):
+        # A frame of a query counts as a query, (..., B, N * T, C), which has a target only if that is visible there.
         frames = boxes.shape[-2]
         logits = logits.flatten(-3, -2)
-        visible = F.pad(targets.visible, (0, 0, 0, 1))
-        row = torch.where(owner >= 0, owner, size)[..., None].expand(*owner.shape, frames)
-        shown = visible.expand(*leading, *visible.shape).gather(-2, row)
+        shown = _rows(targets.visible, row, leading)
         owner = torch.where(shown, owner[..., None], -1).flatten(-2)
-
-    # The labels of each query, (..., B, N, K). Queries without a target read a row behind the targets without labels.
-    labels, known, absent = (F.pad(each, (0, 0, 0, 1)) for each in _labels(targets, classes))
-    row = torch.where(owner >= 0, owner, size)[..., None].expand(*owner.shape, labels.shape[-1])
-    labels, known, absent = (each.expand(*leading, *each.shape).gather(-2, row) for each in (labels, known, absent))
+        each_row = row[..., None, :].expand(*row.shape[:-1], frames, queries)
+        read = _labels(targets, classes, frames)
+        labels, known, absent = (_rows(each, each_row, leading).transpose(-3, -2).flatten(-3, -2) for each in read)
+        known = known & (owner >= 0)[..., None]
+    else:
+        labels, known, absent = (_rows(each, row, leading) for each in _labels(targets, classes, None))
 
     # The loss is multiplied by the flaw, so that the gradient is NaN as well. Otherwise a step with a wrong label would
     # pass for a right one.
@@ -421,6 +426,13 @@ def set_loss(
     terms = _box_terms(chosen, targets, goals, box_term)
     l1, giou = (term.masked_fill(~pairs, 0).sum((-2, -1)) / normalizer for term in terms)
     return cls, l1, giou
+
+
+def _rows(values: Tensor, row: Tensor, leading: Sequence[int]) -> Tensor:
+    """Return the given rows (*leading, ..., N) of values (..., M, K), of which row M is all 0."""
+    padded = F.pad(values, (0, 0, 0, 1))
+    index = row[..., None].expand(*row.shape, values.shape[-1])
+    return padded.expand(*leading, *padded.shape).gather(-2, index)
 
 
 def batch_norm(

@@ -48,7 +48,8 @@ class Tubelets(NamedTuple):
     """Targets that are boxes over T frames each (action tubelets), for predictions of boxes (..., B, N, T, 4).
 
     Args:
-        labels: As in `Targets`.
+        labels: As in `Targets`. Or (B, M, T, K), the labels in each frame, for logits of each frame; those of other
+            than the visible frames are ignored.
         boxes: (B, M, T, 4) floating point, cxcywh in [0, 1].
         counts: As in `Targets`.
         visible: (B, M, T) bool. Costs and losses are means over the visible frames, and boxes of other frames are
@@ -299,8 +300,13 @@ def check_predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets
 
     batch = query_shape(boxes, of_tubelets)[-2]
     size = targets.labels.shape[1] if targets.labels.ndim > 1 else 0
-    several = targets.labels.shape[2:] if targets.labels.ndim == 3 and targets.labels.shape[2] > 0 else ()
-    wanted = {"labels": (batch, size, *several), "boxes": (batch, size, *frames, 4), "counts": (batch,)}
+    each_frame = targets.labels.ndim == 4 and has_frame_logits(logits, boxes, of_tubelets)
+    several = targets.labels.shape[-1:] if targets.labels.ndim == 3 + each_frame and targets.labels.shape[-1] else ()
+    wanted = {
+        "labels": (batch, size, *(frames if each_frame else ()), *several),
+        "boxes": (batch, size, *frames, 4),
+        "counts": (batch,),
+    }
     if isinstance(targets, Tubelets):
         wanted["visible"] = (batch, size, *frames)
         if targets.visible.dtype != torch.bool:
@@ -333,6 +339,16 @@ def has_frame_logits(logits: Tensor, boxes: Tensor, of_tubelets: bool) -> bool:
     return of_tubelets and logits.ndim == boxes.ndim
 
 
+def has_frame_labels(targets: Targets | Tubelets) -> bool:
+    """Return whether targets have labels of each frame, (B, M, T, K)."""
+    return targets.labels.ndim == 4
+
+
+def labels_each(targets: Targets | Tubelets) -> int:
+    """Return the number of labels that are stored for each target, or for each in each frame."""
+    return targets.labels.shape[-1] if targets.labels.ndim > 2 else 1
+
+
 def check_values(targets: Targets | Tubelets, classes: int) -> None:
     """Raise a ValueError that names the sample if a count or a label is out of range, or a target has a label twice.
 
@@ -344,8 +360,10 @@ def check_values(targets: Targets | Tubelets, classes: int) -> None:
     """
     check_counts("targets.counts", targets.counts, targets.labels.shape[1])
 
-    labels = targets.labels if targets.labels.ndim == 3 else targets.labels[..., None]
+    labels = targets.labels if targets.labels.ndim > 2 else targets.labels[..., None]
     real = valid_rows(targets)[..., None]
+    if isinstance(targets, Tubelets) and has_frame_labels(targets):
+        real = (real & targets.visible)[..., None]
     wrong = real & ((labels < 0) | (labels >= classes))
     # All labels of a target but the first may be -1, which means none.
     wrong[..., 1:] &= labels[..., 1:] != -1
@@ -355,8 +373,8 @@ def check_values(targets: Targets | Tubelets, classes: int) -> None:
 
     in_order = labels.sort(-1).values
     twice = real & (in_order[..., 1:] == in_order[..., :-1]) & (in_order[..., 1:] >= 0)
-    for sample, row, place in twice.nonzero()[:1].tolist():
-        raise ValueError(f"targets.labels[{sample}, {row}] has label {in_order[sample, row, place].item()} twice")
+    for place in twice.nonzero()[:1].tolist():
+        raise ValueError(f"targets.labels{place[:-1]} has label {in_order[tuple(place)].item()} twice")
 
 
 def check_counts(name: str, counts: Tensor, size: int) -> None:

@@ -23,7 +23,7 @@ NEEDS_KERNELS = [
 ]
 POISONED = [*NEEDS_KERNELS, pytest.mark.usefixtures("allocated")]
 
-# Releases besides the one that came with PyTorch: `make test` installs each in a folder of its own.
+# Releases besides the one that came with PyTorch: `make test-all` installs each in a folder of its own.
 TESTED_TRITONS = ("3.6.0", "3.9.0")
 
 # What holds of one implementation holds of all. (Whether the C++ one must be there, `test_backend.py` says.)
@@ -37,5 +37,5 @@ def folder_of_triton(version: str) -> Path:
     """What must be on PYTHONPATH, before all else. If that release is not installed, the test is skipped."""
     folder = Path(__file__).parents[2] / ".tritons" / version
     if not (folder / "triton").is_dir():
-        pytest.skip(f"no Triton {version} in {folder}: make test and make gates install it there")
+        pytest.skip(f"no Triton {version} in {folder}: make test-all and make gates install it there")
     return folder

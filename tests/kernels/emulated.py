@@ -56,6 +56,7 @@ from tests.kernels.oracles import (
     sum_over_pixels,
     tubelet_costs,
     weighted_sum,
+    with_frame_labels,
 )
 from tests.kernels.ptxsim import launch
 from tests.kernels.ptxsim.generator import Generator
@@ -105,7 +106,9 @@ def cost_case(
     gamma: float = 2.0,
     box_term: Any = "giou",
     each_frame: bool = False,
+    most: int = 0,
 ) -> None:
+    """`most`: how many labels a target has in each frame at most, if they are not those of the whole tubelet."""
     tube = () if frames is None else (frames,)
     logits = random_logits(len(counts), queries, *(tube if each_frame else ()), classes, seed=1, dtype=dtype)
     boxes = random_boxes(len(counts), queries, *tube, seed=1, dtype=dtype)
@@ -114,6 +117,8 @@ def cost_case(
         wanted = costs(logits, boxes, targets, WEIGHTS, kind, gamma=gamma, box_term=box_term)
     else:
         targets = random_tubelets(list(counts), max(counts), frames, classes - 1, seed=1)
+        if most:
+            targets = with_frame_labels(targets, classes - 1, most)
         wanted = (
             frame_costs(logits, boxes, targets, WEIGHTS, kind)
             if each_frame
@@ -200,10 +205,12 @@ def loss_and_gradient_case(
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=tolerance, atol=tolerance * scale)
 
 
-def frame_loss_case(classes: int, dtype: torch.dtype, kind: Any) -> None:
-    """Logits of each of three frames."""
+def frame_loss_case(classes: int, dtype: torch.dtype, kind: Any, most: int = 0) -> None:
+    """Logits of each of three frames; `most` as in `cost_case`."""
     _, _, targets, matched = loss_case((2,), 20, classes, FEW, max(FEW) + 1, kind)
     tubelets = random_tubelets(FEW, max(FEW) + 1, 3, classes, seed=5)._replace(labels=targets.labels)
+    if most:
+        tubelets = with_frame_labels(tubelets, classes - 1, most)
     logits = random_logits(2, len(FEW), 20, 3, classes, seed=7).to(dtype).requires_grad_()
     boxes = random_boxes(2, len(FEW), 20, 3, seed=8).to(dtype).requires_grad_()
     exact_logits, exact_boxes = (value.detach().to(FP64).requires_grad_() for value in (logits, boxes))
@@ -286,6 +293,7 @@ CASES: dict[str, Callable[[], None]] = {
     "cost ciou tubelets fp32": lambda: cost_case(FP32, "softmax", frames=3, box_term="ciou"),
     "cost frame logits fp32": lambda: cost_case(FP32, "softmax", frames=3, each_frame=True),
     "cost frame logits focal bf16": lambda: cost_case(BF16, "focal", frames=3, each_frame=True),
+    "cost frame labels bf16": lambda: cost_case(BF16, "focal", frames=3, each_frame=True, most=3),
     "match 12x5 softmax fp32": lambda: match_case(12, 5, 3, FP32, "softmax"),
     "match 36x6 focal bf16": lambda: match_case(36, 6, 20, BF16, "focal"),
     "match quality_focal fp32": lambda: sigmoid_case(9, FP32, "quality_focal", several=False),
@@ -301,6 +309,7 @@ CASES: dict[str, Callable[[], None]] = {
     "loss quality_focal fp32": lambda: loss_and_gradient_case(12, 4, FEW, FP32, "quality_focal"),
     "loss frame logits fp32": lambda: frame_loss_case(4, FP32, "cross_entropy"),
     "loss frame logits focal bf16": lambda: frame_loss_case(20, BF16, "focal"),
+    "loss frame labels fp32": lambda: frame_loss_case(20, FP32, "focal", most=3),
     "clips bf16": lambda: clip_case(BF16, crops=True, color=True),
     "clips fp32": lambda: clip_case(FP32, crops=True, color=False),
     "norm 130x24 bf16": lambda: norm_case(130, 24, BF16, relu=True),

@@ -301,6 +301,18 @@ def random_tubelets(
     return Tubelets(plain.labels, boxes, plain.counts, visible)
 
 
+def with_frame_labels(targets: Tubelets, classes: int, most: int) -> Tubelets:
+    """One to `most` different labels in each visible frame; in the others, and in padding, what must never be read."""
+    rng = np.random.default_rng(8)
+    labels = np.full((*targets.visible.shape, most), 10**6)
+    for place in np.ndindex(*targets.visible.shape):
+        if place[1] < targets.counts[place[0]] and targets.visible[place]:
+            number = rng.integers(1, min(most, classes) + 1)
+            labels[place] = -1
+            labels[place][:number] = rng.permutation(classes)[:number]
+    return targets._replace(labels=torch.from_numpy(labels))
+
+
 def frame_mean(values: list[Tensor], visible: list[bool]) -> Tensor:
     """The mean of the visible ones, 0 where there is none."""
     seen = [value for value, here in zip(values, visible, strict=True) if here]
@@ -365,14 +377,28 @@ def tubelet_criterion(
     return cls, l1, overlap
 
 
+def in_frame(targets: Tubelets, frame: int) -> Tubelets:
+    """With the labels that targets have in a frame; 0 for those of each frame where they are not visible."""
+    if targets.labels.ndim < 4:
+        return targets
+    return targets._replace(labels=torch.where(targets.visible[:, :, frame, None], targets.labels[:, :, frame], 0))
+
+
 def frame_costs(logits: Tensor, boxes: Tensor, targets: Tubelets, weights: MatchWeights, class_cost: str) -> Tensor:
     """`tubelet_costs` with logits of each frame (..., B, N, T, C)."""
-    no_class = tubelet_costs(logits[..., 0, :], boxes, targets, weights._replace(cls=0.0), class_cost)
+    any_label = targets._replace(labels=torch.zeros(targets.labels.shape[:2], dtype=torch.int64))
+    no_class = tubelet_costs(logits[..., 0, :], boxes, any_label, weights._replace(cls=0.0), class_cost)
     places = torch.full((*boxes.shape[:-2], 4), 0.5)
-    of_frames = [
-        costs(logits[..., frame, :], places, plain(targets), MatchWeights(weights.cls, 0.0, 0.0), class_cost)
-        for frame in range(logits.shape[-2])
-    ]
+    only_class = MatchWeights(weights.cls, 0.0, 0.0)
+    of_frames = []
+    for frame in range(logits.shape[-2]):
+        of_frame = torch.zeros_like(no_class)
+        labels = in_frame(targets, frame).labels
+        for of_one in labels.unbind(-1) if labels.ndim > 2 else [labels]:
+            one_label = plain(targets._replace(labels=of_one.clamp(min=0)))
+            term = costs(logits[..., frame, :], places, one_label, only_class, class_cost)
+            of_frame += torch.where((of_one >= 0)[:, None], term, 0)
+        of_frames.append(of_frame)
     for place in np.ndindex(*no_class.shape):
         *problem, _, target = place
         if target < targets.counts[problem[-1]]:
@@ -392,7 +418,8 @@ def frame_criterion(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`tubelet_criterion` with logits of each frame (..., B, N, T, C): frame by frame, each query a row of logits."""
     classes = logits.shape[-1]
-    _, l1, overlap = tubelet_criterion(logits[..., 0, :], boxes, targets, matched, no_object_weight, class_loss)
+    any_label = targets._replace(labels=torch.zeros(targets.labels.shape[:2], dtype=torch.int64))
+    _, l1, overlap = tubelet_criterion(logits[..., 0, :], boxes, any_label, matched, no_object_weight, class_loss)
     cls = torch.zeros((), dtype=torch.float64)
     for layer in np.ndindex(*matched.shape[:-2]):
         rows = []
@@ -403,7 +430,7 @@ def frame_criterion(
                 target = owner.get(query, -1)
                 shown = 0 <= target < targets.counts[sample] and targets.visible[sample, target, frame]
                 rows.append(logits[(*layer, sample, query, frame)])
-                wanted.append(labels_of(targets, sample, target) if shown else [])
+                wanted.append(labels_of(in_frame(targets, frame), sample, target) if shown else [])
         if class_loss == "cross_entropy":
             weight = torch.ones(classes, dtype=torch.float64) if class_weights is None else class_weights.double()
             if class_weights is None:

@@ -169,7 +169,9 @@ def test_what_a_mask_hides_may_be_anything(kind: Backend) -> None:
 
 
 @EACH_KIND
-@pytest.mark.parametrize("place", [torch.nan, torch.inf, -torch.inf, 1e30, -1e30])
+@pytest.mark.parametrize(
+    "place", [torch.nan, torch.inf, -torch.inf, *(pytest.param(far, marks=pytest.mark.slow) for far in (1e30, -1e30))]
+)
 def test_a_point_that_is_nowhere_is_outside(place: float, kind: Backend) -> None:
     case = Case(SHAPES[1], torch.float32)
     case.points[0, 2, :, 1] = -5.0
@@ -212,7 +214,9 @@ def test_the_order_of_queries_moves_no_bit() -> None:
 
 @EACH_KERNEL
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [1e-35, 1e-20, 1e-5, 1e5, 1e30])
+@pytest.mark.parametrize(
+    "scale", [1e-35, *(pytest.param(each, marks=pytest.mark.slow) for each in (1e-20, 1e-5, 1e5)), 1e30]
+)
 def test_gradients_of_any_size_are_as_exact(scale: float, dtype: torch.dtype, kind: Backend) -> None:
     """The largest is; those of 1e-35 are to what is left of float32's range."""
     case = Case(SHAPES[1], dtype)

@@ -21,10 +21,12 @@ from tests.kernels.oracles import (
     random_logits,
     random_tubelets,
     weighted_sum,
+    with_frame_labels,
 )
 
 pytestmark = POISONED
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
+WIDER = (torch.bfloat16, torch.float32)
 
 # leading, queries, classes, counts, size, frames
 CASES = [
@@ -37,23 +39,35 @@ CASES = [
 ]
 
 
-def make(case: Any, kind: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tubelets, Tensor]:
-    """Some tubelets are visible nowhere, and frames that are not visible hold NaN."""
+def make(
+    case: Any, kind: str, dtype: torch.dtype = torch.float64, most: int = 0
+) -> tuple[Tensor, Tensor, Tubelets, Tensor]:
+    """Some tubelets are visible nowhere, and frames that are not visible hold NaN.
+
+    `most`: In each frame so many labels at most. By default they are those of the whole tubelet.
+    """
     leading, queries, classes, counts, size, frames = case
     class_loss = {"softmax": "cross_entropy"}.get(kind, kind)
     _, _, plain, matched = loss_case(leading, queries, classes, counts, size, class_loss)
     targets = random_tubelets(counts, size, frames, classes - (class_loss == "cross_entropy"), seed=5)
     targets = targets._replace(labels=plain.labels)
+    if most:
+        targets = with_frame_labels(targets, classes - (class_loss == "cross_entropy"), most)
     boxes = random_boxes(*leading, len(counts), queries, frames, seed=6)
     logits = random_logits(*leading, len(counts), queries, frames, classes, seed=7)
     return logits.to(DEVICE, dtype), boxes.to(DEVICE, dtype), targets.to(DEVICE), matched.to(DEVICE)
 
 
+# A case, and how many labels there are in each frame.
+LABELED = [(case, 0) for case in CASES] + [(case, 3) for case in CASES[2:4]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("class_cost", ["softmax", "focal"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_cost_and_matching_are_the_loops(case: Any, class_cost: Any, kind: Any) -> None:
-    logits, boxes, targets, _ = make(case, class_cost)
+@pytest.mark.parametrize(("case", "most"), LABELED, ids=str)
+def test_cost_and_matching_are_the_loops(case: Any, class_cost: Any, most: int, kind: Any) -> None:
+    most = min(most, 1) if class_cost == "softmax" else most
+    logits, boxes, targets, _ = make(case, class_cost, most=most)
     wanted = frame_costs(logits.cpu(), boxes.cpu(), targets.to("cpu"), WEIGHTS, class_cost)
     options: Any = {"weights": WEIGHTS, "class_cost": class_cost, "backend": kind}
     torch.testing.assert_close(pairwise_cost(logits, boxes, targets, **options).cpu(), wanted, rtol=1e-12, atol=1e-12)
@@ -71,9 +85,10 @@ def test_cost_and_matching_are_the_loops(case: Any, class_cost: Any, kind: Any) 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
-@pytest.mark.parametrize("case", CASES[:-1], ids=str)
-def test_losses_and_gradients_are_the_loops(case: Any, class_loss: Any, weighted: bool, kind: Any) -> None:
-    logits, boxes, targets, matched = make(case, class_loss)
+@pytest.mark.parametrize(("case", "most"), [given for given in LABELED if given[0] != CASES[-1]], ids=str)
+def test_losses_and_gradients_are_the_loops(case: Any, class_loss: Any, most: int, weighted: bool, kind: Any) -> None:
+    most = min(most, 1) if class_loss == "cross_entropy" else most
+    logits, boxes, targets, matched = make(case, class_loss, most=most)
     leaves = (logits.clone().requires_grad_(), boxes.clone().requires_grad_())
     class_weights = torch.linspace(0.5, 2, case[2], device=DEVICE, dtype=torch.float64) if weighted else None
     options: Any = {"no_object_weight": 0.3, "class_loss": class_loss}
@@ -136,6 +151,58 @@ def test_a_label_without_a_logit_is_nan_where_it_is_visible(kind: Any, class_los
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("class_loss", "most"), [("cross_entropy", 1), ("focal", 2)])
+def test_the_same_labels_in_all_frames_are_those_of_the_tubelet(class_loss: Any, most: int, kind: Any) -> None:
+    """Bit for bit."""
+    logits, boxes, targets, matched = make(((2,), 6, 4, [3, 1], 3, 3), class_loss)
+    labels = targets.labels[..., None]
+    if most == 2:
+        labels = torch.cat([labels, (labels + 1) % 4], -1)
+    of_tubelet = targets._replace(labels=labels)
+    of_frames = targets._replace(labels=labels[:, :, None].expand(-1, -1, 3, -1))
+    class_cost: Any = "softmax" if class_loss == "cross_entropy" else "focal"
+    results = []
+    for each in (of_tubelet, of_frames):
+        leaves = (logits.clone().requires_grad_(), boxes.clone().requires_grad_())
+        losses = set_loss(*leaves, each, matched, class_loss=class_loss, backend=kind)
+        cost = pairwise_cost(logits, boxes, each, class_cost=class_cost, backend=kind)
+        results.append((*losses, cost, *torch.autograd.grad(losses.total, leaves)))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_of_each_frame_are_checked_where_they_count(kind: Any) -> None:
+    logits, boxes, targets, matched = make(((2,), 4, 3, [2, 1], 2, 3), "focal", most=2)
+    targets = targets._replace(visible=torch.ones_like(targets.visible), boxes=torch.full_like(targets.boxes, 0.4))
+    labels = torch.zeros_like(targets.labels)
+    labels[..., 1] = -1
+    fine = targets._replace(labels=labels)
+    match(logits, boxes, fine, class_cost="focal", check=True, backend=kind)
+
+    wrong = labels.clone()
+    wrong[1, 0, 2, 0] = 3
+    with pytest.raises(ValueError, match=r"targets.labels\[1, 0, 2, 0\] must be 0 to 2, got 3"):
+        match(logits, boxes, fine._replace(labels=wrong), class_cost="focal", check=True, backend=kind)
+    assert set_loss(logits, boxes, fine._replace(labels=wrong), matched, class_loss="focal", backend=kind).cls.isnan()
+    hidden = fine._replace(labels=wrong, visible=targets.visible.index_fill(2, torch.tensor(2, device=DEVICE), False))
+    match(logits, boxes, hidden, class_cost="focal", check=True, backend=kind)
+
+    twice = labels.clone()
+    twice[0, 1, 0] = 2
+    with pytest.raises(ValueError, match=r"targets.labels\[0, 1, 0\] has label 2 twice"):
+        match(logits, boxes, fine._replace(labels=twice), class_cost="focal", check=True, backend=kind)
+
+    # They are for logits of each frame, one label at a time where classes exclude each other, and for all frames.
+    with pytest.raises(ValueError, match=r"targets.labels must be \(2, 2\) for a batch of 2, got \(2, 2, 3, 2\)"):
+        match(logits[..., 0, :], boxes, fine, class_cost="focal", backend=kind)
+    with pytest.raises(ValueError, match=r"class_cost='softmax' takes one label per target"):
+        match(logits, boxes, fine, backend=kind)
+    with pytest.raises(ValueError, match=r"targets.labels must be \(2, 2, 3, 2\) for a batch of 2, got \(2, 2, 2, 2\)"):
+        match(logits, boxes, fine._replace(labels=labels[:, :, :2]), class_cost="focal", backend=kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_several_labels_of_a_target_add_up(kind: Any) -> None:
     logits, boxes, targets, matched = make(((2,), 4, 5, [3, 1], 3, 3), "focal")
     first = targets._replace(labels=targets.labels * 0)
@@ -158,7 +225,7 @@ def test_several_labels_of_a_target_add_up(kind: Any) -> None:
 @pytest.mark.parametrize("frames", [1, 2, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_the_finite_differences(frames: int, kind: Any) -> None:
-    logits, boxes, targets, matched = make(((2,), 3, 3, [2, 1], 2, frames), "cross_entropy")
+    logits, boxes, targets, matched = make(((2,), 3, 3, [2, 1], 2, frames), "cross_entropy", most=1)
 
     def terms(logits: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
         return tuple(set_loss(logits, boxes, targets, matched, backend=kind))
@@ -168,7 +235,7 @@ def test_gradients_are_the_finite_differences(frames: int, kind: Any) -> None:
 
 @EACH_KERNEL
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, *(pytest.param(each, marks=pytest.mark.slow) for each in WIDER)])
 def test_low_precision_is_at_most_twice_as_far_off_as_the_reference(
     kernels: Any, dtype: torch.dtype, class_loss: Any
 ) -> None:

@@ -71,6 +71,7 @@ def test_every_kernel_passes_for_every_architecture(tmp_path: Path) -> None:
     assert_passed(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", TESTED_TRITONS)
 def test_every_kernel_passes_with_other_versions_of_triton(version: str, tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "rows.json", "90", first=[folder_of_triton(version)])

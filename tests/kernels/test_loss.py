@@ -159,7 +159,7 @@ def test_gradients_are_the_finite_differences(kernels: Any, class_loss: Any, per
 
 @EACH_KERNEL
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16, torch.float32])
 def test_low_precision_is_at_most_twice_as_far_off_as_the_reference(
     kernels: Any, dtype: torch.dtype, class_loss: Any
 ) -> None:
@@ -236,7 +236,7 @@ def degenerate(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @EACH_KERNEL
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_degenerate_boxes_give_finite_losses_and_the_references_gradients(kernels: Any, dtype: torch.dtype) -> None:
     """Within 32 roundings of the largest of the terms that a gradient is the sum of."""
     mine, goal, size, smooth = degenerate(dtype)
@@ -550,7 +550,7 @@ def test_the_reference_has_second_derivatives(class_loss: Any) -> None:
 
 
 @EACH_KERNEL
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float64])
 def test_gradients_at_a_kink_are_the_references(kernels: Any, dtype: torch.dtype) -> None:
     """With every PyTorch: the derivative of clamp(min=0) at 0 is 0 in 2.15, and was 1."""
     mine, goal, size, _ = degenerate(dtype)

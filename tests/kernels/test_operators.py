@@ -267,7 +267,7 @@ def check_compiled_clips(compiled: Any, kind: Any) -> None:
                 assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("kind", ["triton", "reference", "auto"])
 def test_compiled_clips_are_the_eager_ones(kind: str, compiler: str, dynamic: bool | None) -> None:

@@ -179,7 +179,7 @@ def test_ciou_is_torchvisions() -> None:
 
 @EACH_KERNEL
 @pytest.mark.parametrize("box_term", [pytest.param("diou", marks=pytest.mark.slow), "ciou"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float64, marks=pytest.mark.slow), torch.float32])
 def test_boxes_without_an_area_have_a_diou_and_a_ciou(kernels: Any, box_term: Any, dtype: torch.dtype) -> None:
     """Points, lines, negative, tiny and huge sides, at the same and at other places: finite, and as the reference."""
     sizes = [(0.2, 0.3), (0.0, 0.0), (0.0, 0.3), (0.3, 0.0), (-0.2, 0.3), (-1.0, -1.0), (1e-20, 1e-20), (1e-20, 0.3)]

@@ -105,10 +105,14 @@ def assess(
     one_layer = Slots(final.logits[None], final.boxes[None])
     matched = match_slots(one_layer, targets, weights, multi_label=multi_label)[0]
     losses = tubelet_losses(one_layer, targets, weights, multi_label=multi_label)
+
+    # An actor who does several things counts for each of them.
+    by_action, rows = targets.by_action()
+    of_clip = matched.view(len(label), -1, matched.shape[-1]).amax(1)
     return Assessment(
         detections=answers,
         candidates=Candidates(label, confidence, box),
-        targets=targets.clip_boxes,
-        matched=matched.view(len(label), -1, matched.shape[-1]).amax(1),
+        targets=by_action.clip_boxes,
+        matched=torch.where(by_action.valid, of_clip.gather(1, rows), -1),
         losses={name: value.item() for name, value in losses.items()},
     )

@@ -44,7 +44,6 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
         config: The shape of the network.
     """
 
-    truth = "tubelet"
     loss_names = LOSSES
     rule = (
         "A slot follows an actor from frame to frame. An action lasts as long as its probability is at least half of "
@@ -54,6 +53,7 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
     def __init__(self, config: TubeletConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or TubeletConfig()
+        self.truth = "actor" if config.multi_label else "tubelet"
         self.backbone = frame_backbone(config)
         widths = self.backbone.widths
         self.pyramid = Pyramid(widths, config.frames, with_places=config.attention == "plain")
@@ -96,7 +96,7 @@ class TubeletDetector(FamilyNetwork[TubeletConfig, Slots]):
         if not config.denoising_groups:
             return None
         return denoising_queries(
-            targets.tubelets,
+            targets.tubelets._replace(labels=targets.first_labels),
             classes=len(config.class_names),
             queries=config.slots,
             groups=config.denoising_groups,

@@ -28,6 +28,10 @@ def seen_in_frames(targets: TubeTargets) -> SeenInFrames:
     frames = targets.visible.shape[2]
     visible = (targets.visible & targets.valid[..., None]).transpose(1, 2).flatten(0, 1)
     order = (~visible).to(torch.uint8).argsort(dim=-1, stable=True)
-    labels = targets.labels[:, None].expand(-1, frames, -1).flatten(0, 1).gather(1, order)
+    if targets.labels.ndim == 2:
+        labels = targets.labels[:, None].expand(-1, frames, -1).flatten(0, 1).gather(1, order)
+    else:
+        by_frame = targets.labels.transpose(1, 2).flatten(0, 1)
+        labels = by_frame.gather(1, order[..., None].expand_as(by_frame))
     boxes = targets.boxes.transpose(1, 2).flatten(0, 1).gather(1, order[..., None].expand(-1, -1, 4))
     return SeenInFrames(Targets(labels, boxes, visible.sum(-1, dtype=torch.int32)), order)

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from actdet_kernels.operators import flat
 from actdet_kernels.options import CostOptions, LossOptions
-from actdet_kernels.targets import Targets, Tubelets, has_frame_logits, query_shape
+from actdet_kernels.targets import (
+    Targets,
+    Tubelets,
+    has_frame_labels,
+    has_frame_logits,
+    labels_each,
+    query_shape,
+)
 
 CPU = torch.device("cpu")
 
@@ -50,13 +57,13 @@ def predictions(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> P
         None if visible is None else in_memory(visible, torch.bool),
     )
 
-    size, *several = labels.shape[1:]
     *leading, batch, queries = query_shape(boxes, visible is not None)
     layers = torch.Size(leading).numel()
     classes = logits.shape[-1]
     frames = 1 if visible is None else visible.shape[2]
     each_frame = has_frame_logits(logits, boxes, visible is not None)
-    sizes = (layers, batch, queries, classes, size, frames, several[0] if several else 1, int(each_frame))
+    of_labels = (labels_each(targets), int(each_frame), frames if has_frame_labels(targets) else 1)
+    sizes = (layers, batch, queries, classes, labels.shape[1], frames, *of_labels)
     return Predictions(head(dtype), (*map(pointer, tensors), *sizes), tensors, dtype)
 
 

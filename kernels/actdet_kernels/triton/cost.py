@@ -10,7 +10,7 @@ class_cost with "softmax":        -softmax(logits_i)[label_j]
 Here p = sigmoid(logits_i[label_j]), and q is the IoU of the boxes. Except for "softmax", the class cost is by how much
 the class loss of query i changes when it gets target j. If a target has several labels, their class costs are added up.
 For tubelets, the L1 and GIoU terms and the IoU are means over the visible frames, and so is the class cost if there are
-logits of each frame.
+logits of each frame. Targets may then have labels of each frame, too.
 
 Everything is computed in float32, or in float64 if logits or boxes are float64. A label for which there is no logit
 makes the cost NaN, which the assignment avoids and reports.
@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels.options import CostOptions
-from actdet_kernels.targets import Targets, Tubelets, query_shape
+from actdet_kernels.targets import Targets, Tubelets, has_frame_labels, query_shape
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.boxes import tubelet_terms
 from actdet_kernels.triton.classes import class_cost, softmax_normalizer
@@ -53,21 +53,22 @@ LARGEST_BLOCK_C = 16
 @triton.jit
 def mean_class_cost(
     logits, label, more_labels, visible, m_n, m_m, classes, frames, labels_each,
-    COST: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    COST: tl.constexpr, FRAME_LABELS: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Return the means of the class costs over the frames in which a target is visible, 0 if it is in none.
 
     Args:
         logits: Pointers (BLOCK_N,) to the first logit of each query's first frame.
-        label: The first label of each target (1, BLOCK_M).
+        label: The first label of each target (1, BLOCK_M), of those with labels of each frame in the first one.
         more_labels: Pointers to it.
         visible: Pointers (1, BLOCK_M) to whether each target is visible in its first frame.
         m_n: Which queries exist, (BLOCK_N,).
         m_m: Which targets exist, (1, BLOCK_M).
         classes: The number of logits of a query in a frame.
         frames: The number of frames.
-        labels_each: The number of labels stored for each target.
+        labels_each: The number of labels stored for each target, or for each in each frame.
         COST: As in `class_cost`.
+        FRAME_LABELS: Whether there are labels of each frame.
         DTYPE: The type of the arithmetic.
         BLOCK_N: The number of queries.
         BLOCK_C: The number of logits that are read at a time.
@@ -78,10 +79,12 @@ def mean_class_cost(
         p_logits = logits + frame * classes
         peak, exponentials = softmax_normalizer(p_logits, m_n, classes, COST[0], DTYPE, BLOCK_N, BLOCK_C)
         normalizer = (peak[:, None], exponentials[:, None])
-        cost = class_cost(
-            p_logits[:, None], label, more_labels, m_m, classes, labels_each, normalizer, 0.0, COST, DTYPE
-        )
         shown = tl.load(visible + frame, mask=m_m, other=0) != 0
+        p_labels = more_labels
+        if FRAME_LABELS:
+            p_labels += frame * labels_each
+            label = tl.load(p_labels, mask=m_m, other=-1)
+        cost = class_cost(p_logits[:, None], label, p_labels, m_m, classes, labels_each, normalizer, 0.0, COST, DTYPE)
         total += tl.where(shown, cost, 0.0)
         seen += tl.where(shown, 1.0, 0.0)
     return total / tl.maximum(seen, 1.0)
@@ -93,7 +96,7 @@ def pairwise_cost_kernel(
     batch, queries, size, classes, frames, labels_each,
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr,
     CLASS_COST: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr, BOX_TERM: tl.constexpr,
-    SEVERAL: tl.constexpr, EACH_FRAME: tl.constexpr,
+    SEVERAL: tl.constexpr, EACH_FRAME: tl.constexpr, FRAME_LABELS: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write out (problems, size, queries): each program has BLOCK_N queries of one problem, BLOCK_M targets at a time.
@@ -124,7 +127,8 @@ def pairwise_cost_kernel(
         o_m = first + tl.arange(0, BLOCK_M)[None, :]
         m_m = o_m < count
         target = i_b * size + o_m
-        p_labels = labels + (target * labels_each if SEVERAL else target)
+        of_target = target * frames if FRAME_LABELS else target
+        p_labels = labels + (of_target * labels_each if SEVERAL else of_target)
         label = tl.load(p_labels, mask=m_m, other=-1)
         p_targets = target_boxes + target * frames * 4
         p_visible = None if visible is None else visible + target * frames
@@ -135,7 +139,7 @@ def pairwise_cost_kernel(
         if EACH_FRAME:
             cls = mean_class_cost(
                 p_frames, label, p_labels, p_visible, m_frames, m_m, classes, frames, labels_each,
-                (CLASS_COST, ALPHA, GAMMA, BOX_TERM, SEVERAL), DTYPE, BLOCK_N, BLOCK_C,
+                (CLASS_COST, ALPHA, GAMMA, BOX_TERM, SEVERAL), FRAME_LABELS, DTYPE, BLOCK_N, BLOCK_C,
             )  # fmt: skip
         else:
             cls = class_cost(
@@ -169,6 +173,7 @@ def pairwise_cost(
         **inputs(logits, boxes, targets),
         **sizes(logits, boxes, targets),
         EACH_FRAME=is_of_each_frame(logits, boxes, targets),
+        FRAME_LABELS=has_frame_labels(targets),
         BLOCK_N=BLOCK_N,
         BLOCK_M=BLOCK_M,
         BLOCK_C=block_of_classes(logits.shape[-1], LARGEST_BLOCK_C),

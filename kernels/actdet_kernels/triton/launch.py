@@ -10,7 +10,14 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels.options import CostOptions
-from actdet_kernels.targets import Targets, Tubelets, has_frame_logits, query_shape
+from actdet_kernels.targets import (
+    Targets,
+    Tubelets,
+    has_frame_labels,
+    has_frame_logits,
+    labels_each,
+    query_shape,
+)
 
 REDUX_CAPABILITY = (8, 0)
 
@@ -81,9 +88,9 @@ def sizes(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> dict[st
     }
 
 
-def labels_each(targets: Targets | Tubelets) -> int:
-    """Return the number of labels that are stored for each target."""
-    return targets.labels.shape[2] if targets.labels.ndim == 3 else 1
+def may_have_several(targets: Targets | Tubelets) -> bool:
+    """Return whether labels lie in rows: of each target, or of each in each frame."""
+    return labels_each(targets) > 1 or has_frame_labels(targets)
 
 
 def is_of_each_frame(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> bool:
@@ -116,7 +123,7 @@ def cost_options(compute: torch.dtype, targets: Targets | Tubelets, options: Cos
     return {
         "CLASS_COST": options.class_cost,
         "BOX_TERM": options.box_term,
-        "SEVERAL": labels_each(targets) > 1,
+        "SEVERAL": may_have_several(targets),
         "DTYPE": triton_dtype(compute),
         **weight_options(options.weights),
         **focal_options(options.class_cost != "softmax", options.alpha, options.gamma),

@@ -12,7 +12,7 @@ w_c is the class weight of class c, or 1. p_nc = sigmoid(logits_nc). p_t is p_nc
 other class; in the same way alpha_t is alpha or 1 - alpha. q_nc is the IoU of the matched boxes for a label, otherwise
 0. Targets with several labels have no cross entropy. L1, GIoU and IoU of tubelets are means over the visible frames.
 With logits of each frame, n counts the frames of all queries, and a query has a target only in frames in which that is
-visible; the focal loss is then divided by T targets.
+visible, and where it may have labels of its own; the focal loss is then divided by T targets.
 
 Every layer has its own losses. A program takes some queries of one problem, a sample under one layer. `set_loss_kernel`
 writes the sums of each program, and `total_kernel` adds them up in a fixed order, so that two runs give the same bits.
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from actdet_kernels.options import LossOptions
 from actdet_kernels.reference import SOFT_KINDS
-from actdet_kernels.targets import Targets, Tubelets, query_shape
+from actdet_kernels.targets import Targets, Tubelets, has_frame_labels, query_shape
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.boxes import diou_gradient, giou_gradient, load_box, tubelet_terms
 from actdet_kernels.triton.classes import (
@@ -139,13 +139,26 @@ def locate(matched, labels, counts, batch, queries, size, BLOCK_N: tl.constexpr,
 
 
 @triton.jit
-def target_in_frame(visible, goal, target, frame, frames):
+def target_in_frame(visible, goal, target, frame, frames, FRAME_LABELS: tl.constexpr):
     """Return the target of each query (BLOCK_N,) if it is visible in a frame, and -1 otherwise.
 
-    `goal` is the row of the target among those of all samples.
+    With labels of each frame it is the row of labels of that target in the frame. `goal` is the row of the target among
+    those of all samples.
     """
     shown = tl.load(visible + goal * frames + frame, mask=target >= 0, other=0) != 0
-    return tl.where(shown, target, -1)
+    row = target * frames + frame if FRAME_LABELS else target
+    return tl.where(shown, row, -1)
+
+
+@triton.jit
+def labels_of_sample(labels, i_b, size, frames, labels_each, SEVERAL: tl.constexpr, FRAME_LABELS: tl.constexpr):
+    """Return the pointer to the first label of sample i_b."""
+    first = i_b * size
+    if FRAME_LABELS:
+        first *= frames
+    if SEVERAL:
+        first *= labels_each
+    return labels + first
 
 
 @triton.jit
@@ -160,7 +173,7 @@ def class_losses(
         p_logits: Pointers to the first logit of each query.
         labels: Pointer to the sample's labels.
         class_weights: Pointer to the weights of the classes, or None.
-        target: The target of each query, -1 for none.
+        target: The target of each query, or its row of labels, -1 for none.
         quality: The IoU with it, for the soft losses.
         m_n: Which queries exist.
         classes: The number of logits of a query.
@@ -201,11 +214,12 @@ def set_loss_kernel(
     batch, queries, size, classes, frames, labels_each,
     NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
     BOX_TERM: tl.constexpr, SOFT: tl.constexpr, SEVERAL: tl.constexpr, EACH_FRAME: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    FRAME_LABELS: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write sums (4, programs) over BLOCK_N queries: weighted class losses, their weights, L1 and GIoU terms."""
     _, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
-    labels += i_b * size * labels_each if SEVERAL else i_b * size
+    labels = labels_of_sample(labels, i_b, size, frames, labels_each, SEVERAL, FRAME_LABELS)
 
     quality = tl.full([BLOCK_N], 1, DTYPE)
     if SOFT != "none":
@@ -217,7 +231,7 @@ def set_loss_kernel(
         goal = tl.where(target >= 0, i_b * size + target, 0)
         p_frames = logits + tl.where(m_n, row, 0) * frames * classes
         for frame in range(frames):
-            in_frame = target_in_frame(visible, goal, target, frame, frames)
+            in_frame = target_in_frame(visible, goal, target, frame, frames, FRAME_LABELS)
             of_frame = class_losses(
                 p_frames + frame * classes, labels, class_weights, in_frame, quality, m_n, classes, labels_each,
                 NO_OBJECT_WEIGHT, CROSS_ENTROPY, ALPHA, GAMMA, SOFT, SEVERAL, DTYPE, BLOCK_N, BLOCK_C,
@@ -327,7 +341,7 @@ def store_class_gradients(
         row: The row of each query; any row for a query that does not exist.
         labels: Pointer to the sample's labels.
         class_weights: Pointer to the weights of the classes, or None.
-        target: The target of each query, -1 for none.
+        target: The target of each query, or its row of labels, -1 for none.
         quality: The IoU with it, for the soft losses.
         m_n: Which queries exist.
         by_cls: What multiplies the derivative of the class loss.
@@ -368,12 +382,13 @@ def gradient_kernel(
     CLS: tl.constexpr, L1: tl.constexpr, GIOU: tl.constexpr, PER_LAYER: tl.constexpr,
     NO_OBJECT_WEIGHT: tl.constexpr, CROSS_ENTROPY: tl.constexpr, ALPHA: tl.constexpr, GAMMA: tl.constexpr,
     BOX_TERM: tl.constexpr, SOFT: tl.constexpr, SEVERAL: tl.constexpr, EACH_FRAME: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    FRAME_LABELS: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write d_logits and d_boxes of BLOCK_N queries, given the gradients of the four losses, or None if not used."""
     i_p, i_b, row, m_n, target = locate(matched, labels, counts, batch, queries, size, BLOCK_N, BLOCK_M)
     m_pair = target >= 0
-    labels += i_b * size * labels_each if SEVERAL else i_b * size
+    labels = labels_of_sample(labels, i_b, size, frames, labels_each, SEVERAL, FRAME_LABELS)
     i_l = i_p // batch
     by_cls = cotangent(d_total, d_cls, i_l, CLS, PER_LAYER, DTYPE) / tl.load(divisors + i_l)
     by_l1 = cotangent(d_total, d_l1, i_l, L1, PER_LAYER, DTYPE) / tl.load(divisors + layers + i_l)
@@ -387,7 +402,7 @@ def gradient_kernel(
     if EACH_FRAME:
         first_row = tl.where(m_n, row, 0) * frames
         for frame in range(frames):
-            in_frame = target_in_frame(visible, goal, target, frame, frames)
+            in_frame = target_in_frame(visible, goal, target, frame, frames, FRAME_LABELS)
             store_class_gradients(
                 logits, d_logits, first_row + frame, labels, class_weights, in_frame, quality, m_n, by_cls,
                 classes, labels_each,
@@ -533,7 +548,8 @@ def loss_options(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, opt
         "CROSS_ENTROPY": class_loss == "cross_entropy",
         "BOX_TERM": options.box_term,
         "SOFT": class_loss if class_loss in SOFT_KINDS else "none",
-        "SEVERAL": launch.labels_each(targets) > 1,
+        "SEVERAL": launch.may_have_several(targets),
+        "FRAME_LABELS": has_frame_labels(targets),
         "EACH_FRAME": is_of_each_frame(logits, boxes, targets),
         "DTYPE": triton_dtype(compute_dtype(logits, boxes)),
         "BLOCK_N": BLOCK_N,

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from actdet_kernels.options import CostOptions
-from actdet_kernels.targets import Targets, Tubelets, query_shape
+from actdet_kernels.targets import Targets, Tubelets, labels_each, query_shape
 from actdet_kernels.triton import launch
 from actdet_kernels.triton.assignment import block_size, solve, solve_assignment, solver_options
 from actdet_kernels.triton.boxes import box_diou, box_terms, load_box
@@ -166,7 +166,7 @@ def match(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, options: C
         queries=queries,
         size=size,
         classes=classes,
-        labels_each=launch.labels_each(targets),
+        labels_each=labels_each(targets),
         BLOCK_C=block_of_classes(classes, logits_each * 32 * solver["num_warps"] // block),
         **cost_options(compute, targets, options),
         **solver,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,30 @@ def test_more_actors_than_slots_are_one_line(
     tables = {clip.name: clip.tubes for clip in cut_windows(load_index(tubes), window).clips}
     assert count == wanted == str(len(tables[name])) == str(max(map(len, tables.values())))
     assert not (tmp_path / "run").exists()
+
+
+def test_actors_who_do_several_things_take_one_slot(actdet_command: Actdet, tubes: Path, tmp_path: Path) -> None:
+    """Everybody collapses, too, in the middle of each of his actions."""
+    data = tmp_path / "set"
+    shutil.copytree(tubes, data)
+    most = 0
+    for table in (data / "annotations").glob("*.csv"):
+        header, *lines = table.read_text().splitlines()
+        rows = [line.split(",") for line in lines]
+        tracks = {row[1] for row in rows}
+        most = max(most, len(tracks))
+        doubled = [[*row[:2], {"fight": "collapse", "collapse": "fight"}[row[2]], *row[3:]] for row in rows]
+        table.write_text("\n".join([header, *lines, *map(",".join, doubled)]) + "\n")
+
+    # One slot for each actor is enough, although there are twice as many tubes.
+    words = [*TUBELET_OPTIONS[:-1], most, *TRAIN_OPTIONS, "--batch-size", 4, "--epochs", 1, "--val-share", 0.4]
+    alone = actdet_command("train", data, "--out", tmp_path / "a", *words)
+    assert "more than the" in alone.complaint()
+    run = tmp_path / "run"
+    trained = actdet_command("train", data, "--out", run, "--multi-label", *words)
+    assert trained.code == 0, trained.err
+    metrics = _json(run / "metrics.json")
+    assert metrics["tubes"]["tubes"] == _count_tubes(data, load_model(run / "model.safetensors")[1].held_out)
 
 
 def test_the_family_has_its_own_options(actdet_command: Actdet) -> None:

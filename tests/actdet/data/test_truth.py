@@ -16,7 +16,7 @@ from actdet_kernels import Targets
 
 from actdet.data.annotations import Annotation
 from actdet.data.clips import Clip, ClipIndex
-from actdet.data.truth import ClipTruth, TubeTargets, TubeTruth, centered_targets, open_truth
+from actdet.data.truth import ClipTruth, TubeTargets, TubeTruth, actors_of, centered_targets, open_truth
 from actdet.data.windows import cut_windows
 from actdet.detections import Tube
 from actdet.video.info import VideoInfo
@@ -307,8 +307,91 @@ def test_the_box_of_a_clip_of_lines_is_that_of_its_line() -> None:
         torch.testing.assert_close(got, wanted)
 
 
+# Actors who do several things
+
+
+def also(of: Tube, label: int, frames: Sequence[int]) -> Tube:
+    """What the actor of another tube does, too, in frames that may lie outside of that one."""
+    more = tube(label, frames, 9).boxes
+    for place, frame in enumerate(frames):
+        if frame in of.frames:
+            more[place] = of.boxes[of.frames.tolist().index(frame)]
+    return Tube(label, np.array(frames, np.int64), more)
+
+
+WALKS = tube(1, range(20))
+SITS = tube(2, range(5, 30), 1)
+TALK = clip([WALKS, SITS, also(WALKS, 0, range(8, 14)), also(SITS, 0, range(3, 9))])
+ALL_AT_ONCE = clip(
+    [tube(1, [4, 14, 24], 3), also(tube(1, [4, 14, 24], 3), 0, [4]), also(tube(1, [4, 14, 24], 3), 2, [14])]
+)
+SPANS = clip([tube(0, range(4), boxes=False), tube(1, range(2, 9), boxes=False), tube(2, range(9), 1)])
+
+
+def actors_truth(of_index: ClipIndex, clips: Sequence[int], frames: Sequence[Sequence[int]]) -> TubeTargets:
+    truth = open_truth("actor", of_index, CPU)
+    found = truth.of(np.array(clips), np.array(frames, np.int64), torch.from_numpy)
+    assert isinstance(found, TubeTargets)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("of_clip", "labels"),
+    [
+        (TALK, [[0, 1], [0, 2]]),
+        (ALL_AT_ONCE, [[0, 1, 2]]),
+        # What is somewhere in the picture is of one actor; that has another box than the third.
+        (SPANS, [[0, 1], [2]]),
+        # Two people of the same class are two, even with the same box; so are those who part.
+        (clip([WALKS, also(WALKS, 1, range(3))]), [[1], [1]]),
+        (clip([WALKS, Tube(0, np.array([3, 4]), np.stack([WALKS.boxes[3], WALKS.boxes[5]]))]), [[0], [1]]),
+        # Whoever is in no common frame may be anybody.
+        (clip([tube(1, range(4)), tube(0, range(4, 9))]), [[0], [1]]),
+        (NONE, []),
+    ],
+)
+def test_tubes_with_the_same_boxes_are_of_one_actor(of_clip: Clip, labels: list[list[int]]) -> None:
+    for order in (of_clip.tubes, of_clip.tubes[::-1]):
+        by_class = sorted(order, key=lambda each: each.label)
+        found = [sorted(each.label for each in actor) for actor in actors_of(by_class)]
+        assert sorted(found) == labels
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.parametrize("number", range(3))
+def test_the_actions_of_all_actors_are_those_of_the_tubes(number: int, sample: str) -> None:
+    clips = (TALK, ALL_AT_ONCE, SPANS)
+    shown = SAMPLES[sample](len(clips[number].frames))
+    targets = actors_truth(index(*clips, NONE, *CLIPS), [number, 3], [shown, shown])
+    assert targets.labels.shape == (2, 3, len(shown), 3)
+    by_action, rows = targets.by_action()
+    assert read(by_action, 0) == by_loops(clips[number], shown)
+    assert read(by_action, 1)[0] == []
+
+    # A row has the boxes of the actor that it is from, and an actor has all frames of his actions.
+    for row, actor in enumerate(rows[0, : by_action.counts[0]].tolist()):
+        seen = by_action.visible[0, row]
+        assert torch.equal(by_action.boxes[0, row, seen], targets.boxes[0, actor, seen])
+    for actor in range(int(targets.counts[0])):
+        of_actor = by_action.visible[0, : by_action.counts[0]][rows[0, : by_action.counts[0]] == actor]
+        assert torch.equal(of_actor.any(0), targets.visible[0, actor])
+        first = int(targets.visible[0, actor].nonzero()[0])
+        assert targets.first_labels[0, actor] == targets.labels[0, actor, first, 0] >= 0
+
+
+def test_where_nobody_does_several_things_actors_are_actions() -> None:
+    shown = [SAMPLES["spread evenly"](30)]
+    targets = actors_truth(index(DENSE, GAPS), [0], shown)
+    assert all(map(torch.equal, targets, truth_of(index(DENSE, GAPS), [0], shown)))
+    by_action, rows = targets.by_action()
+    assert all(map(torch.equal, by_action, targets))
+    assert rows.tolist() == [[0, 1, 2]]
+    assert torch.equal(targets.first_labels, targets.labels)
+
+
 def test_each_kind_of_detector_gets_its_own_truth() -> None:
     assert isinstance(open_truth("tubelet", index(DENSE), CPU), TubeTruth)
+    assert isinstance(open_truth("actor", index(DENSE), CPU), TubeTruth)
     assert isinstance(open_truth("clip_box", index(DENSE), CPU), ClipTruth)
 
 

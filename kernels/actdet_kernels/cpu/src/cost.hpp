@@ -3,8 +3,8 @@
 //   cost[j] = cls * class_cost + l1 * |b_j - target|_1 + giou * (1 - GIoU(b_j, target)),  or with DIoU or CIoU
 //
 // The class cost is -softmax, or by how much a sigmoid loss of classes.hpp changes when a logit gets a label. For
-// tubelets, L1, GIoU and IoU are means over the visible frames, and so are class costs with logits of each frame. If a
-// target has several labels, their class costs are added up.
+// tubelets, L1, GIoU and IoU are means over the visible frames, and so are class costs with logits of each frame, where
+// each frame may have labels of its own. If a target has several labels, their class costs are added up.
 //
 // `Costs` reads the queries of a sample once, and then gives the costs of one target after the other.
 #pragma once
@@ -152,13 +152,14 @@ class Costs {
         for (int64_t t = 0; t < sample_->class_frames; ++t) {
             if (sample_->in_frame(j, t) < 0) continue;
             ++seen;
+            const int64_t* labels = sample_->labels_of(j, t);
             for (int64_t k = 0; k < sample_->labels_each; ++k) {
-                if (sample_->absent(j, k)) continue;
-                if (!sample_->known(j, k)) {
+                if (Sample<Real>::absent(labels, k)) continue;
+                if (!sample_->known(labels[k])) {
                     std::fill_n(costs, queries, std::numeric_limits<Real>::quiet_NaN());
                     return;
                 }
-                add_classes(sample_->labels[j * sample_->labels_each + k], t, costs);
+                add_classes(labels[k], t, costs);
             }
         }
 

@@ -6,7 +6,7 @@
 //
 // In the cross entropy, the label of a query without a target is the last class, no_object. w_n is the class weight of
 // label_n. Box terms of tubelets are means over the visible frames. With logits of each frame, n counts the frames of all
-// queries, and a query has a target only in frames in which that is visible.
+// queries, and a query has a target only in frames in which that is visible, where it may have labels of that frame.
 //
 // The divisors of these sums are known when all samples have been read. So `add_up` writes sums for each problem, which
 // module.cpp adds up in a fixed order and divides. `differentiate` takes the factors of the derivatives.
@@ -136,16 +136,16 @@ class Losses {
         if (kind_ == Kind::kSoftmax) {
             const Real peak = greatest(x, sample.classes);
             const Real total = exponentials(x, peak, sample.classes, row_.data());
-            const int64_t label = wanted(sample, j);
+            const int64_t label = wanted(sample, j, t);
             const Real weight = weight_of(label, sample.classes);
             const Real loss = std::log(total) - (x[label] - peak);
-            cls += wrong(sample, j) ? std::numeric_limits<double>::quiet_NaN() : double(weight * loss);
+            cls += wrong(sample, j, t) ? std::numeric_limits<double>::quiet_NaN() : double(weight * loss);
             weights += weight;
         } else {
-            class_terms<false>(sample, x, n, j, row_.data());
+            class_terms<false>(sample, x, n, j, t, row_.data());
             double sum = 0;
             for (int64_t c = 0; c < sample.classes; ++c) sum += row_[c];
-            cls += wrong(sample, j) ? std::numeric_limits<double>::quiet_NaN() : sum;
+            cls += wrong(sample, j, t) ? std::numeric_limits<double>::quiet_NaN() : sum;
         }
     }
 
@@ -153,31 +153,33 @@ class Losses {
     void differentiate_classes(const Sample<Real>& sample, int64_t n, int64_t t, Real factor, Real* __restrict to) {
         const Real* x = sample.logits + (n * sample.class_frames + t) * sample.classes;
         const int64_t j = sample.in_frame(target_[n], t);
-        const Real by_cls = wrong(sample, j) ? std::numeric_limits<Real>::quiet_NaN() : factor;
+        const Real by_cls = wrong(sample, j, t) ? std::numeric_limits<Real>::quiet_NaN() : factor;
         if (kind_ == Kind::kSoftmax) {
             const Real total = exponentials(x, greatest(x, sample.classes), sample.classes, to);
-            const int64_t label = wanted(sample, j);
+            const int64_t label = wanted(sample, j, t);
             const Real by_query = by_cls * weight_of(label, sample.classes);
             for (int64_t c = 0; c < sample.classes; ++c) to[c] = by_query * (to[c] / total - (c == label ? 1 : 0));
         } else {
-            class_terms<true>(sample, x, n, j, to);
+            class_terms<true>(sample, x, n, j, t, to);
             for (int64_t c = 0; c < sample.classes; ++c) to[c] *= by_cls;
         }
     }
 
-    // Returns whether a target has a label for which there is no logit.
-    static bool wrong(const Sample<Real>& sample, int64_t j) {
+    // Returns whether a target has a label in frame t for which there is no logit.
+    static bool wrong(const Sample<Real>& sample, int64_t j, int64_t t) {
         if (j < 0) return false;
+        const int64_t* labels = sample.labels_of(j, t);
         for (int64_t k = 0; k < sample.labels_each; ++k) {
-            if (!sample.absent(j, k) && !sample.known(j, k)) return true;
+            if (!Sample<Real>::absent(labels, k) && !sample.known(labels[k])) return true;
         }
         return false;
     }
 
     // Returns the class of a query in the cross entropy. It is 0 if the target's label is wrong, and the loss then NaN.
-    static int64_t wanted(const Sample<Real>& sample, int64_t j) {
+    static int64_t wanted(const Sample<Real>& sample, int64_t j, int64_t t) {
         if (j < 0) return sample.classes - 1;
-        return sample.known(j, 0) ? sample.labels[j * sample.labels_each] : 0;
+        const int64_t label = *sample.labels_of(j, t);
+        return sample.known(label) ? label : 0;
     }
 
     // Returns the weight of a query in the cross entropy.
@@ -186,10 +188,10 @@ class Losses {
         return label == classes - 1 ? static_cast<Real>(options_.no_object_weight) : Real(1);
     }
 
-    // Writes the losses of a query's logits x to (classes), or their derivatives, times the weights of the classes. j is
-    // its target, or -1.
+    // Writes the losses of a query's logits x in frame t to (classes), or their derivatives, times the weights of the
+    // classes. j is its target, or -1.
     template <bool kSlope>
-    void class_terms(const Sample<Real>& sample, const Real* x, int64_t n, int64_t j, Real* __restrict to) {
+    void class_terms(const Sample<Real>& sample, const Real* x, int64_t n, int64_t j, int64_t t, Real* __restrict to) {
         const Real factor = factor_of(kind_, alpha_);
         if (kind_ == Kind::kVarifocal) {
             unlabeled_row<kSlope, true>(x, sample.classes, factor, gamma_, to);
@@ -199,9 +201,10 @@ class Losses {
 
         if (j >= 0) {
             const Real q = kind_ == Kind::kFocal ? Real(1) : quality(sample, n, j);
+            const int64_t* labels = sample.labels_of(j, t);
             for (int64_t k = 0; k < sample.labels_each; ++k) {
-                if (!sample.known(j, k)) continue;
-                const int64_t label = sample.labels[j * sample.labels_each + k];
+                const int64_t label = labels[k];
+                if (!sample.known(label)) continue;
                 switch (kind_) {
                     case Kind::kFocal:
                         to[label] = labeled_term<kSlope, Kind::kFocal>(x[label], q, alpha_, gamma_);

@@ -95,6 +95,7 @@ actdet::Predictions read_predictions(Reader& read) {
     p.frames = read.integer();
     p.labels_each = read.integer();
     p.each_frame = read.integer();
+    p.label_frames = read.integer();
     return p;
 }
 

@@ -24,12 +24,12 @@ struct AssignArguments {
 };
 
 // Predictions and targets: logits (problems, queries, class_frames, classes) and boxes (problems, queries, frames, 4) of
-// real, labels (batch, size, labels_each) int64, target_boxes (batch, size, frames, 4) of real, counts (batch) int64, and
-// visible (batch, size, frames) bool or none. With each_frame, class_frames is frames, and there is visible. Otherwise
-// it is 1.
+// real, labels (batch, size, label_frames, labels_each) int64, target_boxes (batch, size, frames, 4) of real, counts
+// (batch) int64, and visible (batch, size, frames) bool or none. With each_frame, class_frames is frames, label_frames is
+// frames or 1, and there is visible. Otherwise both are 1.
 struct Predictions {
     uintptr_t logits, boxes, labels, target_boxes, counts, visible;
-    int64_t layers, batch, queries, classes, size, frames, labels_each, each_frame;
+    int64_t layers, batch, queries, classes, size, frames, labels_each, each_frame, label_frames;
 
     int64_t class_frames() const { return each_frame ? frames : 1; }
 

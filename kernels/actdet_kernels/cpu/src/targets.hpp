@@ -9,8 +9,8 @@
 namespace actdet::ACTDET_ISA {
 
 // A sample under a layer, with logits (queries, class_frames, classes) and boxes (queries, frames, 4). Its `count`
-// targets have labels (count, labels_each), target_boxes (count, frames, 4) and visible (count, frames), which is null
-// if all are visible.
+// targets have labels (count, label_frames, labels_each), target_boxes (count, frames, 4) and visible (count, frames),
+// which is null if all are visible.
 template <typename Real>
 struct Sample {
     const Real* logits;
@@ -18,7 +18,7 @@ struct Sample {
     const int64_t* labels;
     const Real* target_boxes;
     const bool* visible;
-    int64_t queries, class_frames, classes, frames, labels_each, count;
+    int64_t queries, class_frames, classes, frames, labels_each, label_frames, count;
     bool each_frame;
 
     Sample(const Predictions& p, int64_t problem) {
@@ -29,11 +29,12 @@ struct Sample {
         classes = p.classes;
         frames = p.frames;
         labels_each = p.labels_each;
+        label_frames = p.label_frames;
         count = count_of(p, sample);
 
         logits = reinterpret_cast<const Real*>(p.logits) + problem * queries * class_frames * classes;
         boxes = reinterpret_cast<const Real*>(p.boxes) + problem * queries * frames * 4;
-        labels = reinterpret_cast<const int64_t*>(p.labels) + sample * p.size * labels_each;
+        labels = reinterpret_cast<const int64_t*>(p.labels) + sample * p.size * label_frames * labels_each;
         target_boxes = reinterpret_cast<const Real*>(p.target_boxes) + sample * p.size * frames * 4;
         visible = p.visible == 0 ? nullptr : reinterpret_cast<const bool*>(p.visible) + sample * p.size * frames;
     }
@@ -47,14 +48,16 @@ struct Sample {
         return target < 0 || !each_frame || visible[target * frames + frame] ? target : -1;
     }
 
-    // Returns whether label k is padding, because the target has fewer labels.
-    bool absent(int64_t target, int64_t k) const { return k > 0 && labels[target * labels_each + k] == -1; }
-
-    // Returns whether there is a logit for label k.
-    bool known(int64_t target, int64_t k) const {
-        const int64_t label = labels[target * labels_each + k];
-        return label >= 0 && label < classes;
+    // Returns the labels (labels_each) of a target, in a frame of its logits if they are not the same in all frames.
+    const int64_t* labels_of(int64_t target, int64_t frame) const {
+        return labels + (target * label_frames + (label_frames > 1 ? frame : 0)) * labels_each;
     }
+
+    // Returns whether label k of a target is padding, because the target has fewer labels.
+    static bool absent(const int64_t* of_target, int64_t k) { return k > 0 && of_target[k] == -1; }
+
+    // Returns whether there is a logit for a label.
+    bool known(int64_t label) const { return label >= 0 && label < classes; }
 };
 
 }  // namespace actdet::ACTDET_ISA

@@ -316,6 +316,7 @@ def test_the_padded_widths_are_multiples_of_eight(fresh: Backbone) -> None:
         assert fresh.state_dict()[name].shape == shape
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing_over_steps_in_float64(fresh: Backbone) -> None:
     aligned, plain = pair(fresh)
     clips = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(6), dtype=torch.float64)

@@ -26,6 +26,7 @@ from tests.actdet.models.tubelet.test_losses import (
     GAMMA,
     SHAPES,
     frame_cost,
+    labels_in,
     overlaps,
     problem,
     random_boxes,
@@ -37,20 +38,22 @@ COPIES = 4
 TRUTHS = pytest.mark.parametrize("name", ["usual", "key frames", "no actors", "no actors in key frames"])
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_actors_of_a_frame_are_those_who_are_seen_in_it(name: str) -> None:
+def test_actors_of_a_frame_are_those_who_are_seen_in_it(name: str, several: bool) -> None:
     """In their order; the others lie behind the count."""
-    targets = problem(SHAPES[name]).targets
+    targets = problem(SHAPES[name], several=several).targets
     found = seen_in_frames(targets)
     batch, rows, frames = targets.visible.shape
-    assert found.targets.labels.shape == (batch * frames, rows)
+    assert found.targets.labels.shape == (batch * frames, rows, *([2] if several else []))
     for sample, time in np.ndindex(batch, frames):
         place = sample * frames + time
         seen = targets.visible[sample, :, time].nonzero().flatten().tolist()
         assert found.targets.counts[place] == len(seen)
         assert sorted(found.order[place].tolist()) == list(range(rows))
         assert found.order[place, : len(seen)].tolist() == seen
-        assert torch.equal(found.targets.labels[place, : len(seen)], targets.labels[sample, seen])
+        labels = targets.labels[sample, seen, time] if several else targets.labels[sample, seen]
+        assert torch.equal(found.targets.labels[place, : len(seen)], labels)
         assert torch.equal(found.targets.boxes[place, : len(seen)], targets.boxes[sample, seen, time])
 
 
@@ -104,7 +107,7 @@ def answers(targets: TubeTargets, pixels: int, classes: int, seed: int = 3) -> T
 
 
 def loss_by_loops(answer: Tensor, targets: TubeTargets, config: TubeletLoss) -> Tensor:
-    """Frame by frame; each actor is there four times."""
+    """Frame by frame; each actor is there four times, with all that he does."""
     answer = answer.double()
     batch, frames, _, width = answer.shape
     classes = width - 4
@@ -115,7 +118,8 @@ def loss_by_loops(answer: Tensor, targets: TubeTargets, config: TubeletLoss) -> 
             continue
         logits, boxes = answer[sample, time].split((classes, 4), -1)
         actors = targets.visible[sample, :, time].nonzero().flatten()
-        real = targets.labels[sample, actors], targets.boxes[sample, actors, time].double()
+        labels = [labels_in(targets, sample, actor, time) for actor in actors.tolist()]
+        real = labels, targets.boxes[sample, actors, time].double()
         cost = frame_cost(logits.detach(), boxes.detach(), *real, config, True).repeat_interleave(COPIES, 1)
         one_hot = torch.zeros_like(logits)
         for pixel, copy in zip(*linear_sum_assignment(cost.numpy()), strict=True):
@@ -131,10 +135,10 @@ def loss_by_loops(answer: Tensor, targets: TubeTargets, config: TubeletLoss) -> 
 
 
 @TRUTHS
-@pytest.mark.parametrize("pixels", [30, 5, 1])
-def test_each_actor_has_four_pixels_in_a_frame(name: str, pixels: int) -> None:
+@pytest.mark.parametrize(("pixels", "several"), [(30, False), (30, True), (5, False), (1, False)])
+def test_each_actor_has_four_pixels_in_a_frame(name: str, pixels: int, several: bool) -> None:
     """Or fewer, if there are too few."""
-    targets = problem(SHAPES[name]).targets
+    targets = problem(SHAPES[name], several=several).targets
     answer = answers(targets, pixels, SHAPES[name].classes)
     got = pixel_loss(answer, targets, CONFIG, ALONE)
     wanted = loss_by_loops(answer, targets, CONFIG)

@@ -340,6 +340,48 @@ def test_training_finds_the_actors_of_a_batch(matching: Any) -> None:
             assert box_iou(boxes[shown], truth[clip, actor, shown]).diagonal().mean() > 0.6
 
 
+def test_training_finds_all_that_an_actor_does_at_once() -> None:
+    """One actor does something else, too, in the second half of the clip: one slot says both."""
+    config = replace(SMALL, decoder_layers=1, temporal_strides=0, multi_label=True)
+    detector = make(config).train()
+    assert detector.truth == "actor"
+    frames, targets = scene()
+    labels = torch.full((*targets.visible.shape, 2), -1)
+    labels[..., 0] = torch.where(targets.visible, targets.labels[..., None], -1)
+    labels[1, 0, 4:] = torch.tensor([0, 1])
+    targets = targets._replace(labels=labels)
+    hints = detector.hints(targets)
+    assert hints is not None
+    assert hints.boxes.shape[1] == 2 * 2 * 2
+
+    # The square becomes brighter meanwhile.
+    frames[1, 4:] = torch.where(frames[1, 4:] == 40, 40, 255)
+    frames[1, 4:, :, :, 0] = torch.where(frames[1, 4:, :, :, 1] == 255, 180, frames[1, 4:, :, :, 0])
+    clips = normalize(frames)
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
+    for _ in range(60):
+        found = training_step(detector, clips, targets)
+        optimizer.zero_grad()
+        found["total"].backward()
+        nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
+        optimizer.step()
+
+    with torch.no_grad():
+        final = detector(clips).final()
+    tracks = detector.detections(final, TubeletLoss()).tracks
+    assert tracks is not None
+    slot = tracks.scores[1, :, :, 1].mean(1).argmax()
+    of_slot = tracks.scores[1, slot]
+    assert of_slot[:, 1].min() > 0.5
+    assert of_slot[4:, 0].min() > 0.5 > of_slot[:4, 0].max()
+
+    # An assessment has a row for each action, and the same slot for those of one actor.
+    assessment = detector.assess(final, targets, TubeletLoss())
+    assert assessment.targets.labels[1, :2].tolist() == [0, 1]
+    assert assessment.targets.counts.tolist() == [2, 2]
+    assert assessment.matched[1, :2].tolist() == [slot, slot]
+
+
 # Hints
 
 

@@ -23,6 +23,9 @@ CONFIG = TubeletLoss(cls_weight=1.5, l1_weight=4.0, giou_weight=3.0, no_object_w
 ALPHA, GAMMA = 0.25, 2.0
 
 BOTH_MATCHINGS = pytest.mark.parametrize("matching", ["tubelet", "frame"])
+ALL_KINDS = pytest.mark.parametrize(
+    ("multi_label", "several"), [(False, False), (True, False), (True, True)], ids=["softmax", "sigmoid", "several"]
+)
 BOTH_KINDS = pytest.mark.parametrize("multi_label", [False, True], ids=["softmax", "sigmoid"])
 
 
@@ -69,8 +72,11 @@ def random_boxes(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.cat([center, 0.05 + 0.5 * torch.rand(*shape, 2, generator=generator)], -1)
 
 
-def problem(shape: Shape, *, multi_label: bool = False, seed: int = 0) -> Problem:
-    """Random slots, with gradients, and actors, each of whom some frame shows, as the loader gives them."""
+def problem(shape: Shape, *, multi_label: bool = False, several: bool = False, seed: int = 0) -> Problem:
+    """Random slots, with gradients, and actors, each of whom some frame shows, as the loader gives them.
+
+    With `several`, each of them does one or two things in each frame.
+    """
     generator = torch.Generator().manual_seed(seed)
     batch = len(shape.counts)
     annotated = torch.rand(batch, shape.frames, generator=generator) < shape.annotated
@@ -84,7 +90,7 @@ def problem(shape: Shape, *, multi_label: bool = False, seed: int = 0) -> Proble
     labels = torch.randint(0, shape.classes, (batch, shape.rows), generator=generator)
     boxes = random_boxes(batch, shape.rows, shape.frames, generator=generator)
     targets = TubeTargets(
-        torch.where(visible.any(-1), labels, 0),
+        several_labels(visible, shape.classes, generator) if several else torch.where(visible.any(-1), labels, 0),
         torch.where(visible[..., None], boxes, 0.0),
         counts,
         visible,
@@ -95,7 +101,23 @@ def problem(shape: Shape, *, multi_label: bool = False, seed: int = 0) -> Proble
     return Problem(Slots(logits.requires_grad_(), random_boxes(*places, generator=generator).requires_grad_()), targets)
 
 
+def several_labels(visible: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+    """(B, M, T, 2): one class or two in each frame that shows the actor, and -1 behind the last."""
+    first = torch.randint(0, classes, visible.shape, generator=generator)
+    second = (first + torch.randint(1, max(classes, 2), visible.shape, generator=generator)) % classes
+    has_two = (torch.rand(visible.shape, generator=generator) < 0.5) & (second != first)
+    labels = torch.stack([first, torch.where(has_two, second, -1)], -1)
+    return torch.where(visible[..., None], labels, -1)
+
+
 # The same in loops
+
+
+def labels_in(targets: TubeTargets, sample: int, actor: int, time: int) -> list[int]:
+    """What an actor does in a frame."""
+    if targets.labels.ndim == 2:
+        return [int(targets.labels[sample, actor])]
+    return [label for label in targets.labels[sample, actor, time].tolist() if label >= 0]
 
 
 def overlaps(ones: Tensor, others: Tensor) -> Tensor:
@@ -103,14 +125,17 @@ def overlaps(ones: Tensor, others: Tensor) -> Tensor:
 
 
 def frame_cost(
-    logits: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor, config: TubeletLoss, multi_label: bool
+    logits: Tensor, boxes: Tensor, labels: list[list[int]], wanted: Tensor, config: TubeletLoss, multi_label: bool
 ) -> Tensor:
     """(S, m), equation 10: what each slot costs in a frame for each actor in it."""
-    if multi_label:
-        p = logits.sigmoid()[:, labels]
-        cls = -ALPHA * (1 - p) ** GAMMA * p.log() + (1 - ALPHA) * p**GAMMA * (1 - p).log()
-    else:
-        cls = -logits.softmax(-1)[:, labels]
+    cls = torch.zeros(len(logits), len(labels), dtype=logits.dtype)
+    for actor, of_actor in enumerate(labels):
+        if multi_label:
+            p = logits.sigmoid()[:, of_actor]
+            terms = -ALPHA * (1 - p) ** GAMMA * p.log() + (1 - ALPHA) * p**GAMMA * (1 - p).log()
+        else:
+            terms = -logits.softmax(-1)[:, of_actor]
+        cls[:, actor] = terms.sum(1)
     l1 = torch.cdist(boxes, wanted, p=1)
     return config.cls_weight * cls + config.l1_weight * l1 + config.giou_weight * (1 - overlaps(boxes, wanted))
 
@@ -130,7 +155,8 @@ def matched_by_loops(given: Problem, config: TubeletLoss, multi_label: bool) -> 
             for time in part:
                 actors = targets.visible[sample, :, time].nonzero().flatten()
                 said = logits[layer, sample, :, time], boxes[layer, sample, :, time]
-                real = targets.labels[sample, actors], targets.boxes[sample, actors, time].double()
+                labels = [labels_in(targets, sample, actor, time) for actor in actors.tolist()]
+                real = labels, targets.boxes[sample, actors, time].double()
                 in_frame = frame_cost(*said, *real, config, multi_label)
                 for column, actor in enumerate(actors.tolist()):
                     costs.setdefault(actor, []).append(in_frame[:, column])
@@ -161,14 +187,14 @@ def losses_by_loops(given: Problem, matched: Tensor, config: TubeletLoss, multi_
     cls = l1 = giou = (logits * 0).sum() + (boxes * 0).sum()
     for layer in range(layers):
         said = []
-        wanted = []
+        wanted: list[list[int]] = []
         for sample, time in np.ndindex(batch, frames):
-            labels = [classes if multi_label else classes - 1] * slots
+            labels = [[] if multi_label else [classes - 1]] * slots
             for actor in range(int(targets.counts[sample])):
                 slot = int(matched[layer, sample, actor, time])
                 if slot < 0:
                     continue
-                labels[slot] = int(targets.labels[sample, actor])
+                labels[slot] = labels_in(targets, sample, actor, time)
                 box = boxes[layer, sample, slot, time]
                 real = targets.boxes[sample, actor, time].double()
                 share = 1 if config.matching == "frame" else int(targets.visible[sample, actor].sum())
@@ -180,13 +206,15 @@ def losses_by_loops(given: Problem, matched: Tensor, config: TubeletLoss, multi_
         if not said:
             continue
         if multi_label:
-            one_hot = F.one_hot(torch.tensor(wanted), classes + 1)[:, :classes].double()
-            focal = sigmoid_focal_loss(torch.cat(said), one_hot, ALPHA, GAMMA, reduction="sum")
+            hits = torch.zeros(len(wanted), classes, dtype=torch.float64)
+            for row, of_row in enumerate(wanted):
+                hits[row, of_row] = 1
+            focal = sigmoid_focal_loss(torch.cat(said), hits, ALPHA, GAMMA, reduction="sum")
             cls = cls + focal / number / in_all
         else:
             weight = torch.ones(classes, dtype=torch.float64)
             weight[-1] = config.no_object_weight
-            cls = cls + F.cross_entropy(torch.cat(said), torch.tensor(wanted), weight)
+            cls = cls + F.cross_entropy(torch.cat(said), torch.tensor(wanted).flatten(), weight)
     total = config.cls_weight * cls + config.l1_weight * l1 + config.giou_weight * giou
     return {"total": total, "cls": cls, "l1": l1, "giou": giou}
 
@@ -198,22 +226,22 @@ def in_every_frame(matched: Tensor, targets: TubeTargets, config: TubeletLoss) -
     return torch.where(targets.visible, matched[..., None], -1)
 
 
-@BOTH_KINDS
+@ALL_KINDS
 @BOTH_MATCHINGS
 @ALL_SHAPES
-def test_slots_are_matched_as_scipy_matches_them(name: str, matching: str, multi_label: bool) -> None:
+def test_slots_are_matched_as_scipy_matches_them(name: str, matching: str, multi_label: bool, several: bool) -> None:
     config = replace(CONFIG, matching=matching)
-    given = problem(SHAPES[name], multi_label=multi_label)
+    given = problem(SHAPES[name], multi_label=multi_label, several=several)
     got = match_slots(*given, config, multi_label=multi_label)
     assert torch.equal(in_every_frame(got, given.targets, config), matched_by_loops(given, config, multi_label))
 
 
-@BOTH_KINDS
+@ALL_KINDS
 @BOTH_MATCHINGS
 @ALL_SHAPES
-def test_losses_and_gradients_are_those_of_loops(name: str, matching: str, multi_label: bool) -> None:
+def test_losses_and_gradients_are_those_of_loops(name: str, matching: str, multi_label: bool, several: bool) -> None:
     config = replace(CONFIG, matching=matching)
-    given = problem(SHAPES[name], multi_label=multi_label)
+    given = problem(SHAPES[name], multi_label=multi_label, several=several)
     got = tubelet_losses(*given, config, multi_label=multi_label)
     assert tuple(got) == LOSSES == ("total", "cls", "l1", "giou", "denoising", "auxiliary")
     assert {loss.shape for loss in got.values()} == {()}
