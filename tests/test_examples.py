@@ -59,6 +59,7 @@ def test_tubes_compares_them() -> None:
     assert "frame 15: [120.0, 55.0, 180.0, 205.0]" in output
 
 
+@pytest.mark.slow
 def test_a_detector_is_trained_and_finds_actions_in_a_video(tmp_path: Path) -> None:
     output = run("train_from_python.py", "--out", tmp_path, "--clips", 4, "--epochs", 1)
     assert "2 clips: video accuracy" in output

@@ -239,6 +239,7 @@ def test_the_other_tests_are_those_that_a_gpu_runs(check: Check) -> None:
     assert len(files) == len({*files})
 
 
+@pytest.mark.slow
 def test_no_card_is_asked_for_units_that_it_lacks(named: dict[str, list[str]]) -> None:
     """A T4 has none for bf16."""
     calls = [

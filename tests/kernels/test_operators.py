@@ -43,6 +43,7 @@ def make(
         boxes = random_boxes(*leading, 2, 4, 2, seed=2)
     if each_frame:
         logits = random_logits(*leading, 2, 4, 2, 3, seed=3)
+        targets = targets._replace(labels=targets.labels[:, :, None, None].repeat(1, 1, 2, 1))
     targets = targets._replace(boxes=targets.boxes.float()).to(DEVICE)
     return logits.to(DEVICE, dtype), boxes.to(DEVICE, dtype), targets, matched.to(DEVICE)
 
@@ -129,7 +130,7 @@ def test_operators_keep_their_contracts(name: str, tubelets: bool) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name.split()[0] in OF_TARGETS])
-def test_operators_keep_their_contracts_with_logits_of_each_frame(name: str) -> None:
+def test_operators_keep_their_contracts_with_logits_and_labels_of_each_frame(name: str) -> None:
     arguments = calls(torch.float32, True, each_frame=True)[name]
     torch.library.opcheck(getattr(OPERATORS, name.split()[0]).default, arguments, test_utils=CHECKS)
 
