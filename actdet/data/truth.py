@@ -75,6 +75,8 @@ class TubeTargets(NamedTuple):
     def by_action(self) -> tuple[TubeTargets, Tensor]:
         """Give each action of an actor a row of its own, in the order of the actors and their classes.
 
+        The targets must be on the CPU.
+
         Returns:
             Targets with labels (B, M'), and (B, M') int64, which row here each of their rows is from.
         """
@@ -212,10 +214,11 @@ class TubeTruth:
 def actors_of(tubes: Sequence[Tube]) -> list[list[Tube]]:
     """Group the tubes of a video by their actors, each of whom has another class in each of them.
 
-    Two tubes are of one actor if they have frames in common, and the same box in each of those.
+    Two tubes are of one actor if they have frames in common, and the same box in each of those. The order of the tubes
+    changes nothing.
     """
     actors: list[list[Tube]] = []
-    for tube in tubes:
+    for tube in _in_order(tubes):
         for actor in actors:
             meetings = [_same_boxes(tube, other) for other in actor]
             is_new = all(tube.label != other.label for other in actor)
@@ -225,6 +228,11 @@ def actors_of(tubes: Sequence[Tube]) -> list[list[Tube]]:
         else:
             actors.append([tube])
     return actors
+
+
+def _in_order(tubes: Sequence[Tube]) -> list[Tube]:
+    """Sort tubes by class, so that their order in a file changes nothing."""
+    return sorted(tubes, key=lambda tube: (tube.label, tube.frames.tolist(), tube.boxes.tolist()))
 
 
 def _same_boxes(one: Tube, other: Tube) -> bool | None:
@@ -258,7 +266,7 @@ class _ClipTubes:
     """
 
     def __init__(self, clip: Clip, by_actor: bool) -> None:
-        tubes = sorted(clip.tubes, key=lambda tube: (tube.label, tube.frames.tolist(), tube.boxes.tolist()))
+        tubes = _in_order(clip.tubes)
         self.labels = np.array([tube.label for tube in tubes], np.int64)
         places = {id(tube): place for place, tube in enumerate(tubes)}
         actors = actors_of(tubes) if by_actor else [[tube] for tube in tubes]

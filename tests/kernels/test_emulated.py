@@ -54,7 +54,8 @@ KERNELS = {"assign", "cost", "match", "loss", "clips", "norm", "attention"}
 # Clips have no barriers; of the norm's, Triton puts some where nothing needs them.
 BARRIERS = KERNELS - {"clips", "norm"}
 
-# All of the gates' architectures. The ordinary run has that of the H100.
+# All of the gates' architectures. The ordinary run has that of the H100, and the matching for that of the P100, the
+# oldest.
 CAPABILITIES = (60, 70, 75, 80, 86, 89, 90, 100, 120)
 
 
@@ -71,6 +72,13 @@ def assert_nothing_is_wrong(found: dict[str, str]) -> None:
 )
 def test_compiled_kernels_are_right_and_free_of_races(capability: int) -> None:
     assert_nothing_is_wrong(emulated(capability, "lockstep", 0))
+
+
+@NEEDS_TRITON
+def test_the_compiled_matching_is_right_on_the_oldest_architecture() -> None:
+    found = emulated(60, "lockstep", 0, "match")
+    assert len(found) > 3
+    assert not any(found.values()), found
 
 
 @NEEDS_TRITON

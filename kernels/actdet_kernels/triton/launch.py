@@ -88,8 +88,8 @@ def sizes(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets) -> dict[st
     }
 
 
-def may_have_several(targets: Targets | Tubelets) -> bool:
-    """Return whether labels lie in rows: of each target, or of each in each frame."""
+def may_have_several_labels(targets: Targets | Tubelets) -> bool:
+    """Return whether labels lie in rows: a row of each target, or of each in each frame."""
     return labels_each(targets) > 1 or has_frame_labels(targets)
 
 
@@ -123,7 +123,7 @@ def cost_options(compute: torch.dtype, targets: Targets | Tubelets, options: Cos
     return {
         "CLASS_COST": options.class_cost,
         "BOX_TERM": options.box_term,
-        "SEVERAL": may_have_several(targets),
+        "SEVERAL": may_have_several_labels(targets),
         "DTYPE": triton_dtype(compute),
         **weight_options(options.weights),
         **focal_options(options.class_cost != "softmax", options.alpha, options.gamma),

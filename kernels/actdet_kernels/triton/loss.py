@@ -548,7 +548,7 @@ def loss_options(logits: Tensor, boxes: Tensor, targets: Targets | Tubelets, opt
         "CROSS_ENTROPY": class_loss == "cross_entropy",
         "BOX_TERM": options.box_term,
         "SOFT": class_loss if class_loss in SOFT_KINDS else "none",
-        "SEVERAL": launch.may_have_several(targets),
+        "SEVERAL": launch.may_have_several_labels(targets),
         "FRAME_LABELS": has_frame_labels(targets),
         "EACH_FRAME": is_of_each_frame(logits, boxes, targets),
         "DTYPE": triton_dtype(compute_dtype(logits, boxes)),

@@ -191,7 +191,7 @@ def test_nothing_in_the_file_names_a_folder_of_this_machine(case: Case) -> None:
 
 def test_an_onnx_file_has_no_batch_norm_and_only_standard_operators(case: Case) -> None:
     if case.format == "pt2":
-        return
+        pytest.skip("this is of ONNX files")
     model = onnx.load(case.path)
     operators = [node.op_type for node in model.graph.node]
     assert operators.count("Conv") == 38
