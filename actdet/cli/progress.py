@@ -57,6 +57,12 @@ class ProgressBar(tqdm):
         with self.external_write_mode():
             print_line(line, flush=True)
 
+    def close(self) -> None:
+        """Take the bar away if its work never began, so that an error is all that is left on the screen."""
+        if self.total is None:
+            self.leave = False
+        super().close()
+
     def _is_about(self, name: str) -> bool:
         return self.desc == f"{name}: "
 

@@ -46,6 +46,19 @@ def test_a_bar_shows_how_much_of_how_much_is_done() -> None:
             assert shown(bar) == ("read", done, 4, "video")
 
 
+def test_a_bar_of_work_that_never_began_is_taken_away() -> None:
+    """Any other stays, whether its work was done or not."""
+    for total, done in ((None, 0), (4, 0), (4, 2), (4, 4)):
+        stream = io.StringIO()
+        with ProgressBar(file=stream, mininterval=0, desc="read", unit="video") as bar:
+            if total is not None:
+                bar.show(done, total)
+        last_line = stream.getvalue().rpartition("\n")[2].rstrip("\r").rpartition("\r")[2].strip()
+        left = stream.getvalue().rpartition("\n")[0].rpartition("\r")[2]
+        assert not last_line
+        assert left == "" if total is None else left.startswith("read: ")
+
+
 def test_one_training_after_another_and_their_drawing_are_bars_of_their_own() -> None:
     with open_bar(unit="step") as bar:
         for number in (1, 2, 3):
