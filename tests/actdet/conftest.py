@@ -51,6 +51,12 @@ def actdet_command(
 
 
 @pytest.fixture
+def no_bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations compute in float32 as the trainings of most tests do, whatever the units of this processor."""
+    monkeypatch.setattr("actdet.device._cpu_has_bf16", lambda: False)
+
+
+@pytest.fixture
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two or three convolutions instead of R(2+1)D-18, on one thread: others may be using the machine."""
     with _tiny_backbone(monkeypatch):

@@ -48,6 +48,7 @@ def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name != "seconds"}
 
 
+@pytest.mark.usefixtures("no_bf16_units")
 def test_a_detector_is_trained_evaluated_and_predicts(actdet_command: Actdet, tubes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     trained = actdet_command("train", tubes, "--out", run, "--epochs", 2, "--val-share", 0.4, *OPTIONS)
@@ -103,6 +104,7 @@ def test_a_detector_of_whole_clips_learns_from_the_same_videos(
     assert "frame-mAP" not in (run / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("no_bf16_units")
 def test_a_backbone_of_pictures_trains_and_is_evaluated(actdet_command: Actdet, tubes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["--backbone", "efficientnet-lite0", "--backbone-weights", "imagenet", "--auxiliary-weight", 1]

@@ -63,6 +63,7 @@ def test_a_network_that_lacks_a_method_is_refused() -> None:
         Lacking()  # pyright: ignore[reportAbstractUsage]
 
 
+@pytest.mark.usefixtures("no_bf16_units")
 def test_the_commands_take_another_family(toy: None, actdet_command: Actdet, rendered: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = [*SMALL, "--box-weight", "2", *QUICK, "--epochs", "2", "--batch-size", "4"]
@@ -103,6 +104,7 @@ def test_the_commands_take_another_family(toy: None, actdet_command: Actdet, ren
     assert (refused.code, refused.err) == (1, "actdet: the detector to train on is of the family toy, not detr\n")
 
 
+@pytest.mark.usefixtures("no_bf16_units")
 def test_an_interrupted_training_goes_on_as_what_it_was(
     toy: None, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
