@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from actdet_kernels import Targets, Tubelets, frame_levels
+from actdet_kernels import CenterMaps, Targets, Tubelets, frame_levels
 from torch import Tensor
 
 REGIMES = ("uniform", "near-identical", "trained")
@@ -141,6 +141,46 @@ class Attention(NamedTuple):
     sizes: list[tuple[int, int]]
 
 
+class PeakSize(NamedTuple):
+    """Samples of so many frames, with maps of so many centers' channels, and of classes on a coarser grid, or none."""
+
+    samples: int
+    frames: int
+    channels: int
+    side: int
+    classes: int
+
+    def __str__(self) -> str:
+        return f"{self.samples} of {self.frames} frames, {self.channels} x {self.side}x{self.side}"
+
+
+# STMA on UCF101-24, which finds actors of any class, and MOC, which has a map for each.
+PEAKS = [PeakSize(24, 5, 1, 72, 24), PeakSize(24, 7, 24, 72, 0)]
+
+
+class CenterSize(NamedTuple):
+    """Samples of so many frames with 3 actors, and their classes on a coarser grid, or as channels of the centers."""
+
+    samples: int
+    frames: int
+    side: int
+    classes: int
+    coarse: int | None
+
+    def __str__(self) -> str:
+        place = "channels" if self.coarse is None else f"classes on {self.coarse}x{self.coarse}"
+        return f"{self.samples} of {self.frames}x{self.side}x{self.side}, {self.classes} {place}"
+
+
+# STMA's on UCF101-24, and TTFNet's on COCO.
+CENTERS = [CenterSize(24, 5, 72, 24, 9), CenterSize(16, 1, 128, 80, None)]
+
+
+class CenterProblem(NamedTuple):
+    maps: CenterMaps
+    targets: Tubelets
+
+
 class Clips(NamedTuple):
     frames: Tensor
     indices: Tensor
@@ -192,6 +232,39 @@ def make_attention(size: AttentionSize, places: str, device: torch.device) -> At
     weights = torch.randn(each, generator=generator, device=device).flatten(-2).softmax(-1).view(each)
     d_out = torch.randn(size.samples, size.queries, 8 * 32, generator=generator, device=device)
     return Attention(values, points, weights, d_out, list(size.levels))
+
+
+def make_maps(size: PeakSize, device: torch.device) -> CenterMaps:
+    """Noise, in which a pixel in nine is a peak. Channels lie side by side, as networks in channels_last give them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def channels_last(channels: int, side: int) -> Tensor:
+        return torch.randn(size.samples, side, side, channels, generator=generator).to(device).movedim(-1, 1)
+
+    return CenterMaps(
+        channels_last(size.channels, size.side),
+        3 * channels_last(2 * size.frames, size.side).unflatten(1, (size.frames, 2)),
+        9 * channels_last(4 * size.frames, size.side).unflatten(1, (size.frames, 4)),
+        channels_last(size.classes, size.side // 4) if size.classes else None,
+    )
+
+
+def make_centers(size: CenterSize, device: torch.device) -> CenterProblem:
+    """Maps as at the start of a training, and 3 actors of 8 rows, who stay near where they are."""
+    generator = torch.Generator().manual_seed(0)
+    batch, frames, side, classes, coarse = size
+    channels = classes if coarse is None else 1
+    centers = torch.randn(batch, channels, side, side, generator=generator) - 2
+    movement = torch.randn(batch, frames, 2, side, side, generator=generator)
+    sides = 10 * torch.rand(batch, frames, 4, side, side, generator=generator)
+    logits = None if coarse is None else torch.randn(batch, classes, coarse, coarse, generator=generator).to(device)
+    maps = CenterMaps(centers.to(device), movement.to(device), sides.to(device), logits)
+
+    boxes = _boxes(generator, batch, 8, 1) + 0.02 * torch.rand(batch, 8, frames, 4, generator=generator)
+    labels = torch.randint(classes, (batch, 8), generator=generator)
+    visible = torch.rand(batch, 8, frames, generator=generator) < 0.9
+    counts = torch.full((batch,), 3, dtype=torch.int32)
+    return CenterProblem(maps, Tubelets(labels, boxes, counts, visible).to(device))
 
 
 def make_problem(size: Size, regime: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Problem:

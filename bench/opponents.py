@@ -5,7 +5,9 @@ cost:      Problem -> (L, B, N, M) matching cost
 match:     Problem -> (L, B, M) query of each target
 criterion: Problem -> total loss and the gradients of logits and boxes
 clips:     Clips -> (B, 3, T, H, W) normalized clips of cached frames
+centers:   CenterProblem -> total center loss, and the gradients of the maps
 attention: Attention -> deformable attention, and the gradients of values, points and weights
+peaks:     CenterMaps -> pixels, channels, scores, boxes and class logits of the ten highest peaks
 norm:      Features -> BatchNorm, sum and ReLU of them, and the gradients of features, weight, bias and shortcut
 """
 
@@ -20,9 +22,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from actdet_kernels import (
+    CenterMaps,
     MatchWeights,
     assign,
     batch_norm,
+    center_loss,
+    center_peaks,
     deformable_attention,
     gather_clips,
     match,
@@ -34,7 +39,7 @@ from actdet_kernels.options import CostOptions
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from bench.cases import Attention, Clips, Features, Problem
+from bench.cases import Attention, CenterProblem, Clips, Features, Problem
 
 WEIGHTS = MatchWeights()
 NO_OBJECT_WEIGHT = 0.1
@@ -177,6 +182,7 @@ MATCH: dict[str, Callable[[Problem], Tensor]] = {
 Outcome = tuple[Tensor, Tensor, Tensor]
 Normed = tuple[Tensor, ...]
 Attended = tuple[Tensor, ...]
+Found = tuple[Tensor, ...]
 
 
 def ours_criterion(problem: Problem) -> Outcome:
@@ -233,7 +239,7 @@ def _reference(logits: Tensor, boxes: Tensor, targets: Any) -> Tensor:
 
 
 @cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)
 
 
@@ -242,6 +248,39 @@ def _with_gradients(problem: Problem, total: Callable[..., Tensor]) -> Outcome:
     loss = total(logits, boxes, problem.targets)
     d_logits, d_boxes = torch.autograd.grad(loss, [logits, boxes])
     return loss, d_logits, d_boxes
+
+
+# The loss of centers
+
+
+def ours_centers(problem: CenterProblem) -> tuple[Tensor, ...]:
+    return _of_maps(problem, lambda maps, targets: center_loss(maps, targets).total)
+
+
+def eager_centers(problem: CenterProblem) -> tuple[Tensor, ...]:
+    return _of_maps(problem, _reference_centers)
+
+
+def compiled_centers(problem: CenterProblem) -> tuple[Tensor, ...]:
+    return _of_maps(problem, _compiled(_reference_centers))
+
+
+CENTER_LOSS: dict[str, Callable[[CenterProblem], tuple[Tensor, ...]]] = {
+    "actdet": ours_centers,
+    "eager PyTorch": eager_centers,
+    "torch.compile": compiled_centers,
+}
+
+
+def _reference_centers(maps: CenterMaps, targets: Any) -> Tensor:
+    return center_loss(maps, targets, backend="reference").total
+
+
+def _of_maps(problem: CenterProblem, total: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    """The total, and the gradients of all maps that there are."""
+    leaves = [None if each is None else each.detach().requires_grad_() for each in problem.maps]
+    loss = total(CenterMaps(*cast(Any, leaves)), problem.targets)
+    return loss.detach(), *torch.autograd.grad(loss, [each for each in leaves if each is not None])
 
 
 # Clips
@@ -314,6 +353,61 @@ def _attended(problem: Attention, attend: Callable[..., Tensor]) -> Attended:
     inputs = [value.detach().requires_grad_() for value in problem[:3]]
     out = attend(*inputs)
     return out.detach(), *torch.autograd.grad(out, inputs, problem.d_out)
+
+
+# Peaks of maps of centers
+
+
+def ours_peaks(maps: CenterMaps) -> Found:
+    return center_peaks(maps)
+
+
+def eager_peaks(maps: CenterMaps) -> Found:
+    return center_peaks(maps, backend="reference")
+
+
+def centernet_peaks(maps: CenterMaps) -> Found:
+    """CenterNet's decoding, with MOC's boxes. Ties are in any order, and what is not finite is not looked at."""
+    centers, movement, sizes, classes = maps
+    batch, _, height, width = centers.shape
+    frames = movement.shape[1]
+    peaks = 10
+    scores = centers.sigmoid()
+    scores = scores * (F.max_pool2d(scores, 3, 1, 1) == scores)
+    scores, pixels = scores.flatten(2).topk(peaks)
+    scores, place = scores.flatten(1).topk(peaks)
+    pixels = pixels.flatten(1).gather(1, place)
+
+    middle = torch.stack([pixels % width, pixels // width], -1) + 0.5
+    index = pixels[:, None, None].expand(-1, frames, 2, -1)
+    moved = middle[:, :, None] + movement.flatten(3).gather(3, index).permute(0, 3, 1, 2)
+    u = moved[..., 0].long().clamp(0, width - 1)
+    v = moved[..., 1].long().clamp(0, height - 1)
+    index = (v * width + u).transpose(1, 2)[:, :, None].expand(-1, -1, 4, -1)
+    left, top, right, bottom = sizes.flatten(3).gather(3, index).permute(2, 0, 3, 1)
+    center_x = u + 0.5 + (right - left) / 2
+    center_y = v + 0.5 + (bottom - top) / 2
+    boxes = torch.stack([center_x / width, center_y / height, (left + right) / width, (top + bottom) / height], -1)
+
+    logits = scores.new_zeros(batch, peaks, 0)
+    if classes is not None:
+        rows, columns = classes.shape[2:]
+        cell = pixels // width * rows // height * columns + pixels % width * columns // width
+        logits = classes.flatten(2).gather(2, cell[:, None].expand(-1, classes.shape[1], -1)).transpose(1, 2)
+    return pixels, place // peaks, scores, boxes, logits
+
+
+def compiled_peaks(maps: CenterMaps) -> Found:
+    """torch.compile of CenterNet's."""
+    return _compiled(centernet_peaks)(maps)
+
+
+DECODE: dict[str, Callable[[CenterMaps], Found]] = {
+    "actdet": ours_peaks,
+    "eager PyTorch": eager_peaks,
+    "CenterNet": centernet_peaks,
+    "torch.compile": compiled_peaks,
+}
 
 
 # Batch normalization

@@ -15,38 +15,47 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from actdet_kernels import gather_clips, pairwise_cost, set_loss
+from actdet_kernels import CenterMaps, gather_clips, pairwise_cost, set_loss
 from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from bench.cases import (
     ATTENTIONS,
+    CENTERS,
     CHANGES,
     CLIPS,
     MATRICES,
     NORMS,
+    PEAKS,
     PLACES,
     REGIMES,
     SIZES,
     AttentionSize,
+    CenterProblem,
+    CenterSize,
     ClipSize,
     Matrices,
     NormSize,
+    PeakSize,
     Problem,
     Size,
     make_attention,
+    make_centers,
     make_clips,
     make_cost,
     make_features,
+    make_maps,
     make_problem,
 )
 from bench.measure import CaptureFailed, measure, quantiles
 from bench.opponents import (
     ASSIGN,
     ATTENTION,
+    CENTER_LOSS,
     COST,
     CRITERION,
+    DECODE,
     GATHER,
     MATCH,
     MATCHER_OF,
@@ -112,6 +121,22 @@ def test_criterion(benchmark: BenchmarkFixture, record: Record, size: Size, regi
     compare(benchmark, record, row, CRITERION[name], problem, check)
 
 
+@pytest.mark.parametrize("name", CENTER_LOSS)
+@pytest.mark.parametrize("size", CENTERS, ids=str)
+def test_centers(benchmark: BenchmarkFixture, record: Record, size: CenterSize, name: str) -> None:
+    """The loss of centers, forward and backward, in float32."""
+    row = {"operation": "centers", "size": str(size), "regime": REGIMES[0], "name": name}
+    problem = make_centers(size, DEVICE)
+
+    def check(got: tuple[Tensor, ...]) -> None:
+        """As a whole, since most of a gradient is 0."""
+        for mine, exact in zip(got, exact_centers(size), strict=True):
+            error = (mine.cpu().double() - exact).norm() / exact.norm()
+            assert error < 1e-4, f"{error:.1e} of the whole is wrong"
+
+    compare(benchmark, record, row, CENTER_LOSS[name], problem, check)
+
+
 @pytest.mark.parametrize("name", GATHER)
 @pytest.mark.parametrize("changes", CHANGES)
 @pytest.mark.parametrize("size", CLIPS, ids=str)
@@ -143,6 +168,20 @@ def test_attention(benchmark: BenchmarkFixture, record: Record, size: AttentionS
             assert error < 1e-2, f"{error:.1e} of the whole is wrong"
 
     compare(benchmark, record, row, ATTENTION[name], problem, check)
+
+
+@pytest.mark.parametrize("name", DECODE)
+@pytest.mark.parametrize("size", PEAKS, ids=str)
+def test_peaks(benchmark: BenchmarkFixture, record: Record, size: PeakSize, name: str) -> None:
+    """The ten highest peaks of maps of centers in float32."""
+    row = {"operation": "peaks", "size": str(size), "regime": REGIMES[0], "name": name}
+
+    def check(got: tuple[Tensor, ...]) -> None:
+        wanted = DECODE["eager PyTorch"](make_maps(size, torch.device("cpu")))
+        for mine, exact in zip(got, wanted, strict=True):
+            torch.testing.assert_close(mine.cpu(), exact)
+
+    compare(benchmark, record, row, DECODE[name], make_maps(size, DEVICE), check)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="on a CPU it is PyTorch's own")
@@ -254,6 +293,17 @@ def exact_attention(size: AttentionSize, places: str) -> tuple[Tensor, ...]:
     problem = make_attention(size, places, DEVICE)
     given = {name: value.double() for name, value in problem._asdict().items() if isinstance(value, Tensor)}
     return tuple(value.cpu() for value in ATTENTION["eager PyTorch"](problem._replace(**given)))
+
+
+@cache
+def exact_centers(size: CenterSize) -> tuple[Tensor, ...]:
+    """The loss and its gradients in float64, by the reference."""
+    maps, targets = make_centers(size, torch.device("cpu"))
+    centers, movement, sizes, classes = maps
+    exact = CenterMaps(
+        centers.double(), movement.double(), sizes.double(), None if classes is None else classes.double()
+    )
+    return CENTER_LOSS["eager PyTorch"](CenterProblem(exact, targets._replace(boxes=targets.boxes.double())))
 
 
 def exact_criterion(size: Size, regime: str, matched: Tensor) -> tuple[Tensor, ...]:

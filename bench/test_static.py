@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.cases import REGIMES, SIZES, Size, make_problem
+from bench.cases import CENTERS, REGIMES, SIZES, CenterSize, Size, make_centers, make_problem
 from bench.counting import count
-from bench.opponents import CRITERION, MATCH, Absent
+from bench.opponents import CENTER_LOSS, CRITERION, MATCH, Absent
 from bench.sass import compiled_rows
 
 CAPABILITIES = (75, 80, 90, 100)  # the disassembler knows none before
@@ -31,6 +31,16 @@ def test_launches(record: Callable[..., None], size: Size, operation: str, name:
     assert launches > 0
     assert (reads == 0) == (name == "actdet")
     record(kind="counted", operation=operation, size=str(size), name=name, launches=launches, reads=reads)
+
+
+@pytest.mark.parametrize("name", ["actdet", "eager PyTorch"])
+@pytest.mark.parametrize("size", CENTERS, ids=str)
+def test_launches_of_centers(record: Callable[..., None], size: CenterSize, name: str) -> None:
+    """The whole criterion, forward and backward; that in PyTorch is the plainest one."""
+    launches, reads = count(CENTER_LOSS[name], make_centers(size, torch.device("cpu")))
+    assert launches > 0
+    assert reads == 0
+    record(kind="counted", operation="centers", size=str(size), name=name, launches=launches, reads=reads)
 
 
 @pytest.mark.timeout(3600)

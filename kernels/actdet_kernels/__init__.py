@@ -5,9 +5,10 @@ matched = match(logits, boxes, targets)  # (..., B, M), the query of each target
 loss = set_loss(logits, boxes, targets, matched)
 loss.total.backward()
 
-There are three more operations for training on video: gather_clips(frames, indices, ...) makes batches out of cached
-frames, batch_norm(features, ..., relu=True) does what causes half of the memory traffic of a convolutional network, and
-deformable_attention(values, points, weights, sizes) reads features where queries want to look.
+There are more operations for training on video: gather_clips(frames, indices, ...) makes batches out of cached frames,
+batch_norm(features, ..., relu=True) does what causes half of the memory traffic of a convolutional network,
+deformable_attention(values, points, weights, sizes) reads features where queries want to look, and center_loss(maps,
+targets) and center_peaks(maps) are the loss and the answer of detectors that find tubelets by their centers.
 
 Each operation has a file with its function, checks, operator, shapes and derivative. No file has the name of an
 operation, because importing it would replace the function of that name in this package by the module.
@@ -20,6 +21,7 @@ targets, C logits, T frames. Wherever boxes are (..., B, N, 4) with `Targets`, t
 
 from actdet_kernels.assignment import Assignment, assign, solve_assignment
 from actdet_kernels.backend import explain_backend
+from actdet_kernels.centers import CenterLoss, CenterMaps, CenterWeights, center_loss
 from actdet_kernels.clips import frame_levels, gather_clips
 from actdet_kernels.cost import MatchWeights, pairwise_cost
 from actdet_kernels.deformable import deformable_attention
@@ -28,18 +30,25 @@ from actdet_kernels.giou import giou_loss, pairwise_giou
 from actdet_kernels.loss import SetLoss, set_loss
 from actdet_kernels.matching import Matching, match, solve_matching
 from actdet_kernels.norm import batch_norm
+from actdet_kernels.peaks import Peaks, center_peaks
 from actdet_kernels.targets import Targets, Tubelets, pad_targets, repeat_targets
 
 __all__ = [
     "Assignment",
+    "CenterLoss",
+    "CenterMaps",
+    "CenterWeights",
     "DenoisingQueries",
     "MatchWeights",
     "Matching",
+    "Peaks",
     "SetLoss",
     "Targets",
     "Tubelets",
     "assign",
     "batch_norm",
+    "center_loss",
+    "center_peaks",
     "deformable_attention",
     "denoising_queries",
     "explain_backend",

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from actdet_kernels.options import CostOptions, LossOptions
+from actdet_kernels.centers import CenterMaps
+from actdet_kernels.options import CenterOptions, CostOptions, LossOptions
 from actdet_kernels.targets import Targets, Tubelets
-from actdet_kernels.triton import assignment, clips, cost, deformable, loss, matching, norm
+from actdet_kernels.triton import assignment, centers, clips, cost, deformable, loss, matching, norm, peaks
 
 WEIGHTS = (2.0, 5.0, 2.0)
 FP16, BF16, FP32, FP64, U8, I32, I64, BOOL = (
@@ -183,10 +184,48 @@ def deformable_attention(
     return deformable.deformable_attention_gradient(out, values, points, weights, sizes, mask, deterministic)
 
 
+def of_centers(actors: int, loss: int, total: int, gradient: int) -> dict[str, int]:
+    """Return the limits of the kernels that a center loss and its gradient launch."""
+    return {
+        "actors_kernel": actors,
+        "center_loss_kernel": loss,
+        "center_total_kernel": total,
+        "center_gradient_kernel": gradient,
+    }
+
+
 def of_deformable(attention: int, gradient: int) -> dict[str, int]:
     """Return the limits of a case of `deformable_attention`."""
     limits = {"deformable_attention_kernel": attention, "deformable_gradient_kernel": gradient}
     return limits | {"from_integers_kernel": 64}
+
+
+def center_loss(
+    dtype: torch.dtype,
+    channels: int = 1,
+    classes: int = 24,
+    *,
+    radius: str = "published",
+    movement_area: str = "ellipse",
+    size_area: str = "ellipse",
+    moved: bool = True,
+    beta: float = 4.0,
+) -> object:
+    """Call the loss of a sample's maps of 72 x 72 pixels over 5 frames, and its gradient."""
+    of_classes = tensor(dtype, 1, classes, 9, 9) if classes else None
+    of_centers = tensor(dtype, 1, channels, 72, 72)
+    maps = CenterMaps(of_centers, tensor(dtype, 1, 5, 2, 72, 72), tensor(dtype, 1, 5, 4, 72, 72), of_classes)
+    targets = Tubelets(tensor(I64, 1, 8), tensor(FP32, 1, 8, 5, 4), tensor(I32, 1), tensor(BOOL, 1, 8, 5))
+    options = CenterOptions((0.01, 1.0, 0.5, 0.05), 2, radius, movement_area, size_area, moved, 4, 2.0, beta)
+    *losses, divisors = centers.center_loss(maps, targets, options)
+    cotangents = (losses[0], None, None, None, None)
+    return centers.center_loss_gradient(maps, targets, divisors, cotangents, options)
+
+
+def center_peaks(dtype: torch.dtype, classes: bool = True, moved: bool = True) -> object:
+    """Call for two samples of 5 frames on a grid of 72 x 72, as STMA has it, with 24 classes on one of 18 x 18."""
+    maps = CenterMaps(tensor(dtype, 2, 1, 72, 72), tensor(dtype, 2, 5, 2, 72, 72), tensor(dtype, 2, 5, 4, 72, 72))
+    return peaks.center_peaks(maps._replace(classes=tensor(dtype, 2, 24, 18, 18) if classes else None), 10, moved)
 
 
 CASES = [
@@ -352,4 +391,18 @@ CASES = [
         70,
     ),
     Case("norm, 64, fp64", lambda: batch_norm(64, FP64, relu=False), of_norm(168, 168, 168, 168, 128)),
+    Case("centers, fp32", lambda: center_loss(FP32), of_centers(80, 96, 64, 96)),
+    Case(
+        "centers, bf16, circles, corrected",
+        lambda: center_loss(BF16, radius="corrected", movement_area="circle", size_area="center", moved=False),
+        of_centers(80, 96, 64, 96),
+    ),
+    Case(
+        "centers, fp64, 24 channels, beta 1.5",
+        lambda: center_loss(FP64, channels=24, classes=0, beta=1.5),
+        of_centers(128, 168, 80, 168),
+    ),
+    Case("peaks, fp32", lambda: center_peaks(FP32), {"center_peaks_kernel": 128}),
+    Case("peaks, bf16, in place", lambda: center_peaks(BF16, moved=False), {"center_peaks_kernel": 128}),
+    Case("peaks, fp64, no classes", lambda: center_peaks(FP64, classes=False), {"center_peaks_kernel": 168}),
 ]

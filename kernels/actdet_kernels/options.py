@@ -43,3 +43,29 @@ class LossOptions(NamedTuple):
     gamma: float
     box_term: str
     per_layer: bool
+
+
+class CenterOptions(NamedTuple):
+    """The options of `center_loss`, in the order in which its operators take them.
+
+    Args:
+        weights: Of classes, centers, movement and sizes, as in `CenterWeights`.
+        key: The number of the key frame.
+        radius: "published" or "corrected".
+        movement_area: "ellipse", "circle" or "center".
+        size_area: "ellipse", "circle" or "center".
+        moved: Whether the area for the sides follows the actor.
+        stride: The sides of a pixel of the grid in pixels of the picture.
+        alpha: The exponent of the probability.
+        beta: The exponent that spares the neighbors of a center.
+    """
+
+    weights: tuple[float, float, float, float]
+    key: int
+    radius: str
+    movement_area: str
+    size_area: str
+    moved: bool
+    stride: int
+    alpha: float
+    beta: float

@@ -25,8 +25,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from actdet_kernels import (
+    CenterMaps,
     MatchWeights,
+    Tubelets,
     batch_norm,
+    center_loss,
+    center_peaks,
     deformable_attention,
     frame_levels,
     gather_clips,
@@ -39,6 +43,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from tests.kernels.oracles import (
+    center_terms,
     changed_clips,
     clip_error,
     costs,
@@ -58,6 +63,7 @@ from tests.kernels.oracles import (
     weighted_sum,
     with_frame_labels,
 )
+from tests.kernels.peak_oracles import MapShape, check_peaks, peaks_by_loops, random_maps
 from tests.kernels.ptxsim import launch
 from tests.kernels.ptxsim.generator import Generator
 from tests.kernels.ptxsim.launch import Emulator
@@ -281,6 +287,47 @@ def attention_case(
         torch.testing.assert_close(mine.detach().double(), true.detach(), rtol=torch.finfo(mine.dtype).eps, atol=2e-5)
 
 
+def center_case(shape: MapShape, dtype: torch.dtype, counts: Sequence[int] = (3, 2), **options: Any) -> None:
+    """The loss against loops in double precision, and its gradient against the reference's."""
+    maps = random_maps(shape, seed=1, dtype=dtype)
+    maps = maps._replace(sizes=maps.sizes.abs())
+    generator = torch.Generator().manual_seed(2)
+    rows = max(counts)
+    labels = torch.randint(3, (shape.batch, rows), generator=generator)
+    boxes = random_boxes(shape.batch, rows, shape.frames, seed=3, dtype=FP32)
+    visible = torch.rand(shape.batch, rows, shape.frames, generator=generator) < 0.8
+    targets = Tubelets(labels, boxes, torch.tensor(counts[: shape.batch]), visible)
+
+    found: list[tuple[Any, list[Tensor]]] = []
+    for backend, given in (("triton", maps), ("reference", CenterMaps(*(doubled(each) for each in maps)))):
+        inputs = CenterMaps(*(None if each is None else each.clone().requires_grad_() for each in given))
+        loss = center_loss(inputs, targets, backend=backend, **options)
+        (loss.total + 0.3 * loss.sizes).backward()
+        found.append((loss, [each.grad for each in inputs if each is not None and each.grad is not None]))
+    (mine, my_gradients), (_, gradients) = found
+
+    terms, divisors = center_terms(maps, targets, **options)
+    rounding = max(torch.finfo(dtype).eps, 1e-6) if dtype != FP64 else 1e-10
+    np.testing.assert_allclose([value.item() for value in mine[1:5]], terms, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mine.divisors.numpy(), [max(divisors[0], 1), *divisors[1:]], rtol=1e-4)
+    for got, wanted in zip(my_gradients, gradients, strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=4 * rounding, atol=1e-6)
+
+
+def doubled(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.double()
+
+
+def peak_case(shape: MapShape, dtype: torch.dtype, values: int = 0, peaks: int = 4, moved: bool = True) -> None:
+    """`values`: how many different logits there are, among them zeros of either sign."""
+    maps = random_maps(shape, values=values, seed=1, dtype=dtype)
+    if values:
+        maps.centers[..., ::2][maps.centers[..., ::2] == 0] = -0.0
+    maps.centers[0, 0, 0, :2] = torch.tensor([torch.nan, torch.inf])
+    got = center_peaks(maps, peaks=peaks, moved=moved, backend="triton")
+    check_peaks(got, peaks_by_loops(maps, peaks, moved), maps)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "assign 12x5 bf16": lambda: assign_case(12, 5, BF16),
     "assign 5x12 fp32": lambda: assign_case(5, 12, FP32),
@@ -319,6 +366,14 @@ CASES: dict[str, Callable[[], None]] = {
     "attention 3x1 fp32 any order": lambda: attention_case(3, 1, FP32, deterministic=False),
     "attention 40x32 bf16": lambda: attention_case(40, 32, BF16),
     "attention 4x5 fp64": lambda: attention_case(4, 5, FP64, masked=True),
+    "centers 9x7 fp32": lambda: center_case(MapShape(2, 1, 9, 7, 3, (3, 3, 2)), FP32),
+    "centers 20x14 bf16 circles": lambda: center_case(
+        MapShape(1, 1, 20, 14, 2, (3, 1, 1)), BF16, radius="corrected", movement_area="circle", moved=False, key=0
+    ),
+    "centers 17x16 fp64 channels": lambda: center_case(MapShape(1, 3, 17, 16, 1), FP64, [9], size_area="center"),
+    "peaks 9x7 fp32": lambda: peak_case(MapShape(2, 2, 9, 7, 3, (5, 3, 2)), FP32),
+    "peaks 5x6 bf16 ties": lambda: peak_case(MapShape(1, 1, 5, 6, 2, (3, 7, 6)), BF16, values=3, peaks=9),
+    "peaks 34x33 fp64 in place": lambda: peak_case(MapShape(1, 1, 34, 33, 2), FP64, moved=False),
 }
 
 # Of the sizes of a DETR that is trained on COCO: solvers of several warps, blocks of 64 classes, many programs.
@@ -332,15 +387,19 @@ LARGE_CASES: dict[str, Callable[[], None]] = {
     "clips 64x64 bf16": lambda: clip_case(BF16, crops=True, color=True, frames=(6, 64, 64)),
     "norm 900x144 bf16": lambda: norm_case(900, 144, BF16, relu=True),
     "attention 100x32 fp32": lambda: attention_case(100, 32, FP32),
+    "centers 72x72 fp32": lambda: center_case(MapShape(1, 1, 72, 72, 2, (3, 9, 9)), FP32, [8]),
+    "peaks 72x72 fp32": lambda: peak_case(MapShape(1, 1, 72, 72, 5, (24, 18, 18)), FP32, peaks=10),
 }
 
-# Where each barrier is needed: a solver's columns lie in several warps, and a loop over targets takes two rounds.
+# Where each barrier is needed: a solver's columns lie in several warps, a loop over targets takes two rounds, and
+# several warps read the pixel of a peak.
 BARRIER_CASES: dict[str, Callable[[], None]] = {
     "assign 130x12 fp32": lambda: assign_case(130, 12, FP32),
     "cost softmax fp32": lambda: cost_case(FP32, "softmax"),
     "match 60x20 focal bf16": lambda: match_case(60, 20, 20, BF16, "focal"),
     "loss 34x33 cross_entropy fp32": lambda: loss_and_gradient_case(34, 4, [33], FP32, "cross_entropy"),
     "attention 5x16 fp32": lambda: attention_case(5, 16, FP32, masked=True),
+    "peaks 5x4 fp32": lambda: peak_case(MapShape(1, 1, 5, 4, 50), FP32, peaks=3),
 }
 
 

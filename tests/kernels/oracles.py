@@ -7,11 +7,13 @@ import math
 import operator
 from collections.abc import Iterable
 from itertools import permutations
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from actdet_kernels import MatchWeights, Targets, Tubelets
+from actdet_kernels import CenterMaps, MatchWeights, Targets, Tubelets
+from scipy.optimize import brentq
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou, distance_box_iou_loss, generalized_box_iou, sigmoid_focal_loss
 
@@ -520,3 +522,243 @@ def sum_over_pixels(values: Tensor, points: Tensor, weights: Tensor, sizes: Size
         shares = (1 - y.abs()).clamp(min=0)[..., :, None] * (1 - x.abs()).clamp(min=0)[..., None, :]
         outs.append(torch.einsum("bqhp,bqhpij,bijhd->bqhd", weights[:, :, :, level], shares, part))
     return torch.stack(outs).sum(0).flatten(2)
+
+
+# Centers: actor by actor, and pixel by pixel
+
+
+class Around(NamedTuple):
+    """A rectangle of pixels around one of the grid, and how much each of them counts before anything is divided."""
+
+    x: int
+    y: int
+    across: int
+    down: int
+
+    def pixels(self, width: int, height: int) -> dict[tuple[int, int], float]:
+        """G at each (x, y) that is in the grid."""
+        s_across = (2 * self.across + 1) / 6
+        s_down = (2 * self.down + 1) / 6
+        found = {}
+        for y in range(self.y - self.down, self.y + self.down + 1):
+            for x in range(self.x - self.across, self.x + self.across + 1):
+                if 0 <= x < width and 0 <= y < height:
+                    off_x = (x - self.x) ** 2 / (2 * s_across**2)
+                    off_y = (y - self.y) ** 2 / (2 * s_down**2)
+                    found[x, y] = math.exp(-off_x - off_y)
+        return found
+
+
+class Actor(NamedTuple):
+    """An actor who counts: its label, and its boxes cxcywh in pixels of the grid, None where it is not visible."""
+
+    sample: int
+    label: int
+    boxes: list[list[float] | None]
+    key_box: list[float]
+
+    @property
+    def area(self) -> float:
+        return self.key_box[2] * self.key_box[3]
+
+
+def actors_of(maps: CenterMaps, targets: Tubelets, key: int) -> list[Actor]:
+    """Those who count, in the order of the rows."""
+    height, width = maps.centers.shape[2:]
+    size, frames = targets.visible.shape[1:]
+    actors = []
+    for sample, count in enumerate(targets.counts.tolist()):
+        for row in range(max(0, min(count, size))):
+            seen = targets.visible[sample, row].tolist()
+            if not seen[key]:
+                continue
+
+            given = targets.boxes[sample, row].double().tolist()
+            boxes = [[x * width, y * height, w * width, h * height] for x, y, w, h in given]
+            visible_boxes = [boxes[frame] if seen[frame] else None for frame in range(frames)]
+            actors.append(Actor(sample, int(targets.labels[sample, row]), visible_boxes, boxes[key]))
+    return actors
+
+
+def corner_radius(width: int, height: int, kind: str) -> int:
+    """How far a box's corners may be moved (CornerNet, section 3.2) so that at least 0.7 of IoU is left.
+
+    The "corrected" one is searched for on the IoU itself, in the three cases that CornerNet has: both corners are moved
+    in one direction, both inward, or both outward. The "published" one is as in `gaussian_radius` of CornerNet's code.
+    """
+    least = 0.7
+    area = width * height
+    around = width + height
+    if area == 0:
+        return 0
+
+    if kind == "corrected":
+
+        def aside(r: float) -> float:
+            both = (width - r) * (height - r)
+            return both / (2 * area - both) - least
+
+        def inward(r: float) -> float:
+            return (width - 2 * r) * (height - 2 * r) / area - least
+
+        def outward(r: float) -> float:
+            return area / ((width + 2 * r) * (height + 2 * r)) - least
+
+        short = min(width, height)
+        ends = ((aside, short), (inward, short / 2), (outward, max(width, height)))
+        return int(min(cast(float, brentq(function, 0, end, xtol=1e-14)) for function, end in ends))
+
+    roots = []
+    for a, b, c in (
+        (1, around, area * (1 - least) / (1 + least)),
+        (4, 2 * around, (1 - least) * area),
+        (4 * least, -2 * least * around, (least - 1) * area),
+    ):
+        roots.append((b + math.sqrt(b**2 - 4 * a * c)) / 2)
+    return max(0, int(min(roots)))
+
+
+def center_pixel(box: list[float], width: int, height: int) -> tuple[int, int]:
+    """The pixel (x, y) of a grid that the center of a box is in, or the nearest one."""
+    x, y, *_ = box
+    return min(max(math.floor(x), 0), width - 1), min(max(math.floor(y), 0), height - 1)
+
+
+def reach_of(actor: Actor, area: str, radius: int) -> tuple[int, int]:
+    """How far an actor's area reaches to the sides, and above and below."""
+    if area == "center":
+        return 0, 0
+    if area == "circle":
+        return radius, radius
+    return int(0.54 * actor.key_box[2] / 2), int(0.54 * actor.key_box[3] / 2)
+
+
+def giou_of_edges(a: list[float], b: list[float]) -> float:
+    """GIoU of two boxes (left, top, right, bottom); a quotient by 0 is 0."""
+    across = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    down = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    both = across * down
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
+    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+    iou = both / union if union else 0.0
+    return iou - ((hull - union) / hull if hull else 0.0)
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
+
+
+def focal_loss_of_centers(
+    centers: list[Any], actors: list[Actor], radii: list[int], alpha: float, beta: float
+) -> float:
+    """Equation 3 without 1/n, of all samples, channels and pixels."""
+    channels, height, width = len(centers[0]), len(centers[0][0]), len(centers[0][0][0])
+    losses = []
+    for sample, channel in np.ndindex(len(centers), channels):
+        peaks = set()
+        heat: dict[tuple[int, int], float] = {}
+        for actor, r in zip(actors, radii, strict=True):
+            if actor.sample != sample or (channels > 1 and actor.label != channel):
+                continue
+            place = center_pixel(actor.key_box, width, height)
+            peaks.add(place)
+            for pixel, value in Around(*place, r, r).pixels(width, height).items():
+                heat[pixel] = max(value, heat.get(pixel, 0.0))
+
+        for y, x in np.ndindex(height, width):
+            logit = centers[sample][channel][y][x]
+            log_p = log_sigmoid(logit)
+            log_rest = log_sigmoid(-logit)
+            if (x, y) in peaks:
+                losses.append(-math.exp(alpha * log_rest) * log_p)
+            else:
+                losses.append(-((1 - heat.get((x, y), 0.0)) ** beta) * math.exp(alpha * log_p) * log_rest)
+    return math.fsum(losses)
+
+
+def center_terms(
+    maps: CenterMaps,
+    targets: Tubelets,
+    *,
+    key: int | None = None,
+    radius: str = "published",
+    movement_area: str = "ellipse",
+    size_area: str = "ellipse",
+    moved: bool = True,
+    stride: int = 4,
+    alpha: float = 2.0,
+    beta: float = 4.0,
+) -> tuple[list[float], list[float]]:
+    """classes, centers, movement and sizes of `center_loss`; and the three numbers that they are divided by.
+
+    Of targets in which nothing is wrong. A sum of weights may be 0.
+    """
+    batch, _, height, width = maps.centers.shape
+    frames = maps.movement.shape[1]
+    key = frames // 2 if key is None else key
+    actors = actors_of(maps, targets, key)
+    radii = [corner_radius(math.ceil(actor.key_box[2]), math.ceil(actor.key_box[3]), radius) for actor in actors]
+    number = max(len(actors), 1)
+    movement = maps.movement.double().numpy()
+    sides = maps.sizes.double().numpy()
+
+    def owned(sample: int, frame: int, area: str, follow: bool) -> dict[tuple[int, int], tuple[Actor, float]]:
+        """Who owns which pixel in a frame, and the pixel's weight."""
+        owners: dict[tuple[int, int], tuple[Actor, float]] = {}
+        for actor, r in zip(actors, radii, strict=True):
+            box = actor.boxes[frame]
+            if actor.sample != sample or box is None:
+                continue
+            place = center_pixel(box if follow else actor.key_box, width, height)
+            pixels = Around(*place, *reach_of(actor, area, r)).pixels(width, height)
+            share = math.log(max(actor.area * stride**2, math.e)) / math.fsum(pixels.values())
+            for pixel, value in pixels.items():
+                if pixel not in owners or actor.area < owners[pixel][0].area:
+                    owners[pixel] = (actor, share * value)
+        return owners
+
+    distances = []
+    movement_weights = []
+    dissimilarities = []
+    size_weights = []
+    for sample, frame in np.ndindex(batch, frames):
+        for (x, y), (actor, weight) in owned(sample, frame, movement_area, False).items():
+            box = actor.boxes[frame]
+            assert box is not None
+            start = center_pixel(actor.key_box, width, height)
+            dx = movement[sample, frame, 0, y, x] - (box[0] - (start[0] + 0.5))
+            dy = movement[sample, frame, 1, y, x] - (box[1] - (start[1] + 0.5))
+            distances.append(weight * (abs(dx) + abs(dy)) / 2)
+            movement_weights.append(weight)
+
+        for (x, y), (actor, weight) in owned(sample, frame, size_area, moved).items():
+            box = actor.boxes[frame]
+            assert box is not None
+            left, top, right, bottom = sides[sample, frame, :, y, x].tolist()
+            mine = [x + 0.5 - left, y + 0.5 - top, x + 0.5 + right, y + 0.5 + bottom]
+            real = [box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2, box[1] + box[3] / 2]
+            dissimilarities.append(weight * (1 - giou_of_edges(mine, real)))
+            size_weights.append(weight)
+
+    entropies = []
+    if maps.classes is not None:
+        rows, columns = maps.classes.shape[2:]
+        for actor in actors:
+            # From pixels of the grid to those of the coarser one.
+            coarse_box = [actor.key_box[0] / width * columns, actor.key_box[1] / height * rows]
+            x, y = center_pixel(coarse_box, columns, rows)
+            logits = maps.classes[actor.sample, :, y, x].double().tolist()
+            top_logit = max(logits)
+            total = math.fsum(math.exp(logit - top_logit) for logit in logits)
+            entropies.append(math.log(total) - (logits[actor.label] - top_logit))
+
+    centers = focal_loss_of_centers(maps.centers.double().tolist(), actors, radii, alpha, beta)
+    of_movement = math.fsum(movement_weights)
+    of_sizes = math.fsum(size_weights)
+    terms = [
+        math.fsum(entropies) / number,
+        centers / number,
+        math.fsum(distances) / of_movement if of_movement else 0.0,
+        math.fsum(dissimilarities) / of_sizes if of_sizes else 0.0,
+    ]
+    return terms, [float(number), of_movement, of_sizes]

@@ -11,7 +11,19 @@ import json
 from typing import Any
 
 import torch
-from actdet_kernels import Targets, Tubelets, backend, batch_norm, deformable_attention, gather_clips, match, set_loss
+from actdet_kernels import (
+    CenterMaps,
+    Targets,
+    Tubelets,
+    backend,
+    batch_norm,
+    center_loss,
+    center_peaks,
+    deformable_attention,
+    gather_clips,
+    match,
+    set_loss,
+)
 from actdet_kernels.triton import launch
 from torch import Tensor
 
@@ -71,6 +83,32 @@ def attention(samples: int, queries: int, height: int, width: int) -> None:
     deformable_attention(values, points, torch.empty(points.shape[:-1]), sizes).sum().backward()
 
 
+def centers(samples: int, channels: int, side: int, frames: int, classes: int, actors: int) -> None:
+    maps = CenterMaps(
+        torch.empty(samples, channels, side, 1 + side % 31, requires_grad=True),
+        torch.empty(samples, frames, 2, side, 1 + side % 31, requires_grad=True),
+        torch.empty(samples, frames, 4, side, 1 + side % 31, requires_grad=True),
+        torch.empty(samples, classes, 1 + side // 8, 1 + side // 4, requires_grad=True),
+    )
+    targets = Tubelets(
+        torch.empty(samples, actors, dtype=torch.int64),
+        torch.empty(samples, actors, frames, 4),
+        torch.empty(samples, dtype=torch.int32),
+        torch.empty(samples, actors, frames, dtype=torch.bool),
+    )
+    center_loss(maps, targets, key=frames - 1, stride=1 + side % 8).total.backward()
+
+
+def peaks(samples: int, channels: int, height: int, width: int, frames: int, classes: int, count: int) -> None:
+    maps = CenterMaps(
+        torch.empty(samples, channels, height, width),
+        torch.empty(samples, frames, 2, height, width),
+        torch.empty(samples, frames, 4, height, width),
+        torch.empty(samples, classes, height, 1 + width // 4),
+    )
+    center_peaks(maps, peaks=count)
+
+
 if __name__ == "__main__":
     launch.launch = record
     backend.choose_backend = lambda *arguments: "triton"
@@ -94,4 +132,12 @@ if __name__ == "__main__":
     for size in range(1, 101):
         attention(1 + size % 3, 40 + size, 1 + size % 5, size)
     found["attention"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
+    KEYS.clear()
+    for size in range(1, 101):
+        centers(1 + size % 3, 1 + size % 24, size, 1 + size % 7, 1 + size % 25, 1 + size % 40)
+    found["centers"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
+    KEYS.clear()
+    for size in range(1, 101):
+        peaks(1 + size % 3, 1 + size % 24, size, 1 + size % 31, 1 + size % 7, 1 + size % 25, size)
+    found["peaks"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
     print(json.dumps(found))

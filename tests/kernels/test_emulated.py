@@ -49,10 +49,10 @@ def emulated(*arguments: object) -> dict[str, str]:
     return {name: found for line in lines_of("emulated.py", *arguments) for name, found in line.items()}
 
 
-KERNELS = {"assign", "cost", "match", "loss", "clips", "norm", "attention"}
+KERNELS = {"assign", "cost", "match", "loss", "clips", "norm", "attention", "centers", "peaks"}
 
-# Clips have no barriers; of the norm's, Triton puts some where nothing needs them.
-BARRIERS = KERNELS - {"clips", "norm"}
+# Clips have no barriers; of the norm's and the centers', Triton puts some where nothing needs them.
+BARRIERS = KERNELS - {"clips", "norm", "centers"}
 
 # All of the gates' architectures. The ordinary run has that of the H100, and the matching for that of the P100, the
 # oldest.

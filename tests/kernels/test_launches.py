@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from actdet_kernels import MatchWeights, Targets, Tubelets, frame_levels, gather_clips, match, set_loss
-from actdet_kernels.options import CostOptions, LossOptions
+from actdet_kernels import CenterMaps, MatchWeights, Targets, Tubelets, frame_levels, gather_clips, match, set_loss
+from actdet_kernels.options import CenterOptions, CostOptions, LossOptions
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -193,6 +193,64 @@ def test_deformable_attention_is_one_launch_and_waits_for_nothing(deterministic:
     else:
         assert launched[1:] == ["deformable_gradient_kernel"]
         assert watch.launching == ["zeros", "_to_copy"]
+
+
+@pytest.mark.parametrize("with_classes", [False, True])
+def test_a_center_loss_is_three_launches_and_its_gradient_two(with_classes: bool) -> None:
+    """On a device that does not exist, and nothing waits for it."""
+    from actdet_kernels.triton import centers, launch
+
+    launched: list[tuple[str, int]] = []
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(), Watch() as watch:
+        patch.setattr(
+            launch, "launch", lambda kernel, programs, **arguments: launched.append((kernel.__name__, programs))
+        )
+        patch.setattr(launch, "capability", lambda device: (9, 0))
+        maps = CenterMaps(
+            torch.empty(24, 1, 72, 72, device="cuda"),
+            torch.empty(24, 5, 2, 72, 72, device="cuda"),
+            torch.empty(24, 5, 4, 72, 72, device="cuda"),
+            torch.empty(24, 24, 9, 9, device="cuda") if with_classes else None,
+        )
+        targets = Tubelets(
+            torch.empty(24, 8, dtype=torch.int64, device="cuda"),
+            torch.empty(24, 8, 5, 4, device="cuda"),
+            torch.empty(24, dtype=torch.int32, device="cuda"),
+            torch.empty(24, 8, 5, dtype=torch.bool, device="cuda"),
+        )
+        options = CenterOptions((0.01, 1.0, 0.5, 0.05), 2, "published", "ellipse", "ellipse", True, 4, 2.0, 4.0)
+        *losses, divisors = centers.center_loss(maps, targets, options)
+        centers.center_loss_gradient(maps, targets, divisors, (losses[0], None, None, None, None), options)
+    tiles = -(-72 * 72 // centers.BLOCK_P)
+    pixels = 24 * tiles * (1 + 5)
+    assert launched == [
+        ("actors_kernel", 24),
+        ("center_loss_kernel", pixels + 24 * with_classes),
+        ("center_total_kernel", 1),
+        ("actors_kernel", 24),
+        ("center_gradient_kernel", pixels + 24 * 2 * with_classes),
+    ]
+    assert watch.launching == []
+
+
+@pytest.mark.parametrize("with_classes", [False, True])
+def test_peaks_are_one_launch_and_wait_for_nothing(with_classes: bool) -> None:
+    """On a device that does not exist, for maps whose channels lie side by side."""
+    from actdet_kernels.triton import launch, peaks
+
+    launched: list[tuple[str, int]] = []
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(), Watch() as watch:
+        patch.setattr(
+            launch, "launch", lambda kernel, programs, **arguments: launched.append((kernel.__name__, programs))
+        )
+        patch.setattr(launch, "capability", lambda device: (9, 0))
+        centers, movement, sizes, classes = (
+            torch.empty(2, 18, 18, channels, device="cuda").movedim(-1, 1) for channels in (1, 10, 20, 24)
+        )
+        maps = CenterMaps(centers, movement.unflatten(1, (5, 2)), sizes.unflatten(1, (5, 4)))
+        peaks.center_peaks(maps._replace(classes=classes) if with_classes else maps, 10, True)
+    assert launched == [("center_peaks_kernel", 2)]
+    assert watch.launching == []
 
 
 @pytest.mark.parametrize("name", ["item", "tolist", "cpu", "nonzero", "unique", "mask"])

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from tests.kernels.device import DEVICE, KINDS, NEEDS_COMPILER, NEEDS_KERNELS
 from tests.kernels.oracles import loss_case, random_boxes, random_clips, random_logits, random_tubelets
+from tests.kernels.peak_oracles import MapShape, random_maps
 
 pytestmark = [
     *NEEDS_KERNELS,
@@ -23,6 +24,7 @@ pytestmark = [
 ]
 OPERATORS = torch.ops.actdet_kernels
 WEIGHTS = [1.3, 4.1, 0.7]
+MAPS = MapShape(2, 2, 5, 6, 3, (4, 2, 3))
 CHECKS = [
     "test_schema",
     "test_autograd_registration",
@@ -82,6 +84,9 @@ def calls(dtype: torch.dtype, tubelets: bool, each_frame: bool = False) -> dict[
                 *(logits, boxes, *flat(targets), matched, None, divisors),
                 *(cotangent, None, cotangent, None, *loss, kind),
             )
+        # No Triton kernels compute the center loss yet.
+        if kind not in ("reference", "triton"):
+            found |= center_calls(dtype, kind)
         if kind == "triton":
             values = torch.rand(24, device=DEVICE)
             x = torch.randn(3, 24, 4, 5, device=DEVICE, dtype=torch.float64).to(dtype)
@@ -93,6 +98,9 @@ def calls(dtype: torch.dtype, tubelets: bool, each_frame: bool = False) -> dict[
                 found[f"batch_norm_gradient triton{named}"] = arguments
         if kind != "reference":
             found |= {f"{name} {kind}": arguments for name, arguments in attention_calls(dtype, kind).items()}
+            maps = [value.to(DEVICE) for value in random_maps(MAPS, dtype=dtype) if value is not None]
+            found[f"center_peaks {kind}"] = (*maps, 4, True, kind)
+            found[f"center_peaks {kind} without classes"] = (*maps[:3], None, 4, False, kind)
         if kind == "cpu" and DEVICE.type != "cpu":
             # It reads no frames of a GPU.
             continue
@@ -112,6 +120,24 @@ def attention_calls(dtype: torch.dtype, kind: str) -> dict[str, tuple[Any, ...]]
         "deformable_attention": (*given, kind),
         "deformable_attention_gradient": (d_out, *given, True, kind),
     }
+
+
+def center_calls(dtype: torch.dtype, kind: str) -> dict[str, tuple[Any, ...]]:
+    """Two samples of three actors in two frames."""
+    wide = torch.promote_types(dtype, torch.float32)
+    targets = random_tubelets([1, 3], 3, 2, 2, seed=5, dtype=torch.float32).to(DEVICE)
+    maps = [torch.rand(2, *shape, device=DEVICE).to(dtype) for shape in ((2, 5, 6), (2, 2, 5, 6), (2, 4, 5, 6))]
+    classes = torch.rand(2, 2, 1, 3, device=DEVICE).to(dtype)
+    divisors = torch.ones(3, dtype=wide, device=DEVICE)
+    cotangent = torch.ones((), dtype=wide, device=DEVICE)
+    options = ([0.3, 1.2, 0.7, 1.9], 1, "corrected", "circle", "ellipse", True, 4, 2.0, 4.0, kind)
+    found = {}
+    for named, given in (("", classes), (" without classes", None)):
+        of_call = (*maps, given, *targets)
+        found[f"center_loss {kind}{named}"] = (*of_call, *options)
+        cotangents = (cotangent, None, cotangent, None, cotangent)
+        found[f"center_loss_gradient {kind}{named}"] = (*of_call, divisors, *cotangents, *options)
+    return found
 
 
 CALLS = list(calls(torch.float32, False))

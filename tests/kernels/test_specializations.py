@@ -19,11 +19,13 @@ NORM_KERNELS = (
 )
 
 ATTENTION_KERNELS = ("deformable_attention_kernel", "deformable_gradient_kernel", "from_integers_kernel")
+CENTER_KERNELS = ("actors_kernel", "center_loss_kernel", "center_total_kernel", "center_gradient_kernel")
 
 
 def test_few_kernels_serve_all_sizes() -> None:
     """M from 1 to 100, at 12 and at 100 queries, with other numbers of samples, layers and frames each time; pools of 1
-    to 100 frames, and pictures of as many rows; features of 1 to 100 times 8 channels; levels of 1 to 100 columns.
+    to 100 frames, and pictures of as many rows; features of 1 to 100 times 8 channels; levels of 1 to 100 columns;
+    maps of 1 to 100 rows, of which as many peaks are asked for.
     """
     script = Path(__file__).parent / "specializations.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -39,4 +41,6 @@ def test_few_kernels_serve_all_sizes() -> None:
         "clips": {"gather_clips_kernel": 1},
         "norm": dict.fromkeys(NORM_KERNELS, 1),
         "attention": dict.fromkeys(ATTENTION_KERNELS, 1),
+        "centers": dict.fromkeys(CENTER_KERNELS, 1),
+        "peaks": {"center_peaks_kernel": 1},
     }

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "math.hpp"
+
 namespace actdet::ACTDET_ISA {
 
 enum class BoxTerm : int64_t { kGiou = 0, kDiou = 1, kCiou = 2, kIou = 3 };
@@ -31,12 +33,12 @@ inline Real not_negative(Real x) {
 // Return the larger or the smaller of two numbers, and NaN if one of them is NaN.
 template <typename Real>
 inline Real larger(Real a, Real b) {
-    return a > b ? a : a <= b ? b : a + b;
+    return select(a > b, a, select(a <= b, b, a + b));
 }
 
 template <typename Real>
 inline Real smaller(Real a, Real b) {
-    return a < b ? a : a >= b ? b : a + b;
+    return select(a < b, a, select(a >= b, b, a + b));
 }
 
 template <typename Real>
@@ -146,18 +148,18 @@ inline Real similarity(const Real* a, const Real* b) {
 // Returns d max(a, b) / d a, which is also d min(a, b) / d b. PyTorch halves it if both are equal.
 template <typename Real>
 inline Real share(Real a, Real b) {
-    return a > b ? Real(1) : a == b ? Real(0.5) : Real(0);
+    return Real(0.5) * (static_cast<Real>(a > b) + static_cast<Real>(a >= b));
 }
 
 // Computes the derivatives with respect to a1 and a2 of a function of the length of [a1, a2], and of its overlap and
 // its hull with [b1, b2]. The function's derivatives with respect to these three are given.
 template <typename Real>
-inline void side_gradient(
+ACTDET_INLINE void side_gradient(
     Real a1, Real a2, Real b1, Real b2, Real d_length, Real d_overlap, Real d_hull, Real overlap, Real& d_a1, Real& d_a2
 ) {
-    if (overlap < 0) d_overlap = 0;
-    d_a1 = -d_length - d_overlap * share(a1, b1) - d_hull * share(b1, a1);
-    d_a2 = d_length + d_overlap * share(b2, a2) + d_hull * share(a2, b2);
+    const Real by_overlap = select(overlap < 0, Real(0), d_overlap);
+    d_a1 = -d_length - by_overlap * share(a1, b1) - d_hull * share(b1, a1);
+    d_a2 = d_length + by_overlap * share(b2, a2) + d_hull * share(a2, b2);
 }
 
 // Computes d similarity(a, b) / d a, with PyTorch's choices at the kinks. CIoU's alpha is a constant to it.
@@ -168,8 +170,8 @@ inline void side_gradient(
 // With the squared distance D of the centers, and the squared diagonal S of the hull:
 //   d diou = (1 / U + I / U^2) dI - I / U^2 dA - dD / S + D / S^2 dS
 //   d ciou = d diou - alpha dv
-template <typename Real>
-void similarity_gradient(BoxTerm term, const Real* a, const Real* b, Real* gradient) {
+template <BoxTerm kTerm, typename Real>
+ACTDET_INLINE void similarity_gradient(const Real* a, const Real* b, Real* gradient) {
     const Real aw = not_negative(a[2]), ah = not_negative(a[3]);
     const Real bw = not_negative(b[2]), bh = not_negative(b[3]);
     const Real ax1 = a[0] - aw / 2, ax2 = a[0] + aw / 2, ay1 = a[1] - ah / 2, ay2 = a[1] + ah / 2;
@@ -185,7 +187,7 @@ void similarity_gradient(BoxTerm term, const Real* a, const Real* b, Real* gradi
 
     // First the derivatives with respect to the area of a, the intersection, and the sides of the hull.
     Real d_area, d_both, d_hull_x, d_hull_y, by_span = 0;
-    if (term == BoxTerm::kGiou) {
+    if constexpr (kTerm == BoxTerm::kGiou) {
         const Real hull = hull_x * hull_y;
         const Real by_hull = divide_or_zero(Real(1), hull);
         const Real d_hull = -divide_or_zero(either, hull) * by_hull;
@@ -208,7 +210,7 @@ void similarity_gradient(BoxTerm term, const Real* a, const Real* b, Real* gradi
     side_gradient(ay1, ay2, by1, by2, d_area * w, d_both * inner_x, d_hull_y, overlap_y, d_y1, d_y2);
     Real d_w = (d_x2 - d_x1) / 2;
     Real d_h = (d_y2 - d_y1) / 2;
-    if (term == BoxTerm::kCiou) {
+    if constexpr (kTerm == BoxTerm::kCiou) {
         const Real angle = angle_between(aw, ah, bw, bh);
         const Real v = kFourByPiSquared<Real> * square(angle);
         const Real alpha = divide_or_zero(v, not_negative(1 - iou) + v);
@@ -220,8 +222,17 @@ void similarity_gradient(BoxTerm term, const Real* a, const Real* b, Real* gradi
 
     gradient[0] = d_x1 + d_x2 - 2 * (a[0] - b[0]) * by_span;
     gradient[1] = d_y1 + d_y2 - 2 * (a[1] - b[1]) * by_span;
-    gradient[2] = a[2] < 0 ? Real(0) : d_w;
-    gradient[3] = a[3] < 0 ? Real(0) : d_h;
+    gradient[2] = select(a[2] < 0, Real(0), d_w);
+    gradient[3] = select(a[3] < 0, Real(0), d_h);
+}
+
+template <typename Real>
+void similarity_gradient(BoxTerm term, const Real* a, const Real* b, Real* gradient) {
+    switch (term) {
+        case BoxTerm::kGiou: return similarity_gradient<BoxTerm::kGiou>(a, b, gradient);
+        case BoxTerm::kDiou: return similarity_gradient<BoxTerm::kDiou>(a, b, gradient);
+        default: return similarity_gradient<BoxTerm::kCiou>(a, b, gradient);
+    }
 }
 
 }  // namespace actdet::ACTDET_ISA

@@ -1,4 +1,4 @@
-// The sigmoid losses of a single logit, and their derivatives. A class cost is the difference of two of these losses.
+// The sigmoid losses of logits, and their derivatives. A class cost is the difference of two of these losses.
 //
 //   loss                            of a label                    of another class
 //   focal (Lin et al. 2017)         alpha (1 - p)^gamma -log p    (1 - alpha) p^gamma -log(1 - p)
@@ -26,19 +26,19 @@ inline Power power_of(double gamma) {
 }
 
 template <typename Real>
-inline Real sigmoid(Real x, Real tail) {
+ACTDET_INLINE Real sigmoid(Real x, Real tail) {
     return select(x > 0, Real(1), tail) / (1 + tail);
 }
 
 // Returns -log sigmoid(x).
 template <typename Real>
-inline Real surprise(Real x, Real tail) {
+ACTDET_INLINE Real surprise(Real x, Real tail) {
     return log_one_plus(tail) + select(x < 0, -x, Real(0));
 }
 
 // Returns p^gamma. It is computed from the logarithm of p if gamma is not 0, 1 or 2.
 template <Power kPower, typename Real>
-inline Real power(Real p, Real minus_log_p, Real gamma) {
+ACTDET_INLINE Real power(Real p, Real minus_log_p, Real gamma) {
     if constexpr (kPower == Power::kZero) return Real(1);
     if constexpr (kPower == Power::kOne) return p;
     if constexpr (kPower == Power::kTwo) return p * p;
@@ -56,7 +56,7 @@ inline Real power_of_distance(Real off, Real gamma) {
 // Returns the loss of a logit whose class is no label. `factor` is 1 - alpha for the focal loss, alpha for varifocal,
 // and 1 for quality focal.
 template <Power kPower, typename Real>
-inline Real unlabeled(Real x, Real factor, Real gamma) {
+ACTDET_INLINE Real unlabeled(Real x, Real factor, Real gamma) {
     const Real tail = exponential(-std::abs(x));
     const Real found = surprise(x, tail);
     const Real missed = surprise(-x, tail);
@@ -65,7 +65,7 @@ inline Real unlabeled(Real x, Real factor, Real gamma) {
 
 // Returns its derivative. With kSteady, the power is a constant to the derivative, as in varifocal.
 template <Power kPower, bool kSteady, typename Real>
-inline Real unlabeled_slope(Real x, Real factor, Real gamma) {
+ACTDET_INLINE Real unlabeled_slope(Real x, Real factor, Real gamma) {
     const Real tail = exponential(-std::abs(x));
     const Real p = sigmoid(x, tail);
     const Real rest = sigmoid(-x, tail);
@@ -109,6 +109,46 @@ inline Real labeled_slope(Real x, Real q, Real alpha, Real gamma) {
 template <typename Real>
 inline Real factor_of(Kind kind, Real alpha) {
     return kind == Kind::kFocal ? 1 - alpha : kind == Kind::kVarifocal ? alpha : Real(1);
+}
+
+// Writes the losses of a row of logits as if none had a label, or their derivatives.
+template <bool kSlope, bool kSteady, Power kPower, typename Real>
+void unlabeled_row(const Real* __restrict x, int64_t size, Real factor, Real gamma, Real* __restrict to) {
+#pragma omp simd
+    for (int64_t c = 0; c < size; ++c) {
+        if constexpr (kSlope) {
+            to[c] = unlabeled_slope<kPower, kSteady>(x[c], factor, gamma);
+        } else {
+            to[c] = unlabeled<kPower>(x[c], factor, gamma);
+        }
+    }
+}
+
+template <bool kSlope, bool kSteady, typename Real>
+void unlabeled_row(const Real* x, int64_t size, Real factor, Real gamma, Real* to) {
+    switch (power_of(gamma)) {
+        case Power::kZero: return unlabeled_row<kSlope, kSteady, Power::kZero>(x, size, factor, gamma, to);
+        case Power::kOne: return unlabeled_row<kSlope, kSteady, Power::kOne>(x, size, factor, gamma, to);
+        case Power::kTwo: return unlabeled_row<kSlope, kSteady, Power::kTwo>(x, size, factor, gamma, to);
+        case Power::kAny: return unlabeled_row<kSlope, kSteady, Power::kAny>(x, size, factor, gamma, to);
+    }
+}
+
+// Returns the loss of a logit with a label, or its derivative.
+template <bool kSlope, Kind kKind, Power kPower, typename Real>
+Real labeled_term(Real x, Real q, Real alpha, Real gamma) {
+    if constexpr (kSlope) return labeled_slope<kKind, kPower>(x, q, alpha, gamma);
+    return labeled<kKind, kPower>(x, q, alpha, gamma);
+}
+
+template <bool kSlope, Kind kKind, typename Real>
+Real labeled_term(Real x, Real q, Real alpha, Real gamma) {
+    switch (power_of(gamma)) {
+        case Power::kZero: return labeled_term<kSlope, kKind, Power::kZero>(x, q, alpha, gamma);
+        case Power::kOne: return labeled_term<kSlope, kKind, Power::kOne>(x, q, alpha, gamma);
+        case Power::kTwo: return labeled_term<kSlope, kKind, Power::kTwo>(x, q, alpha, gamma);
+        default: return labeled_term<kSlope, kKind, Power::kAny>(x, q, alpha, gamma);
+    }
 }
 
 }  // namespace actdet::ACTDET_ISA

@@ -25,46 +25,6 @@
 
 namespace actdet::ACTDET_ISA {
 
-// Writes the losses of a query's logits as if none had a label, or their derivatives.
-template <bool kSlope, bool kSteady, Power kPower, typename Real>
-void unlabeled_row(const Real* __restrict x, int64_t size, Real factor, Real gamma, Real* __restrict to) {
-#pragma omp simd
-    for (int64_t c = 0; c < size; ++c) {
-        if constexpr (kSlope) {
-            to[c] = unlabeled_slope<kPower, kSteady>(x[c], factor, gamma);
-        } else {
-            to[c] = unlabeled<kPower>(x[c], factor, gamma);
-        }
-    }
-}
-
-template <bool kSlope, bool kSteady, typename Real>
-void unlabeled_row(const Real* x, int64_t size, Real factor, Real gamma, Real* to) {
-    switch (power_of(gamma)) {
-        case Power::kZero: return unlabeled_row<kSlope, kSteady, Power::kZero>(x, size, factor, gamma, to);
-        case Power::kOne: return unlabeled_row<kSlope, kSteady, Power::kOne>(x, size, factor, gamma, to);
-        case Power::kTwo: return unlabeled_row<kSlope, kSteady, Power::kTwo>(x, size, factor, gamma, to);
-        case Power::kAny: return unlabeled_row<kSlope, kSteady, Power::kAny>(x, size, factor, gamma, to);
-    }
-}
-
-// Returns the loss of a logit with a label, or its derivative.
-template <bool kSlope, Kind kKind, Power kPower, typename Real>
-Real labeled_term(Real x, Real q, Real alpha, Real gamma) {
-    if constexpr (kSlope) return labeled_slope<kKind, kPower>(x, q, alpha, gamma);
-    return labeled<kKind, kPower>(x, q, alpha, gamma);
-}
-
-template <bool kSlope, Kind kKind, typename Real>
-Real labeled_term(Real x, Real q, Real alpha, Real gamma) {
-    switch (power_of(gamma)) {
-        case Power::kZero: return labeled_term<kSlope, kKind, Power::kZero>(x, q, alpha, gamma);
-        case Power::kOne: return labeled_term<kSlope, kKind, Power::kOne>(x, q, alpha, gamma);
-        case Power::kTwo: return labeled_term<kSlope, kKind, Power::kTwo>(x, q, alpha, gamma);
-        default: return labeled_term<kSlope, kKind, Power::kAny>(x, q, alpha, gamma);
-    }
-}
-
 // The losses of one problem after the other.
 template <typename Real>
 class Losses {

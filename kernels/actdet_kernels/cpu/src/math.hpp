@@ -7,6 +7,15 @@
 #include <cstring>
 #include <type_traits>
 
+// A loop around a call is not vectorized, and the compiler does not inline what it finds too long for so many callers.
+#ifndef ACTDET_INLINE
+#ifdef __GNUC__
+#define ACTDET_INLINE __attribute__((always_inline)) inline
+#else
+#define ACTDET_INLINE inline
+#endif
+#endif
+
 namespace actdet::ACTDET_ISA {
 
 template <typename Real>
@@ -35,7 +44,7 @@ inline Real select(bool condition, Real a, Real b) {
 
 // Returns e^x for x <= 0, accurate to one unit in the last place. It is 0 below -87.3, where float32 has no more normal
 // numbers, and NaN for NaN. The polynomial is that of Cephes (Moshier 1992).
-inline float exponential(float x) {
+ACTDET_INLINE float exponential(float x) {
     const float bounded = x > -87.3f ? x : -87.3f;
     const float n = std::nearbyint(bounded * 1.44269504088896341f);
     const float r = (bounded - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -54,7 +63,7 @@ inline float exponential(float x) {
 }
 
 // Returns log(1 + x) for x in [0, 1], accurate to two units in the last place, and NaN for NaN.
-inline float log_one_plus(float x) {
+ACTDET_INLINE float log_one_plus(float x) {
     // It is the logarithm of y = 1 + x, rounded, and a correction for what the rounding lost.
     const float y = 1.0f + x;
     const float lost = (x - (y - 1.0f)) / y;

@@ -452,6 +452,199 @@ PyObject* deformable_attention_gradient(PyObject*, PyObject* const* given, Py_ss
     return attend(given, count, operations->attend_gradient_float, operations->attend_gradient_double);
 }
 
+actdet::CenterArguments read_centers(Reader& read) {
+    actdet::CenterArguments a{};
+    a.centers = read.pointer();
+    a.movement = read.pointer();
+    a.sizes = read.pointer();
+    a.classes = read.pointer();
+    a.labels = read.pointer();
+    a.boxes = read.pointer();
+    a.counts = read.pointer();
+    a.visible = read.pointer();
+    a.samples = read.integer();
+    a.channels = read.integer();
+    a.height = read.integer();
+    a.width = read.integer();
+    a.frames = read.integer();
+    a.class_count = read.integer();
+    a.class_height = read.integer();
+    a.class_width = read.integer();
+    a.size = read.integer();
+    a.key = read.integer();
+    a.corrected = read.integer();
+    a.movement_area = read.integer();
+    a.size_area = read.integer();
+    a.moved = read.integer();
+    a.stride = read.integer();
+    a.alpha = read.real();
+    a.beta = read.real();
+    return a;
+}
+
+// What is known of the actors of all samples: how many count, and 1, or NaN if one of them cannot be.
+struct Survey {
+    double number = 0;
+    double flaw = 1;
+};
+
+// Fills the survey. Actors are so few that one thread is enough.
+bool survey(const actdet::CenterArguments& given, bool is_double, Survey& to) {
+    std::vector<double> numbers(given.samples * 2);
+    actdet::CenterArguments a = given;
+    a.survey = reinterpret_cast<uintptr_t>(numbers.data());
+    if (!run(is_double ? operations->survey_double : operations->survey_float, a, 1, a.samples, 0)) return false;
+
+    for (int64_t i = 0; i < a.samples; ++i) {
+        to.number += numbers[i * 2];
+        to.flaw *= numbers[i * 2 + 1];
+    }
+    return true;
+}
+
+// Adds up the sums of the items in their order, divides them, and writes the six results of `center_loss`.
+template <typename Real>
+void write_center_losses(
+    const actdet::CenterArguments& a, const Survey& known, const std::vector<double>& sums, const double* weights,
+    const uintptr_t* outputs
+) {
+    double sum[actdet::kCenterSums] = {};
+    for (int64_t i = 0; i < a.items(); ++i) {
+        for (int64_t k = 0; k < actdet::kCenterSums; ++k) sum[k] += sums[i * actdet::kCenterSums + k];
+    }
+
+    const double number = std::max(known.number, 1.0);
+    const double by_movement = sum[4] > 0 ? sum[4] : 1;
+    const double by_sizes = sum[5] > 0 ? sum[5] : 1;
+    const double divisors[4] = {number, number, by_movement, by_sizes};
+
+    double total = 0;
+    for (int k = 0; k < 4; ++k) {
+        const double term = sum[k] / divisors[k] * known.flaw;
+        total += weights[k] * term;
+        *reinterpret_cast<Real*>(outputs[k + 1]) = static_cast<Real>(term);
+    }
+    *reinterpret_cast<Real*>(outputs[0]) = static_cast<Real>(total);
+    for (int k = 0; k < 3; ++k) reinterpret_cast<Real*>(outputs[5])[k] = static_cast<Real>(divisors[k + 1]);
+}
+
+// center_loss(is_double, threads, *CenterArguments up to beta, *weights, total, classes, centers, movement, sizes,
+// divisors)
+PyObject* center_loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const bool is_double = read.integer() != 0;
+    const int64_t threads = read.integer();
+    actdet::CenterArguments a = read_centers(read);
+    double weights[4];
+    for (double& weight : weights) weight = read.real();
+    uintptr_t outputs[6];
+    for (uintptr_t& output : outputs) output = read.pointer();
+    if (!read.finish()) return nullptr;
+
+    return without_gil([&] {
+        Survey known;
+        if (!survey(a, is_double, known)) return false;
+
+        std::vector<double> sums(a.items() * actdet::kCenterSums);
+        a.sums = reinterpret_cast<uintptr_t>(sums.data());
+        const auto work = is_double ? operations->centers_double : operations->centers_float;
+        const bool enough = run(work, a, threads, a.items(), a.samples * a.channels * a.pixels());
+        const auto write = is_double ? write_center_losses<double> : write_center_losses<float>;
+        write(a, known, sums, weights, outputs);
+        return enough;
+    });
+}
+
+// Fills the factors that multiply the derivatives of the four sums: their cotangents, which may be null, divided by
+// their divisors. They are 0 if there is no cotangent, even if an actor cannot be.
+template <typename Real>
+void fill_center_factors(
+    const uintptr_t* cotangents, const double* weights, uintptr_t divisors, double flaw, double* factors
+) {
+    const Real* d_total = reinterpret_cast<const Real*>(cotangents[0]);
+    const Real* divisor = reinterpret_cast<const Real*>(divisors);
+    for (int k = 0; k < 4; ++k) {
+        const Real* d_term = reinterpret_cast<const Real*>(cotangents[k + 1]);
+        factors[k] = 0;
+        if (d_total != nullptr) factors[k] += weights[k] * *d_total;
+        if (d_term != nullptr) factors[k] += *d_term;
+        if (d_total != nullptr || d_term != nullptr) factors[k] *= flaw / divisor[std::max(k - 1, 0)];
+    }
+}
+
+// center_loss_gradient(is_double, threads, *CenterArguments up to beta, *weights, divisors, d_total, d_classes,
+// d_centers, d_movement, d_sizes, and the gradients of centers, movement, sizes and classes)
+PyObject* center_loss_gradient(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const bool is_double = read.integer() != 0;
+    const int64_t threads = read.integer();
+    actdet::CenterArguments a = read_centers(read);
+    double weights[4];
+    for (double& weight : weights) weight = read.real();
+    const uintptr_t divisors = read.pointer();
+    uintptr_t cotangents[5];
+    for (uintptr_t& cotangent : cotangents) cotangent = read.pointer();
+    a.d_centers = read.pointer();
+    a.d_movement = read.pointer();
+    a.d_sizes = read.pointer();
+    a.d_classes = read.pointer();
+    if (!read.finish()) return nullptr;
+
+    return without_gil([&] {
+        Survey known;
+        if (!survey(a, is_double, known)) return false;
+
+        double factors[4];
+        a.factors = reinterpret_cast<uintptr_t>(factors);
+        const auto fill = is_double ? fill_center_factors<double> : fill_center_factors<float>;
+        fill(cotangents, weights, divisors, known.flaw, factors);
+        const auto work = is_double ? operations->centers_gradient_double : operations->centers_gradient_float;
+        return run(work, a, threads, a.items(), a.samples * (a.channels + a.frames) * a.pixels());
+    });
+}
+
+actdet::Map read_map(Reader& read) {
+    actdet::Map m;
+    m.data = read.pointer();
+    m.stride_b = read.integer();
+    m.stride_c = read.integer();
+    m.stride_p = read.integer();
+    return m;
+}
+
+// center_peaks(is_double, threads, *PeakArguments)
+PyObject* center_peaks(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const bool is_double = read.integer() != 0;
+    const int64_t threads = read.integer();
+    actdet::PeakArguments a;
+    a.centers = read_map(read);
+    a.movement = read_map(read);
+    a.sizes = read_map(read);
+    a.classes = read_map(read);
+    a.samples = read.integer();
+    a.channels = read.integer();
+    a.height = read.integer();
+    a.width = read.integer();
+    a.frames = read.integer();
+    a.count = read.integer();
+    a.rows = read.integer();
+    a.columns = read.integer();
+    a.peaks = read.integer();
+    a.moved = read.integer();
+    a.pixels = read.pointer();
+    a.channel_numbers = read.pointer();
+    a.scores = read.pointer();
+    a.boxes = read.pointer();
+    a.logits = read.pointer();
+    if (!read.finish()) return nullptr;
+
+    return without_gil([&] {
+        const auto work = is_double ? operations->peaks_double : operations->peaks_float;
+        return run(work, a, threads, a.samples, a.samples * a.channels * a.height * a.width);
+    });
+}
+
 using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 
 PyMethodDef method(const char* name, Fast function) {
@@ -468,6 +661,9 @@ PyMethodDef methods[] = {
     method("frame_levels", frame_levels),
     method("deformable_attention", deformable_attention),
     method("deformable_attention_gradient", deformable_attention_gradient),
+    method("center_loss", center_loss),
+    method("center_loss_gradient", center_loss_gradient),
+    method("center_peaks", center_peaks),
     {nullptr, nullptr, 0, nullptr},
 };
 

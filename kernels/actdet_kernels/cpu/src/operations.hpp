@@ -109,8 +109,57 @@ struct DeformableArguments {
     int64_t items() const { return samples * heads; }
 };
 
-// The table of the operations of an instruction set. Each works on the problems, frames or heads that `next` hands
-// out, until there are no more.
+// Maps and targets of `center_loss`: centers (samples, channels, height, width), movement (samples, frames, 2, height,
+// width), sizes (samples, frames, 4, height, width) and classes (samples, class_count, class_height, class_width) or
+// none, of real, labels (samples, size) int64, boxes (samples, size, frames, 4) of real, counts (samples) int64, and visible
+// (samples, size, frames) bool. The areas are each an Area of actors.hpp.
+//
+// Reads factors (4) double, which multiply the derivatives of the sums of classes, centers, movement and sizes. Writes
+// survey (samples, 2) double, sums (items, kCenterSums) double, or the gradients in the shapes of the maps, of real.
+struct CenterArguments {
+    uintptr_t centers, movement, sizes, classes, labels, boxes, counts, visible;
+    int64_t samples, channels, height, width, frames, class_count, class_height, class_width, size;
+    int64_t key, corrected, movement_area, size_area, moved, stride;
+    double alpha, beta;
+    uintptr_t survey, sums, factors, d_centers, d_movement, d_sizes, d_classes;
+
+    int64_t pixels() const { return height * width; }
+
+    // The rows of the grid that an item of `centers` has, of all channels one after the other. What an item is depends
+    // on no number of threads, so that sums do not, either.
+    int64_t rows_each() const { return width < kPixelsEach ? kPixelsEach / width : 1; }
+
+    int64_t row_items() const { return (channels * height + rows_each() - 1) / rows_each(); }
+
+    // The items of a sample are its frames, the rows of its centers, and its classes.
+    int64_t items_each() const { return frames + row_items() + (classes != 0 ? 1 : 0); }
+
+    int64_t items() const { return samples * items_each(); }
+
+    static constexpr int64_t kPixelsEach = 1 << 13;
+};
+
+// The sums of an item: of the four terms, and of the weights of movement and sizes.
+constexpr int64_t kCenterSums = 6;
+
+// A map (samples, channels, pixels) of real, with strides in elements.
+struct Map {
+    uintptr_t data;
+    int64_t stride_b, stride_c, stride_p;
+};
+
+// Reads centers with `channels` channels and movement with 2 and sizes with 4 for each frame, all of height times width
+// pixels, and classes with `count` channels of rows times columns pixels, or none. Writes pixels and channel_numbers
+// (samples, peaks) int64, and scores (samples, peaks), boxes (samples, peaks, frames, 4) and logits
+// (samples, peaks, count) of real.
+struct PeakArguments {
+    Map centers, movement, sizes, classes;
+    int64_t samples, channels, height, width, frames, count, rows, columns, peaks, moved;
+    uintptr_t pixels, channel_numbers, scores, boxes, logits;
+};
+
+// The table of the operations of an instruction set. Each works on the problems, frames, heads or items that `next`
+// hands out, until there are no more.
 struct Operations {
     void (*assign_float)(const AssignArguments&, Counter& next);
     void (*assign_double)(const AssignArguments&, Counter& next);
@@ -130,6 +179,14 @@ struct Operations {
     void (*attend_double)(const DeformableArguments&, Counter& next);
     void (*attend_gradient_float)(const DeformableArguments&, Counter& next);
     void (*attend_gradient_double)(const DeformableArguments&, Counter& next);
+    void (*survey_float)(const CenterArguments&, Counter& next);
+    void (*survey_double)(const CenterArguments&, Counter& next);
+    void (*centers_float)(const CenterArguments&, Counter& next);
+    void (*centers_double)(const CenterArguments&, Counter& next);
+    void (*centers_gradient_float)(const CenterArguments&, Counter& next);
+    void (*centers_gradient_double)(const CenterArguments&, Counter& next);
+    void (*peaks_float)(const PeakArguments&, Counter& next);
+    void (*peaks_double)(const PeakArguments&, Counter& next);
 };
 
 extern const Operations kBaseline;
