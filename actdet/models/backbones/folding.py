@@ -66,7 +66,9 @@ def _folded(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> nn.Conv3d:
     # PyTorch declares these as tuples of any length.
     kernel_size, stride, padding = cast(Any, (conv.kernel_size, conv.stride, conv.padding))
     # A module of the device "meta" draws no random numbers for the weights that are replaced at once.
-    folded = nn.Conv3d(conv.in_channels, conv.out_channels, kernel_size, stride, padding, device="meta")
+    folded = nn.Conv3d(
+        conv.in_channels, conv.out_channels, kernel_size, stride, padding, groups=conv.groups, device="meta"
+    )
     folded.weight = nn.Parameter(weight.detach().to(conv.weight.dtype), requires_grad=False)
     folded.bias = nn.Parameter(bias.detach().to(conv.weight.dtype), requires_grad=False)
     return folded

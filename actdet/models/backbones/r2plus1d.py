@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +32,7 @@ from torchvision.models.video.resnet import BasicBlock
 
 from actdet.errors import ActdetError
 from actdet.models.backbones.convolution import FactorizedConv, PictureNorm, RectifiedSequential
-from actdet.models.backbones.weights import fill_weights, read_state
+from actdet.models.backbones.weights import fetch_state, fill_weights, read_state
 
 # The channels of each stage's output.
 STAGE_FEATURES = (64, 64, 128, 256, 512)
@@ -285,7 +284,10 @@ def load_backbone_weights(backbone: Backbone, source: str) -> None:
     if source == "imagenet":
         raise ActdetError(f"{_NETWORK} has no weights of ImageNet: use --backbone-weights kinetics, a file, or none")
 
-    state = _fetch_kinetics() if source == "kinetics" else read_state(Path(source), _NETWORK, "kinetics")
+    if source == "kinetics":
+        state = fetch_state(R2Plus1D_18_Weights.KINETICS400_V1, "Kinetics-400")
+    else:
+        state = read_state(Path(source), _NETWORK, "kinetics")
     found = {_own_name(key): tensor for key, tensor in state.items()}
     fill_weights(backbone, found, {key: _published_name(key) for key in backbone.state_dict()}, source, _NETWORK)
 
@@ -303,15 +305,3 @@ def _published_name(key: str) -> str:
     """The name that torchvision has for a tensor of `Backbone`."""
     stage, _, rest = key.partition(".")
     return f"{_STAGES[int(stage)]}.{rest}"
-
-
-def _fetch_kinetics() -> dict[str, Tensor]:
-    """Download torchvision's Kinetics-400 weights, or read them from its cache."""
-    weights = R2Plus1D_18_Weights.KINETICS400_V1
-    try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
-        raise ActdetError(
-            f"the Kinetics-400 weights cannot be fetched from {weights.url} ({error}): "
-            f"give a downloaded file with --backbone-weights FILE, or train from scratch with --backbone-weights none"
-        ) from error

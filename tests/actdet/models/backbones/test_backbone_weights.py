@@ -66,6 +66,19 @@ def test_weights_come_from_a_file(
     assert_holds(backbone, state)
 
 
+def test_weights_come_from_a_training_state_without_counts_of_batches(
+    tmp_path: Path, state: dict[str, Tensor], fresh: Backbone
+) -> None:
+    """As projects from before PyTorch 0.4.1 published them."""
+    path = tmp_path / "save_200.pth"
+    uncounted = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(uncounted) < len(state)
+    torch.save({"epoch": 200, "arch": "r2plus1d-18", "state_dict": uncounted, "optimizer": {"state": {}}}, path)
+    backbone = deepcopy(fresh)
+    load_backbone_weights(backbone, str(path))
+    assert_holds(backbone, state)
+
+
 def test_none_leaves_the_weights(fresh: Backbone) -> None:
     backbone = deepcopy(fresh)
     load_backbone_weights(backbone, "none")
@@ -151,7 +164,17 @@ BAD_FILES: dict[str, tuple[str, Write, str]] = {
     "list": ("a.pth", lambda path, state: torch.save([torch.zeros(3)], path), "not a state dict"),
     "checkpoint": (
         "a.pth",
-        lambda path, state: torch.save({"state_dict": shapes_only(state)}, path),
+        lambda path, state: torch.save({"model": shapes_only(state)}, path),
+        "not a state dict",
+    ),
+    "checkpoint of a list": (
+        "a.pth",
+        lambda path, state: torch.save({"state_dict": list(shapes_only(state).values())}, path),
+        "not a state dict",
+    ),
+    "checkpoint of numbers": (
+        "a.pth",
+        lambda path, state: torch.save({"state_dict": {"stem.0.weight": 1.0}}, path),
         "not a state dict",
     ),
     "tensor": ("a.pth", lambda path, state: torch.save(torch.zeros(3), path), "not a state dict"),

@@ -198,6 +198,21 @@ def test_without_filters_in_time_frames_are_seen_alone(state: State, file: Path)
     check_near(network(normalize(clips)), [by_hand(state, clips[0])])
 
 
+@pytest.mark.parametrize("size", [(2, 64, 64), (3, 37, 50), (1, 3, 1)], ids=str)
+@torch.no_grad()
+def test_of_pictures_it_is_the_published_network(state: State, file: Path, size: tuple[int, int, int]) -> None:
+    network = EfficientNetLite0(ALL, temporal=False).eval()
+    network.load_weights(str(file))
+    pictures = pixels(1, *size)[0]
+    inputs = normalize(pictures[None])[0].transpose(0, 1)
+    assert inputs.shape == (size[0], 3, *size[1:])
+    wanted = by_hand(state, pictures)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for stage, exact in zip(network(inputs.contiguous(memory_format=layout)), wanted, strict=True):
+            assert stage.shape == exact.shape
+            torch.testing.assert_close(stage.double(), exact, rtol=1e-3, atol=1e-3 * exact.abs().max().item())
+
+
 @torch.no_grad()
 def test_filters_in_time_are_those_of_their_channel(state: State, file: Path) -> None:
     """With one filter that all channels share."""
@@ -289,6 +304,33 @@ def test_another_runs_model_brings_its_filters_in_time(tmp_path: Path) -> None:
     network.load_weights(str(path))
     for name, value in network.state_dict().items():
         assert torch.equal(value, trained.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("prefix", ["model.backbone.", "model.backbone.pictures."])
+@pytest.mark.parametrize("temporal", [False, True])
+def test_another_runs_model_fits_the_other_form(temporal: bool, prefix: str, tmp_path: Path) -> None:
+    """Filters in time are left out of a network of pictures, and stay a shift if the file has none."""
+    torch.manual_seed(1)
+    trained = EfficientNetLite0(ALL, temporal=not temporal)
+    for parameter in trained.parameters():
+        parameter.data.normal_()
+    path = tmp_path / "model.safetensors"
+    save_file({f"{prefix}{name}": value for name, value in trained.state_dict().items()}, path)
+    network = EfficientNetLite0(ALL, temporal=temporal)
+    shift = {name: value.clone() for name, value in network.state_dict().items() if ".time." in name}
+    assert len(shift) == (9 if temporal else 0)
+    network.load_weights(str(path))
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, shift[name] if ".time." in name else trained.state_dict()[name]), name
+
+
+def test_a_damaged_file_lacks_a_filter_in_time(tmp_path: Path) -> None:
+    state = EfficientNetLite0(ALL).state_dict()
+    del state["blocks.6.time.weight"]
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    with pytest.raises(DataError, match=r"blocks\.6\.time\.weight is missing"):
+        EfficientNetLite0(ALL).load_weights(str(path))
 
 
 def without(name: str) -> Callable[[State], State]:

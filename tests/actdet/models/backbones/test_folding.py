@@ -51,6 +51,15 @@ def test_it_keeps_the_type_of_the_weights() -> None:
     assert not folded.training
 
 
+def test_groups_of_channels_stay_apart() -> None:
+    network = trained(nn.Sequential(nn.Conv3d(6, 8, 3, stride=(1, 2, 2), groups=2, bias=False), nn.BatchNorm3d(8)))
+    folded = fold_norms(network)
+    assert [type(module) for module in folded] == [nn.Conv3d]
+    with torch.no_grad():
+        wanted = network(clips(2, 6, 4, 7, 8))
+        torch.testing.assert_close(folded(clips(2, 6, 4, 7, 8)), wanted, rtol=1e-9, atol=1e-9)
+
+
 def test_a_norm_that_follows_no_convolution_stays() -> None:
     network = trained(
         nn.Sequential(
