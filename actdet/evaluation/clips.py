@@ -39,8 +39,10 @@ class Evaluation:
     """(n,) overlap of the decided box with the annotated box of that class; 0 if there is none."""
     targets: Targets
     """The annotations of the n clips, with one box for each action."""
-    tracks: Tracks | None = None
-    """What the detector says of every frame of the n clips, if it follows actors from frame to frame."""
+    frames: int
+    """T, how many frames of a clip the detector sees."""
+    tracks: tuple[Tracks, ...] = ()
+    """What the detector says of the frames of the n clips, part by part, if it follows actors from frame to frame."""
     rule: str = ""
     """How the detector decides, in sentences for people."""
 
@@ -96,9 +98,10 @@ def evaluate(
     decision = assessment.detections.decision
     boxes = assessment.targets
     metrics = measure(assessment, class_names, loss.term_weights())
+    frames = detector.config.frames
     tracks = assessment.detections.tracks
-    if tracks is not None:
-        metrics = replace(metrics, tubes=measure_tubes(loader.index, clips, tracks))
+    if tracks:
+        metrics = replace(metrics, tubes=measure_tubes(loader.index, clips, tracks, frames))
     return Evaluation(
         clips=clips,
         metrics=metrics,
@@ -106,6 +109,7 @@ def evaluate(
         truth=true_labels(boxes, len(class_names), decision.label),
         iou=decided_iou(decision, boxes),
         targets=boxes,
+        frames=frames,
         tracks=tracks,
         rule=detector.rule,
     )

@@ -22,10 +22,11 @@ from actdet.data.classes import NO_ACTION
 from actdet.data.clips import Clip, ClipIndex
 from actdet.detections import THRESHOLD
 from actdet.errors import DataError
+from actdet.evaluation.arrays import join_tubes
 from actdet.evaluation.clips import Evaluation
 from actdet.evaluation.metrics import format_figure
 from actdet.evaluation.plots import reliability_curve, training_curve
-from actdet.evaluation.tracks import cut_tubes, tracks_of_clip
+from actdet.evaluation.tracks import cut_tubes, link_tracks, tracks_of_clip
 from actdet.files import write_bytes, write_json
 from actdet.pictures import TRUTH, Mark, annotate_video, class_color, data_url, draw, no_action_mark, picture_size
 from actdet.video.decoding import decode_frames
@@ -235,10 +236,11 @@ def _marks_of_frames(
     evaluation: Evaluation, number: int, clip: Clip, names: tuple[str, ...]
 ) -> Sequence[Sequence[Mark]]:
     """The marks of each frame of a clip: the same on all of them, unless the detector follows actors."""
-    if evaluation.tracks is None:
+    if not evaluation.tracks:
         return [_marks(evaluation, number, names)] * len(clip.frames)
 
-    found = cut_tubes(0, tracks_of_clip(clip, evaluation.tracks, number))
+    parts = tracks_of_clip(clip, evaluation.tracks, number, evaluation.frames)
+    found = join_tubes([cut_tubes(0, track) for track in link_tracks(parts)])
     found = found.take(found.scores >= THRESHOLD)
     width = clip.video.width
     height = clip.video.height

@@ -21,7 +21,7 @@ from actdet.evaluation.average_precision import ClassPrecision
 from actdet.evaluation.boxes import box_iou
 from actdet.evaluation.frame_map import FrameMap
 from actdet.evaluation.protocols import ACT, AVERAGED_THRESHOLDS, VIDEO_THRESHOLDS
-from actdet.evaluation.tracks import TrackLinker, VideoTracks, cut_tubes, frame_boxes, tracks_of_clip
+from actdet.evaluation.tracks import VideoTracks, cut_tubes, frame_boxes, link_tracks, tracks_of_clip
 from actdet.evaluation.tubes import tubes_of
 from actdet.evaluation.video_map import VideoMap
 from actdet.models.family import Tracks
@@ -64,30 +64,33 @@ def _figure(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"
 
 
-def measure_tubes(index: ClipIndex, clips: Sequence[int], tracks: Tracks) -> TubeMetrics:
+def measure_tubes(index: ClipIndex, clips: Sequence[int], tracks: Sequence[Tracks], count: int) -> TubeMetrics:
     """Compare what a network says of every frame with the truth.
 
     Args:
         index: The data set.
         clips: The n clips, by their numbers in the index, at whose unchanged frames the network looked.
-        tracks: What it says of them.
+        tracks: What it says of them, or of parts of them.
+        count: T, how many frames of a clip it sees.
     """
-    windows: dict[str, list[tuple[Clip, VideoTracks]]] = {}
+    windows: dict[str, list[tuple[Clip, tuple[VideoTracks, ...]]]] = {}
     for row, number in enumerate(clips):
         clip = index.clips[number]
-        windows.setdefault(clip.video_name, []).append((clip, tracks_of_clip(clip, tracks, row)))
+        windows.setdefault(clip.video_name, []).append((clip, tracks_of_clip(clip, tracks, row, count)))
 
     class_names = index.class_names
     frame_map = FrameMap(len(class_names), PROTOCOL, FRAME_IOU)
     truth = []
     found = []
     switches = 0
-    for video, parts in enumerate(windows.values()):
-        of_video = _linked(parts)
-        true_tubes = _true_tubes(video, parts)
+    for video, of_windows in enumerate(windows.values()):
+        in_order = sorted(of_windows, key=lambda window: window[0].frames.start)
+        of_video = link_tracks(part for _, parts in in_order for part in parts)
+        seen = [clip for clip, _ in of_windows]
+        true_tubes = _true_tubes(video, seen)
         boxes = join_frames([frame_boxes(video, each) for each in of_video])
         tubes = join_tubes([cut_tubes(video, each) for each in of_video])
-        if parts[0][0].has_key_frames_alone:
+        if seen[0].has_key_frames_alone:
             boxes = boxes.take(np.isin(boxes.frames, true_tubes.frames))
             tubes = _within(tubes, true_tubes.frames)
         frame_map.add(true_tubes.as_frames(), boxes)
@@ -118,19 +121,10 @@ def _of_class(precision: ClassPrecision, label: int) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _linked(parts: Sequence[tuple[Clip, VideoTracks]]) -> list[VideoTracks]:
-    """Link the windows of one video; each track is a table of one."""
-    linker = TrackLinker()
-    closed = []
-    for _, window in sorted(parts, key=lambda part: part[0].frames.start):
-        closed += linker.add(window)
-    return [actor.track for actor in closed + linker.finish()]
-
-
-def _true_tubes(video: int, parts: Sequence[tuple[Clip, VideoTracks]]) -> TubeBoxes:
+def _true_tubes(video: int, windows: Sequence[Clip]) -> TubeBoxes:
     """Return the tubes of a video, as far as they are in the windows that the network has seen."""
-    clip = parts[0][0]
-    seen = np.concatenate([np.arange(part.frames.start, part.frames.stop) for part, _ in parts])
+    clip = windows[0]
+    seen = np.concatenate([np.arange(window.frames.start, window.frames.stop) for window in windows])
     labels = []
     tracks = []
     for tube in clip.video_tubes:

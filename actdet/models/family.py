@@ -34,12 +34,14 @@ class Decision(NamedTuple):
 
 
 class Tracks(NamedTuple):
-    """Who is where in the T frames of each of B clips, and what each of S actors does in each frame."""
+    """Who is where in K neighboring frames of each of B clips, and what each of S actors does in each frame."""
 
     scores: Tensor
-    """(B, S, T, C), the probability of each action class."""
+    """(B, S, K, C), the probability of each action class."""
     boxes: Tensor
-    """(B, S, T, 4) x1 y1 x2 y2 in [0, 1]."""
+    """(B, S, K, 4) x1 y1 x2 y2 in [0, 1]."""
+    first: int = 0
+    """Which of the T frames of a clip, numbered from 0, is the first of the K."""
 
 
 class Detections(NamedTuple):
@@ -49,8 +51,14 @@ class Detections(NamedTuple):
     """One answer for each clip."""
     actions: list[tuple[Action, ...]]
     """The set of actions of each clip, the surest first; none if it has none. The first one is what `decision` says."""
-    tracks: Tracks | None = None
-    """What a network that follows actors from frame to frame says of every frame."""
+    tracks: tuple[Tracks, ...] = ()
+    """What a network that follows actors from frame to frame says of all T frames of a clip, or of parts of it in turn.
+
+    Each part begins after the one before it, and ends no earlier. Parts may overlap and may leave frames out, and their
+    actors need not have the same order: evaluation and prediction link them, as they link the windows of a video. They
+    take every row for an actor of his own, so where several rows of a part may be one actor, suppress all but the best
+    (`actdet.models.suppression`). None if the network does not follow actors.
+    """
 
 
 class Candidates(NamedTuple):

@@ -39,7 +39,7 @@ class FoundTube:
 
 
 class ActorLinker:
-    """Links the windows of a video, one after the other, and cuts the tracks of actors into tubes.
+    """Links the windows of a video, or their parts, one after the other, and cuts the tracks of actors into tubes.
 
     Args:
         video: The video.
@@ -54,9 +54,9 @@ class ActorLinker:
         self._linker = TrackLinker()
         self._starts = frame_times(video)
 
-    def add(self, window: VideoTracks) -> list[FoundTube]:
-        """Add the next window, and return the tubes that have ended."""
-        return self._tubes(self._linker.add(window))
+    def add(self, part: VideoTracks) -> list[FoundTube]:
+        """Add the next window, or the next part of a window, and return the tubes that have ended."""
+        return self._tubes(self._linker.add(part))
 
     def finish(self) -> list[FoundTube]:
         """Return the tubes that have not ended before the video does."""

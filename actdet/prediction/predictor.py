@@ -28,7 +28,7 @@ from actdet.detections import THRESHOLD, Action
 from actdet.device import choose_device, choose_precision, lay_channels_last, memory_for
 from actdet.errors import DataError
 from actdet.evaluation.clips import predict_batch
-from actdet.evaluation.tracks import VideoTracks, fill_frames
+from actdet.evaluation.tracks import ClipTracks, VideoTracks, fill_window, take_clip
 from actdet.models.checkpoints import load_model
 from actdet.pictures import NOT_LOOKED_AT, Mark, annotate_video, class_color, no_action_mark
 from actdet.prediction.actors import FoundTube
@@ -71,8 +71,9 @@ class Window:
     """All actions that were found, the surest first."""
     cut: bool = False
     """Whether the picture changes to another scene in the window. No training clip does, so do not trust the score."""
-    tracks: VideoTracks | None = field(default=None, repr=False, compare=False)
-    """Who is where in each frame of the window, and what they do, if the detector follows actors."""
+    tracks: tuple[VideoTracks, ...] = field(default=(), repr=False, compare=False)
+    """Who is where in each frame of the window, and what they do, if the detector follows actors: through the whole
+    window, or through parts of it, in order of time, each with actors of its own."""
 
 
 @dataclass(frozen=True)
@@ -280,10 +281,9 @@ class Predictor:
         pixels = torch.from_numpy(clips).to(self.device)
         outputs = predict_batch(self.detector, normalize(pixels), self.dtype)
         decision, found, tracks = self.detector.detections(outputs, self.info.loss, threshold=self.threshold)
-        followed = None if tracks is None else [tensor.float().cpu().numpy() for tensor in tracks]
+        tracks = [part._replace(scores=part.scores.float().cpu(), boxes=part.boxes.float().cpu()) for part in tracks]
         for row, (score, actions, clip) in enumerate(zip(decision.score.tolist(), found, clips, strict=True)):
-            of_clip = None if followed is None else _ClipTracks(*(array[row] for array in followed))
-            yield _Answer(score, actions, has_cut(clip), of_clip)
+            yield _Answer(score, actions, has_cut(clip), take_clip(tracks, row))
 
     def _window(self, video: VideoInfo, span: tuple[int, int], answer: _Answer) -> Window:
         """The answer to a clip, as that to the span of the video which it shows."""
@@ -299,25 +299,18 @@ class Predictor:
             box=found[0].box if found else None,
             actions=found,
             cut=answer.cut,
-            tracks=None if answer.tracks is None else self._every_frame(video, span, answer.tracks),
+            tracks=self._every_frame(video, span, answer.tracks) if answer.tracks else (),
         )
 
-    def _every_frame(self, video: VideoInfo, span: tuple[int, int], tracks: _ClipTracks) -> VideoTracks:
+    def _every_frame(
+        self, video: VideoInfo, span: tuple[int, int], tracks: Sequence[ClipTracks]
+    ) -> tuple[VideoTracks, ...]:
         """What the network says of a clip, in all frames that begin to show in its span, and the one before them."""
         seen = sample_frames(video, self.detector.config.frames, start=span[0], end=span[1])
         stop = int(np.searchsorted(video.pts, span[1]))
         first = min(int(np.searchsorted(video.pts, span[0])), int(seen[0]))
         size = (video.width, video.height)
-        return fill_frames(range(first, stop), seen, tracks.scores, tracks.boxes, video.pts, size)
-
-
-class _ClipTracks(NamedTuple):
-    """Who is where in the T frames of a clip that the network saw, and what they do."""
-
-    scores: np.ndarray
-    """(S, T, C)."""
-    boxes: np.ndarray
-    """(S, T, 4), as shares of the picture's sides."""
+        return fill_window(range(first, stop), seen, tracks, video.pts, size)
 
 
 class _Answer(NamedTuple):
@@ -328,7 +321,7 @@ class _Answer(NamedTuple):
     actions: tuple[Action, ...]
     cut: bool
     """Whether the picture changes to another scene in it."""
-    tracks: _ClipTracks | None
+    tracks: tuple[ClipTracks, ...]
 
 
 def _seconds(video: VideoInfo, ticks: int) -> float:

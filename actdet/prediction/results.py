@@ -241,10 +241,11 @@ class Result:
     def add(self, finding: Window | Gap) -> None:
         """Add a window or a gap, and write the file if the last time was long enough ago."""
         if isinstance(finding, Window):
-            if self.actors is not None and finding.tracks is not None:
-                self.tubes += self.actors.add(finding.tracks)
+            if self.actors is not None:
+                for part in finding.tracks:
+                    self.tubes += self.actors.add(part)
             # Tracks are linked now, and a day of them would fill the memory.
-            self.windows.append(replace(finding, tracks=None))
+            self.windows.append(replace(finding, tracks=()))
         else:
             self.gaps.append(finding)
         if time.monotonic() >= self._due:

@@ -54,7 +54,7 @@ def detections(final: FinalSlots, weights: TubeletLoss, *, multi_label: bool, th
     clip = torch.arange(len(place), device=place.device)
     box = box_convert(spans.box.flatten(1, 2)[clip, place], "xyxy", "cxcywh")
     decision = Decision(torch.where(score >= threshold, label, classes), score, box, label)
-    return Detections(decision, _actions(spans, threshold), tracks)
+    return Detections(decision, _actions(spans, threshold), (tracks,))
 
 
 def _spans(tracks: Tracks) -> _Spans:
@@ -94,10 +94,10 @@ def assess(
     final = FinalSlots(*(tensor.detach().to("cpu", torch.float32) for tensor in final))
     targets = targets.to("cpu")
     answers = detections(final, weights, multi_label=multi_label, threshold=threshold)
-    assert answers.tracks is not None
 
     # Each slot is a candidate for the action that it is surest of.
-    spans = _spans(answers.tracks)
+    (tracks,) = answers.tracks
+    spans = _spans(tracks)
     confidence, label = spans.score.max(-1)
     of_label = label[..., None, None].expand(-1, -1, 1, 4)
     box = box_convert(spans.box.gather(2, of_label)[:, :, 0], "xyxy", "cxcywh")

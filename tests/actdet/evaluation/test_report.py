@@ -99,6 +99,7 @@ def _evaluation(index: ClipIndex, ids: list[int]) -> Evaluation:
         true_labels(targets, 2),
         decided_iou(decision, targets),
         targets,
+        frames=8,
     )
 
 

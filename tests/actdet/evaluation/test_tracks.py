@@ -13,12 +13,15 @@ import torch
 from actdet.data.clips import Clip
 from actdet.evaluation.tracks import (
     ActorTrack,
+    ClipTracks,
     TrackLinker,
     VideoTracks,
     _peaks,
     cut_tubes,
     fill_frames,
+    fill_window,
     frame_boxes,
+    link_tracks,
     tracks_of_clip,
 )
 from actdet.models.family import Tracks
@@ -97,7 +100,7 @@ def test_tracks_of_a_clip_are_those_of_its_unchanged_sample(span: tuple[int, int
     rng = np.random.default_rng(0)
     scores = rng.random((2, 3, 8, 2)).astype(np.float32)
     boxes = rng.random((2, 3, 8, 4)).astype(np.float32)
-    got = tracks_of_clip(clip, Tracks(torch.from_numpy(scores), torch.from_numpy(boxes)), 1)
+    (got,) = tracks_of_clip(clip, [Tracks(torch.from_numpy(scores), torch.from_numpy(boxes))], 1, 8)
     first, stop = span or (0, 60)
     length = stop - first
     # The middles of eighths.
@@ -106,6 +109,89 @@ def test_tracks_of_a_clip_are_those_of_its_unchanged_sample(span: tuple[int, int
     inside = np.array(seen) - first
     np.testing.assert_allclose(got.scores[:, inside], scores[1], atol=1e-6)
     np.testing.assert_allclose(got.boxes[:, inside], boxes[1] * (200, 100, 200, 100), atol=1e-4)
+
+
+# Parts of a window
+
+# All frames of a window, those that the network saw, the first one and the number of those of each part, and the first
+# frame and the end of what the part is to say.
+EIGHTHS = [1, 5, 9, 13, 16, 20, 24, 28]
+PARTS = {
+    "overlap": (range(30), EIGHTHS, [(0, 4), (2, 4), (4, 4)], [(0, 14), (9, 21), (16, 30)]),
+    "one frame in common": (range(30), EIGHTHS, [(0, 5), (4, 4)], [(0, 17), (16, 30)]),
+    "touch": (range(30), EIGHTHS, [(0, 4), (4, 4)], [(0, 16), (16, 30)]),
+    "gaps": (range(30), EIGHTHS, [(0, 3), (5, 2)], [(0, 20), (20, 30)]),
+    "begin late and end early": (range(30), EIGHTHS, [(1, 2), (4, 3)], [(0, 16), (16, 30)]),
+    "one in the middle": (range(30), EIGHTHS, [(3, 2)], [(0, 30)]),
+    "the whole": (range(30), EIGHTHS, [(0, 8)], [(0, 30)]),
+    "of different lengths": (range(30), EIGHTHS, [(0, 1), (1, 5), (7, 1)], [(0, 5), (5, 28), (28, 30)]),
+    "of one frame each": (
+        range(10, 20),
+        [11, 13, 16, 18],
+        [(k, 1) for k in range(4)],
+        [(10, 13), (13, 16), (16, 18), (18, 20)],
+    ),
+    "fewer frames than a part has": (range(10), [1, 5, 8], [(0, 3)], [(0, 10)]),
+    "every frame": (range(5, 13), list(range(5, 13)), [(0, 5), (3, 5)], [(5, 10), (8, 13)]),
+    "one frame that repeats": (range(7, 8), [7] * 8, [(0, 4), (2, 4), (4, 4)], [(7, 8)] * 3),
+    "three frames that repeat": (
+        range(3),
+        [0, 0, 0, 1, 1, 1, 2, 2],
+        [(0, 2), (2, 2), (4, 2), (6, 2)],
+        [(0, 1), (0, 2), (1, 2), (2, 3)],
+    ),
+}
+
+
+@pytest.mark.parametrize("times", [even, uneven])
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_have_every_frame_of_a_window_together(name: str, times: object) -> None:
+    frames, seen, parts, spans = PARTS[name]
+    pts = times(50)  # type: ignore[operator]
+    rng = np.random.default_rng(4)
+    said = [
+        ClipTracks(
+            # Each part finds somebody else, and not as many.
+            rng.uniform(0.1, 1, (number, length, 3)).astype(np.float32),
+            rng.random((number, length, 4)).astype(np.float32),
+            first,
+        )
+        for number, (first, length) in enumerate(parts, start=1)
+    ]
+    got = fill_window(frames, np.array(seen), said, pts, (64, 48))
+
+    assert [(int(part.frames[0]), int(part.frames[-1]) + 1) for part in got] == spans
+    assert set().union(*(part.frames.tolist() for part in got)) == set(frames)
+    for part, of_clip, (first, length) in zip(got, said, parts, strict=True):
+        assert len(part.scores) == len(part.boxes) == len(of_clip.scores)
+        shown = seen[first : first + length]
+        places = [shown.index(frame) for frame in sorted(set(shown))]
+        known = pts[sorted(set(shown))].astype(float)
+        where = pts[part.frames].astype(float)
+        for slot, label in np.ndindex(len(of_clip.scores), 3):
+            wanted = np.interp(where, known, of_clip.scores[slot, places, label].astype(float))
+            np.testing.assert_allclose(part.scores[slot, :, label], wanted, atol=1e-6)
+        for slot, edge in np.ndindex(len(of_clip.boxes), 4):
+            wanted = np.interp(where, known, of_clip.boxes[slot, places, edge].astype(float)) * (64, 48)[edge % 2]
+            np.testing.assert_allclose(part.boxes[slot, :, edge], wanted, atol=1e-4)
+
+
+def test_parts_of_a_clip_are_those_of_its_unchanged_sample() -> None:
+    """Though none of them has all of its frames."""
+    pts = np.arange(80, dtype=np.int64)
+    clip = Clip("a", VideoInfo("a", 200, 100, 0, Fraction(1, 25), pts, 80, "h264", True, 0), ())
+    torch.manual_seed(0)
+    parts = [
+        Tracks(torch.rand(2, slots, 3, 2) + 0.1, torch.rand(2, slots, 3, 4), first) for slots, first in [(4, 1), (5, 3)]
+    ]
+    got = tracks_of_clip(clip, parts, 1, 8)
+    for part, frames, seen, found in zip(parts, [(0, 36), (35, 80)], [(15, 25, 35), (35, 45, 55)], got, strict=True):
+        np.testing.assert_array_equal(found.frames, np.arange(*frames))
+        inside = np.array(seen) - frames[0]
+        np.testing.assert_allclose(found.scores[:, inside], part.scores[1], atol=1e-6)
+        np.testing.assert_allclose(
+            found.boxes[:, inside], part.boxes[1] * torch.tensor([200, 100, 200, 100]), atol=1e-4
+        )
 
 
 # Linking windows
@@ -197,6 +283,108 @@ def test_one_actor_must_overlap_himself_by_three_tenths(x: float, linked: bool) 
     """Boxes of 20 pixels that are `x` apart overlap by (20 - x) / (20 + x): a third, or a quarter."""
     assert len(link(window(actor(0, 10, 0.0)), window(actor(5, 15, x)))) == (1 if linked else 2)
     assert len(link(window(actor(0, 10, 0.0)), window(actor(10, 20, x)))) == (1 if linked else 2)
+
+
+# Linking parts of windows
+
+
+def parts_of(first: int, stop: int, kind: str) -> list[tuple[int, int]]:
+    """The first frame and the end of each part of a window."""
+    length = stop - first
+    steps, size = {"touch": (3, length // 3), "overlap": (5, length // 3), "whole": (1, length), "frames": (length, 1)}[
+        kind
+    ]
+    starts = np.linspace(first, stop - size, steps).astype(int).tolist()
+    return [
+        (start, stop if start == starts[-1] else max(start + size, after))
+        for start, after in zip(starts, [*starts[1:], stop], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["whole", "touch", "overlap", "frames"])
+@pytest.mark.parametrize("step", [1, 3, 8, 13, 16, 20, 24])
+def test_parts_of_windows_of_two_actors_are_two_tracks(step: int, kind: str) -> None:
+    """One stands and one walks, in windows of 24 frames that overlap in any way, and each part has another order."""
+    rng = np.random.default_rng(step)
+    everybody = [actor(0, 24 + 4 * step, 0.0), actor(0, 24 + 4 * step, 50.0, speed=2.0, score=0.7)]
+    parts = []
+    for begin in range(0, 5 * step, step):
+        for first, stop in parts_of(begin, begin + 24, kind):
+            parts.append(window(*(everybody[row].between(first, stop) for row in rng.permutation(2))))
+    found = sorted(link(*parts), key=lambda each: float(each.track.boxes[0, 0, 0]))
+    assert len(found) == 2
+    for one, other in zip(found, everybody, strict=True):
+        np.testing.assert_array_equal(one.track.frames, other.frames)
+        np.testing.assert_allclose(one.track.boxes, other.boxes, atol=1e-4)
+        np.testing.assert_allclose(one.track.scores, other.scores, atol=1e-6)
+    for one, other in zip(link_tracks(parts), sorted(found, key=lambda each: each.number), strict=True):
+        np.testing.assert_array_equal(one.boxes, other.track.boxes)
+
+
+@pytest.mark.parametrize(
+    ("spans", "left"),
+    [
+        # Inside of the first one: up to a half, and back.
+        ([(0, 7), (2, 5)], [0, 0, 1, 2, 1, 0, 0]),
+        # About it: all that the first one says is taken over.
+        ([(2, 5), (0, 7)], [4] * 7),
+        # Before it, as a later window's part may be.
+        ([(3, 9), (0, 6)], [4, 4, 4, 3, 2, 1, 0, 0, 0]),
+        # With the same end, and with the same beginning.
+        ([(0, 5), (2, 5)], [0, 0, 1, 2, 3]),
+        ([(0, 5), (0, 3)], [1, 2, 1, 0, 0]),
+        ([(0, 3), (0, 5)], [1, 2, 3, 4, 4]),
+        ([(0, 3), (0, 3)], [1, 2, 3]),
+        # Beside each other.
+        ([(0, 3), (3, 6)], [0, 0, 0, 4, 4, 4]),
+        ([(3, 6), (0, 3)], [4, 4, 4, 0, 0, 0]),
+    ],
+)
+def test_common_frames_of_parts_in_any_place(spans: list[tuple[int, int]], left: list[int]) -> None:
+    """The first one is at 0, and the second one four pixels away."""
+    (only,) = link(window(actor(*spans[0], 0.0, score=0.4)), window(actor(*spans[1], 4.0, score=0.8)))
+    np.testing.assert_array_equal(only.track.frames, np.arange(len(left)))
+    np.testing.assert_allclose(only.track.boxes[0, :, 0], left, atol=1e-5)
+    np.testing.assert_allclose(only.track.scores[0, :, 0], 0.4 + np.array(left) / 10, atol=1e-6)
+
+
+@pytest.mark.parametrize("apart", [10.0, 12.0])
+@pytest.mark.parametrize("spans", [[(0, 7), (2, 5)], [(2, 5), (0, 7)], [(3, 9), (0, 6)], [(3, 6), (0, 3)]])
+def test_overlap_is_that_of_the_same_frames(spans: list[tuple[int, int]], apart: float) -> None:
+    """Of two who walk so quickly that the boxes of neighboring frames do not overlap."""
+    speed = 25.0 if spans != [(3, 6), (0, 3)] else 0.0
+    one, other = (actor(*span, x, speed=speed) for span, x in zip(spans, (0.0, apart), strict=True))
+    assert len(link(window(one), window(other))) == (1 if apart == 10 else 2)
+
+
+def test_who_is_missed_inside_of_what_is_known_has_not_ended() -> None:
+    """A later window's part that does not see him, and ends before what the window before it has said of him."""
+    nobody = actor(5, 8, 0.0).take([])
+    linker = TrackLinker()
+    assert linker.add(window(actor(0, 10, 0.0))) == []
+    assert linker.add(nobody) == []
+    assert linker.add(window(actor(8, 15, 0.0))) == []
+    (only,) = linker.finish()
+    assert (only.number, only.track.frames.tolist()) == (0, list(range(15)))
+
+
+@pytest.mark.parametrize("stop", [10, 11])
+def test_who_is_missed_in_his_last_frame_has_ended(stop: int) -> None:
+    linker = TrackLinker()
+    linker.add(window(actor(0, 10, 0.0)))
+    assert [each.number for each in linker.add(actor(9, stop, 0.0).take([]))] == [0]
+
+
+def test_who_came_late_in_a_window_is_not_ended_by_the_next_ones_first_part() -> None:
+    """Which is over before he comes. Who is seen in it is somebody else, as there are frames between them."""
+    linker = TrackLinker()
+    linker.add(window(actor(0, 10, 0.0)))
+    assert [each.number for each in linker.add(window(actor(10, 20, 100.0)))] == [0]
+    assert linker.add(window(actor(5, 8, 105.0))) == []
+    (other,) = linker.add(window(actor(8, 20, 100.0)))
+    assert (other.number, other.track.frames.tolist()) == (2, [5, 6, 7])
+    (late,) = linker.finish()
+    assert (late.number, late.track.frames.tolist()) == (1, list(range(8, 20)))
 
 
 def mean_overlap(old: VideoTracks, new: VideoTracks) -> float:

@@ -68,7 +68,7 @@ def measure(index: ClipIndex, found: Sequence[Sequence[Sequence[tuple[Tube, floa
     padded = [[*of_clip, *[[]] * (slots - len(of_clip))] for of_clip in found]
     answers = [answer(clip, of_clip, frames) for clip, of_clip in zip(index.clips, padded, strict=True)]
     scores, boxes = (torch.from_numpy(np.stack(each)) for each in zip(*answers, strict=True))
-    return measure_tubes(index, range(len(index.clips)), Tracks(scores, boxes))
+    return measure_tubes(index, range(len(index.clips)), [Tracks(scores, boxes)], frames)
 
 
 ALL = range(8)
@@ -266,12 +266,62 @@ def test_windows_that_were_not_seen_count_for_nothing(chosen: list[int]) -> None
     assert [list(window.frames) for window in index.clips] == [list(range(first, first + 8)) for first in (0, 8, 16)]
     answers = [answer(index.clips[number], [[(walking, 0.9)]], 8) for number in chosen]
     scores, boxes = (torch.from_numpy(np.stack(each)) for each in zip(*answers, strict=True))
-    found = measure_tubes(index, chosen, Tracks(scores, boxes))
+    found = measure_tubes(index, chosen, [Tracks(scores, boxes)], 8)
     assert found.tubes == 1
     assert found.frame_map == pytest.approx(1.0)
     # Behind a window that is missing he is somebody else, so that his tube is found in two halves.
     assert found.video_map["0.75"] == (0.0 if chosen == [0, 2] else 1.0)
     assert found.switches == (1 if chosen == [0, 2] else 0)
+
+
+# Parts of clips
+
+
+PARTS = {
+    "overlap": [(0, 5), (3, 5), (6, 5), (9, 5), (11, 5)],
+    "touch": [(0, 4), (4, 4), (8, 4), (12, 4)],
+    "gaps": [(1, 3), (5, 2), (8, 3), (13, 1)],
+    "frames": [(time, 1) for time in range(16)],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_windows_are_linked(name: str) -> None:
+    """In another order of slots in each part, and of windows."""
+    tubes = [tube(0, range(200), 20, speed=1), tube(1, range(200), 300, speed=-0.1)]
+    index = cut_windows(index_of(video_clip("a", tubes, 200)), 1.28)
+    answers = [answer(clip, [[(each, 0.9)] for each in tubes], 16) for clip in index.clips]
+    scores, boxes = (torch.from_numpy(np.stack(each)) for each in zip(*answers, strict=True))
+    rng = np.random.default_rng(0)
+    parts = []
+    for first, length in PARTS[name]:
+        inside = slice(first, first + length)
+        order = rng.permutation(2)
+        parts.append(Tracks(scores[:, order, inside], boxes[:, order, inside], first))
+
+    order = rng.permutation(len(index.clips))
+    parts = [part._replace(scores=part.scores[order], boxes=part.boxes[order]) for part in parts]
+    found = measure_tubes(index, order.tolist(), parts, 16)
+    assert (found.tubes, found.switches) == (2, 0)
+    assert found.video_map["0.5"] == found.video_map["0.2"] == 1.0
+    assert found.frame_map == 1.0
+    if name != "gaps":
+        assert found.video_map["0.75"] == 1.0
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_frames_that_repeat_in_parts(name: str) -> None:
+    """A clip of one frame, and one of three."""
+    for frames in (1, 3):
+        tubes = [tube(0, range(frames), 20), tube(1, range(frames), 300)]
+        index = index_of(video_clip("a", tubes, frames))
+        scores, boxes = map(torch.from_numpy, answer(index.clips[0], [[(each, 0.9)] for each in tubes], 16))
+        parts = [
+            Tracks(scores[None, :, first : first + length], boxes[None, :, first : first + length], first)
+            for first, length in PARTS[name]
+        ]
+        found = measure_tubes(index, [0], parts, 16)
+        assert (found.frame_map, found.video_map["0.5:0.95"], found.switches) == (1.0, pytest.approx(1.0), 0)
 
 
 # Switches of identity

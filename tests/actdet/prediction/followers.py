@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from actdet.models.checkpoints import CheckpointInfo, save_checkpoint
+from actdet.models.family import Assessment, Detections, Tracks
 from actdet.models.tubelet.config import TubeletConfig, TubeletLoss
 from actdet.models.tubelet.detector import TubeletDetector
 
@@ -41,3 +44,39 @@ def save_follower(
     tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
     save_checkpoint(path, tensors, CheckpointInfo(config, "pyav", seconds, TubeletLoss()))
     return path
+
+
+# Parts of the eight frames of a clip: the first frame and the number of frames of each.
+PARTS = {
+    "overlap": [(0, 4), (2, 4), (4, 4)],
+    "touch": [(0, 4), (4, 4)],
+    "gaps": [(0, 2), (3, 3), (7, 1)],
+    "one in the middle": [(3, 2)],
+    "frames": [(frame, 1) for frame in range(8)],
+}
+
+
+def answer_in_parts(monkeypatch: pytest.MonkeyPatch, parts: Sequence[tuple[int, int]]) -> None:
+    """Let detectors that follow actors say the same as ever, but only of parts, with an order of actors in each."""
+    detections = TubeletDetector.detections
+    assess = TubeletDetector.assess
+
+    def cut(found: Detections) -> Detections:
+        (whole,) = found.tracks
+        tracks = []
+        for number, (first, length) in enumerate(parts):
+            inside = slice(first, first + length)
+            scores = whole.scores[:, :, inside].roll(number, 1)
+            boxes = whole.boxes[:, :, inside].roll(number, 1)
+            tracks.append(Tracks(scores, boxes, first))
+        return found._replace(tracks=tuple(tracks))
+
+    def detections_of_parts(*arguments: Any, **options: Any) -> Detections:
+        return cut(detections(*arguments, **options))
+
+    def assess_parts(*arguments: Any) -> Assessment:
+        assessment = assess(*arguments)
+        return assessment._replace(detections=cut(assessment.detections))
+
+    monkeypatch.setattr(TubeletDetector, "detections", detections_of_parts)
+    monkeypatch.setattr(TubeletDetector, "assess", assess_parts)

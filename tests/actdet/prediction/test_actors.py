@@ -18,7 +18,7 @@ from actdet.prediction.predictor import Gap, Predictor, Window, annotate_predict
 from actdet.video.decoding import decode_frames
 from actdet.video.info import VideoInfo, probe
 from actdet.video.sampling import sample_frames
-from tests.actdet.prediction.followers import LEFT, RIGHT, save_follower
+from tests.actdet.prediction.followers import LEFT, PARTS, RIGHT, answer_in_parts, save_follower
 from tests.actdet.video.videos import corrupt, write_video
 
 NAMES = ("fight", "collapse")
@@ -114,8 +114,9 @@ def follow(predictor: Predictor, video: VideoInfo) -> list[FoundTube]:
     linker = ActorLinker(video, predictor.class_names, predictor.threshold)
     found: list[FoundTube] = []
     for each in predictor.findings(video):
-        if isinstance(each, Window) and each.tracks is not None:
-            found += linker.add(each.tracks)
+        if isinstance(each, Window):
+            for part in each.tracks:
+                found += linker.add(part)
     return sorted(found + linker.finish(), key=lambda tube: (tube.first_frame, tube.actor))
 
 
@@ -137,7 +138,7 @@ def test_every_frame_of_a_video_has_its_actors(follower: Predictor, tmp_path: Pa
     video = probe(write_video(tmp_path / "v.mkv", "mjpeg", size=(64, 48), **options))  # type: ignore[arg-type]
     windows = list(follower.windows(video))
     frames = len(video.pts)
-    seen = [set(window.tracks.frames.tolist()) for window in windows if window.tracks is not None]
+    seen = [set(part.frames.tolist()) for window in windows for part in window.tracks]
     assert set().union(*seen) == set(range(frames))
     for each, after in pairwise(seen):
         assert min(after) <= max(each) + 1
@@ -158,6 +159,25 @@ def test_every_frame_of_a_video_has_its_actors(follower: Predictor, tmp_path: Pa
     assert found[-1].end == pytest.approx(video.seconds)
 
 
+@pytest.mark.parametrize("frames", [1, 9, 100])
+@pytest.mark.parametrize("name", PARTS)
+def test_actors_are_the_same_if_the_detector_answers_in_parts(
+    follower: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, frames: int
+) -> None:
+    """Of one window, of one frame or more, and of windows that overlap by half."""
+    video = probe(write_video(tmp_path / "v.mkv", "mjpeg", frames=frames, size=(64, 48)))
+    whole = follow(follower, video)
+    answer_in_parts(monkeypatch, PARTS[name])
+    for found in follower.windows(video):
+        assert len(found.tracks) == len(PARTS[name])
+    parts = follow(follower, video)
+    assert [(tube.action, tube.first_frame) for tube in parts] == [("fight", 0), ("fight", 0)]
+    for one, other in zip(parts, whole, strict=True):
+        assert (one.actor, one.start, one.end) == (other.actor, other.start, other.end)
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-4)
+
+
 def test_a_windows_tracks_are_those_of_the_frames_that_the_network_saw(tiny_backbone: None, tmp_path: Path) -> None:
     """Of a detector whose answers differ from frame to frame, interpolated to all frames of the window."""
     checkpoint = save_follower(tmp_path / "follower", 1.0)
@@ -175,27 +195,25 @@ def test_a_windows_tracks_are_those_of_the_frames_that_the_network_saw(tiny_back
     for (start, end), found in zip(spans, windows, strict=True):
         shown = sample_frames(video, 8, start=start, end=end)
         (answer,) = predictor._decide(decode_frames(video, shown, (32, 32))[None])
-        assert answer.tracks is not None
-        assert found.tracks is not None
+        (said,) = answer.tracks
+        (tracks,) = found.tracks
         frames = [frame for frame, time in enumerate(video.pts.tolist()) if start <= time < end]
-        wanted = fill_frames(
-            range(frames[0], frames[-1] + 1), shown, answer.tracks.scores, answer.tracks.boxes, video.pts, (64, 48)
-        )
-        np.testing.assert_array_equal(found.tracks.frames, wanted.frames)
-        np.testing.assert_allclose(found.tracks.scores, wanted.scores, atol=1e-5)
-        np.testing.assert_allclose(found.tracks.boxes, wanted.boxes, atol=1e-3)
-        assert np.ptp(found.tracks.scores[0, :, 0]) > 1e-3
+        wanted = fill_frames(range(frames[0], frames[-1] + 1), shown, said.scores, said.boxes, video.pts, (64, 48))
+        np.testing.assert_array_equal(tracks.frames, wanted.frames)
+        np.testing.assert_allclose(tracks.scores, wanted.scores, atol=1e-5)
+        np.testing.assert_allclose(tracks.boxes, wanted.boxes, atol=1e-3)
+        assert np.ptp(tracks.scores[0, :, 0]) > 1e-3
 
 
 def test_a_window_tells_the_same_actions_as_its_tracks(follower: Predictor, tmp_path: Path) -> None:
     video = probe(write_video(tmp_path / "v.mkv", "mjpeg", frames=40, size=(64, 48)))
     for found in follower.windows(video):
         assert [action.action for action in found.actions] == ["fight", "fight"]
-        assert found.tracks is not None
+        (tracks,) = found.tracks
         for action in found.actions:
-            assert action.score == pytest.approx(float(found.tracks.scores[:, :, 0].mean()), abs=1e-5)
+            assert action.score == pytest.approx(float(tracks.scores[:, :, 0].mean()), abs=1e-5)
         boxes = sorted(action.box for action in found.actions)
-        np.testing.assert_allclose(boxes, sorted(found.tracks.boxes[:, 0].tolist()), atol=0.06)
+        np.testing.assert_allclose(boxes, sorted(tracks.boxes[:, 0].tolist()), atol=0.06)
 
 
 def test_behind_damage_actors_are_new(follower: Predictor, tmp_path: Path) -> None:
