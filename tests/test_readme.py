@@ -12,6 +12,7 @@ FIGURES = (ROOT / "docs/figures.md").read_text()
 DATA = (ROOT / "docs/data.md").read_text()
 TRAINING = (ROOT / "docs/training.md").read_text()
 TUBELET = (ROOT / "docs/tubelet.md").read_text()
+STMA = (ROOT / "docs/stma.md").read_text()
 COLUMNS = ("video_accuracy", "detection_accuracy", "mean_iou")
 
 
@@ -36,14 +37,22 @@ def test_demo_rows(row: str, name: str, page: str) -> None:
     [
         ("tubelet", "2600 rendered videos, 1 epoch of windows, EfficientNet-Lite0", "windows of 60 videos"),
         ("tubelet_scratch", "600 rendered videos, 4 epochs, R(2+1)D-18 from scratch", "videos"),
+        ("stma", "2600 rendered videos, 1 epoch of windows, both backbones EfficientNet-Lite0", "windows of 60 videos"),
     ],
 )
-def test_tubelet_rows(name: str, row: str, unseen: str) -> None:
+def test_rows_of_tubes(name: str, row: str, unseen: str) -> None:
+    page = STMA if name == "stma" else TUBELET
     metrics = json.loads((ROOT / f"docs/{name}.json").read_text())
     tubes = metrics["tubes"]
     wanted = [tubes["frame_map"], tubes["video_map"]["0.2"], tubes["video_map"]["0.5"]]
-    assert figures_of(row, TUBELET) == pytest.approx(wanted, abs=5.1e-4)
-    assert f"| {tubes['switches']} in {tubes['tubes']} tubes | {metrics['clips']} {unseen} |" in TUBELET
+    assert figures_of(row, page) == pytest.approx(wanted, abs=5.1e-4)
+    assert f"| {tubes['switches']} in {tubes['tubes']} tubes | {metrics['clips']} {unseen} |" in page
+
+
+def test_stma_classes() -> None:
+    classes = json.loads((ROOT / "docs/stma.json").read_text())["tubes"]["classes"]
+    fight, collapse = (f"{classes[name]['frame']:.3f}" for name in ("fight", "collapse"))
+    assert f"Fights have a frame-AP of {fight}, collapses of {collapse}." in " ".join(STMA.split())
 
 
 def test_tubelet_classes() -> None:

@@ -1,4 +1,4 @@
-"""`actdet ablate`: what each part of the loss is worth, beside table 3 of the technical report."""
+"""`actdet ablate`: what each part of a detector or of its loss is worth, beside the table of the family's paper."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from actdet.cli.data import print_division, print_left_out, read_index
 from actdet.cli.progress import announce_training, watch
 from actdet.cli.terminal import print_line
 from actdet.data.division import divide
+from actdet.errors import ActdetError
+from actdet.models.ablation import AblationTable
+from actdet.models.config import FamilyConfig
 from actdet.models.detr.config import ModelConfig
+from actdet.models.families import FAMILIES, ablation_tables
 from actdet.training.config import TrainConfig
 
 
@@ -20,20 +24,25 @@ def ablate(
     data: Positional[Path],
     /,
     out: Path = Path("runs/ablate"),
+    family: str | None = None,
+    table: int | None = None,
     val_share: float | None = None,
     groups: Path | None = None,
-    model: ModelConfig = ModelConfig(),
+    model: FamilyConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
     device: str = "auto",
 ) -> None:
-    """Train with parts of the loss left out, as in table 3 of the technical report, and print both tables.
+    """Train with parts of the detector or of its loss changed, as in a table of its paper, and print both tables.
 
     For instance: actdet ablate data/mine --backbone-weights none
+                  actdet ablate data/tubes --family stma --table 2 --backbone-weights imagenet
     If it is interrupted, run the same command again to resume.
 
     Args:
         data: Folder with videos/ and annotations/.
         out: Folder for ablation.json and for a run of each row.
+        family: Whose table; by default detr's. --family NAME --help lists the options of a family.
+        table: The number of the table in the family's paper; by default its first ablation.
         val_share: Share of each class that is held out for the evaluation. By default the clips in DATA/test.txt are,
             or 0.2 if there is no such list.
         groups: A file with a line NAME GROUP for each clip. Clips of one group, such as those of one camera or person,
@@ -44,11 +53,11 @@ def ablate(
 
     from actdet.device import choose_device
     from actdet.evaluation.metrics import format_figure
-    from actdet.run_log import FIGURES
     from actdet.training import ablation
     from actdet.training.plan import make_plan
     from actdet.training.session import open_session
 
+    chosen = _table_of(model.family, table)
     place = choose_device(device)
     index = read_index(data, model.class_names, config.bad_files, window=config.window)
     model = replace(model, class_names=index.class_names)
@@ -58,12 +67,30 @@ def ablate(
     with open_session(plan, index, command="ablate") as session:
         announce_training(plan, sum(map(len, division.splits[0])))
         print_division(division)
-        result = watch(session, lambda session: ablation.ablate(session, division, out))
+        result = watch(session, lambda session: ablation.ablate(session, division, out, chosen))
 
     print_left_out(session.loader.all_left_out)
-    print_line(f"{'':22}{'video accuracy':>18}{'detection @0.5':>18}{'mean IoU':>18}")
-    print_line(f"{'':22}{'here (report)':>18}{'here (report)':>18}{'here (report)':>18}")
+    print_line(f"here, and in parentheses {chosen.source}:")
+    print_line(f"{'':22}" + "".join(f"{figure:>18}" for figure in chosen.figures))
     for name, row in result["rows"].items():
-        cells = [f"{format_figure(row['measured'][figure])} ({row['reported'][figure]:.3f})" for figure in FIGURES[:3]]
+        pairs = zip(row["measured"].values(), row["reported"].values(), strict=True)
+        cells = [f"{format_figure(measured)} ({reported:.3f})" for measured, reported in pairs]
         print_line(f"{name:22}" + "".join(f"{cell:>18}" for cell in cells))
     print_line(f"details: {out / 'ablation.json'}")
+
+
+def _table_of(family: str, number: int | None) -> AblationTable:
+    """Return a table of a family's paper, by default the first one.
+
+    Raises:
+        ActdetError: If there is none.
+    """
+    tables = ablation_tables(family)
+    if not tables:
+        others = " and ".join(name for name in FAMILIES if ablation_tables(name))
+        raise ActdetError(f"there is no ablation of the family {family} to repeat, only of {others}")
+    if number is None:
+        return next(iter(tables.values()))
+    if number not in tables:
+        raise ActdetError(f"--table must be {' or '.join(map(str, tables))} for the family {family}, got {number}")
+    return tables[number]

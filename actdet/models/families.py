@@ -6,9 +6,11 @@ carry. Nothing is imported before it is asked for, so that the command line can 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from actdet.models.ablation import AblationTable
 from actdet.models.config import FamilyConfig, LossSettings
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ class FamilyParts(NamedTuple):
     """The settings of the losses, a `LossSettings`."""
     network: str
     """The network, a `FamilyNetwork`, which is built from a config."""
+    ablation: str | None = None
+    """The ablations of its paper, `AblationTable`s by their numbers, if `actdet ablate` can repeat them."""
 
 
 FAMILIES = {
@@ -31,11 +35,18 @@ FAMILIES = {
         config="actdet.models.detr.config:ModelConfig",
         loss="actdet.models.detr.config:LossConfig",
         network="actdet.models.detr.detector:ActionDetector",
+        ablation="actdet.models.detr.ablation:TABLES",
     ),
     "tubelet": FamilyParts(
         config="actdet.models.tubelet.config:TubeletConfig",
         loss="actdet.models.tubelet.config:TubeletLoss",
         network="actdet.models.tubelet.detector:TubeletDetector",
+    ),
+    "stma": FamilyParts(
+        config="actdet.models.stma.config:StmaConfig",
+        loss="actdet.models.stma.config:StmaLoss",
+        network="actdet.models.stma.detector:StmaDetector",
+        ablation="actdet.models.stma.ablation:TABLES",
     ),
 }
 
@@ -48,6 +59,12 @@ def config_class(family: str) -> type[FamilyConfig]:
 def loss_class(family: str) -> type[LossSettings]:
     """Return the class of a family's loss settings, by its name in `FAMILIES`."""
     return _load(FAMILIES[family].loss)
+
+
+def ablation_tables(family: str) -> Mapping[int, AblationTable]:
+    """Return the ablations of a family's paper by the numbers of the tables; none if it has none."""
+    part = FAMILIES[family].ablation
+    return {} if part is None else _load(part)
 
 
 def build_network(config: FamilyConfig) -> FamilyNetwork:

@@ -1,68 +1,88 @@
-"""The report's ablation (table 3): the same training with parts of the loss left out."""
+"""Ablation: the same training with parts of the detector or of its loss changed, as in the table of a paper."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from actdet.data.division import Division
 from actdet.errors import ActdetError
 from actdet.files import write_json
+from actdet.models.ablation import AblationTable, Row
 from actdet.run_folder import check_apart, sole_writers
-from actdet.run_log import FIGURES
 from actdet.training.experiments import Runs, claim_folder, run_part
+from actdet.training.plan import Plan
 from actdet.training.session import Session
 
-# What each row of the table leaves out, and the report's video accuracy, detection accuracy and mean IoU.
-ABLATIONS = {
-    "full loss": ({}, (1.000, 0.833, 0.51)),
-    "no GIoU loss": ({"giou_weight": 0.0}, (1.000, 0.667, 0.43)),
-    "no L1 loss": ({"l1_weight": 0.0}, (0.833, 0.500, 0.38)),
-    "classification only": ({"l1_weight": 0.0, "giou_weight": 0.0}, (1.000, 0.167, 0.22)),
-}
 
-
-def ablate(session: Session, division: Division, out: Path) -> Runs:
+def ablate(session: Session, division: Division, out: Path, table: AblationTable) -> Runs:
     """Train once for each row of the table, with the same split and seed.
-
-    The weights that are left out are zero in the loss and in the cost of the matching.
 
     Args:
         session: The plan, and the clips.
         division: Which clips to train on, and which ones to evaluate on, in its one split.
         out: The folder for OUT/ROW/ of each row, and for OUT/ablation.json.
+        table: What each row changes, and which figures are compared.
 
     Yields:
         The name of the row and its progress, after every step.
 
     Returns:
-        What is in ablation.json: the measured figures beside the report's.
+        What is in ablation.json: the measured figures beside the paper's.
 
     Raises:
-        ActdetError: As `train_run`, if no clip is held out, or if `out` holds another experiment.
+        ActdetError: As `train_run`, if no clip is held out, if a setting has a value that no row would use, or if `out`
+            holds another experiment.
     """
     index = session.loader.index
     plan = session.plan
-    parts = {name: name.replace(" ", "_") for name in ABLATIONS}
+    parts = {name: name.replace(" ", "_") for name in table.rows}
     check_apart(index.root, out, list(parts.values()))
     ((train_ids, val_ids),) = division.splits
     if not val_ids:
         raise ActdetError("an ablation needs held-out clips: give a --val-share above 0")
-    if plan.model.family != "detr":
-        raise ActdetError(f"the ablation leaves out losses of the family detr, not of {plan.model.family}")
+    _check_unused(plan, table)
 
     with sole_writers(out):
-        claim_folder(session, out, division.settings, "ablation.json")
+        claim_folder(session, out, division.settings | {"table": table.source}, "ablation.json")
         rows = {}
-        for name, (without, reported) in ABLATIONS.items():
-            loss = replace(plan.config.loss, **without)
-            # No choice of the plan depends on the weights of the loss.
-            row = replace(session, plan=replace(plan, config=replace(plan.config, loss=loss)))
-            metrics = yield from run_part(row, train_ids, val_ids, out / parts[name], name)
+        for name, row in table.rows.items():
+            # No choice of the plan depends on what a row changes.
+            changed = replace(session, plan=_changed(plan, row))
+            metrics = yield from run_part(changed, train_ids, val_ids, out / parts[name], name)
+            keys = [path[-1] if len(path) == 1 else "/".join(path) for path in table.figures.values()]
+            measured = [_figure(metrics, path) for path in table.figures.values()]
             rows[name] = {
-                "measured": {figure: metrics[figure] for figure in FIGURES[:3]},
-                "reported": dict(zip(FIGURES[:3], reported, strict=True)),
+                "measured": dict(zip(keys, measured, strict=True)),
+                "reported": dict(zip(keys, row.reported, strict=True)),
             }
         result = {"clips": len(val_ids), "rows": rows}
         write_json(out / "ablation.json", result)
     return result
+
+
+def _changed(plan: Plan, row: Row) -> Plan:
+    model = replace(plan.model, **row.model)
+    config = replace(plan.config, loss=replace(plan.config.loss, **row.loss))
+    return replace(plan, model=model, config=config)
+
+
+def _check_unused(plan: Plan, table: AblationTable) -> None:
+    """Raise ActdetError if a setting that every row changes is not as it is by default: its value would not be used."""
+    for settings, changes in (
+        (plan.model, [row.model for row in table.rows.values()]),
+        (plan.config.loss, [row.loss for row in table.rows.values()]),
+    ):
+        defaults = type(settings)()
+        for name in set.intersection(*map(set, changes)):
+            if getattr(settings, name) != getattr(defaults, name):
+                raise ActdetError(f"{name} is what the rows of {table.source} change: leave it out")
+
+
+def _figure(metrics: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
+    value: Any = metrics
+    for key in path:
+        value = value[key]
+    return value

@@ -60,6 +60,9 @@ def claim_folder(session: Session, out: Path, settings: dict[str, Any], result: 
     if isinstance(found, dict) and isinstance(found.get("training"), dict):
         # Earlier versions had a single family, and other names of some settings.
         found.setdefault("family", "detr")
+        if "table" in mine:
+            # And each family a single table.
+            found.setdefault("table", mine["table"])
         found["training"] = current_names(found["training"])
     if found != mine:
         problem = f"{out} holds an experiment with other settings, clips or labels, or another division of the clips"

@@ -19,7 +19,7 @@ from actdet.prediction.results import Job, describe_tube
 from actdet.video.decoding import decode_frames
 from actdet.video.info import probe
 from tests.actdet.command import Actdet
-from tests.actdet.prediction.followers import save_follower
+from tests.actdet.prediction.followers import PARTS, answer_in_parts, save_follower
 from tests.actdet.video.videos import corrupt, write_video
 
 
@@ -206,9 +206,9 @@ def test_who_has_left_is_on_the_disk_while_the_video_goes_on(
     def findings(self: Predictor, video: Any) -> Iterator[Window | Gap]:
         for number, found in enumerate(real(self, video)):
             assert isinstance(found, Window)
-            assert found.tracks is not None
+            (tracks,) = found.tracks
             if number == 2:
-                object.__setattr__(found, "tracks", found.tracks.take([]))
+                object.__setattr__(found, "tracks", (tracks.take([]),))
             yield found
             tubes = _json(tmp_path / "p" / "yard.tubes.json")
             assert not tubes["complete"]
@@ -220,6 +220,20 @@ def test_who_has_left_is_on_the_disk_while_the_video_goes_on(
     found = _json(tmp_path / "p" / "yard.tubes.json")
     assert found["complete"]
     assert [tube["actor"] for tube in found["tubes"]] == [1, 2, 3, 4]
+
+
+def test_a_detector_that_answers_in_parts_is_told_as_any_other(
+    actdet_command: Actdet, tiny_backbone: None, yard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that is found in its videos is written in the same way."""
+    # Of a probability of 1 every mean is 1, without any rounding.
+    follower = save_follower(tmp_path / "sure.safetensors", 1.0, odds=40.0)
+    options = ["predict", follower, yard, "--no-annotate", "--out"]
+    assert actdet_command(*options, tmp_path / "whole").code == 0
+    answer_in_parts(monkeypatch, PARTS["overlap"])
+    assert actdet_command(*options, tmp_path / "parts").code == 0
+    for name in ("yard.json", "yard.tubes.json"):
+        assert _json(tmp_path / "parts" / name) == _json(tmp_path / "whole" / name)
 
 
 def test_what_an_actor_does_is_one_line() -> None:

@@ -21,6 +21,7 @@ from actdet.models.tubelet.config import TubeletConfig, TubeletLoss
 from actdet.models.tubelet.detector import TubeletDetector
 from actdet.synthetic.rendered import RenderConfig, render_dataset
 from tests.actdet.command import Actdet
+from tests.actdet.prediction.followers import PARTS, answer_in_parts, save_follower
 from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS, TUBELET_OPTIONS
 
 OPTIONS = [*TUBELET_OPTIONS, *TRAIN_OPTIONS, "--batch-size", 4]
@@ -90,6 +91,28 @@ def test_a_detector_is_trained_evaluated_and_predicts(actdet_command: Actdet, tu
     predicted = actdet_command("predict", run / "model.safetensors", video, "--out", tmp_path / "p", "--no-annotate")
     assert predicted.code == 0, predicted.err
     assert _json(tmp_path / "p" / f"{video.stem}.tubes.json")["complete"]
+
+
+def test_answers_in_parts_have_the_figures_of_whole_ones(
+    actdet_command: Actdet, tubes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an actor who is the same in all frames; the report shows the same pictures of him."""
+    # Of a probability of 1 every mean is 1, so that rounding puts no frame before another one.
+    follower = save_follower(tmp_path / "follower.safetensors", 1.0, boxes=[(0.75, 0.53, 0.19, 0.34)], odds=40.0)
+    options = ["evaluate", follower, tubes, "--workers", 0, "--no-videos", "--out"]
+    assert actdet_command(*options, tmp_path / "whole").code == 0
+    wanted = _figures(_json(tmp_path / "whole" / "metrics.json"))
+    assert wanted["tubes"]["frame_map"] > 0
+    for name in ("overlap", "gaps", "one in the middle"):
+        with monkeypatch.context() as patch:
+            answer_in_parts(patch, PARTS[name])
+            assert actdet_command(*options, tmp_path / name).code == 0
+        assert _figures(_json(tmp_path / name / "metrics.json")) == wanted, name
+        pictures_of = [
+            re.findall('data:image[^"]*', (tmp_path / out / "report.html").read_text()) for out in ("whole", name)
+        ]
+        assert pictures_of[0] == pictures_of[1]
+        assert pictures_of[0]
 
 
 def test_a_detector_of_whole_clips_learns_from_the_same_videos(

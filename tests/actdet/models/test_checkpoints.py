@@ -182,7 +182,10 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a newer format": (lambda d: _with_header(d, lambda e: e.update(format=3)), "formats 1 to 2"),
     "a format that is text": (lambda d: _with_header(d, lambda e: e.update(format="2")), "formats 1 to 2"),
     "no family": (lambda d: _with_header(d, lambda e: e.pop("family") and None), "family"),
-    "another family": (lambda d: _with_header(d, lambda e: e.update(family="stma")), "of the family 'stma'; this"),
+    "another family": (
+        lambda d: _with_header(d, lambda e: e.update(family="unheard-of")),
+        "of the family 'unheard-of'; this",
+    ),
     "a family that is a list": (lambda d: _with_header(d, lambda e: e.update(family=["detr"])), "of the family"),
     "a family in format 1": (lambda d: _with_header(d, lambda e: e.update(format=1)), "format 1 has no family"),
     "no format": (lambda d: _with_header(d, lambda e: e.pop("format") and None), "description"),

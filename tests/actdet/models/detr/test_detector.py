@@ -328,7 +328,7 @@ def test_its_losses_and_detections_are_those_of_its_outputs(small: ActionDetecto
     assert tuple(losses) == small.loss_names
 
     decision, found, tracks = small.detections(outputs.final(), weights, threshold=0.05)
-    assert tracks is None
+    assert tracks == ()
     assert found == actions(*outputs.final(), no_object_weight=0.3, threshold=0.05)
     assert any(found)
     decided = decide(*outputs.final(), no_object_weight=0.3, threshold=0.05)

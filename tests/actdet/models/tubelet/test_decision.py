@@ -135,10 +135,10 @@ def corners(box: list[float]) -> list[float]:
 @pytest.mark.parametrize("threshold", [0.0, 0.4, 0.6, 1.0])
 def test_detections_keep_the_contract(threshold: float, multi_label: bool) -> None:
     final = random_final(multi_label)
-    decision, found, tracks = detections(final, WEIGHTS, multi_label=multi_label, threshold=threshold)
+    decision, found, (tracks,) = detections(final, WEIGHTS, multi_label=multi_label, threshold=threshold)
     likely = probabilities(final.logits, WEIGHTS, multi_label=multi_label)
 
-    assert tracks is not None
+    assert tracks.first == 0
     assert tracks.scores.shape == (4, 5, 6, 3)
     assert tracks.boxes.shape == (4, 5, 6, 4)
     for clip, slot, frame in np.ndindex(4, 5, 6):
@@ -181,8 +181,7 @@ def test_detections_keep_the_contract(threshold: float, multi_label: bool) -> No
 @BOTH_KINDS
 def test_detections_of_other_sizes(clips: int, frames: int, slots: int, classes: int, multi_label: bool) -> None:
     final = random_final(multi_label, clips=clips, frames=frames, slots=slots, classes=classes)
-    decision, found, tracks = detections(final, WEIGHTS, multi_label=multi_label, threshold=0.0)
-    assert tracks is not None
+    decision, found, (tracks,) = detections(final, WEIGHTS, multi_label=multi_label, threshold=0.0)
     assert tracks.scores.shape == (clips, slots, frames, classes)
     assert [len(of_clip) for of_clip in found] == [slots * classes] * clips
     for clip in range(clips):
@@ -216,10 +215,9 @@ def test_an_assessment_compares_what_training_compares(name: str, matching: str,
     answers = detections(final, config, multi_label=multi_label, threshold=0.5)
     assert found.detections.actions == answers.actions
     assert all(map(torch.equal, found.detections.decision, answers.decision))
-    assert found.detections.tracks is not None
-    tracks = found.detections.tracks
+    (tracks,) = found.detections.tracks
     clips, slots = tracks.scores.shape[:2]
-    assert not any(tensor.requires_grad for tensor in (*tracks, *found.candidates))
+    assert not any(tensor.requires_grad for tensor in (tracks.scores, tracks.boxes, *found.candidates))
 
     assert found.candidates.label.shape == found.candidates.confidence.shape == (clips, slots)
     for clip, slot in np.ndindex(clips, slots):

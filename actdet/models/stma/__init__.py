@@ -1,0 +1,1 @@
+"""STMA: tubelets of a few neighboring frames, found by their centers."""
