@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from actdet_kernels import (
+    CenterLoss,
     CenterMaps,
     MatchWeights,
     Tubelets,
@@ -39,6 +40,7 @@ from actdet_kernels import (
     set_loss,
     solve_assignment,
 )
+from actdet_kernels.backend import Backend
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -298,13 +300,19 @@ def center_case(shape: MapShape, dtype: torch.dtype, counts: Sequence[int] = (3,
     visible = torch.rand(shape.batch, rows, shape.frames, generator=generator) < 0.8
     targets = Tubelets(labels, boxes, torch.tensor(counts[: shape.batch]), visible)
 
-    found: list[tuple[Any, list[Tensor]]] = []
-    for backend, given in (("triton", maps), ("reference", CenterMaps(*(doubled(each) for each in maps)))):
-        inputs = CenterMaps(*(None if each is None else each.clone().requires_grad_() for each in given))
-        loss = center_loss(inputs, targets, backend=backend, **options)
-        (loss.total + 0.3 * loss.sizes).backward()
-        found.append((loss, [each.grad for each in inputs if each is not None and each.grad is not None]))
-    (mine, my_gradients), (_, gradients) = found
+    def computed(dtype: torch.dtype, backend: Backend) -> tuple[CenterLoss, list[Tensor]]:
+        """The loss, and the gradients of the maps."""
+        inputs = [None if each is None else each.to(dtype, copy=True).requires_grad_() for each in maps]
+        centers, movement, sizes, classes = inputs
+        assert centers is not None
+        assert movement is not None
+        assert sizes is not None
+        loss = center_loss(CenterMaps(centers, movement, sizes, classes), targets, backend=backend, **options)
+        leaves = [each for each in inputs if each is not None]
+        return loss, list(torch.autograd.grad(loss.total + 0.3 * loss.sizes, leaves))
+
+    mine, my_gradients = computed(dtype, "triton")
+    _, gradients = computed(FP64, "reference")
 
     terms, divisors = center_terms(maps, targets, **options)
     rounding = max(torch.finfo(dtype).eps, 1e-6) if dtype != FP64 else 1e-10
@@ -312,10 +320,6 @@ def center_case(shape: MapShape, dtype: torch.dtype, counts: Sequence[int] = (3,
     np.testing.assert_allclose(mine.divisors.numpy(), [max(divisors[0], 1), *divisors[1:]], rtol=1e-4)
     for got, wanted in zip(my_gradients, gradients, strict=True):
         torch.testing.assert_close(got.double(), wanted, rtol=4 * rounding, atol=1e-6)
-
-
-def doubled(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.double()
 
 
 def peak_case(shape: MapShape, dtype: torch.dtype, values: int = 0, peaks: int = 4, moved: bool = True) -> None:
