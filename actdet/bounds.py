@@ -47,6 +47,7 @@ BOUNDS = {
     "window": "[0, 86400]",
     "val_share": "[0, 1)",
     "folds": "[2, 1000]",
+    "table": "[1, 100]",
     "threshold": "[0, 1]",
     "clips": "[1, 100000]",
 }

@@ -49,7 +49,7 @@ def ablate(
             are never on both sides. By default DATA/groups.txt, if there is such a file.
         device: Where the network runs: auto (the first GPU if there is one, else the CPU), cpu, cuda or cuda:N.
     """
-    check_bounds({"val_share": val_share})
+    check_bounds({"val_share": val_share, "table": table})
 
     from actdet.device import choose_device
     from actdet.evaluation.metrics import format_figure

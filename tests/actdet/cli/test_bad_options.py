@@ -91,7 +91,7 @@ NUMBERS = {
     "predict": {"--threshold": [-0.1, 1.5, "inf", "nan"]},
     "export": {"--opset": [-1, 17, 10**9], "--threshold": [-0.1, 1.5, "nan"]},
     "crossval": {"--folds": [-3, 0, 1, 10**12]},
-    "ablate": {"--val-share": [-0.1, 1, "nan"]},
+    "ablate": {"--val-share": [-0.1, 1, "nan"], "--table": [0, 101]},
     "render": {
         "--clips": [0, 10**12],
         "--seed": [-1, 2**64],
