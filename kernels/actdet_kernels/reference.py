@@ -639,10 +639,11 @@ def _areas(actors: _Actors, half: Tensor, dx: Tensor, dy: Tensor) -> tuple[Tenso
     weights = down[..., :, None] * across[..., None, :] * share[..., None, None]
     weights = torch.where(actors.seen[..., None, None], weights, 0)
 
-    # The smallest actor comes first; argmax finds the first of equals.
+    # The smallest actor comes first; argmax finds the first of equals. Of bytes, PyTorch's compiler (2.14) makes code
+    # that finds places that are not there.
     order = actors.order[..., None, None, None].expand_as(weights)
     # An actor who is not visible in a frame keeps no pixel of it from others.
-    first = (weights.gather(1, order) > 0).to(torch.uint8).argmax(1, keepdim=True)
+    first = (weights.gather(1, order) > 0).to(torch.int32).argmax(1, keepdim=True)
     owned = order.gather(1, first)
     return owned[:, 0], weights.gather(1, owned)[:, 0]
 
