@@ -49,6 +49,11 @@ def test_rows_of_tubes(name: str, row: str, unseen: str) -> None:
     assert f"| {tubes['switches']} in {tubes['tubes']} tubes | {metrics['clips']} {unseen} |" in page
 
 
+def test_what_a_frame_of_a_stream_costs() -> None:
+    for row in json.loads((ROOT / "docs/stma_stream.json").read_text()):
+        assert f"| {row['name']} | {row['mean_ms']:.1f} | {row['median_ms']:.1f} | {row['gflop']:.2f} |" in STMA
+
+
 def test_stma_classes() -> None:
     classes = json.loads((ROOT / "docs/stma.json").read_text())["tubes"]["classes"]
     fight, collapse = (f"{classes[name]['frame']:.3f}" for name in ("fight", "collapse"))
