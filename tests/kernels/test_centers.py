@@ -15,13 +15,8 @@ from actdet_kernels import CenterLoss, CenterMaps, CenterWeights, Tubelets, cent
 from actdet_kernels.backend import Backend
 from torch import Tensor
 
-from tests.kernels import device
-from tests.kernels.device import DEVICE, HAS_CPP, NEEDS_COMPILER
+from tests.kernels.device import DEVICE, HAS_CPP, KERNELS, KINDS, NEEDS_COMPILER
 from tests.kernels.oracles import center_terms, weighted_sum
-
-# No Triton kernels compute this operation yet. Without these two lines, they are tested as well.
-KERNELS = device.KERNELS
-KINDS: list[Backend] = [*KERNELS, "reference"]
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Conversion of an array:DeprecationWarning")
 POISON = pytest.mark.usefixtures("allocated")

@@ -659,7 +659,7 @@ def center_loss_gradient(
         **_weights(options),
         **_constants(options, dtype),
     )
-    nothing = launch.empty((0,), dtype, maps.centers.device)
+    nothing = launch.empty((0,), maps.centers.dtype, maps.centers.device)
     return tuple(nothing if each is None else each for each in gradients)
 
 
