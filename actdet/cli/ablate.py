@@ -1,4 +1,4 @@
-"""`actdet ablate`: what each part of a detector or of its loss is worth, beside the table of the family's paper."""
+"""`actdet ablate`: what each part of a detector or of its loss is worth, beside the tables of the family's paper."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ablate(
     config: TrainConfig = TrainConfig(),
     device: str = "auto",
 ) -> None:
-    """Train with parts of the detector or of its loss changed, as in a table of its paper, and print both tables.
+    """Train with parts of the detector or of its loss changed, as in the tables of its paper, and print both.
 
     For instance: actdet ablate data/mine --backbone-weights none
                   actdet ablate data/tubes --family stma --table 2 --backbone-weights imagenet
@@ -41,8 +41,9 @@ def ablate(
     Args:
         data: Folder with videos/ and annotations/.
         out: Folder for ablation.json and for a run of each row.
-        family: Whose table; by default detr's. --family NAME --help lists the options of a family.
-        table: The number of the table in the family's paper; by default its first ablation.
+        family: Whose tables; by default detr's. --family NAME --help lists the options of a family.
+        table: The number of the table in the family's paper; by default all of its ablations. Rows that are the same
+            training are trained once.
         val_share: Share of each class that is held out for the evaluation. By default the clips in DATA/test.txt are,
             or 0.2 if there is no such list.
         groups: A file with a line NAME GROUP for each clip. Clips of one group, such as those of one camera or person,
@@ -57,7 +58,7 @@ def ablate(
     from actdet.training.plan import make_plan
     from actdet.training.session import open_session
 
-    chosen = _table_of(model.family, table)
+    chosen = _tables_of(model.family, table)
     place = choose_device(device)
     index = read_index(data, model.class_names, config.bad_files, window=config.window)
     model = replace(model, class_names=index.class_names)
@@ -70,17 +71,19 @@ def ablate(
         result = watch(session, lambda session: ablation.ablate(session, division, out, chosen))
 
     print_left_out(session.loader.all_left_out)
-    print_line(f"here, and in parentheses {chosen.source}:")
-    print_line(f"{'':22}" + "".join(f"{figure:>18}" for figure in chosen.figures))
-    for name, row in result["rows"].items():
-        pairs = zip(row["measured"].values(), row["reported"].values(), strict=True)
-        cells = [f"{format_figure(measured)} ({reported:.3f})" for measured, reported in pairs]
-        print_line(f"{name:22}" + "".join(f"{cell:>18}" for cell in cells))
+    for each in chosen:
+        print_line(f"here, and in parentheses {each.source}:")
+        print_line(f"{'':22}" + "".join(f"{figure:>18}" for figure in each.figures))
+        for name in each.rows:
+            row = result["rows"][name]
+            pairs = zip(row["measured"].values(), row["reported"].values(), strict=True)
+            cells = [f"{format_figure(measured)} ({reported:.3f})" for measured, reported in pairs]
+            print_line(f"{name:22}" + "".join(f"{cell:>18}" for cell in cells))
     print_line(f"details: {out / 'ablation.json'}")
 
 
-def _table_of(family: str, number: int | None) -> AblationTable:
-    """Return a table of a family's paper, by default the first one.
+def _tables_of(family: str, number: int | None) -> list[AblationTable]:
+    """Return the tables of a family's paper, or the one with a number.
 
     Raises:
         ActdetError: If there is none.
@@ -90,7 +93,7 @@ def _table_of(family: str, number: int | None) -> AblationTable:
         others = " and ".join(name for name in FAMILIES if ablation_tables(name))
         raise ActdetError(f"there is no ablation of the family {family} to repeat, only of {others}")
     if number is None:
-        return next(iter(tables.values()))
+        return list(tables.values())
     if number not in tables:
         raise ActdetError(f"--table must be {' or '.join(map(str, tables))} for the family {family}, got {number}")
-    return tables[number]
+    return [tables[number]]

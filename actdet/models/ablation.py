@@ -28,4 +28,4 @@ class AblationTable(NamedTuple):
     figures: Mapping[str, tuple[str, ...]]
     """What is compared, by its name for people: the way to the figure in metrics.json."""
     rows: Mapping[str, Row]
-    """The trainings, by their names."""
+    """The trainings, by their names. What two tables of a family call the same is the same row."""

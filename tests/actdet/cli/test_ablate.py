@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from actdet.models.ablation import Row
 from actdet.models.families import FAMILIES, ablation_tables, config_class, loss_class
 from actdet.models.stma.config import StmaConfig, StmaLoss
 from actdet.training import ablation
@@ -110,9 +111,52 @@ def test_a_table_of_another_family(
     assert [loss.size_area for _, loss in asked] == ["center"] * 4 + ["ellipse"] * 2
     assert all(loss.size_area == loss.movement_area and loss.size_weight == 0.3 for _, loss in asked)
 
-    other = actdet_command(*words, "--table", "4")
-    assert other.code == 1
-    assert "holds an experiment with other settings" in other.err
+    for others in (["--table", "4"], []):
+        other = actdet_command(*words, *others)
+        assert other.code == 1
+        assert "holds an experiment with other settings" in other.err
+
+
+def test_all_tables_of_a_family_by_default(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are the same training share its folder, whatever they are called, and no others do."""
+    trained: dict[str, set[tuple[object, object]]] = {}
+    figures: dict[str, float] = {}
+
+    def instead(session: Session, train_ids: object, val_ids: object, out: Path, name: str) -> Runs:
+        plan = session.plan
+        trained.setdefault(out.name, set()).add((plan.model, plan.config.loss))
+        value = figures.setdefault(out.name, len(figures) / 100)
+        return {"tubes": {"frame_map": value, "video_map": {"0.2": value, "0.5": value}}}
+        yield name, None
+
+    monkeypatch.setattr(ablation, "run_part", instead)
+    out = tmp_path / "ab"
+    outcome = actdet_command("ablate", rendered, "--out", out, "--family", "stma", *SMALL)
+    assert outcome.code == 0, outcome.err
+
+    assert list(trained) == [
+        *("base", "CAL", "CAL_+_ME", "CAL_+_ME_+_STA", "CAL_+_ME_+_GR", "CAL_+_ME_+_STA_+_GR"),
+        *("size", "movement", "size_+_movement"),
+        *("K_=_1", "K_=_3", "K_=_7"),
+    ]
+    assert all(len(settings) == 1 for settings in trained.values())
+    assert len(set.union(*trained.values())) == 12
+
+    result = json.loads((out / "ablation.json").read_text())
+    assert result["tables"] == {
+        f"table {number} of the STMA paper": list(table.rows) for number, table in ablation_tables("stma").items()
+    }
+    # The paper's numbers of these two agree, too: it has the same detector in two tables.
+    assert result["rows"]["K = 5"] == result["rows"]["CAL + ME + STA + GR"]
+
+    lines = outcome.out.splitlines()
+    at = [lines.index(f"here, and in parentheses table {number} of the STMA paper:") for number in (2, 3, 4)]
+    for start, table in zip(at, ablation_tables("stma").values(), strict=True):
+        assert [re.split(r"\s{2,}", line)[0] for line in lines[start + 2 :]][: len(table.rows)] == list(table.rows)
+    (full,) = (line for line in lines if line.startswith("K = 5"))
+    assert re.split(r"\s{2,}", full) == ["K = 5", "0.050 (0.788)", "0.050 (0.833)", "0.050 (0.541)"]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +172,11 @@ def test_a_table_of_another_family(
         (
             ["--family", "stma", "--size-area", "circle"],
             "size_area is what the rows of table 2 of the STMA paper change: leave it out",
+        ),
+        # By default it is table 4, too, that changes settings.
+        (
+            ["--family", "stma", "--snippet", "4"],
+            "snippet is what the rows of table 4 of the STMA paper change: leave it out",
         ),
     ],
 )
@@ -148,6 +197,15 @@ def test_every_row_is_a_training_of_its_own(family: str) -> None:
         settings = [(replace(model, **row.model), replace(loss, **row.loss)) for row in table.rows.values()]
         assert len(set(settings)) == len(settings)
         assert all(len(row.reported) == len(table.figures) for row in table.rows.values())
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if ablation_tables(family)])
+def test_rows_of_one_name_are_one_row(family: str) -> None:
+    """They share a folder and a place in ablation.json."""
+    seen: dict[str, tuple[Row, object]] = {}
+    for table in ablation_tables(family).values():
+        for name, row in table.rows.items():
+            assert seen.setdefault(name, (row, table.figures)) == (row, table.figures)
 
 
 def test_the_figures_of_stma_are_those_that_the_paper_prints() -> None:
