@@ -87,8 +87,8 @@ def test_a_table_of_another_family(
 
     monkeypatch.setattr(ablation, "run_part", instead)
     out = tmp_path / "ab"
-    words = ("ablate", rendered, "--out", out, "--family", "stma", *SMALL)
-    outcome = actdet_command(*words, "--table", "2", "--size-weight", "0.3")
+    words = ("ablate", rendered, "--out", out, "--family", "stma", "--size-weight", "0.3", *SMALL)
+    outcome = actdet_command(*words, "--table", "2")
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
     assert "here, and in parentheses table 2 of the STMA paper:" in lines
