@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from actdet_kernels import reference
+from actdet_kernels import reference, reference_centers
 from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.cost import check_choice
 from actdet_kernels.operators import LIBRARY, operator
@@ -176,6 +176,10 @@ def center_loss(
     """
     check_maps(maps)
     _check_targets(maps, targets)
+    channels = maps.centers.shape[1]
+    count = class_count(maps)
+    if channels not in (1, count):
+        raise ValueError(f"centers must have 1 channel, or {count} as there are classes, got {channels}")
     frames = maps.movement.shape[1]
     key = frames // 2 if key is None else key
     if not 0 <= key < frames:
@@ -264,7 +268,7 @@ def _check_targets(maps: CenterMaps, targets: Tubelets) -> None:
 
 def _by_reference(maps: CenterMaps, targets: Tubelets, options: CenterOptions) -> CenterLoss:
     """Compute the losses by PyTorch's operators alone, which have derivatives of every order."""
-    results = reference.center_loss(*maps, targets, options)
+    results = reference_centers.center_loss(*maps, targets, options)
     total = torch.stack([weight * term for weight, term in zip(options.weights, results[:4], strict=True)]).sum()
     return CenterLoss(total, *results)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from actdet_kernels import reference
+from actdet_kernels import reference, reference_centers
 from actdet_kernels.backend import Backend, implementation, kernel_module
 from actdet_kernels.centers import CenterMaps, check_maps
 from actdet_kernels.operators import LIBRARY, operator
@@ -73,7 +73,7 @@ def center_peaks(maps: CenterMaps, *, peaks: int = 10, moved: bool = True, backe
         backend,
         maps.centers.device,
         kernels=_by_kernels,
-        reference=reference.center_peaks,
+        reference=reference_centers.center_peaks,
         obstacle=_obstacle(maps, peaks),
     )
     return Peaks(*compute(*maps, peaks, moved))

@@ -134,7 +134,8 @@ if __name__ == "__main__":
     found["attention"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
     KEYS.clear()
     for size in range(1, 101):
-        centers(1 + size % 3, 1 + size % 24, size, 1 + size % 7, 1 + size % 25, 1 + size % 40)
+        classes = 1 + size % 25
+        centers(1 + size % 3, classes if size % 2 else 1, size, 1 + size % 7, classes, 1 + size % 40)
     found["centers"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
     KEYS.clear()
     for size in range(1, 101):

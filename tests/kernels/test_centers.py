@@ -817,6 +817,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (wrong(visible=torch.zeros(2, 3).bool()), r"targets.visible must be \(2, 3, 4\), got \(2, 3\)"),
     (wrong(boxes=torch.zeros(2, 3, 4, 4, device="meta")), "targets.boxes is on meta, the maps on cpu"),
     (wrong() | {"targets": [{"labels": [0]}]}, "targets must be Tubelets, got list"),
+    (wrong(centers=torch.zeros(2, 3, 5, 6)), "centers must have 1 channel, or 7 as there are classes, got 3"),
     (wrong(key=4), "key must be 0 to 3, got 4"),
     (wrong(key=-1), "key must be 0 to 3, got -1"),
     (wrong(radius="cornernet"), r"radius must be .*published.*corrected.*, got 'cornernet'"),

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from actdet_kernels import reference
+from actdet_kernels import reference, reference_centers
 from actdet_kernels.centers import CenterMaps, class_count
 from actdet_kernels.options import CenterOptions
 from actdet_kernels.targets import Tubelets
@@ -45,14 +45,27 @@ TOTAL_WARPS = 8
 
 # What the row of an actor begins with: the area of its box in the key frame, infinite if it does not count; the radius
 # of its center; how far the areas for movement and sides reach to the sides, and up and down; the weight of the
-# movement; the pixel of its center in the key frame, and the cell of the classes' grid; and its label. Then come for
-# each frame: whether it is visible; the weight of the sides; the pixel about which they are learned; and its box, cx,
-# cy, w and h in pixels of the grid.
+# movement; the pixel of its center in the key frame, and the cell of the classes' grid; and its label.
+AREA = tl.constexpr(0)
+RADIUS = tl.constexpr(1)
+MOVEMENT_REACH = tl.constexpr(2)
+SIZE_REACH = tl.constexpr(4)
+MOVEMENT_WEIGHT = tl.constexpr(6)
+KEY_PIXEL = tl.constexpr(7)
+CELL = tl.constexpr(9)
+LABEL = tl.constexpr(10)
 OF_ACTOR = tl.constexpr(11)
+
+# Then come for each frame: whether it is visible; the weight of the sides; the pixel about which they are learned; and
+# its box, cx, cy, w and h in pixels of the grid.
+SEEN = tl.constexpr(0)
+SIZE_WEIGHT = tl.constexpr(1)
+PIXEL = tl.constexpr(2)
+BOX = tl.constexpr(4)
 OF_FRAME = tl.constexpr(8)
 
-IOU = tl.constexpr(reference.HEAT_MAP_IOU)
-SHARE = tl.constexpr(reference.AREA_SHARE)
+IOU = tl.constexpr(reference_centers.HEAT_MAP_IOU)
+SHARE = tl.constexpr(reference_centers.AREA_SHARE)
 E = tl.constexpr(math.e)
 
 
@@ -64,7 +77,7 @@ def root(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def heat_map_radius(width, height, CORRECTED: tl.constexpr, DTYPE: tl.constexpr):
-    """Return how far a center may be moved so that the IoU is 0.7, rounded down, as `reference` defines it."""
+    """Return how far a center may be moved so that the IoU is 0.7, rounded down, as `reference_centers` defines it."""
     # The constants get the type of the sides, because Triton would round a Python float to float32.
     iou = tl.full([], IOU, DTYPE)
     around = width + height
@@ -87,12 +100,12 @@ def heat_map_radius(width, height, CORRECTED: tl.constexpr, DTYPE: tl.constexpr)
 
 
 @triton.jit
-def half_sides(width, height, radius, AREA: tl.constexpr, DTYPE: tl.constexpr):
+def half_sides(width, height, radius, KIND: tl.constexpr, DTYPE: tl.constexpr):
     """Return how far an area reaches from its center to the sides, and up and down."""
-    if AREA == "ellipse":
+    if KIND == "ellipse":
         across = tl.floor(width / 2 * tl.full([], SHARE, DTYPE))
         down = tl.floor(height / 2 * tl.full([], SHARE, DTYPE))
-    elif AREA == "circle":
+    elif KIND == "circle":
         across = radius
         down = radius
     else:
@@ -171,17 +184,17 @@ def actors_kernel(
         m = o_m < size
         p = actors + row * length
         whole = sum_of_bump(key_x, m_across, width) * sum_of_bump(key_y, m_down, height)
-        tl.store(p, tl.where(used, area, float("inf")), mask=m)
-        tl.store(p + 1, radius, mask=m)
-        tl.store(p + 2, m_across, mask=m)
-        tl.store(p + 3, m_down, mask=m)
-        tl.store(p + 4, s_across, mask=m)
-        tl.store(p + 5, s_down, mask=m)
-        tl.store(p + 6, weight / whole, mask=m)
-        tl.store(p + 7, key_x, mask=m)
-        tl.store(p + 8, key_y, mask=m)
-        tl.store(p + 9, cell_y * cell_columns + cell_x, mask=m)
-        tl.store(p + 10, label.to(DTYPE), mask=m)
+        tl.store(p + AREA, tl.where(used, area, float("inf")), mask=m)
+        tl.store(p + RADIUS, radius, mask=m)
+        tl.store(p + MOVEMENT_REACH, m_across, mask=m)
+        tl.store(p + MOVEMENT_REACH + 1, m_down, mask=m)
+        tl.store(p + SIZE_REACH, s_across, mask=m)
+        tl.store(p + SIZE_REACH + 1, s_down, mask=m)
+        tl.store(p + MOVEMENT_WEIGHT, weight / whole, mask=m)
+        tl.store(p + KEY_PIXEL, key_x, mask=m)
+        tl.store(p + KEY_PIXEL + 1, key_y, mask=m)
+        tl.store(p + CELL, cell_y * cell_columns + cell_x, mask=m)
+        tl.store(p + LABEL, label.to(DTYPE), mask=m)
 
         for frame in range(frames):
             seen = used & (tl.load(visible + row * frames + frame, mask=used, other=0) != 0)
@@ -197,14 +210,14 @@ def actors_kernel(
             y = pixel_of(cy, height) if MOVED else key_y
             whole = sum_of_bump(x, s_across, width) * sum_of_bump(y, s_down, height)
             p_frame = p + OF_ACTOR + frame * OF_FRAME
-            tl.store(p_frame, tl.where(seen, 1.0, 0.0), mask=m)
-            tl.store(p_frame + 1, weight / whole, mask=m)
-            tl.store(p_frame + 2, x, mask=m)
-            tl.store(p_frame + 3, y, mask=m)
-            tl.store(p_frame + 4, cx, mask=m)
-            tl.store(p_frame + 5, cy, mask=m)
-            tl.store(p_frame + 6, w, mask=m)
-            tl.store(p_frame + 7, h, mask=m)
+            tl.store(p_frame + SEEN, tl.where(seen, 1.0, 0.0), mask=m)
+            tl.store(p_frame + SIZE_WEIGHT, weight / whole, mask=m)
+            tl.store(p_frame + PIXEL, x, mask=m)
+            tl.store(p_frame + PIXEL + 1, y, mask=m)
+            tl.store(p_frame + BOX, cx, mask=m)
+            tl.store(p_frame + BOX + 1, cy, mask=m)
+            tl.store(p_frame + BOX + 2, w, mask=m)
+            tl.store(p_frame + BOX + 3, h, mask=m)
         number += used.to(DTYPE)
         flaw += tl.where(impossible, float("nan"), 0.0)
     tl.store(counted + i_b, tl.sum(number, axis=0))
@@ -231,10 +244,10 @@ def wanted_centers(actors, channel, channels, count, length, x, y):
     for m in range(count):
         row = actors + m * length
         # A single channel is everybody's, whatever the label. Who does not count here is infinitely far away.
-        is_here = (tl.load(row) < float("inf")) & ((tl.load(row + 10) - channel) * (channels - 1) == 0)
-        dx = tl.where(is_here, x - tl.load(row + 7), float("inf"))
-        dy = y - tl.load(row + 8)
-        radius = tl.load(row + 1)
+        is_here = (tl.load(row + AREA) < float("inf")) & ((tl.load(row + LABEL) - channel) * (channels - 1) == 0)
+        dx = tl.where(is_here, x - tl.load(row + KEY_PIXEL), float("inf"))
+        dy = y - tl.load(row + KEY_PIXEL + 1)
+        radius = tl.load(row + RADIUS)
         wanted = tl.maximum(wanted, bump(dx, radius) * bump(dy, radius))
         hit = hit | ((dx == 0) & (dy == 0))
     return wanted, hit
@@ -299,28 +312,32 @@ def wanted_frame(actors, frame, count, length, x, y):
         row = actors + m * length
         of_frame = row + OF_ACTOR + frame * OF_FRAME
         # Of those who do not count the area is infinite, so no pixel is theirs.
-        area = tl.where(tl.load(of_frame) != 0, tl.load(row), float("inf"))
+        area = tl.where(tl.load(of_frame + SEEN) != 0, tl.load(row + AREA), float("inf"))
 
         # Of equals the first, since others must be smaller.
-        key_x = tl.load(row + 7)
-        key_y = tl.load(row + 8)
-        share = bump(x - key_x, tl.load(row + 2)) * bump(y - key_y, tl.load(row + 3))
+        key_x = tl.load(row + KEY_PIXEL)
+        key_y = tl.load(row + KEY_PIXEL + 1)
+        across = bump(x - key_x, tl.load(row + MOVEMENT_REACH))
+        down = bump(y - key_y, tl.load(row + MOVEMENT_REACH + 1))
+        share = across * down
         better = (share > 0) & (area < m_best)
         m_best = tl.where(better, area, m_best)
-        m_weight = tl.where(better, share * tl.load(row + 6), m_weight)
-        a_cx = tl.load(of_frame + 4)
-        a_cy = tl.load(of_frame + 5)
+        m_weight = tl.where(better, share * tl.load(row + MOVEMENT_WEIGHT), m_weight)
+        a_cx = tl.load(of_frame + BOX)
+        a_cy = tl.load(of_frame + BOX + 1)
         m_x = tl.where(better, a_cx - (key_x + 0.5), m_x)
         m_y = tl.where(better, a_cy - (key_y + 0.5), m_y)
 
-        share = bump(x - tl.load(of_frame + 2), tl.load(row + 4)) * bump(y - tl.load(of_frame + 3), tl.load(row + 5))
+        across = bump(x - tl.load(of_frame + PIXEL), tl.load(row + SIZE_REACH))
+        down = bump(y - tl.load(of_frame + PIXEL + 1), tl.load(row + SIZE_REACH + 1))
+        share = across * down
         better = (share > 0) & (area < s_best)
         s_best = tl.where(better, area, s_best)
-        s_weight = tl.where(better, share * tl.load(of_frame + 1), s_weight)
+        s_weight = tl.where(better, share * tl.load(of_frame + SIZE_WEIGHT), s_weight)
         cx = tl.where(better, a_cx, cx)
         cy = tl.where(better, a_cy, cy)
-        w = tl.where(better, tl.load(of_frame + 6), w)
-        h = tl.where(better, tl.load(of_frame + 7), h)
+        w = tl.where(better, tl.load(of_frame + BOX + 2), w)
+        h = tl.where(better, tl.load(of_frame + BOX + 3), h)
     return m_weight, m_x, m_y, s_weight, (cx, cy, w, h)
 
 
@@ -357,7 +374,7 @@ def box_of_sides(sizes, p, pixels, x, y, m, DTYPE: tl.constexpr):
 @triton.jit
 def cell_of(row):
     """Return the cell of the classes' grid that an actor is in; -1 if it does not count."""
-    return tl.where(tl.load(row) < float("inf"), tl.load(row + 9), -1.0)
+    return tl.where(tl.load(row + AREA) < float("inf"), tl.load(row + CELL), -1.0)
 
 
 @triton.jit
@@ -372,10 +389,10 @@ def softmax_of_cells(classes, p, class_count, cells, m, DTYPE: tl.constexpr):
     return peak, total
 
 
-SIZES = ["batch", "size", "frames", "channels", "height", "width", "class_count", "cells", "tiles"]
+NOT_SPECIALIZED = ["batch", "size", "frames", "channels", "height", "width", "class_count", "cells", "tiles"]
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def center_loss_kernel(
     centers, movement, sizes, classes, counts, actors, center_sums, area_sums, class_sums,
     batch, size, frames, channels, height, width, class_count, cells, tiles,
@@ -425,9 +442,9 @@ def center_loss_kernel(
         for start in range(0, count, BLOCK_M):
             o_m = start + tl.arange(0, BLOCK_M)
             row = actors + (i_b * size + o_m) * length
-            used = (o_m < count) & (tl.load(row, mask=o_m < count, other=float("inf")) < float("inf"))
-            cell = tl.load(row + 9, mask=used, other=0).to(tl.int32)
-            label = tl.load(row + 10, mask=used, other=0).to(tl.int32)
+            used = (o_m < count) & (tl.load(row + AREA, mask=o_m < count, other=float("inf")) < float("inf"))
+            cell = tl.load(row + CELL, mask=used, other=0).to(tl.int32)
+            label = tl.load(row + LABEL, mask=used, other=0).to(tl.int32)
             known = used & (label >= 0) & (label < class_count)
             peak, summed = softmax_of_cells(classes, cell, class_count, cells, used, DTYPE)
             logit = tl.load(classes + label * cells + cell, mask=known, other=0).to(DTYPE)
@@ -503,7 +520,7 @@ def slope(d_total, d_term, divisor, flaw, WEIGHT: tl.constexpr, DTYPE: tl.conste
     return value / tl.load(divisor)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "cell_tiles"])
+@triton.jit(do_not_specialize=[*NOT_SPECIALIZED, "cell_tiles"])
 def center_gradient_kernel(
     centers, movement, sizes, classes, counts, actors, counted, divisors,
     d_total, d_of_classes, d_of_centers, d_of_movement, d_of_sizes, d_centers, d_movement, d_sizes, d_classes,
@@ -571,7 +588,7 @@ def center_gradient_kernel(
             hits = tl.zeros([BLOCK_H], DTYPE)
             for m in range(count):
                 row = actors + m * length
-                cell = tl.where(tl.load(row + 10) == c, cell_of(row), -1.0)
+                cell = tl.where(tl.load(row + LABEL) == c, cell_of(row), -1.0)
                 hits += tl.where(cell == o_h, 1.0, 0.0)
             share = tl.exp(tl.load(classes + place, mask=m_h, other=0).to(DTYPE) - peak) / summed
             store(d_classes + place, tl.where(crowd > 0, by_classes * (crowd * share - hits), 0.0), mask=m_h)
