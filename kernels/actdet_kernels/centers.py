@@ -230,7 +230,7 @@ def check_maps(maps: CenterMaps) -> None:
     if classes is not None and (classes.ndim != 4 or len(classes) != batch or min(classes.shape[1:]) == 0):
         raise ValueError(f"classes must be ({batch}, A, h, w), got {tuple(classes.shape)}")
 
-    for name, tensor in maps._asdict().items():
+    for name, tensor in zip(CenterMaps._fields, maps, strict=True):
         if tensor is None:
             continue
         if not tensor.is_floating_point():

@@ -81,13 +81,20 @@ def deformable_attention(
 
 def _check_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return the sizes as a list of pairs."""
-    checked = [tuple(size) for size in sizes]
-    for size in checked:
-        if len(size) != 2 or not all(isinstance(side, int | np.integer) and side >= 1 for side in size):
-            raise ValueError(f"sizes must be (height, width) of every level, two positive integers, got {size}")
+    checked: list[tuple[int, int]] = []
+    for size in sizes:
+        height, width = size if len(size) == 2 else (0, 0)
+        if not (_is_side(height) and _is_side(width)):
+            raise ValueError(f"sizes must be (height, width) of every level, two positive integers, got {tuple(size)}")
+        checked.append((int(height), int(width)))
     if not checked:
         raise ValueError("sizes must have at least one level")
-    return [(int(height), int(width)) for height, width in checked]
+    return checked
+
+
+def _is_side(value: object) -> bool:
+    # The compiler of PyTorch 2.7 does not know `int | np.integer`.
+    return isinstance(value, (int, np.integer)) and value >= 1
 
 
 def _check_tensors(

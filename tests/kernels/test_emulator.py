@@ -49,6 +49,12 @@ def signed(value: int, bits: int = 32) -> int:
     return (value + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
 
 
+def quotient(dividend: int, divisor: int) -> int:
+    """Rounded toward zero."""
+    rounded_down = abs(dividend) // abs(divisor)
+    return rounded_down if (dividend < 0) == (divisor < 0) else -rounded_down
+
+
 # instruction, kinds of the result and the operands, and the same in Python's integers, which have no width
 INTEGERS: list[tuple[str, str, Callable[..., int]]] = [
     ("add.s32 {}, {}, {}", "u4 u4 u4", lambda a, b: a + b),
@@ -58,6 +64,12 @@ INTEGERS: list[tuple[str, str, Callable[..., int]]] = [
     ("mul.hi.s32 {}, {}, {}", "u4 u4 u4", lambda a, b: signed(a) * signed(b) >> 32),
     ("mul.wide.u32 {}, {}, {}", "u8 u4 u4", lambda a, b: a * b),
     ("mul.wide.s32 {}, {}, {}", "u8 u4 u4", lambda a, b: signed(a) * signed(b)),
+    ("div.u32 {}, {}, {}", "u4 u4 u4", lambda a, b: a // b),
+    ("div.s32 {}, {}, {}", "u4 u4 u4", lambda a, b: quotient(signed(a), signed(b))),
+    ("div.u64 {}, {}, {}", "u8 u8 u8", lambda a, b: a // b),
+    ("rem.u32 {}, {}, {}", "u4 u4 u4", lambda a, b: a % b),
+    ("rem.s32 {}, {}, {}", "u4 u4 u4", lambda a, b: signed(a) - quotient(signed(a), signed(b)) * signed(b)),
+    ("rem.u64 {}, {}, {}", "u8 u8 u8", lambda a, b: a % b),
     ("min.s32 {}, {}, {}", "u4 u4 u4", lambda a, b: min(signed(a), signed(b))),
     ("max.u32 {}, {}, {}", "u4 u4 u4", max),
     ("and.b32 {}, {}, {}", "u4 u4 u4", lambda a, b: a & b),
@@ -105,6 +117,28 @@ def test_floats_are_pythons_rounded_once(instruction: str, kinds: str, wanted: C
     exact = [wanted(*values) for values in zip(*(operand.tolist() for operand in operands), strict=True)]
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(got, np.array(exact).astype(kinds[:2]))
+
+
+def test_a_scope_that_ends_on_a_line_of_its_own_does_not_end_the_kernel() -> None:
+    """Triton 3.3 takes the upper half of a float64 so. What follows has a label, which a branch before it names."""
+    lines = [
+        "ld.global.b64 %rd3, [%rd1];",
+        "bra.uni $L__BB0_2;",
+        "$L__BB0_3:",
+        "cvt.u64.u32 %rd4, %r5;",
+        "st.global.b64 [%rd1], %rd4;",
+        "bra.uni $L__BB0_4;",
+        "$L__BB0_2:",
+        "\t{",
+        "\t.reg .b32 %temp; ",
+        "\tmov.b64 \t{%temp, %r5}, %rd3;",
+        "\t}",
+        "bra.uni $L__BB0_3;",
+        "$L__BB0_4:",
+    ]
+    memory = np.arange(32, dtype=np.uint64) << 33
+    run("\n".join(lines), memory)
+    assert memory.tolist() == [2 * number for number in range(32)]
 
 
 @pytest.mark.parametrize(

@@ -338,19 +338,16 @@ def wanted_frame(actors, frame, count, length, x, y):
         cy = tl.where(better, a_cy, cy)
         w = tl.where(better, tl.load(of_frame + BOX + 2), w)
         h = tl.where(better, tl.load(of_frame + BOX + 3), h)
-    return m_weight, m_x, m_y, s_weight, (cx, cy, w, h)
+    # Not as a tuple within the tuple, which Triton 3.3 cannot return.
+    return m_weight, m_x, m_y, s_weight, cx, cy, w, h
 
 
 @triton.jit
-def locate_frame(i, counts, actors, size, frames, height, width, tiles, DTYPE: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Return what program i works on: its frame, counted over all samples, its pixels, and what is wanted of these."""
+def locate_frame(i, frames, height, width, tiles, DTYPE: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Return what program i works on: its sample and frame, its pixels, which of them exist, and their x and y."""
     i_b = (i // (tiles * frames)).to(tl.int64)
-    frame = i // tiles % frames
     o_p, m_p, x, y = places(i % tiles, height, width, DTYPE, BLOCK_P)
-    length = OF_ACTOR + OF_FRAME * frames
-    count = clamped_count(counts, i_b, size)
-    wanted = wanted_frame(actors + i_b * size * length, frame, count, length, x, y)
-    return i_b * frames + frame, o_p, m_p, x, y, wanted
+    return i_b, i // tiles % frames, o_p, m_p, x, y
 
 
 @triton.jit
@@ -420,10 +417,13 @@ def center_loss_kernel(
         tl.store(center_sums + i, tl.sum(total, axis=0))
     elif i < of_centers + of_areas:
         i = i - of_centers
-        first, o_p, m_p, x, y, wanted = locate_frame(
-            i, counts, actors, size, frames, height, width, tiles, DTYPE, BLOCK_P
+        i_b, frame, o_p, m_p, x, y = locate_frame(i, frames, height, width, tiles, DTYPE, BLOCK_P)
+        first = i_b * frames + frame
+        count = clamped_count(counts, i_b, size)
+        m_weight, m_x, m_y, s_weight, cx, cy, w, h = wanted_frame(
+            actors + i_b * size * length, frame, count, length, x, y
         )
-        m_weight, m_x, m_y, s_weight, goal = wanted
+        goal = (cx, cy, w, h)
         m_own = m_p & (m_weight > 0)
         s_own = m_p & (s_weight > 0)
         right, down = load_movement(movement + first * 2 * pixels, o_p, pixels, m_own, DTYPE)
@@ -548,10 +548,13 @@ def center_gradient_kernel(
             store(d_centers + place, by_centers * center_terms(logit, wanted, hit, ALPHA, BETA)[1], mask=m_p)
     elif i < of_centers + of_areas:
         i = i - of_centers
-        first, o_p, m_p, x, y, wanted = locate_frame(
-            i, counts, actors, size, frames, height, width, tiles, DTYPE, BLOCK_P
+        i_b, frame, o_p, m_p, x, y = locate_frame(i, frames, height, width, tiles, DTYPE, BLOCK_P)
+        first = i_b * frames + frame
+        count = clamped_count(counts, i_b, size)
+        m_weight, m_x, m_y, s_weight, cx, cy, w, h = wanted_frame(
+            actors + i_b * size * length, frame, count, length, x, y
         )
-        m_weight, m_x, m_y, s_weight, goal = wanted
+        goal = (cx, cy, w, h)
         m_own = m_p & (m_weight > 0)
         s_own = m_p & (s_weight > 0)
         right, down = load_movement(movement + first * 2 * pixels, o_p, pixels, m_own, DTYPE)
@@ -719,7 +722,7 @@ def _actors(maps: CenterMaps, targets: Tubelets, options: CenterOptions, dtype: 
 
 
 def _inputs(maps: CenterMaps, targets: Tubelets) -> dict[str, Tensor | None]:
-    given = {name: None if each is None else each.contiguous() for name, each in maps._asdict().items()}
+    given = {name: None if each is None else each.contiguous() for name, each in zip(maps._fields, maps, strict=True)}
     return given | {"counts": targets.counts.contiguous()}
 
 

@@ -222,7 +222,7 @@ def center_peaks(maps: CenterMaps, peaks: int, moved: bool) -> tuple[Tensor, ...
 def _maps(maps: CenterMaps) -> dict[str, Any]:
     """Return the maps and their strides under the names of the kernel's arguments."""
     arguments: dict[str, Any] = {}
-    for name, values in maps._asdict().items():
+    for name, values in zip(maps._fields, maps, strict=True):
         flat = None if values is None else flat_map(values)
         strides = (0, 0, 0) if flat is None else flat.stride()
         arguments[name] = flat

@@ -88,14 +88,17 @@ def atomic_sum(values: Array, added: Array) -> Array:
 
 def integer_quotient(dividend: Array, divisor: Array) -> Array:
     """Rounded toward zero. By zero it is undefined; here it is as by one."""
+    by = np.where(divisor == 0, divisor.dtype.type(1), divisor)
+    if dividend.dtype.kind == "u":
+        return dividend // by
+    # In 64 bits, the lowest number of 32 has a negative one.
     wide = dividend.astype(np.int64)
-    by = np.where(divisor == 0, 1, divisor).astype(np.int64)
-    quotient = np.absolute(wide) // np.absolute(by)
-    return np.where((wide < 0) != (by < 0), -quotient, quotient)
+    quotient = np.absolute(wide) // np.absolute(by.astype(np.int64))
+    return np.where((wide < 0) != (by < 0), -quotient, quotient).astype(dividend.dtype)
 
 
 def integer_remainder(dividend: Array, divisor: Array) -> Array:
-    return dividend.astype(np.int64) - integer_quotient(dividend, divisor) * divisor.astype(np.int64)
+    return dividend - integer_quotient(dividend, divisor) * divisor
 
 
 def upper_product(left: Array, right: Array) -> Array:

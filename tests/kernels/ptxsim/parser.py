@@ -123,7 +123,8 @@ def parse(text: str) -> Program:
     reader = BodyReader({number: path.rpartition("/")[2] for number, path in FILE.findall(text)})
     lines_before = text[: entry.end()].count("\n") + 1
     for number, line in enumerate(text.splitlines()[lines_before:], lines_before + 1):
-        if line.strip() == "}":
+        # Within it, scopes may end on lines that are indented.
+        if line == "}":
             break
         reader.read_line(line, number)
 
@@ -195,7 +196,7 @@ class BodyReader:
                 opcode, self._split(operands), predicate, len(self.instructions), number, self._place
             )
             self.instructions.append(instruction)
-        elif not statement.startswith((".", "{")):
+        elif not statement.startswith((".", "{", "}")):
             raise SyntaxError(f"line {number}: {statement}")
 
     def _declare(self, type: str, names: str) -> None:
