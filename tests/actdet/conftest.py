@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import actdet.models.detr.detector
+import actdet.models.detr.features
 import actdet.models.tubelet.features
 from actdet import pictures
 from actdet.cli.main import main
@@ -109,7 +109,7 @@ def _run_command(*arguments: object) -> None:
 @contextmanager
 def _tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Context manager: detectors are made with the small backbones, and PyTorch uses one thread."""
-    monkeypatch.setattr(actdet.models.detr.detector, "Backbone", TinyBackbone)
+    monkeypatch.setattr(actdet.models.detr.features, "Backbone", TinyBackbone)
     monkeypatch.setattr(actdet.models.tubelet.features, "FrameBackbone", TinyFrameBackbone)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import actdet.cli.main
-import actdet.models.detr.detector
+import actdet.models.detr.features
 import actdet.models.tubelet.features
 import actdet.training.trainer
 from actdet.models.backbones.r2plus1d import Backbone, load_backbone_weights
@@ -40,6 +40,8 @@ class TinyBackbone(nn.Sequential):
     While it is shallow it trains no BatchNorm. Checkpointing changes nothing.
     """
 
+    width = 512
+    temporal_stride = 8
     checkpointing = False
     shallow = False
 
@@ -100,7 +102,7 @@ class TinyFrameBackbone(nn.Sequential):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    actdet.models.detr.detector.Backbone = TinyBackbone  # pyright: ignore[reportAttributeAccessIssue]
+    actdet.models.detr.features.Backbone = TinyBackbone  # pyright: ignore[reportAttributeAccessIssue]
     actdet.models.tubelet.features.FrameBackbone = TinyFrameBackbone  # pyright: ignore[reportAttributeAccessIssue]
     actdet.training.trainer.SAVE_SECONDS = float(os.environ.get("TINY_SAVE_SECONDS", "300"))
     actdet.cli.main.main()

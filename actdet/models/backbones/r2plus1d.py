@@ -58,6 +58,10 @@ class Backbone(nn.Sequential):
             torchvision's weights fit whatever it is.
     """
 
+    width = FEATURES
+    """The channels of the features."""
+    temporal_stride = TEMPORAL_STRIDE
+    """The frames of the clip that one of the features stands for."""
     checkpointing = False
     """Whether the backward pass computes the inside of the residual blocks again instead of keeping it."""
     shallow = False

@@ -7,6 +7,7 @@ of the technical report if it prints a value.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from actdet.models.config import FamilyConfig, SetLossSettings
 
@@ -28,6 +29,9 @@ class ModelConfig(FamilyConfig):
     """Dropout in the Transformer (the report's section 6.4 advises 0.2 for little data)."""
     deep_supervision: bool = False
     """Train every decoder layer with the loss, as DETR does, instead of only the last one."""
+    backbone: Literal["r2plus1d-18", "efficientnet-lite0"] = "r2plus1d-18"
+    """What makes the features: the report's R(2+1)D-18, whose weights are Kinetics-400's; or EfficientNet-Lite0 with
+    filters in time, with a fortieth of the arithmetic, whose weights are ImageNet's (--backbone-weights imagenet)."""
 
     def max_actions(self) -> int:
         # Each query is matched with one action at most.

@@ -1,6 +1,6 @@
 """The action detector: a clip goes in, a set of N (class, box) predictions comes out.
 
-    clip -> R(2+1)D-18 -> 1x1x1 projection + learned positions -> encoder -> decoder of N queries -> two heads
+    clip -> backbone -> 1x1x1 projection + learned positions -> encoder -> decoder of N queries -> two heads
 
 These are sections 3.2.1 to 3.2.4 of the technical report. The defaults give the report's 40.5 M parameters, which
 include two encoder layers. The report's text names no encoder; `encoder_layers=0` is the model of the text.
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from actdet.detections import THRESHOLD
 from actdet.distributed import ALONE, Processes
-from actdet.models.backbones.r2plus1d import FEATURES, SPATIAL_STRIDE, TEMPORAL_STRIDE, Backbone
+from actdet.models.backbones.r2plus1d import SPATIAL_STRIDE
 from actdet.models.detr.assessment import assess
 from actdet.models.detr.config import LossConfig, ModelConfig
 from actdet.models.detr.decision import actions, decide
 from actdet.models.detr.exportable import ExportableDetector
+from actdet.models.detr.features import clip_backbone
 from actdet.models.detr.losses import LOSSES, AuxiliaryHead, detector_losses
 from actdet.models.family import Assessment, Detections, FamilyNetwork
 
@@ -62,12 +63,12 @@ class ActionDetector(FamilyNetwork[ModelConfig, Predictions]):
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
+        self.backbone = clip_backbone(config)
         side = min(config.image_size // SPATIAL_STRIDE, MAX_GRID)
-        self.grid = (-(-config.frames // TEMPORAL_STRIDE), side, side)
+        self.grid = (config.frames // self.backbone.temporal_stride, side, side)
 
-        self.backbone = Backbone()
         self.pool = nn.AdaptiveAvgPool3d(self.grid)
-        self.projection = nn.Conv3d(FEATURES, HIDDEN, kernel_size=1)
+        self.projection = nn.Conv3d(self.backbone.width, HIDDEN, kernel_size=1)
         self.positions = nn.Parameter(torch.randn(self.grid[0] * side * side, HIDDEN) * 0.5)
         self.queries = nn.Parameter(torch.randn(config.queries, HIDDEN))
         layer = {
@@ -107,7 +108,7 @@ class ActionDetector(FamilyNetwork[ModelConfig, Predictions]):
         return self.detect(self.backbone(clips))
 
     def detect(self, features: Tensor, hints: None = None) -> Predictions:
-        """Compute what follows the backbone: features (B, 512, T/8, S/16, S/16) to `Predictions`."""
+        """Compute what follows the backbone: its features to `Predictions`."""
         pooled = self.pool(features)
 
         # (B, T'H'W', 256)
@@ -128,7 +129,7 @@ class ActionDetector(FamilyNetwork[ModelConfig, Predictions]):
             return Predictions(self.class_head(supervised), self.box_head(supervised).sigmoid())
 
     def auxiliary_head(self) -> AuxiliaryHead:
-        return AuxiliaryHead(self.config)
+        return AuxiliaryHead(self.config, self.backbone.width)
 
     def losses(
         self,

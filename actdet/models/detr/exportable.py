@@ -21,6 +21,7 @@ from actdet.data.augment import normalize
 from actdet.models.backbones.folding import fold_norms
 from actdet.models.backbones.r2plus1d import SPATIAL_STRIDE
 from actdet.models.detr.decision import action_probabilities, decide
+from actdet.models.detr.features import FramePairs
 from actdet.models.exportable import Exportable
 from actdet.models.family import Decision
 
@@ -55,7 +56,8 @@ class ExportableDetector(Exportable):
         copied.config = replace(copied.config, deep_supervision=False)
         side = copied.config.image_size // SPATIAL_STRIDE
         copied.add_module("pool", exportable_pool((copied.grid[0], side, side), copied.grid))
-        copied.add_module("backbone", fold_norms(copied.backbone))
+        if not isinstance(copied.backbone, FramePairs):
+            copied.add_module("backbone", fold_norms(copied.backbone))
 
         # What has replaced modules is in evaluation mode, too.
         self.eval()

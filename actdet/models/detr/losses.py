@@ -13,7 +13,6 @@ from actdet_kernels import MatchWeights, SetLoss, Targets, match, set_loss
 from torch import Tensor, nn
 
 from actdet.distributed import ALONE, Processes
-from actdet.models.backbones.r2plus1d import FEATURES
 from actdet.models.detr.config import LossConfig, ModelConfig
 
 # The losses by name. The first one is what is minimized.
@@ -24,16 +23,17 @@ AUXILIARY_WEIGHTS = MatchWeights(8.0, 5.0, 2.0)
 
 
 class AuxiliaryHead(nn.Linear):
-    """Tells a clip's action from the backbone's features: (B, 512, T/8, S/16, S/16) to (B, 1, C + 4) float32.
+    """Tells a clip's action from the backbone's features: (B, F, T', H', W') to (B, 1, C + 4) float32.
 
     The output is that of a single query: C class logits, the last one of no_object, and the logits of its box.
 
     Args:
         config: The shape of the detector, which names the classes.
+        width: F, the channels of the features.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(FEATURES, len(config.class_names) + 1 + 4)
+    def __init__(self, config: ModelConfig, width: int) -> None:
+        super().__init__(width, len(config.class_names) + 1 + 4)
 
     def forward(self, input: Tensor) -> Tensor:
         averaged = input.float().mean((2, 3, 4))

@@ -18,6 +18,7 @@ from torchvision.models.video import R2Plus1D_18_Weights
 from actdet import distributed
 from actdet.models.checkpoints import load_model, read_info
 from actdet.models.detr.config import ModelConfig
+from actdet.models.detr.features import FramePairs
 from actdet.prediction import predictor as prediction
 from actdet.training import trainer as training
 from tests.actdet.command import Actdet, leftovers, small_disk
@@ -59,6 +60,30 @@ def test_the_device_that_is_asked_for_is_taken(
     for words in (["evaluate", model, rendered, "--workers", 0], ["predict", model, clip, "--no-annotate"]):
         outcome = actdet_command(*words, "--out", tmp_path / str(words[0]), "--device", "cpu")
         assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.usefixtures("no_bf16_units")
+def test_a_backbone_of_pictures_trains_is_evaluated_and_exported(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ["--backbone", "efficientnet-lite0", "--backbone-weights", "imagenet", "--auxiliary-weight", 2]
+    trained = actdet_command("train", rendered, "--out", run, "--epochs", 1, *OPTIONS, *words)
+    assert trained.code == 0, trained.err
+    detector, about = load_model(run / "model.safetensors")
+    assert isinstance(about.model, ModelConfig)
+    assert about.model.backbone == "efficientnet-lite0"
+    assert isinstance(detector.backbone, FramePairs)
+
+    again = tmp_path / "again"
+    options = ["--held-out", "--workers", 0, "--no-videos", "--out", again]
+    evaluated = actdet_command("evaluate", run / "model.safetensors", rendered, *options)
+    assert evaluated.code == 0, evaluated.err
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (run, again))
+    assert {**first, "seconds": None} == {**second, "seconds": None}
+
+    exported = actdet_command("export", run / "model.safetensors", "--format", "pt2", "--out", tmp_path / "model.pt2")
+    assert exported.code == 0, exported.err
 
 
 def test_train_says_which_paths_it_takes(actdet_command: Actdet, rendered: Path, tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ def test_features_meet_the_transformer_on_a_grid_of_7(size: int) -> None:
         (ModelConfig(image_size=48, frames=16, decoder_layers=3, deep_supervision=True), 1, 3, (2, 3, 3)),
         (ModelConfig(("a", "b", "c", "d", "e"), 32, 24, 7, 0, 1, deep_supervision=True), 2, 1, (3, 2, 2)),
         (ModelConfig(("fall",), 64, 8, 1, 0, 2), 2, 1, (1, 4, 4)),
+        (ModelConfig(image_size=48, frames=8, backbone="efficientnet-lite0"), 2, 1, (4, 3, 3)),
+        (ModelConfig(image_size=128, frames=16, decoder_layers=1, backbone="efficientnet-lite0"), 1, 1, (8, 7, 7)),
     ],
 )
 def test_predictions_have_the_documented_shapes(

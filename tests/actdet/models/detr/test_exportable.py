@@ -74,6 +74,17 @@ def test_with_the_real_backbone_it_has_no_batch_norm_left() -> None:
     torch.testing.assert_close(got["boxes"], wanted.boxes, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_with_the_backbone_of_pictures_it_computes_the_same() -> None:
+    config = ModelConfig(image_size=128, frames=8, encoder_layers=0, decoder_layers=1, backbone="efficientnet-lite0")
+    detector = trained(config)
+    exportable = ExportableDetector(detector, no_object_weight=0.1, threshold=0.5)
+    wanted = detector(normalize(frames(2, config))).final()
+    got = exportable(frames(2, config))
+    torch.testing.assert_close(got["logits"], wanted.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got["boxes"], wanted.boxes, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("sides", "grid"),
     [

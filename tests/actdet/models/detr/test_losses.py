@@ -126,7 +126,7 @@ def test_the_mean_over_the_processes_is_the_loss_of_the_whole_batch(counts: list
 
 
 def test_the_auxiliary_head_reads_the_averaged_features() -> None:
-    head = AuxiliaryHead(ModelConfig(("a", "b", "c")))
+    head = AuxiliaryHead(ModelConfig(("a", "b", "c")), 512)
     features = torch.randn(2, 512, 1, 3, 4, generator=torch.Generator().manual_seed(5))
     wanted = features.double().mean((2, 3, 4)) @ head.weight.double().T + head.bias.double()
     got = head(features.bfloat16().float())
