@@ -1,6 +1,7 @@
 """Gives as many frames of a damaged video as can be decoded exactly.
 
-Frames refer to each other, so damage spoils all frames up to the next keyframe. Behind it, decoding starts anew.
+Frames refer to each other, so damage spoils all frames up to the next keyframe. Behind it, decoding starts anew. Some
+frames are decoded after one that is shown later, and may refer to it, so they are given when that one was intact.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 from av.container import InputContainer
@@ -50,8 +51,9 @@ def stream_past_damage(
     make_picture = picture_maker(info, size)
     wanted = np.fromiter(indices, np.int64).tolist()
     given = 0
+    frames = wanted_frames(info, np.array(wanted, np.int64), threads, at_once=True)
     with suppress(DataError):
-        for index, frame in zip(wanted, wanted_frames(info, np.array(wanted, np.int64), threads), strict=True):
+        for index, frame in zip(wanted, frames, strict=True):
             given += 1
             yield index, make_picture(frame)
     if given == len(wanted):
@@ -83,8 +85,11 @@ def _intact_frames(info: VideoInfo, first: int) -> Iterator[tuple[int, VideoFram
     refer to the lost one.
     """
     with open_video(info.path) as (container, stream):
-        keyframes = (place for place, packet in _placed_packets(info, container, stream) if packet.is_keyframe)
-        begin = max((place for place in keyframes if place <= first), default=0)
+        order = [(place, packet.is_keyframe) for place, packet in _placed_packets(info, container, stream)]
+    begin = max((place for place, is_keyframe in order if is_keyframe and place <= first), default=0)
+
+    # The last one to be shown of those that a frame may refer to, which are all that are decoded before it.
+    latest = dict(zip((place for place, _ in order), accumulate((place for place, _ in order), max), strict=True))
 
     with open_video(info.path) as (container, stream):
         decoder = stream.codec_context
@@ -94,6 +99,9 @@ def _intact_frames(info: VideoInfo, first: int) -> Iterator[tuple[int, VideoFram
         # already has, so recent packets are kept, and given once more from there.
         again: deque[tuple[int, Packet]] = deque()
         kept: deque[tuple[int, Packet]] = deque(maxlen=_KEPT_PACKETS)
+
+        # Frames that are intact, but of which one that they may refer to has yet to come.
+        waiting: deque[tuple[int, VideoFrame]] = deque()
 
         # The index of the last frame that was lost.
         lost = begin - 1
@@ -135,7 +143,9 @@ def _intact_frames(info: VideoInfo, first: int) -> Iterator[tuple[int, VideoFram
                     lost = expected
                     expected = None
                     break
-                yield index, frame
+                waiting.append((index, frame))
+                while waiting and latest.get(waiting[0][0], index) <= index:
+                    yield waiting.popleft()
                 expected += 1
 
                 # Only packets from the next keyframe on can be of use once more.
@@ -146,6 +156,7 @@ def _intact_frames(info: VideoInfo, first: int) -> Iterator[tuple[int, VideoFram
                 lost = place
                 expected = None
             if expected is None:
+                waiting.clear()
                 again.extendleft(reversed(kept))
                 kept.clear()
 

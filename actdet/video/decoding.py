@@ -143,18 +143,23 @@ def picture_maker(info: VideoInfo, size: tuple[int, int] | None) -> Callable[[Vi
     return make_picture
 
 
-def wanted_frames(info: VideoInfo, wanted: np.ndarray, threads: int) -> Iterator[VideoFrame]:
+def wanted_frames(info: VideoInfo, wanted: np.ndarray, threads: int, *, at_once: bool = False) -> Iterator[VideoFrame]:
     """Decode the frames of ascending, different indices, and seek past others if that is worth it.
 
     Args:
         info: The video.
         wanted: (n,) int64 indices.
         threads: Number of codec threads; 0 for one per core.
+        at_once: Whether damage is an error as soon as the decoder meets it. Otherwise it is one when its turn to be
+            shown comes, and frames that are shown before it may refer to it. FFmpeg then also fails for small faults
+            that spoil no picture.
 
     Raises:
         DataError: If a frame cannot be decoded.
     """
     with open_video(info.path, threads) as (container, stream):
+        if at_once:
+            stream.codec_context.options = {"err_detect": "explode"}
         asked = frozenset(info.pts[wanted].tolist())
         frames = _decoded_frames(info, container, stream, asked)
 
@@ -177,7 +182,7 @@ def wanted_frames(info: VideoInfo, wanted: np.ndarray, threads: int) -> Iterator
                 # Neither the seek points nor the container's own index can be trusted: the rest is decoded from the
                 # start of the file.
                 without_points = replace(info, seek_points=info.seek_points[:0])
-                yield from wanted_frames(without_points, wanted[place:], threads)
+                yield from wanted_frames(without_points, wanted[place:], threads, at_once=at_once)
                 return
             frames, frame = sought
             yield frame

@@ -12,7 +12,7 @@ from actdet.errors import DataError
 from actdet.video.damage import stream_past_damage
 from actdet.video.decoding import decode_frames, stream_frames
 from actdet.video.info import probe
-from tests.actdet.video.videos import corrupt, write_video
+from tests.actdet.video.videos import corrupt, packet_places, write_video
 
 FRAMES = 60
 B_FRAMES = {"g": "12", "bf": "3", "sc_threshold": "0"}
@@ -79,6 +79,32 @@ def test_what_is_lost_ends_at_the_next_keyframe(
     for index, picture in got:
         if picture is not None and info.has_timestamps:
             np.testing.assert_array_equal(picture, intact[index])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_frame_is_given_that_refers_to_a_lost_one(tmp_path: Path, threads: int) -> None:
+    """Such a frame may be shown before the one that it refers to, and look intact."""
+    pictures = np.random.default_rng(0).integers(0, 255, (FRAMES, 32, 48, 3), dtype=np.uint8)
+    path = write_video(
+        tmp_path / "v.mp4", "libx264", FRAMES, (48, 32), options={**B_FRAMES, "threads": "1"}, pictures=pictures
+    )
+    info = probe(path)
+    intact = decode_frames(info, range(FRAMES))
+    data = path.read_bytes()
+
+    # Most noise is a picture, too, for this codec.
+    noticed = 0
+    for place in packet_places(path)[1:]:
+        begin = place.start + (place.stop - place.start) * 3 // 10
+        noise = np.random.default_rng(place.start).bytes(place.stop - begin)
+        path.write_bytes(data[:begin] + noise + data[place.stop :])
+        got = list(stream_past_damage(info, range(FRAMES), threads=threads))
+        if any(picture is None for _, picture in got):
+            noticed += 1
+            for index, picture in got:
+                if picture is not None:
+                    np.testing.assert_array_equal(picture, intact[index])
+    assert noticed
 
 
 @pytest.mark.parametrize("wanted", [[0, 3], [0, 30], [31, 32, 59], [10, 20, 21, 50], [5, 21], []])
