@@ -266,7 +266,7 @@ CASES = [
     Case(
         "frame labels, focal, bf16",
         lambda: pairwise_cost("focal", tubelets(BF16, (32,), 80, (32, 4))),
-        {"pairwise_cost_kernel": 168},
+        {"pairwise_cost_kernel": 255},
     ),
     Case(
         "frame logits, focal, fp64",
@@ -403,6 +403,6 @@ CASES = [
         of_centers(128, 168, 80, 168),
     ),
     Case("peaks, fp32", lambda: center_peaks(FP32), {"center_peaks_kernel": 128}),
-    Case("peaks, bf16, in place", lambda: center_peaks(BF16, moved=False), {"center_peaks_kernel": 128}),
+    Case("peaks, bf16, in place", lambda: center_peaks(BF16, moved=False), {"center_peaks_kernel": 168}),
     Case("peaks, fp64, no classes", lambda: center_peaks(FP64, classes=False), {"center_peaks_kernel": 168}),
 ]
