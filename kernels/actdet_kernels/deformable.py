@@ -94,7 +94,7 @@ def _check_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _is_side(value: object) -> bool:
     # The compiler of PyTorch 2.7 does not know `int | np.integer`.
-    return isinstance(value, (int, np.integer)) and value >= 1
+    return isinstance(value, (int, np.integer)) and bool(value >= 1)
 
 
 def _check_tensors(
