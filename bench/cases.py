@@ -158,6 +158,28 @@ class PeakSize(NamedTuple):
 PEAKS = [PeakSize(24, 5, 1, 72, 24), PeakSize(24, 7, 24, 72, 0)]
 
 
+class OverlapSize(NamedTuple):
+    """Samples of so many boxes, or tubelets of so many frames, with a score for each class."""
+
+    samples: int
+    rows: int
+    frames: int
+    classes: int
+
+    def __str__(self) -> str:
+        what = "boxes" if self.frames == 1 else f"tubelets of {self.frames} frames"
+        return f"{self.samples} of {self.rows} {what}, {self.classes} classes"
+
+
+# YOWO's and A*'s grid of 7 x 7 with five anchors on UCF101-24, a thousand proposals on COCO, and STMA's tubelets.
+OVERLAPS = [OverlapSize(8, 245, 1, 24), OverlapSize(2, 1000, 1, 80), OverlapSize(24, 10, 5, 24)]
+
+
+class Overlaps(NamedTuple):
+    boxes: Tensor
+    scores: Tensor
+
+
 class CenterSize(NamedTuple):
     """Samples of so many frames with 3 actors, and their classes on a coarser grid, or as channels of the centers."""
 
@@ -247,6 +269,18 @@ def make_maps(size: PeakSize, device: torch.device) -> CenterMaps:
         9 * channels_last(4 * size.frames, size.side).unflatten(1, (size.frames, 4)),
         channels_last(size.classes, size.side // 4) if size.classes else None,
     )
+
+
+def make_overlaps(size: OverlapSize, device: torch.device) -> Overlaps:
+    """Boxes about an object for each ten of them, and scores of which half are above 0.05."""
+    generator = torch.Generator().manual_seed(0)
+    samples, rows, frames, classes = size
+    objects = torch.rand(samples, -(-rows // 10), 1, 4, generator=generator).repeat_interleave(10, 1)[:, :rows]
+    moved = objects + 0.05 * torch.randn(samples, rows, frames, 4, generator=generator)
+    corner = moved[..., :2]
+    boxes = torch.cat([corner, corner + 0.1 + 0.4 * moved[..., 2:].abs()], -1)
+    scores = torch.rand(samples, rows, classes, generator=generator) ** 4
+    return Overlaps((boxes[:, :, 0] if frames == 1 else boxes).to(device), scores.to(device))
 
 
 def make_centers(size: CenterSize, device: torch.device) -> CenterProblem:

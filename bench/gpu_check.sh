@@ -197,7 +197,7 @@ tests() {
 }
 
 OPERATIONS=()
-for operation in criterion match cost assign clips norm attention centers peaks; do
+for operation in criterion match cost assign clips norm attention centers peaks overlaps; do
     OPERATIONS+=("bench/test_kernels.py::test_$operation")
 done
 

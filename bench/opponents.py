@@ -8,6 +8,7 @@ clips:     Clips -> (B, 3, T, H, W) normalized clips of cached frames
 centers:   CenterProblem -> total center loss, and the gradients of the maps
 attention: Attention -> deformable attention, and the gradients of values, points and weights
 peaks:     CenterMaps -> pixels, channels, scores, boxes and class logits of the ten highest peaks
+overlaps:  Overlaps -> (B, N, C) which boxes are kept as one of each class
 norm:      Features -> BatchNorm, sum and ReLU of them, and the gradients of features, weight, bias and shortcut
 """
 
@@ -34,12 +35,14 @@ from actdet_kernels import (
     pairwise_cost,
     reference,
     set_loss,
+    suppress_overlaps,
 )
 from actdet_kernels.options import CostOptions
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.ops import batched_nms
 
-from bench.cases import Attention, CenterProblem, Clips, Features, Problem
+from bench.cases import Attention, CenterProblem, Clips, Features, Overlaps, Problem
 
 WEIGHTS = MatchWeights()
 NO_OBJECT_WEIGHT = 0.1
@@ -407,6 +410,43 @@ DECODE: dict[str, Callable[[CenterMaps], Found]] = {
     "eager PyTorch": eager_peaks,
     "CenterNet": centernet_peaks,
     "torch.compile": compiled_peaks,
+}
+
+
+# Suppression of boxes that overlap
+
+
+IOU_THRESHOLD = 0.5
+SCORE_THRESHOLD = 0.05
+
+
+def ours_suppress(problem: Overlaps) -> Tensor:
+    return suppress_overlaps(*problem, iou_threshold=IOU_THRESHOLD, score_threshold=SCORE_THRESHOLD)
+
+
+def eager_suppress(problem: Overlaps) -> Tensor:
+    return suppress_overlaps(
+        *problem, iou_threshold=IOU_THRESHOLD, score_threshold=SCORE_THRESHOLD, backend="reference"
+    )
+
+
+def torchvision_suppress(problem: Overlaps) -> Tensor:
+    """As torchvision's detectors do it: a loop over samples, of which each keeps what is sure enough."""
+    boxes, scores = problem
+    if boxes.ndim == 4:
+        raise Absent("boxes alone")
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for mine, of_sample, found in zip(boxes, scores, kept, strict=True):
+        rows, labels = (of_sample > SCORE_THRESHOLD).nonzero(as_tuple=True)
+        numbers = batched_nms(mine[rows], of_sample[rows, labels], labels, IOU_THRESHOLD)
+        found[rows[numbers], labels[numbers]] = True
+    return kept
+
+
+SUPPRESS: dict[str, Callable[[Overlaps], Tensor]] = {
+    "actdet": ours_suppress,
+    "eager PyTorch": eager_suppress,
+    "torchvision": torchvision_suppress,
 }
 
 

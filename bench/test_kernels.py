@@ -27,6 +27,7 @@ from bench.cases import (
     CLIPS,
     MATRICES,
     NORMS,
+    OVERLAPS,
     PEAKS,
     PLACES,
     REGIMES,
@@ -37,6 +38,8 @@ from bench.cases import (
     ClipSize,
     Matrices,
     NormSize,
+    Overlaps,
+    OverlapSize,
     PeakSize,
     Problem,
     Size,
@@ -46,6 +49,7 @@ from bench.cases import (
     make_cost,
     make_features,
     make_maps,
+    make_overlaps,
     make_problem,
 )
 from bench.measure import CaptureFailed, measure, quantiles
@@ -61,6 +65,7 @@ from bench.opponents import (
     MATCHER_OF,
     NEVER_CAPTURED,
     NORM,
+    SUPPRESS,
     Absent,
     tensors_of,
 )
@@ -182,6 +187,19 @@ def test_peaks(benchmark: BenchmarkFixture, record: Record, size: PeakSize, name
             torch.testing.assert_close(mine.cpu(), exact)
 
     compare(benchmark, record, row, DECODE[name], make_maps(size, DEVICE), check)
+
+
+@pytest.mark.parametrize("name", SUPPRESS)
+@pytest.mark.parametrize("size", OVERLAPS, ids=str)
+def test_overlaps(benchmark: BenchmarkFixture, record: Record, size: OverlapSize, name: str) -> None:
+    """Non-maximum suppression, class by class, in float32."""
+    row = {"operation": "overlaps", "size": str(size), "regime": REGIMES[0], "name": name}
+
+    def check(got: Tensor) -> None:
+        exact = Overlaps(*(each.double() for each in make_overlaps(size, torch.device("cpu"))))
+        assert torch.equal(got.cpu(), SUPPRESS["eager PyTorch"](exact))
+
+    compare(benchmark, record, row, SUPPRESS[name], make_overlaps(size, DEVICE), check)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="on a CPU it is PyTorch's own")

@@ -9,6 +9,7 @@ There are more operations for training on video: gather_clips(frames, indices, .
 batch_norm(features, ..., relu=True) does what causes half of the memory traffic of a convolutional network,
 deformable_attention(values, points, weights, sizes) reads features where queries want to look, and center_loss(maps,
 targets) and center_peaks(maps) are the loss and the answer of detectors that find tubelets by their centers.
+suppress_overlaps(boxes, scores, ...) keeps the surest of boxes that overlap.
 
 Each operation has a file with its function, checks, operator, shapes and derivative. No file has the name of an
 operation, because importing it would replace the function of that name in this package by the module.
@@ -31,6 +32,7 @@ from actdet_kernels.loss import SetLoss, set_loss
 from actdet_kernels.matching import Matching, match, solve_matching
 from actdet_kernels.norm import batch_norm
 from actdet_kernels.peaks import Peaks, center_peaks
+from actdet_kernels.suppression import suppress_overlaps
 from actdet_kernels.targets import Targets, Tubelets, pad_targets, repeat_targets
 
 __all__ = [
@@ -64,4 +66,5 @@ __all__ = [
     "solve_assignment",
     "solve_matching",
     "split_groups",
+    "suppress_overlaps",
 ]

@@ -17,11 +17,12 @@ from torch import Tensor
 from actdet_kernels.centers import CenterMaps
 from actdet_kernels.options import CenterOptions, CostOptions, LossOptions
 from actdet_kernels.targets import Targets, Tubelets
-from actdet_kernels.triton import assignment, centers, clips, cost, deformable, loss, matching, norm, peaks
+from actdet_kernels.triton import assignment, centers, clips, cost, deformable, loss, matching, norm, peaks, suppression
 
 WEIGHTS = (2.0, 5.0, 2.0)
-FP16, BF16, FP32, FP64, U8, I32, I64, BOOL = (
-    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int32, torch.int64, torch.bool,
+FP16, BF16, FP32, FP64, I8, U8, I32, I64, BOOL = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool,
 )  # fmt: skip
 
 
@@ -228,6 +229,12 @@ def center_peaks(dtype: torch.dtype, classes: bool = True, moved: bool = True) -
     return peaks.center_peaks(maps._replace(classes=tensor(dtype, 2, 24, 18, 18) if classes else None), 10, moved)
 
 
+def suppress_overlaps(rows: int, dtype: torch.dtype, frames: int | None = None) -> object:
+    """Call for two samples of 24 classes."""
+    boxes = tensor(dtype, 2, rows, 4) if frames is None else tensor(dtype, 2, rows, frames, 4)
+    return suppression.suppress_overlaps(boxes, tensor(dtype, 2, rows, 24), 0.5, 0.0)
+
+
 CASES = [
     Case(
         "softmax, fp16 and fp32",
@@ -405,4 +412,9 @@ CASES = [
     Case("peaks, fp32", lambda: center_peaks(FP32), {"center_peaks_kernel": 128}),
     Case("peaks, bf16, in place", lambda: center_peaks(BF16, moved=False), {"center_peaks_kernel": 168}),
     Case("peaks, fp64, no classes", lambda: center_peaks(FP64, classes=False), {"center_peaks_kernel": 168}),
+    Case("10 tubelets, fp32", lambda: suppress_overlaps(10, FP32, 16), {"suppress_overlaps_kernel": 64}),
+    Case("245 boxes, bf16", lambda: suppress_overlaps(245, BF16), {"suppress_overlaps_kernel": 128}),
+    Case("300 tubelets, fp64", lambda: suppress_overlaps(300, FP64, 16), {"suppress_overlaps_kernel": 168}),
+    Case("2048 boxes, fp32", lambda: suppress_overlaps(2048, FP32), {"suppress_overlaps_kernel": 255}),
+    Case("2048 boxes, fp64", lambda: suppress_overlaps(2048, FP64), {"suppress_overlaps_kernel": 255}),
 ]

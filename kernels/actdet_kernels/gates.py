@@ -38,7 +38,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from actdet_kernels.gate_cases import BF16, BOOL, CASES, FP16, FP32, FP64, I32, I64, U8, Case
+from actdet_kernels.gate_cases import BF16, BOOL, CASES, FP16, FP32, FP64, I8, I32, I64, U8, Case
 from actdet_kernels.triton import launch
 
 # The most seconds of one core that compiling may take. Wall-clock time would depend on what else runs. Two or three are
@@ -53,7 +53,8 @@ NO_CODE = "no code"
 
 # What Triton calls pointers to these.
 POINTERS = {
-    FP16: "*fp16", BF16: "*bf16", FP32: "*fp32", FP64: "*fp64", U8: "*u8", I32: "*i32", I64: "*i64", BOOL: "*i1",
+    FP16: "*fp16", BF16: "*bf16", FP32: "*fp32", FP64: "*fp64",
+    I8: "*i8", U8: "*u8", I32: "*i32", I64: "*i64", BOOL: "*i1",
 }  # fmt: skip
 
 

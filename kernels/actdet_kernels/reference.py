@@ -4,8 +4,8 @@ They take any floating-point dtype, device and number of leading dimensions, and
 Notation: B samples, N queries, M padded targets, C logits, T frames; boxes are cxcywh in [0, 1].
 
 From top to bottom: boxes, the matching cost and the terms that it shares with the loss, the assignment, the loss, batch
-normalization, deformable attention, and clips; those of centers are in `reference_centers.py`. Arguments are those of
-the public functions, in which they are described and checked.
+normalization, deformable attention, suppression, and clips; those of centers are in `reference_centers.py`. Arguments
+are those of the public functions, in which they are described and checked.
 """
 
 from __future__ import annotations
@@ -495,6 +495,39 @@ def deformable_attention(
     shares = weights.to(dtype).transpose(1, 2).flatten(0, 1)[:, None]
     out = (samples * shares).flatten(-2).sum(-1)
     return out.view(batch, heads * width, queries).transpose(1, 2).to(values.dtype)
+
+
+def suppress_overlaps(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float) -> Tensor:
+    """Return which boxes are kept, (B, N, C). See `suppression.suppress_overlaps`."""
+    dtype = widest(boxes, scores)
+    scores = scores.to(dtype).transpose(1, 2)
+    is_candidate = scores > score_threshold
+    # (B, C, N), where number r says of the r-th surest box of each class which it is.
+    order = scores.masked_fill(~is_candidate, -math.inf).argsort(dim=-1, descending=True, stable=True)
+    ranked = is_candidate.gather(-1, order)
+
+    # (B, C, N, N): whether the box that is surer by rank, the row, suppresses the other one, the column.
+    tubelets = boxes.to(dtype) if boxes.ndim == 4 else boxes.to(dtype)[:, :, None]
+    classes, rows = order.shape[1:]
+    is_near = (_mean_iou(tubelets) > iou_threshold)[:, None].expand(-1, classes, -1, -1)
+    is_near = is_near.gather(2, order[..., None].expand(-1, -1, -1, rows))
+    is_near = is_near.gather(3, order[:, :, None].expand(-1, -1, rows, -1)).triu(1)
+    for rank in range(rows):
+        ranked = ranked & ~(ranked[..., rank, None] & is_near[..., rank, :])
+
+    # Back from ranks to rows.
+    return ranked.gather(-1, order.argsort(-1)).transpose(1, 2)
+
+
+def _mean_iou(boxes: Tensor) -> Tensor:
+    """Return the mean IoU over T frames of all pairs of N tubelets: (B, N, T, 4) x1 y1 x2 y2 to (B, N, N)."""
+    # A box that is not finite has no area, and overlaps nothing.
+    low, high = boxes.where(boxes.isfinite().all(-1, keepdim=True), 0).split(2, -1)
+    sides = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(low[:, :, None], low[:, None])
+    shared = _not_negative(sides).prod(-1)
+    area = _not_negative(high - low).prod(-1)
+    whole = area[:, :, None] + area[:, None] - shared
+    return torch.where(whole > 0, shared / whole, 0.0).mean(-1)
 
 
 def frame_levels(frames: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from actdet_kernels import (
     pairwise_cost,
     set_loss,
     solve_assignment,
+    suppress_overlaps,
 )
 from actdet_kernels.backend import Backend
 from scipy.optimize import linear_sum_assignment
@@ -72,6 +73,7 @@ from tests.kernels.ptxsim.launch import Emulator
 from tests.kernels.ptxsim.machine import WARP
 from tests.kernels.ptxsim.memory import Fault
 from tests.kernels.ptxsim.parser import WRITING, Instruction
+from tests.kernels.suppression_oracles import kept_by_loops, random_overlaps
 
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
 FEW = [5, 0, 3]
@@ -332,6 +334,15 @@ def peak_case(shape: MapShape, dtype: torch.dtype, values: int = 0, peaks: int =
     check_peaks(got, peaks_by_loops(maps, peaks, moved), maps)
 
 
+def suppression_case(shape: tuple[int, int, int, int], dtype: torch.dtype, values: int = 0) -> None:
+    """`values`: how many different scores there are."""
+    boxes, scores = random_overlaps(shape, seed=1, values=values, dtype=dtype)
+    boxes[0, 0, 0, 1] = torch.nan
+    scores[0, -1] = torch.tensor(torch.nan)
+    got = suppress_overlaps(boxes, scores, iou_threshold=0.4, backend="triton")
+    assert torch.equal(got, kept_by_loops(boxes, scores, 0.4, 0.0))
+
+
 CASES: dict[str, Callable[[], None]] = {
     "assign 12x5 bf16": lambda: assign_case(12, 5, BF16),
     "assign 5x12 fp32": lambda: assign_case(5, 12, FP32),
@@ -378,6 +389,9 @@ CASES: dict[str, Callable[[], None]] = {
     "peaks 9x7 fp32": lambda: peak_case(MapShape(2, 2, 9, 7, 3, (5, 3, 2)), FP32),
     "peaks 5x6 bf16 ties": lambda: peak_case(MapShape(1, 1, 5, 6, 2, (3, 7, 6)), BF16, values=3, peaks=9),
     "peaks 34x33 fp64 in place": lambda: peak_case(MapShape(1, 1, 34, 33, 2), FP64, moved=False),
+    "suppression 40 fp32": lambda: suppression_case((2, 40, 1, 3), FP32),
+    "suppression 11 bf16 ties": lambda: suppression_case((1, 11, 4, 2), BF16, values=3),
+    "suppression 140 fp64": lambda: suppression_case((1, 140, 2, 1), FP64),
 }
 
 # Of the sizes of a DETR that is trained on COCO: solvers of several warps, blocks of 64 classes, many programs.
@@ -393,6 +407,7 @@ LARGE_CASES: dict[str, Callable[[], None]] = {
     "attention 100x32 fp32": lambda: attention_case(100, 32, FP32),
     "centers 72x72 fp32": lambda: center_case(MapShape(1, 1, 72, 72, 2, (3, 9, 9)), FP32, [8]),
     "peaks 72x72 fp32": lambda: peak_case(MapShape(1, 1, 72, 72, 5, (24, 18, 18)), FP32, peaks=10),
+    "suppression 245 fp32": lambda: suppression_case((1, 245, 1, 4), FP32),
 }
 
 # Where each barrier is needed: a solver's columns lie in several warps, a loop over targets takes two rounds, and
@@ -404,6 +419,7 @@ BARRIER_CASES: dict[str, Callable[[], None]] = {
     "loss 34x33 cross_entropy fp32": lambda: loss_and_gradient_case(34, 4, [33], FP32, "cross_entropy"),
     "attention 5x16 fp32": lambda: attention_case(5, 16, FP32, masked=True),
     "peaks 5x4 fp32": lambda: peak_case(MapShape(1, 1, 5, 4, 50), FP32, peaks=3),
+    "suppression 300 fp32": lambda: suppression_case((1, 300, 1, 1), FP32),
 }
 
 

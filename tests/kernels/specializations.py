@@ -23,6 +23,7 @@ from actdet_kernels import (
     gather_clips,
     match,
     set_loss,
+    suppress_overlaps,
 )
 from actdet_kernels.triton import launch
 from torch import Tensor
@@ -109,6 +110,10 @@ def peaks(samples: int, channels: int, height: int, width: int, frames: int, cla
     center_peaks(maps, peaks=count)
 
 
+def suppression(samples: int, rows: int, frames: int, classes: int) -> None:
+    suppress_overlaps(torch.empty(samples, rows, frames, 4), torch.empty(samples, rows, classes), iou_threshold=0.5)
+
+
 if __name__ == "__main__":
     launch.launch = record
     backend.choose_backend = lambda *arguments: "triton"
@@ -141,4 +146,8 @@ if __name__ == "__main__":
     for size in range(1, 101):
         peaks(1 + size % 3, 1 + size % 24, size, 1 + size % 31, 1 + size % 7, 1 + size % 25, size)
     found["peaks"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
+    KEYS.clear()
+    for size in range(1, 101):
+        suppression(1 + size % 3, size, 1 + size % 7, 1 + size % 25)
+    found["suppression"] = {kernel: len(keys) for kernel, keys in KEYS.items()}
     print(json.dumps(found))

@@ -49,7 +49,7 @@ def emulated(*arguments: object) -> dict[str, str]:
     return {name: found for line in lines_of("emulated.py", *arguments) for name, found in line.items()}
 
 
-KERNELS = {"assign", "cost", "match", "loss", "clips", "norm", "attention", "centers", "peaks"}
+KERNELS = {"assign", "cost", "match", "loss", "clips", "norm", "attention", "centers", "peaks", "suppression"}
 
 # Clips have no barriers; of the norm's and the centers', Triton puts some where nothing needs them.
 BARRIERS = KERNELS - {"clips", "norm", "centers"}

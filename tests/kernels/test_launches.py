@@ -253,6 +253,23 @@ def test_peaks_are_one_launch_and_wait_for_nothing(with_classes: bool) -> None:
     assert watch.launching == []
 
 
+@pytest.mark.parametrize("frames", [None, 5])
+def test_suppression_is_one_launch_and_waits_for_nothing(frames: int | None) -> None:
+    """On a device that does not exist: a program for each class of each sample."""
+    from actdet_kernels.triton import launch, suppression
+
+    launched: list[tuple[str, int]] = []
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(), Watch() as watch:
+        patch.setattr(
+            launch, "launch", lambda kernel, programs, **arguments: launched.append((kernel.__name__, programs))
+        )
+        patch.setattr(launch, "capability", lambda device: (9, 0))
+        boxes = torch.empty(2, 245, *(() if frames is None else (frames,)), 4, device="cuda")
+        suppression.suppress_overlaps(boxes, torch.empty(2, 245, 24, device="cuda"), 0.5, 0.0)
+    assert launched == [("suppress_overlaps_kernel", 48)]
+    assert watch.launching == []
+
+
 @pytest.mark.parametrize("name", ["item", "tolist", "cpu", "nonzero", "unique", "mask"])
 def test_the_watch_does_refuse(name: str) -> None:
     reads = {

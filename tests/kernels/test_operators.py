@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from tests.kernels.device import DEVICE, KINDS, NEEDS_COMPILER, NEEDS_KERNELS
 from tests.kernels.oracles import loss_case, random_boxes, random_clips, random_logits, random_tubelets
 from tests.kernels.peak_oracles import MapShape, random_maps
+from tests.kernels.suppression_oracles import random_overlaps
 
 pytestmark = [
     *NEEDS_KERNELS,
@@ -100,6 +101,9 @@ def calls(dtype: torch.dtype, tubelets: bool, each_frame: bool = False) -> dict[
             maps = [value.to(DEVICE) for value in random_maps(MAPS, dtype=dtype) if value is not None]
             found[f"center_peaks {kind}"] = (*maps, 4, True, kind)
             found[f"center_peaks {kind} without classes"] = (*maps[:3], None, 4, False, kind)
+            tubes, scores = (value.to(DEVICE) for value in random_overlaps((2, 7, 3, 4), seed=0, dtype=dtype))
+            found[f"suppress_overlaps {kind}"] = (tubes, scores, 0.3, 0.1, kind)
+            found[f"suppress_overlaps {kind} boxes"] = (tubes[:, :, 0], scores, 0.3, 0.1, kind)
         if kind == "cpu" and DEVICE.type != "cpu":
             # It reads no frames of a GPU.
             continue

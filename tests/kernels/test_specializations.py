@@ -25,7 +25,7 @@ CENTER_KERNELS = ("actors_kernel", "center_loss_kernel", "center_total_kernel", 
 def test_few_kernels_serve_all_sizes() -> None:
     """M from 1 to 100, at 12 and at 100 queries, with other numbers of samples, layers and frames each time; pools of 1
     to 100 frames, and pictures of as many rows; features of 1 to 100 times 8 channels; levels of 1 to 100 columns;
-    maps of 1 to 100 rows, of which as many peaks are asked for.
+    maps of 1 to 100 rows, of which as many peaks are asked for; 1 to 100 boxes to suppress.
     """
     script = Path(__file__).parent / "specializations.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -43,4 +43,5 @@ def test_few_kernels_serve_all_sizes() -> None:
         "attention": dict.fromkeys(ATTENTION_KERNELS, 1),
         "centers": dict.fromkeys(CENTER_KERNELS, 1),
         "peaks": {"center_peaks_kernel": 1},
+        "suppression": {"suppress_overlaps_kernel": 3},
     }

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from actdet_kernels import assign, center_peaks
+from actdet_kernels import assign, center_peaks, suppress_overlaps
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert, box_iou
 
@@ -22,7 +22,6 @@ from actdet.models.family import Assessment, Candidates, Decision, Detections, T
 from actdet.models.stma.config import StmaConfig, StmaLoss
 from actdet.models.stma.losses import stma_losses
 from actdet.models.stma.maps import SnippetMaps, snippet_starts
-from actdet.models.suppression import suppress_tracks
 
 # So many centers are looked for in a snippet (section 2.5 of the paper).
 _PEAKS = 10
@@ -48,9 +47,11 @@ def tubelets(maps: SnippetMaps, config: StmaConfig) -> Tubelets:
         likely = peaks.classes.softmax(-1)
     else:
         likely = F.one_hot(peaks.channels, len(config.class_names)).to(peaks.scores.dtype)
-    scores = (peaks.scores[..., None] * likely)[:, :, None].expand(-1, -1, config.snippet, -1)
+    scores = peaks.scores[..., None] * likely
     boxes = box_convert(peaks.boxes, "cxcywh", "xyxy").clamp(0, 1)
-    return Tubelets(suppress_tracks(scores, boxes, _SAME).unflatten(0, clips), boxes.unflatten(0, clips))
+    scores = scores.where(suppress_overlaps(boxes, scores, iou_threshold=_SAME), 0.0)
+    of_frames = scores[:, :, None].expand(-1, -1, config.snippet, -1)
+    return Tubelets(of_frames.unflatten(0, clips), boxes.unflatten(0, clips))
 
 
 def detections(maps: SnippetMaps, config: StmaConfig, *, threshold: float) -> Detections:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actdet.models.backbones.convolution import FactorizedConv
 from actdet.models.backbones.r2plus1d import Backbone
-from actdet.models.detr import detector
+from actdet.models.detr import features
 from actdet.models.detr.config import ModelConfig
 from actdet.training import convolution_form
 from actdet.training.convolution_form import choose_convolutions
@@ -65,7 +65,7 @@ def test_passes_are_timed_over_the_whole_batch(flat: bool, monkeypatch: pytest.M
             assert all(part.flat == flat for part in self.modules() if isinstance(part, FactorizedConv))
             return super().forward(input)
 
-    monkeypatch.setattr(detector, "Backbone", Watched)
+    monkeypatch.setattr(features, "Backbone", Watched)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
     small = ModelConfig(frames=8, image_size=32)

@@ -645,6 +645,30 @@ PyObject* center_peaks(PyObject*, PyObject* const* given, Py_ssize_t count) {
     });
 }
 
+// suppress_overlaps(is_double, threads, *SuppressionArguments)
+PyObject* suppress_overlaps(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    Reader read(given, count);
+    const bool is_double = read.integer() != 0;
+    const int64_t threads = read.integer();
+    actdet::SuppressionArguments a;
+    a.boxes = read.pointer();
+    a.scores = read.pointer();
+    a.samples = read.integer();
+    a.rows = read.integer();
+    a.frames = read.integer();
+    a.classes = read.integer();
+    a.iou_threshold = read.real();
+    a.score_threshold = read.real();
+    a.kept = read.pointer();
+    if (!read.finish()) return nullptr;
+
+    return without_gil([&] {
+        const auto work = is_double ? operations->suppress_double : operations->suppress_float;
+        const int64_t items = a.samples * a.classes;
+        return run(work, a, threads, items, items * a.rows * a.frames);
+    });
+}
+
 using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 
 PyMethodDef method(const char* name, Fast function) {
@@ -664,6 +688,7 @@ PyMethodDef methods[] = {
     method("center_loss", center_loss),
     method("center_loss_gradient", center_loss_gradient),
     method("center_peaks", center_peaks),
+    method("suppress_overlaps", suppress_overlaps),
     {nullptr, nullptr, 0, nullptr},
 };
 

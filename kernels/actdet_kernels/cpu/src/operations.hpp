@@ -158,6 +158,15 @@ struct PeakArguments {
     uintptr_t pixels, channel_numbers, scores, boxes, logits;
 };
 
+// Reads boxes (samples, rows, frames, 4) x1 y1 x2 y2 and scores (samples, rows, classes) of real, and writes kept
+// (samples, rows, classes) int8, 1 or 0.
+struct SuppressionArguments {
+    uintptr_t boxes, scores;
+    int64_t samples, rows, frames, classes;
+    double iou_threshold, score_threshold;
+    uintptr_t kept;
+};
+
 // The table of the operations of an instruction set. Each works on the problems, frames, heads or items that `next`
 // hands out, until there are no more.
 struct Operations {
@@ -187,6 +196,8 @@ struct Operations {
     void (*centers_gradient_double)(const CenterArguments&, Counter& next);
     void (*peaks_float)(const PeakArguments&, Counter& next);
     void (*peaks_double)(const PeakArguments&, Counter& next);
+    void (*suppress_float)(const SuppressionArguments&, Counter& next);
+    void (*suppress_double)(const SuppressionArguments&, Counter& next);
 };
 
 extern const Operations kBaseline;
