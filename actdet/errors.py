@@ -68,7 +68,7 @@ def shortage(error: BaseException) -> str | None:
         One line for the user; None if the error is about something else.
     """
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return "too many files are open: raise the limit (ulimit -n), or use fewer --workers"
+        return "too many files are open: close other programs, or raise the limit (ulimit -n)"
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SHORT_OF_MEMORY):
         return "too little memory: close other programs, raise the memory limit (ulimit -v), or ask for less"
     return None
