@@ -47,7 +47,8 @@ def demo(
 
     place = choose_device(device)
     settings = demo_for(place.type, clips, epochs)
-    if not (out / MODEL).exists():
+    is_begun = (out / MODEL).exists() or (out / LAST).exists()
+    if not is_begun:
         # Before anything is rendered: the package with the weights may be missing.
         load_start_weights(build_network(settings.model), settings.config)
         _announce_duration(settings, place)
@@ -62,7 +63,6 @@ def demo(
     with open_session(plan, index, command="demo") as session:
         print_line(plan.describe())
         every_clip = list(range(len(index.clips)))
-        is_begun = (out / MODEL).exists() or (out / LAST).exists()
         watch(session, lambda session: train_run(session, every_clip, [], out, "demo", resume=is_begun))
 
     with ProgressBar(desc="evaluate", unit="clip") as bar:

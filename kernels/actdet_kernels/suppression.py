@@ -32,7 +32,7 @@ def suppress_overlaps(
 
     In each sample and class, the box of the highest score is kept, and those whose IoU with it is more than a threshold
     are suppressed; the next one of those that are left is kept, and so on. Among equals, the earlier row is first. The
-    IoU of tubelets is the mean of that of their boxes, frame by frame (ACT, Kalogeiton et al. 2017, section 3.3).
+    IoU of tubelets is the mean of that of their boxes, frame by frame (ACT, Kalogeiton et al. 2017).
 
     What torchvision's `batched_nms` does for one sample, this does for a batch in one launch. Nothing is read back: the
     answers of the samples are `scores.where(kept, 0).flatten(1).topk(k)`.

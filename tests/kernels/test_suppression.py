@@ -12,7 +12,7 @@ from actdet_kernels.backend import Backend
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from tests.kernels.device import DEVICE, HAS_CPP, HAS_TRITON, KERNELS, KINDS, POISONED
+from tests.kernels.device import DEVICE, HAS_CPP, KERNELS, KINDS, POISONED
 from tests.kernels.suppression_oracles import kept_by_loops, random_overlaps
 
 pytestmark = POISONED
@@ -234,7 +234,6 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> N
         suppress_overlaps(**arguments)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="there is no Triton for this platform")
 def test_what_triton_cannot_hold_is_left_to_others() -> None:
     boxes, scores = torch.zeros(1, 2049, 4), torch.zeros(1, 2049, 1)
     with pytest.raises(RuntimeError, match="2049 boxes of a sample are more than 2048"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from actdet.cli import demo, demo_settings
 from actdet.evaluation import checkpoint, report
-from actdet.training import session
+from actdet.training import session, start_weights, trainer
 from actdet.training.trainer import Trainer
 from tests.actdet.command import Actdet
 from tests.actdet.training.folders import die
@@ -37,6 +39,25 @@ def test_a_killed_demo_goes_on(actdet_command: Actdet, tmp_path: Path, monkeypat
         assert (out / "report.html").is_file()
         assert (out / "model.safetensors").stat().st_mtime_ns == model
         assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_what_goes_on_needs_no_start_weights(
+    actdet_command: Actdet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing of the whole training's time either."""
+    out = tmp_path / "o"
+    settings = demo_settings.demo_for("cpu")
+    longer = replace(settings, config=replace(settings.config, epochs=2))
+    monkeypatch.setattr(demo_settings, "demo_for", lambda *_: longer)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "SAVE_SECONDS", 0)
+        patch.setattr(Trainer, "finish", die)
+        assert actdet_command("demo", "--out", out).code == 130
+    monkeypatch.setattr(start_weights, "load_start_weights", die)
+    monkeypatch.setattr(demo, "_announce_duration", die)
+    outcome = actdet_command("demo", "--out", out)
+    assert outcome.code == 0, outcome.err
 
 
 def test_without_the_weights_it_says_so_before_it_renders(
