@@ -1,7 +1,8 @@
 """Writes files so that a crash, an interruption or a full disk never leaves half a file under its final name.
 
 A file is written under a temporary name beside its final one and then renamed, which the system does at once or not at
-all. A folder that a command fills has one writer at a time (`sole_writer`).
+all. A folder that a command fills has one writer at a time (`sole_writer`), or each result in it has
+(`sole_writer_of`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from actdet.errors import ActdetError, DataError
 # The longest name of a file, in bytes, that Linux's file systems take.
 NAME_BYTES = 255
 
+# The file that is locked while a folder has its writer. That of a single result has the result's name before it.
 _LOCK = ".actdet-lock"
 
 
@@ -105,35 +107,65 @@ def check_own(paths: Iterable[Path], is_own: Callable[[Path], bool]) -> None:
 def sole_writer(folder: Path) -> Iterator[None]:
     """Context manager: while active, no other process becomes the sole writer of `folder`.
 
-    The folder is made if it does not exist, and removed at the end if it is still empty. The lock ends with the process
-    that holds it, even if that process is killed.
+    The folder is made if it does not exist, and removed at the end if it is still empty. What killed processes left
+    half-written in it, or in a folder that lies in it, is removed at the start. The lock ends with the process that
+    holds it, even if that process is killed.
 
     Raises:
-        ActdetError: If another process is the writer now.
+        DataError: If another process is the writer now.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _LOCK
-    descriptor = _lock(path)
+    try:
+        with _locked(folder / _LOCK, folder):
+            with suppress(OSError):
+                for place in (folder, *filter(Path.is_dir, folder.iterdir())):
+                    remove_abandoned(place)
+            yield
+    finally:
+        if is_new:
+            # The system refuses to remove a folder that something was written to, and so keeps it.
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def sole_writer_of(path: Path) -> Iterator[None]:
+    """Context manager: while active, no other process becomes the sole writer of the result `path`.
+
+    For folders in which several processes may write different results at a time.
+
+    Raises:
+        DataError: If another process is the writer now.
+    """
+    with _locked(path.with_name(short_name(f".{path.name}", _LOCK)), path):
+        yield
+
+
+@contextmanager
+def _locked(lock: Path, place: Path) -> Iterator[None]:
+    """Context manager: while active, the file `lock` is locked. It is removed at the end.
+
+    Raises:
+        DataError: If another process holds the lock, and so writes to `place`.
+    """
+    descriptor = _lock(lock, place)
     try:
         yield
     finally:
         with suppress(OSError):
-            path.unlink()
-            if is_new:
-                # The system refuses to remove a folder that something was written to, and so keeps it.
-                folder.rmdir()
+            lock.unlink()
         os.close(descriptor)
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, place: Path) -> int:
     """Open the file `path` and lock it.
 
     Returns:
         The descriptor of the open file. Closing it gives the lock back.
 
     Raises:
-        ActdetError: If another process holds the lock.
+        DataError: If another process holds the lock, and so writes to `place`.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -149,10 +181,8 @@ def _lock(path: Path) -> int:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 os.close(descriptor)
-                raise ActdetError(
-                    f"{path.parent}: another actdet process is writing there: wait until it ends, or choose another "
-                    "folder"
-                ) from None
+                problem = "another actdet process is writing there: wait until it ends, or choose another folder"
+                raise DataError(place, problem) from None
 
             # Some file systems, mostly of networks, have no locks. Then commands are not kept apart.
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):

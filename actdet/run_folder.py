@@ -9,7 +9,7 @@ from typing import Any
 
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
-from actdet.files import any_within, check_own, read_own_json, remove_abandoned, sole_writer
+from actdet.files import any_within, check_own, read_own_json, short_name, sole_writer
 from actdet.pictures import is_annotated
 from actdet.run_log import FIGURES
 
@@ -21,8 +21,6 @@ _GENERATOR = b'<meta name="generator" content="actdet">'
 def sole_writers(out: Path, processes: Processes = ALONE) -> Iterator[None]:
     """While active, these processes, of which the first one writes, are the only ones that use the folder `out`.
 
-    Files that killed processes left half-written in it are removed.
-
     Raises:
         ActdetError: In all of the processes, if others use the folder.
     """
@@ -31,8 +29,6 @@ def sole_writers(out: Path, processes: Processes = ALONE) -> Iterator[None]:
         if processes.rank == 0:
             try:
                 stack.enter_context(sole_writer(out))
-                for folder in (out, out / "videos"):
-                    remove_abandoned(folder)
             except ActdetError as error:
                 refused = error
 
@@ -78,7 +74,12 @@ def check_replaceable(out: Path, clip_names: Sequence[str]) -> None:
         raise ActdetError(f"{out} holds a data set, with which a report would be mixed: give another --out")
     check_own([out / "metrics.json"], lambda path: read_metrics(path.parent) is not None)
     check_own([out / "report.html"], lambda path: path.is_file() and _GENERATOR in path.read_bytes()[:1000])
-    check_own((out / "videos" / f"{name}.mp4" for name in clip_names), is_annotated)
+    check_own((annotated_clip(out, name) for name in clip_names), is_annotated)
+
+
+def annotated_clip(out: Path, name: str) -> Path:
+    """The annotated video of the clip `name` in the report in `out`."""
+    return out / "videos" / short_name(name, ".mp4")
 
 
 def is_reported(out: Path) -> bool:

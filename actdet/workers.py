@@ -157,7 +157,7 @@ def run_all(
                 pool.shutdown(cancel_futures=True)
                 raise
     except BrokenProcessPool:
-        raise ActdetError("a process died; use fewer --workers if memory ran out") from None
+        raise ActdetError("a process died: if memory ran out, fewer processes need less") from None
 
 
 # In a process that `run_all` started: the flag that all of them share. It says whether the work should stop.

@@ -14,7 +14,7 @@ from actdet.cli.progress import ProgressBar
 from actdet.cli.terminal import print_line
 from actdet.detections import THRESHOLD
 from actdet.errors import ActdetError, DataError
-from actdet.files import write_bytes
+from actdet.files import sole_writer_of, write_bytes
 from actdet.video.info import probe
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def predict(
     failed = 0
     for job in jobs:
         try:
-            _predict_video(predictor, job, annotate=annotate)
+            with sole_writer_of(job.json):
+                _predict_video(predictor, job, annotate=annotate)
         except DataError as error:
             # If one result cannot be written, the others cannot be, either.
             if isinstance(error.__cause__, OSError):
@@ -72,7 +73,7 @@ def predict(
     if any(job.json.exists() for job in jobs):
         print_line(f"results: {out}")
     if failed:
-        raise ActdetError(f"{failed} of {len(jobs)} videos could not be read whole")
+        raise ActdetError(f"{failed} of {len(jobs)} videos were not looked at whole")
 
 
 def _predict_video(predictor: Predictor, job: Job, *, annotate: bool) -> None:

@@ -12,7 +12,7 @@ from actdet.bounds import check_bounds
 from actdet.cli.progress import ProgressBar
 from actdet.cli.terminal import print_line, print_lines
 from actdet.errors import ActdetError
-from actdet.files import check_own, read_own_json, write_json
+from actdet.files import check_own, read_own_json, remove_abandoned, write_json
 
 # What computes figures is imported only by the functions that use it.
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def score(
     print_lines(_describe_errors(protocol, figures))
     if json is not None:
         facts = {"detections": str(detections), "truth": str(truth), "notes": notes}
+        remove_abandoned(json.parent)
         write_json(json, {"protocol": protocol, **facts, "figures": [_facts(figure, names) for figure in figures]})
         print_line(f"figures: {json}")
 

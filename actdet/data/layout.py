@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from actdet.data.classes import CLASS_FILE
 from actdet.errors import DataError
-from actdet.files import is_temporary
+from actdet.files import NAME_BYTES, is_temporary
 
 # What operating systems, cameras and annotation tools leave beside videos and annotations.
 SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")
@@ -82,6 +82,13 @@ def find_files(root: Path) -> Layout:
     for first, *others in by_stem.values():
         problem = f"has the same name as {first.name}; an annotation file can belong to only one video"
         problems += [DataError(path, problem) for path in others]
+
+    for stem, (path, *_) in by_stem.items():
+        if len(os.fsencode(f"{stem}.txt")) > NAME_BYTES:
+            most = NAME_BYTES - len(".txt")
+            problems.append(
+                DataError(path, f"its name leaves no room for .txt in its place: shorten it to {most} bytes")
+            )
 
     annotated = set()
     for path in texts:

@@ -367,15 +367,13 @@ def _encode_all(
     if not jobs:
         return []
 
-    videos = out / "videos"
-    remove_abandoned(videos)
     try:
         longest_first = sorted(jobs, key=lambda job: -len(job[0].pts))
         problems = run_all(_encode, [(*job, bad_files) for job in longest_first], workers, show)
         return [problem for problem in problems if problem is not None]
     finally:
         # A worker that was killed has left the file that it was writing.
-        remove_abandoned(videos)
+        remove_abandoned(out / "videos")
 
 
 def _encode(video: VideoInfo, target: Path, config: PrepareConfig, stamp: str, bad_files: BadFiles) -> DataError | None:

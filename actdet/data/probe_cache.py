@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from actdet.errors import DataError
-from actdet.files import write_bytes
+from actdet.files import remove_abandoned, write_bytes
 from actdet.video.info import VideoInfo, probe
 
 # The number of the file's format; a file with another number counts as empty.
@@ -105,6 +105,7 @@ class ProbeCache:
             return
 
         text = json.dumps({"version": _VERSION, "videos": entries}, separators=(",", ":"))
+        remove_abandoned(self._path.parent)
         try:
             write_bytes(self._path, text.encode())
         except DataError as error:

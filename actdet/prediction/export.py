@@ -27,7 +27,7 @@ from torch import Tensor
 
 from actdet.detections import THRESHOLD
 from actdet.errors import ActdetError, DataError, shortage
-from actdet.files import replacing
+from actdet.files import remove_abandoned, replacing
 from actdet.models.checkpoints import CheckpointInfo, load_model, read_info
 from actdet.models.config import FamilyConfig
 from actdet.models.exportable import Exportable
@@ -127,6 +127,7 @@ def export_model(
             data = _to_onnx(program, list(exportable(clips[:1])), opset or DEFAULT_OPSET, metadata)
 
     batches = [clips[:1], clips[1:], clips]
+    remove_abandoned(out.parent)
     with replacing(out) as temporary:
         temporary.write_bytes(data)
         with _one_line(out, "was exported, but cannot be run"):

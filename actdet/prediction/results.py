@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from actdet.errors import ActdetError, DataError
-from actdet.files import any_within, short_name, write_json
+from actdet.files import any_within, remove_abandoned, short_name, write_json
 from actdet.pictures import is_annotated, is_timeline
 from actdet.prediction.actors import ActorLinker, FoundTube
 from actdet.prediction.predictor import Gap, Window, damage_error
@@ -88,6 +88,7 @@ def plan_jobs(given: Sequence[Path], out: Path, *, annotate: bool) -> list[Job]:
         check_ours(job, annotate=annotate)
     for folder in dict.fromkeys(job.json.parent for job in jobs):
         _check_writable(folder)
+        remove_abandoned(folder)
     return jobs
 
 

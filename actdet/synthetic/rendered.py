@@ -20,7 +20,7 @@ from actdet.bounds import BOUNDS, check_bounds
 from actdet.data.classes import write_class_names
 from actdet.data.tubes import write_tubes
 from actdet.errors import ActdetError
-from actdet.files import read_own_json, remove_abandoned, replacing, sole_writer, write_bytes, write_json
+from actdet.files import read_own_json, replacing, sole_writer, write_bytes, write_json
 from actdet.synthetic.clips import KINDS, stage_clip
 from actdet.synthetic.config import RenderConfig
 from actdet.synthetic.filming import Frame, box_of, film
@@ -56,7 +56,6 @@ def render_dataset(out: Path, config: RenderConfig, *, progress: Callable[[int, 
         _claim(out, config)
         for folder in ("videos", "annotations"):
             (out / folder).mkdir(parents=True, exist_ok=True)
-            remove_abandoned(out / folder)
         write_class_names(out, CLASSES)
 
         # A clip's video is written last, so a clip that has its video is complete.

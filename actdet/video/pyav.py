@@ -179,7 +179,8 @@ class _Worker:
                 self._process.join(1)
                 how = f"exit code {self._process.exitcode}"
                 raise ReadError(
-                    f"{self._asked[0]}: the process that decoded it died ({how}); use fewer --workers if memory ran out"
+                    f"{self._asked[0]}: the process that decoded it died ({how}): if memory ran out, fewer processes "
+                    "need less"
                 ) from None
 
         answer = self._answers.popleft()
@@ -251,7 +252,7 @@ def _serve(pipe: Connection, size: tuple[int, int], disk_cache: DiskCache | None
                 pipe.send(_decode(request, size, disk_cache))
             except (RuntimeError, MemoryError, OSError) as error:
                 what = (str(error).strip() or "out of memory").splitlines()[0]
-                advice = "is /dev/shm or /tmp full? --workers 0 needs neither"
+                advice = "is /dev/shm or /tmp full?"
                 pipe.send(ReadError(f"{request.video.path}: decoded, but not handed over ({what}); {advice}"))
 
 

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from actdet.errors import ActdetError, DataError
-from actdet.files import check_own, read_own_json, remove_abandoned, sole_writer, temporary_name, write_json
+from actdet.files import (
+    check_own,
+    read_own_json,
+    remove_abandoned,
+    sole_writer,
+    sole_writer_of,
+    temporary_name,
+    write_json,
+)
 
 # A process that writes in a folder until it is killed.
 HOLD = """
@@ -43,6 +51,19 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     with sole_writer(folder):
         pass
     assert os.listdir(folder) == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["door.json", "x" * 255])
+def test_a_result_has_one_writer(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with sole_writer_of(path):
+        with pytest.raises(DataError, match=f"^{path}: another actdet process is writing there"), sole_writer_of(path):
+            pass
+        with sole_writer_of(tmp_path / "yard.json"):
+            pass
+    with sole_writer_of(path):
+        path.touch()
+    assert os.listdir(tmp_path) == [name]
 
 
 def test_a_killed_process_is_no_writer(tmp_path: Path) -> None:
@@ -78,6 +99,20 @@ def test_only_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     remove_abandoned(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
     remove_abandoned(tmp_path / "missing")
+
+
+def test_a_writer_begins_without_what_killed_processes_left(tmp_path: Path) -> None:
+    left = Path(f".a.{2**22 + 1}.partial.mp4")
+    mine = Path(temporary_name(Path("a.mp4")))
+    for folder in (tmp_path, tmp_path / "videos", tmp_path / "videos" / "deeper"):
+        folder.mkdir(exist_ok=True)
+        for name in (left, mine):
+            (folder / name).touch()
+    with sole_writer(tmp_path):
+        pass
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.mp4")) == sorted(
+        [mine, Path("videos") / mine, Path("videos/deeper") / mine, Path("videos/deeper") / left]
+    )
 
 
 def test_what_others_wrote_is_not_replaced(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.actdet.command import Actdet
-from tests.actdet.video.videos import cut
+import pytest
+
+from tests.actdet.command import Actdet, lines_without_bars
+from tests.actdet.video.videos import cut, join, write_video
 
 
 def test_render_made_a_data_set_that_check_finds_good(actdet_command: Actdet, rendered: Path) -> None:
@@ -96,3 +98,21 @@ def test_check_takes_a_bad_clip_for_one_of_a_list(actdet_command: Actdet, data: 
     outcome = actdet_command("check", data, "--no-decode")
     assert outcome.complaint() == f"1 problem in {data}"
     assert outcome.out.startswith(f"{bad}: ")
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_check_says_that_recordings_were_joined(actdet_command: Actdet, tmp_path: Path, codec: str) -> None:
+    """Two files behind each other, of which the second begins at time 0 again."""
+    for folder in ("videos", "annotations"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+    parts = [write_video(tmp_path / f"{number}.ts", codec, frames=30) for number in range(2)]
+    path = join(tmp_path / "set" / "videos" / "door.ts", *parts)
+    outcome = actdet_command("check", tmp_path / "set")
+    assert outcome.code == 0, outcome.err
+    note = f"note: {path}: its timestamps go back at frame 30 (1.20 s); they were continued"
+    assert note in lines_without_bars(outcome.out + outcome.err)
+
+    # A clip with such a name could have no annotation file.
+    long = path.rename(path.with_name(f"{'x' * 252}.ts"))
+    problem = f"{long}: its name leaves no room for .txt in its place: shorten it to 251 bytes"
+    assert actdet_command("check", tmp_path / "set").out.splitlines()[0] == problem

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from actdet.files import is_temporary, replacing, temporary_name
+from actdet.files import is_temporary, replacing, sole_writer_of, temporary_name
 from actdet.pictures import is_annotated, is_timeline
 from tests.actdet.command import Actdet
 from tests.actdet.video.videos import write_video
@@ -181,3 +181,29 @@ def test_a_temporary_name_is_no_longer_than_names_may_be(tmp_path: Path, name: s
         temporary.write_text("all")
     assert path.read_text() == "all"
     assert os.listdir(tmp_path) == [name]
+
+
+def test_a_result_that_another_process_writes_is_left_to_it(actdet_command: Actdet, model: Path, door: Path) -> None:
+    """The results of other videos may go to the same folder at the same time."""
+    _copies(door, door.parent, "yard.webm")
+    out = door.parent / "found"
+    out.mkdir()
+    with sole_writer_of(out / "door.json"):
+        outcome = actdet_command("predict", model, door.parent, "--out", out, "--no-annotate")
+    assert outcome.code == 1
+    assert outcome.complaints == [
+        f"actdet: {out / 'door.json'}: another actdet process is writing there: wait until it ends, or choose another "
+        "folder",
+        "actdet: 1 of 2 videos were not looked at whole",
+    ]
+    assert sorted(os.listdir(out)) == ["yard.json", "yard.png"]
+
+
+def test_what_a_killed_run_left_goes(actdet_command: Actdet, model: Path, door: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    out.mkdir()
+    for name in (".door.{}.partial.mp4", ".door.{}.partial.json", ".other.{}.partial.mp4"):
+        (out / name.format(2**22 + 1)).write_bytes(b"half")
+    (out / ".door.json.actdet-lock").touch()
+    assert actdet_command("predict", model, door, "--out", out, "--no-annotate").code == 0
+    assert sorted(os.listdir(out)) == ["door.json", "door.png"]

@@ -14,6 +14,7 @@ import pytest
 from actdet.cli.parsing import Commands, UsageError
 from actdet.cli.score import score
 from actdet.errors import ActdetError
+from tests.actdet.command import leftovers
 
 BOX = "[0, 0, 9, 9]"
 TRUTH = "".join(
@@ -96,7 +97,11 @@ def test_json(run: Run, tmp_path: Path) -> None:
     assert written["figures"][0]["classes"]["run"] == {"ap": 1.0, "truths": 20, "detections": 20}
     assert written["figures"][0]["errors"]["missed"] == 0.5
     assert written["figures"][-1]["errors"] is None
+
+    # Written again, and without what a killed process left of it.
+    (tmp_path / f".out.{2**22 + 1}.partial.json").write_text("half")
     run("d.jsonl", "t.jsonl", "--protocol", "moc", "--json", "out.json")
+    assert not leftovers(tmp_path)
     assert json.loads((tmp_path / "out.json").read_text())["protocol"] == "moc"
 
 

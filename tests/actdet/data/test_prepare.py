@@ -467,7 +467,7 @@ def test_a_process_that_dies_is_an_error(dataset: Dataset, noise: Path, tmp_path
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(ActdetError, match="a process died; use fewer --workers"):
+    with pytest.raises(ActdetError, match="a process died: if memory ran out"):
         prepare_dataset(source, out, replace(SMALL, short_side=480, workers=2))
     killer.join()
     assert not list((out / "videos").iterdir())

@@ -173,3 +173,11 @@ def test_a_hostile_file_counts_as_empty(root: Path, probes: list[str], hostile: 
     hostile(root / CACHE)
     assert [len(clip.video.pts) for clip in load_index(root).clips] == [3, 4, 5, 6]
     assert len(probes) == 4
+
+
+def test_what_a_killed_process_left_of_it_goes(root: Path) -> None:
+    left = root / f".{Path(CACHE).stem}.{2**22 + 1}.partial.json"
+    left.write_text("half")
+    load_index(root)
+    assert not left.exists()
+    assert (root / CACHE).is_file()

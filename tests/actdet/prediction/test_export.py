@@ -290,6 +290,8 @@ def test_an_earlier_export_is_replaced(checkpoint: Path, video: Path, tmp_path: 
     first = export_model(checkpoint, format=format, video=video)
     assert first.path == tmp_path / f"model.{format}"
     before = first.path.stat().st_ino
+    # What a killed process left of it goes.
+    (tmp_path / f".model.{2**22 + 1}.partial.{format}").write_bytes(b"half")
     assert export_model(checkpoint, format=format, video=video).path == first.path
     assert first.path.stat().st_ino != before
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"model.{format}", "model.safetensors"]
