@@ -73,6 +73,9 @@ class Mark(NamedTuple):
 # Marks frames for which there is no answer, which is not the same as "no action".
 NOT_LOOKED_AT = Mark(None, "not looked at", TRUTH)
 
+# Marks frames whose answer is about two scenes, which no training clip shows.
+CUT = Mark(None, "cut to another scene: not reliable", TRUTH)
+
 
 def no_action_mark(score: float) -> Mark:
     """The mark of a picture in which no action was found; `score` is the score of the most likely one."""
@@ -304,6 +307,8 @@ class _Window(Protocol):
     def end(self) -> float: ...
     @property
     def actions(self) -> Sequence[_Found | tuple[Any, ...]]: ...
+    @property
+    def cut(self) -> bool: ...
 
 
 class _Tube(Protocol):
@@ -325,12 +330,12 @@ def timeline(windows: Sequence[_Window], seconds: float, class_names: Sequence[s
     """A long video in one picture: a row for each class, with a bar wherever that action was found.
 
     The height of a bar is the score. A light ground shows the parts that were looked at, so that parts in which nothing
-    was found differ from parts at which nobody looked.
+    was found differ from parts at which nobody looked. Windows with a cut to another scene are hatched.
 
     Args:
         windows: Stretches of the video that were looked at, in any order: `start` and `end` in seconds from its first
-            frame, and `actions`, each with the name of its `action` and its `score` in [0, 1], or a tuple that begins
-            with a class, by number or by name, and a score.
+            frame, `actions`, each with the name of its `action` and its `score` in [0, 1], or a tuple that begins with
+            a class, by number or by name, and a score, and `cut`, whether the window has a cut to another scene.
         seconds: Length of the video.
         class_names: The classes, in the order of their numbers.
 
@@ -409,6 +414,13 @@ def _plot_bars(
         # The edge keeps a moment of a long day from being narrower than a pixel.
         axes.broken_barh(_joined(stretches), (bottom, 0.9 * score), color=color, linewidth=0.8)
 
+    meaning = "height: score, from 0 to 1; light: looked at, nothing found; white: not looked at"
+    cut = _joined((window.start, window.end) for window in windows if window.cut)
+    if cut:
+        meaning += "; hatched: not reliable, cut to another scene"
+        for row in range(len(rows)):
+            axes.broken_barh(cut, (row, 0.9), facecolor="none", edgecolor="#555555", hatch="///", linewidth=0)
+
     names = [_short_name(name) for name in rows]
     axes.set_yticks([row + 0.45 for row in range(len(rows))], names, parse_math=False)
     axes.set(xlim=(0, seconds), ylim=(len(rows), -0.1))
@@ -416,7 +428,6 @@ def _plot_bars(
     distance = _tick_distance(seconds)
     ticks = np.arange(0, seconds, distance).tolist()
     axes.set_xticks(ticks, [clock(tick) if distance < 1 else clock(tick)[:-3] for tick in ticks])
-    meaning = "height: score, from 0 to 1; light: looked at, nothing found; white: not looked at"
     axes.set_xlabel(meaning, fontsize="small", color="#555555")
 
     buffer = io.BytesIO()

@@ -142,6 +142,12 @@ def _evaluate(
     for line in left_out:
         say(f"left out: {line}")
     lines = [describe_device(device, reader_name), *note, *(f"Left out: {line}." for line in left_out)]
+
+    cuts = sum(evaluation.cuts)
+    if cuts:
+        clips = f"{cuts} of {len(evaluation.cuts)} clips"
+        say(f"note: {clips} {'has' if cuts == 1 else 'have'} a cut to another scene: scores are not reliable there")
+        lines.append(f"Clips with a cut to another scene, where scores are not reliable: {cuts}.")
     return evaluation, lines
 
 

@@ -8,16 +8,20 @@ from typing import Any
 
 import torch
 from actdet_kernels import Targets
+from actdet_kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool3d
 
 from actdet.data.loader import ClipLoader
 from actdet.data.truth import AnyTargets
+from actdet.detections import Action
 from actdet.distributed import ALONE, Processes
 from actdet.errors import ActdetError
 from actdet.evaluation.metrics import Metrics, decided_iou, measure, true_labels
 from actdet.evaluation.tube_metrics import measure_tubes
 from actdet.models.config import LossSettings
 from actdet.models.family import Decision, FamilyNetwork, Tracks
+from actdet.video.cuts import CELLS, has_cut
 
 # So many clips go through the network together.
 BATCH_SIZE = 8
@@ -32,6 +36,10 @@ class Evaluation:
     metrics: Metrics
     decision: Decision
     """(n,) label, score and box of each clip."""
+    actions: list[tuple[Action, ...]]
+    """The set of actions of each of the n clips, the surest first."""
+    cuts: list[bool]
+    """Whether the picture changes to another scene in each of the n clips. Scores are not reliable there."""
     truth: Tensor
     """(n,) int64, the true class of each clip; the number of action classes means no action. Of several annotated
     classes it is the decided one if that is among them, else the lowest."""
@@ -73,10 +81,10 @@ def evaluate(
         ActdetError: If no clip can be read, or the detector's output is not finite.
     """
     own = processes.share(ids)
-    rows: list[tuple[Any, AnyTargets]] = []
+    rows: list[tuple[Any, AnyTargets, bool]] = []
     for batch in loader.eval_batches(own, BATCH_SIZE):
         outputs = predict_batch(detector, batch.clips, dtype)
-        rows += zip(_split(outputs), _split(batch.targets), strict=True)
+        rows += zip(_split(outputs), _split(batch.targets), _have_cuts(batch.clips), strict=True)
         if progress is not None:
             progress(len(rows), len(ids))
 
@@ -106,6 +114,8 @@ def evaluate(
         clips=clips,
         metrics=metrics,
         decision=decision,
+        actions=assessment.detections.actions,
+        cuts=[row_of[clip][2] for clip in clips],
         truth=true_labels(boxes, len(class_names), decision.label),
         iou=decided_iou(decision, boxes),
         targets=boxes,
@@ -119,6 +129,15 @@ def _split(batch: Any) -> Iterator[Any]:
     """Yield a NamedTuple of tensors, on the CPU, for each clip of one whose first dimension is the clips."""
     for tensors in zip(*(tensor.cpu() for tensor in batch), strict=True):
         yield type(batch)(*tensors)
+
+
+def _have_cuts(clips: Tensor) -> list[bool]:
+    """Whether the picture changes to another scene in each of the normalized clips (B, 3, T, S, S)."""
+    cells = adaptive_avg_pool3d(clips.float(), (clips.shape[2], CELLS, CELLS)).cpu()
+    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1, 1)
+    std = torch.tensor(IMAGENET_STD).view(3, 1, 1, 1)
+    pictures = 255 * (cells * std + mean)
+    return [has_cut(clip) for clip in pictures.permute(0, 2, 3, 4, 1).numpy()]
 
 
 def _stack(rows: Sequence[Any]) -> Any:

@@ -28,7 +28,8 @@ from actdet.evaluation.metrics import format_figure
 from actdet.evaluation.plots import reliability_curve, training_curve
 from actdet.evaluation.tracks import cut_tubes, link_tracks, tracks_of_clip
 from actdet.files import write_bytes, write_json
-from actdet.pictures import TRUTH, Mark, annotate_video, class_color, data_url, draw, no_action_mark, picture_size
+from actdet.pictures import CUT, TRUTH, Mark, annotate_video, class_color, data_url, draw, no_action_mark, picture_size
+from actdet.run_folder import annotated_clip
 from actdet.video.decoding import decode_frames
 
 # The page shows so many pictures of each clip.
@@ -46,15 +47,19 @@ class _Row:
 
     name: str
     annotated: str
+    """The annotated classes."""
     predicted: str
-    score: float
+    """The actions that were found, each with its score, the surest first."""
     iou: float | None
+    """Of the surest action's box with the annotated one."""
     right: bool
     located: bool
     pictures: list[str]
     """The pictures, as addresses that contain them."""
     video: str | None
     """The address of the annotated video."""
+    cut: bool
+    """Whether the picture changes to another scene, so that scores are not reliable."""
     damage: str | None
     """Why there are neither pictures nor a video."""
 
@@ -204,7 +209,7 @@ def _row(
     label = int(evaluation.decision.label[number])
     marks = _marks_of_frames(evaluation, number, clip, names)
 
-    video = out / "videos" / f"{clip.name}.mp4"
+    video = annotated_clip(out, clip.name)
     pictures: list[str] = []
     damage = None
     try:
@@ -220,24 +225,40 @@ def _row(
 
     return _Row(
         name=clip.name,
-        annotated=names[truth],
-        predicted=names[label],
-        score=float(evaluation.decision.score[number]),
+        annotated=_annotated(evaluation, number, names),
+        predicted=_predicted(evaluation, number, names),
         iou=float(evaluation.iou[number]) if truth == label != no_action else None,
         right=truth == label,
         located=_is_located(evaluation, number, no_action),
         pictures=pictures,
         video=f"videos/{quote(os.fsencode(video.name))}" if with_video and not damage else None,
+        cut=evaluation.cuts[number],
         damage=damage,
     )
+
+
+def _annotated(evaluation: Evaluation, number: int, names: tuple[str, ...]) -> str:
+    """The classes that are annotated in a clip, in the order of their numbers."""
+    count = int(evaluation.targets.counts[number])
+    labels = sorted(set(evaluation.targets.labels[number, :count].tolist()))
+    return ", ".join(names[label] for label in labels) if labels else NO_ACTION
+
+
+def _predicted(evaluation: Evaluation, number: int, names: tuple[str, ...]) -> str:
+    """The actions that were found in a clip, with their scores."""
+    actions = evaluation.actions[number]
+    if not actions:
+        return f"{NO_ACTION} (top score: {float(evaluation.decision.score[number]):.2f})"
+    return ", ".join(f"{names[action.label]} {action.score:.2f}" for action in actions)
 
 
 def _marks_of_frames(
     evaluation: Evaluation, number: int, clip: Clip, names: tuple[str, ...]
 ) -> Sequence[Sequence[Mark]]:
     """The marks of each frame of a clip: the same on all of them, unless the detector follows actors."""
+    cut = [CUT] if evaluation.cuts[number] else []
     if not evaluation.tracks:
-        return [_marks(evaluation, number, names)] * len(clip.frames)
+        return [cut + _marks(evaluation, number, names)] * len(clip.frames)
 
     parts = tracks_of_clip(clip, evaluation.tracks, number, evaluation.frames)
     found = join_tubes([cut_tubes(0, track) for track in link_tracks(parts)])
@@ -245,9 +266,9 @@ def _marks_of_frames(
     width = clip.video.width
     height = clip.video.height
     if not len(found):
-        marks = [[no_action_mark(float(evaluation.decision.score[number]))] for _ in clip.frames]
+        marks = [[*cut, no_action_mark(float(evaluation.decision.score[number]))] for _ in clip.frames]
     else:
-        marks = [[] for _ in clip.frames]
+        marks = [list(cut) for _ in clip.frames]
 
     def add(frames: np.ndarray, boxes: np.ndarray, label: str, color: str) -> None:
         for frame, (x1, y1, x2, y2) in zip(frames.tolist(), boxes.tolist(), strict=True):
@@ -264,17 +285,15 @@ def _marks_of_frames(
 
 
 def _marks(evaluation: Evaluation, number: int, names: tuple[str, ...]) -> list[Mark]:
-    """The annotated boxes of a clip, and the detector's box or a note that it found no action."""
+    """The annotated boxes of a clip, and the detector's boxes or a note that it found no action."""
     count = int(evaluation.targets.counts[number])
     annotated = evaluation.targets.boxes[number, :count].tolist()
     marks = [Mark(_corners(box), "", TRUTH) for box in annotated]
 
-    label = int(evaluation.decision.label[number])
-    score = float(evaluation.decision.score[number])
-    if label == len(names) - 1:
-        marks.append(no_action_mark(score))
-    else:
-        box = _corners(evaluation.decision.box[number].tolist())
+    actions = evaluation.actions[number]
+    if not actions:
+        marks.append(no_action_mark(float(evaluation.decision.score[number])))
+    for label, score, box in actions:
         marks.append(Mark(box, f"{names[label]} {score:.2f}", class_color(label)))
     return marks
 

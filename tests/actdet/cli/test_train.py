@@ -20,6 +20,7 @@ from actdet.models.checkpoints import load_model, read_info
 from actdet.models.detr.config import ModelConfig
 from actdet.models.detr.features import FramePairs
 from actdet.prediction import predictor as prediction
+from actdet.training import duration
 from actdet.training import trainer as training
 from tests.actdet.command import Actdet, leftovers, small_disk
 from tests.actdet.tiny import MODEL_OPTIONS, TRAIN_OPTIONS
@@ -100,6 +101,22 @@ def test_train_says_which_paths_it_takes(actdet_command: Actdet, rendered: Path,
         assert f"; {part}" in line
     # The small backbone has none that are factorized.
     assert "convolutions" not in line
+
+
+@pytest.mark.parametrize("seconds", [1.0, 25.0])
+def test_train_says_how_long_it_takes_if_that_is_long(
+    actdet_command: Actdet, rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """Nine of the twelve clips are trained on, so an epoch would take 9 s, or 3 min 45 s."""
+    monkeypatch.setattr(duration, "is_short", lambda *_: False)
+    monkeypatch.setattr(duration, "seconds_per_clip", lambda *_: seconds)
+    outcome = actdet_command("train", rendered, "--out", tmp_path / "run", *OPTIONS, "--epochs", 2)
+    assert outcome.code == 0, outcome.err
+    lines = [line for line in outcome.out.splitlines() if line.startswith("an epoch takes")]
+    if seconds == 1.0:
+        assert lines == []
+    else:
+        assert lines == ["an epoch takes about 3 min 40 s here, all 2 about 7 min 30 s: fewer --epochs take less"]
 
 
 def _losses(run: Path) -> list[Any]:

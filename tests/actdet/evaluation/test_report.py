@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 import re
 import time
 from dataclasses import asdict, replace
@@ -26,7 +27,8 @@ from actdet.evaluation.metrics import ReliabilityBin, decided_iou, measure, true
 from actdet.evaluation.report import reliability_curve, write_report
 from actdet.models.detr.assessment import assess
 from actdet.models.detr.config import LossConfig, ModelConfig
-from actdet.models.detr.decision import decide
+from actdet.models.detr.decision import actions, decide
+from actdet.run_folder import check_replaceable
 from actdet.training.config import TrainConfig
 from actdet.video.decoding import decode_frames
 from actdet.video.info import probe
@@ -90,12 +92,17 @@ def _evaluation(index: ClipIndex, ids: list[int]) -> Evaluation:
         logits[row, 1, decided] = 6.0
         boxes[row, 1] = torch.tensor(box)
     labels, wanted, counts = map(torch.from_numpy, index.targets())
-    targets = Targets(labels[ids], wanted[ids], counts[ids])
+    return _evaluated(ids, logits, boxes, Targets(labels[ids], wanted[ids], counts[ids]))
+
+
+def _evaluated(ids: list[int], logits: torch.Tensor, boxes: torch.Tensor, targets: Targets) -> Evaluation:
     decision = decide(logits, boxes, no_object_weight=0.1)
     return Evaluation(
         ids,
         measure(assess(logits, boxes, targets, LossConfig()), NAMES, LossConfig().term_weights()),
         decision,
+        actions(logits, boxes, no_object_weight=0.1),
+        [False] * len(ids),
         true_labels(targets, 2),
         decided_iou(decision, targets),
         targets,
@@ -219,6 +226,53 @@ def test_the_annotated_box_is_white_and_the_decided_one_has_the_color_of_its_cla
 
     # Nothing is drawn inside of the annotated box.
     assert around(0.5, 0.6).float().std(0).max() < 12
+
+
+def test_all_actions_of_a_clip_are_told_and_drawn(index: ClipIndex, tmp_path: Path) -> None:
+    """Annotated: a fight on the left, a collapse on the right. Found: these, and another fight below."""
+    places = torch.tensor([[0.2, 0.5, 0.2, 0.4], [0.8, 0.5, 0.2, 0.4], [0.5, 0.8, 0.2, 0.2]])
+    logits = torch.tensor([[[9.0, 0.0, 2.0], [0.0, 12.0, 2.0], [6.0, 0.0, 2.0]]])
+    targets = Targets(torch.tensor([[1, 0]]), places[None, [1, 0]], torch.tensor([2]))
+    large = next(number for number, clip in enumerate(index.clips) if clip.video.width == 480)
+    write_report(tmp_path, "t", _evaluated([large], logits, places[None], targets), index, started=time.monotonic())
+
+    # By the rule, 1.83 fights are expected: 0.99 and 0.84 of the queries, so that is the surest class.
+    name = index.clips[large].name
+    text = Page((tmp_path / "report.html").read_text()).text
+    found = "fight 1.00, collapse 1.00, fight 0.83 (IoU 1.00)"
+    assert f"{name}: annotated fight, collapse, predicted {found}" in text
+
+    picture = decode_frames(probe(tmp_path / "videos" / f"{name}.mp4"), [0])[0].astype(int)
+    height, width = picture.shape[:2]
+    for (x, y, _, h), is_red in zip(places.tolist(), [True, False, True], strict=True):
+        bottom = round((y + h / 2) * height)
+        red, green, blue = picture[bottom - 3 : bottom + 4, round(x * width)].T
+
+        # Video keeps few colors of thin lines. The other class is yellow.
+        assert (red - blue).max() > 60
+        assert ((red - green).max() > 60) == is_red
+
+
+def test_the_videos_of_clips_with_long_names_have_shorter_ones(index: ClipIndex, tmp_path: Path) -> None:
+    """Parts of one video have its name and their time, which leaves no room for the suffix."""
+    clips = [replace(index.clips[0], name="x" * 248 + f"@{part}.00") for part in range(2)]
+    parts = replace(index, clips=(*clips, *index.clips[2:]))
+    evaluation = _evaluation(index, [0, 1])
+    for _ in range(2):
+        check_replaceable(tmp_path, [clip.name for clip in clips])
+        write_report(tmp_path, "t", evaluation, parts, started=time.monotonic())
+    page = Page((tmp_path / "report.html").read_text())
+    links = {unquote(str(attributes["href"])) for tag, attributes in page.tags if tag == "a"}
+    assert links == {f"videos/{name}" for name in os.listdir(tmp_path / "videos")}
+    assert len(links) == 2
+
+
+def test_a_cut_to_another_scene_is_told(index: ClipIndex, tmp_path: Path) -> None:
+    evaluation = replace(_evaluation(index, [0, 2]), cuts=[False, True])
+    write_report(tmp_path, "t", evaluation, index, started=time.monotonic())
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert text.count("The picture changes to another scene: scores are not reliable.") == 1
+    assert text.index(index.clips[2].name) < text.index("The picture changes")
 
 
 def test_the_training_curve_is_drawn_where_there_is_a_log(page: Page, index: ClipIndex, tmp_path: Path) -> None:

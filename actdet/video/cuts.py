@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # Cells across and down a picture. Six are fine enough to tell places apart, and too coarse for people who move.
-_CELLS = 6
+CELLS = 6
 
 # At a cut the cells change by at least so much on average, out of 255.
 _LEAST_CHANGE = 22.0
@@ -15,13 +15,13 @@ _LEAST_RATIO = 2.5
 
 
 def has_cut(clip: np.ndarray) -> bool:
-    """Whether the picture changes abruptly somewhere in a clip, (T, H, W, 3) uint8, and stays changed.
+    """Whether the picture changes abruptly somewhere in a clip, and stays changed.
 
     A person who runs past changes few cells, a moving camera changes all of them little by little, and after a flash
     the picture is as it was before.
 
     Args:
-        clip: (T, H, W, 3) uint8, frames at equal distances in time.
+        clip: (T, H, W, 3), frames at equal distances in time, from 0 to 255. Their cells, (T, 6, 6, 3), suffice.
     """
     frames = len(clip)
     if frames < 2:
@@ -43,7 +43,7 @@ def has_cut(clip: np.ndarray) -> bool:
 def _shrink(clip: np.ndarray) -> np.ndarray:
     """The mean of each cell: (T, H, W, 3) to (T, 6, 6, 3) float32."""
     rows = []
-    for band in np.array_split(clip.astype(np.float32), _CELLS, axis=1):
-        cells = np.array_split(band.mean(1, keepdims=True), _CELLS, axis=2)
+    for band in np.array_split(clip.astype(np.float32), CELLS, axis=1):
+        cells = np.array_split(band.mean(1, keepdims=True), CELLS, axis=2)
         rows.append(np.concatenate([cell.mean(2, keepdims=True) for cell in cells], axis=2))
     return np.concatenate(rows, axis=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actdet.prediction.cuts import has_cut
+from actdet.video.cuts import has_cut
 from actdet.video.decoding import decode_frames
 from actdet.video.info import probe
 from actdet.video.sampling import sample_frames
