@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -45,6 +46,7 @@ from actdet_kernels.backend import Backend
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from tests.kernels.needed_barriers import logged, needed_barriers
 from tests.kernels.oracles import (
     center_terms,
     changed_clips,
@@ -72,7 +74,6 @@ from tests.kernels.ptxsim.generator import Generator
 from tests.kernels.ptxsim.launch import Emulator
 from tests.kernels.ptxsim.machine import WARP
 from tests.kernels.ptxsim.memory import Fault
-from tests.kernels.ptxsim.parser import WRITING, Instruction
 from tests.kernels.suppression_oracles import kept_by_loops, random_overlaps
 
 WEIGHTS = MatchWeights(1.3, 4.1, 0.7)
@@ -420,6 +421,8 @@ BARRIER_CASES: dict[str, Callable[[], None]] = {
     "attention 5x16 fp32": lambda: attention_case(5, 16, FP32, masked=True),
     "peaks 5x4 fp32": lambda: peak_case(MapShape(1, 1, 5, 4, 50), FP32, peaks=3),
     "suppression 300 fp32": lambda: suppression_case((1, 300, 1, 1), FP32),
+    "norm 70x65 fp32": CASES["norm 70x65 fp32"],
+    "centers 9x7 fp32": CASES["centers 9x7 fp32"],
 }
 
 
@@ -435,7 +438,7 @@ def wrong_with(case: Callable[[], None], emulator: Emulator) -> str:
 
 
 def without_each_barrier(capability: int, name: str) -> dict[str, str]:
-    """Weakens the barriers that a case runs one by one, and says what the emulator noticed of it.
+    """Weakens the barriers that a case needs one by one, and says what the emulator noticed of it.
 
     A barrier becomes one of each warp alone, which leaves what it orders within a warp as it was. So those of programs
     with one warp are left out: nothing would change.
@@ -443,49 +446,42 @@ def without_each_barrier(capability: int, name: str) -> dict[str, str]:
     case = BARRIER_CASES[name]
     launch.COMPILED.clear()
     emulator = Emulator(capability)
-    with emulator.active():
+    with emulator.active(), logged() as logs:
         case()
     assert not emulator.races()
+
+    needed: dict[Generator, set[int]] = defaultdict(set)
+    for machine, log in logs.items():
+        needed[machine.generator] |= needed_barriers(log)
 
     noticed = {}
     for key, (generator, shared) in list(launch.COMPILED.items()):
         program = generator.program
         if program.threads == WARP:
             continue
-        for barrier in barriers_of(generator, emulator):
+        for index in sorted(needed[generator]):
+            barrier = program.instructions[index]
             mutant = list(program.instructions)
-            mutant[barrier.index] = replace(barrier, opcode="bar.warp.sync", operands=["-1"])
+            mutant[index] = replace(barrier, opcode="bar.warp.sync", operands=["-1"])
             launch.COMPILED[key] = Generator(replace(program, instructions=mutant)), shared
-            noticed[f"{name}: {program.name} line {barrier.line}"] = noticed_of(case, Emulator(capability))
+            found = noticed_of(case, Emulator(capability), emulator.findings())
+            noticed[f"{name}: {program.name} line {barrier.line}"] = found
         launch.COMPILED[key] = generator, shared
     return noticed
 
 
-def barriers_of(generator: Generator, emulator: Emulator) -> list[Instruction]:
-    """The barriers that a program ran and that order anything.
+def noticed_of(case: Callable[[], None], emulator: Emulator, before: Counter) -> str:
+    """The kinds of findings that are not there with all barriers, or the fault; "" if there are none.
 
-    Triton puts one before the first use of shared memory, too. Where nothing was stored before and shared memory was
-    not accessed, it is not needed.
+    They may be of accesses that agree on the value, which chance may have. For the same reason a wrong result is not
+    enough.
     """
-    found = {}
-    machines = [record.machine for record in emulator.records if record.machine.generator is generator]
-    for trace in [trace for machine in machines for traces in machine.traces for trace in traces]:
-        is_needed = False
-        for instruction in [instruction for index in trace for instruction in generator.segments[index].instructions]:
-            is_needed |= instruction.is_shared or instruction.base in WRITING
-            if is_needed and instruction.base == "bar" and "warp" not in instruction.parts:
-                found[instruction.index] = instruction
-    return list(found.values())
-
-
-def noticed_of(case: Callable[[], None], emulator: Emulator) -> str:
-    """The kinds of races, or the fault, if there are any. A wrong result is not enough: chance may have it right."""
     try:
         with emulator.active(), suppress(AssertionError):
             case()
     except Fault as fault:
         return str(fault)
-    return ", ".join(sorted({kind for kind, *_ in emulator.races()}))
+    return ", ".join(sorted({kind for kind, *_ in emulator.findings().keys() - before.keys()}))
 
 
 def main() -> None:

@@ -51,8 +51,8 @@ def emulated(*arguments: object) -> dict[str, str]:
 
 KERNELS = {"assign", "cost", "match", "loss", "clips", "norm", "attention", "centers", "peaks", "suppression"}
 
-# Clips have no barriers; of the norm's and the centers', Triton puts some where nothing needs them.
-BARRIERS = KERNELS - {"clips", "norm", "centers"}
+# Clips have no barriers.
+BARRIERS = KERNELS - {"clips"}
 
 # All of the gates' architectures. The ordinary run has that of the H100, and the matching for that of the P100, the
 # oldest.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from tests.kernels import needed_barriers
 from tests.kernels.ptxsim.machine import Machine
 from tests.kernels.ptxsim.memory import Fault
 from tests.kernels.written_ptx import ATOM, RED, run
@@ -463,3 +464,40 @@ def test_neighbors_of_an_atomic_are_other_places() -> None:
     memory = np.zeros(128, "f4")
     assert not added(*parts, memory=memory).findings
     assert memory[0] == 32
+
+
+W = needed_barriers.WRITE
+R = needed_barriers.READ
+A = needed_barriers.ADDITION
+
+
+@pytest.mark.parametrize(
+    ("ends", "accesses", "needed"),
+    [
+        ([7], [(0, W, 0), (1, R, 40)], {7}),
+        ([7], [(0, R, 0), (1, W, 40)], {7}),
+        ([7], [(0, W, 0), (1, W, 40)], {7}),
+        ([7], [(0, A, 0), (1, R, 40)], {7}),
+        # Two reads, two additions, one warp, and one epoch need no barrier.
+        ([7], [(0, R, 0), (1, R, 40)], set()),
+        ([7], [(0, A, 0), (1, A, 40)], set()),
+        ([7], [(0, W, 0), (1, R, 31)], set()),
+        ([7], [(1, W, 0), (1, R, 40)], set()),
+        # Each of two barriers does without the other, and of three the one in the middle has something to order.
+        ([7, 8], [(0, W, 0), (2, R, 40)], set()),
+        ([7, 8, 9], [(1, W, 0), (2, R, 40), (0, R, 0), (3, R, 40)], {8}),
+        # A barrier in a loop.
+        ([7, 7, 7], [(0, W, 0), (3, R, 40)], {7}),
+        ([7, 8, 7], [(0, W, 0), (3, R, 40)], set()),
+    ],
+)
+def test_the_barriers_that_are_needed(ends: list[int], accesses: list[tuple[int, int, int]], needed: set[int]) -> None:
+    """Accesses to one place, each with its epoch, kind and thread; another place and another CTA change nothing."""
+    log = needed_barriers.Log()
+    for cta in range(2):
+        log.ends |= {(cta, epoch): site for epoch, site in enumerate(ends)}
+    rows = [(0, epoch, 5, thread, kind) for epoch, kind, thread in accesses]
+    rows += [(1, epoch, 5, 0, W) for epoch in range(len(ends) + 1)]
+    rows += [(0, epoch, 6 + epoch, 32 * epoch, W) for epoch in range(len(ends) + 1)]
+    log.accesses.append(np.array(rows))
+    assert needed_barriers.needed_barriers(log) == needed
