@@ -65,8 +65,19 @@ def shortage(error: BaseException) -> str | None:
         error: Any error.
 
     Returns:
-        One line for the user; None if the error is about something else.
+        One line for the user; None if neither the error nor what it was raised from is about that.
     """
+    cause: BaseException | None = error
+    while cause is not None:
+        problem = _shortage_of(cause)
+        if problem is not None:
+            return problem
+        cause = cause.__cause__
+    return None
+
+
+def _shortage_of(error: BaseException) -> str | None:
+    """What `shortage` says of an error by itself."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many files are open: close other programs, or raise the limit (ulimit -n)"
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SHORT_OF_MEMORY):

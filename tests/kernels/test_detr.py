@@ -369,7 +369,9 @@ def test_targets_are_averaged_over_two_processes(tmp_path: Path) -> None:
     ]
     ln2, ln5 = math.log(2), math.log(5)
     for rank, printed in enumerate([process.communicate(timeout=200)[0] for process in running]):
-        for line, (counts, focal, divisor) in zip(printed.splitlines(), cases, strict=True):
+        # Some versions of Gloo print there, too, that they are connected.
+        lines = [line for line in printed.splitlines() if line.startswith("{")]
+        for line, (counts, focal, divisor) in zip(lines, cases, strict=True):
             found, count = json.loads(line), counts[rank]
             assert found["loss_bbox"] == pytest.approx(0.4 * count / divisor, rel=1e-5)
             focal_sum = (0.25 * count + 0.75 * (15 - count)) * ln2 / 4  # every logit is 0

@@ -160,6 +160,15 @@ def test_comparisons_know_nan(relation: str, wanted: Callable[[float, float], bo
     got = results_of(f"setp.{relation}.f32 %p1, {{1}}, {{2}}; selp.b32 {{0}}, 1, 0, %p1", "u4 f4 f4", values, others)
     assert got.tolist() == [wanted(a, b) for a, b in zip(values.tolist(), others.tolist(), strict=True)]
 
+    # The same numbers in the upper halves of registers, and in the other order in the lower ones: two results.
+    high, low = (each.view("u4") >> 16 for each in (values, values[::-1]))
+    other_high, other_low = (each.view("u4") >> 16 for each in (others, others[::-1]))
+    both = f"setp.{relation}.bf16x2 %p1|%p2, {{1}}, {{2}}; selp.b32 %r1, 1, 0, %p1; selp.b32 {{0}}, 2, 0, %p2; "
+    both += "or.b32 {0}, {0}, %r1"
+    got = results_of(both, "u4 u4 u4", high << 16 | low, other_high << 16 | other_low)
+    upper = [wanted(a, b) for a, b in zip(values.tolist(), others.tolist(), strict=True)]
+    assert got.tolist() == [2 * first + last for first, last in zip(upper, upper[::-1], strict=True)]
+
 
 @pytest.mark.parametrize(
     ("operation", "lane"),

@@ -44,6 +44,11 @@ def test_help_lists_the_commands(actdet_command: Actdet) -> None:
     assert re.findall(r"^  (\w+) ", outcome.out, flags=re.MULTILINE) == COMMANDS == list(app.functions)
 
 
+def _caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 SHORTAGES = {
     "MemoryError": (MemoryError(), "too little memory"),
     "PyTorch": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "too little memory"),
@@ -51,6 +56,7 @@ SHORTAGES = {
     "threads": (RuntimeError("can't start new thread"), "too little memory"),
     "import": (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "too little memory"),
     "system": (OSError(errno.ENOMEM, "Cannot allocate memory"), "too little memory"),
+    "NumPy": (_caused(ImportError("Error importing numpy"), ImportError("failed to map segment")), "too little memory"),
     "files": (OSError(errno.EMFILE, "Too many open files", "a.mp4"), "too many files are open"),
     "all files": (OSError(errno.ENFILE, "Too many open files in system"), "too many files are open"),
 }

@@ -190,6 +190,16 @@ def float_to_integer(values: Array, dtype: DTypeLike, rounding: str) -> Array:
     return np.where(inside, np.where(inside, rounded, 0).astype(dtype), nearest)
 
 
+def lower_half(bits: Array) -> Array:
+    """32 bits to the lower 16 of them."""
+    return bits.astype(np.uint16)
+
+
+def upper_half(bits: Array) -> Array:
+    """32 bits to the upper 16 of them."""
+    return (bits >> np.uint32(16)).astype(np.uint16)
+
+
 def half_to_float(bits: Array) -> Array:
     """float16 in 16 bits to float32."""
     return bits.view(np.float16).astype(np.float32)
@@ -242,10 +252,12 @@ NAMES |= {
         insert_field,
         integer_quotient,
         integer_remainder,
+        lower_half,
         on_halves,
         pick_bytes,
         shift_left,
         shift_right,
+        upper_half,
         upper_product,
     )
 }

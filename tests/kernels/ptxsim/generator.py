@@ -434,9 +434,11 @@ class Generator:
 
     def _compare(self, instruction: Instruction, mask: str) -> list[str]:
         target, left_operand, right_operand, *others = instruction.operands
+        type = instruction.type
+        if type in PACKED:
+            return self._compare_halves(instruction, mask)
         if "|" in target:
             raise NotImplementedError("two results")
-        type = instruction.type
         is_float = type.startswith(("f", "bf"))
         if type in WIDENED:
             left, right = (f"{WIDENED[type]}({operand[1:]})" for operand in (left_operand, right_operand))
@@ -459,6 +461,21 @@ class Generator:
                 other = f"~{operand[2:]}" if operand.startswith("!") else operand[1:]
                 expression = f"{BITWISE[combination]}({expression}, {other})"
         return copied(expression, target[1:], mask)
+
+    def _compare_halves(self, instruction: Instruction, mask: str) -> list[str]:
+        """Two comparisons: of lower halves of the operands into the first target, of upper ones into the second."""
+        targets, *operands = instruction.operands
+        relation = instruction.parts[1]
+        lines = []
+        for target, half in zip(targets.split("|"), ("lower_half", "upper_half"), strict=True):
+            widened = WIDENED[instruction.type.removesuffix("x2")]
+            left, right = (f"{widened}({half}({operand[1:]}))" for operand in operands)
+            if relation in RELATIONS and relation != "ne":
+                expression = f"{RELATIONS[relation]}({left}, {right})"
+            else:
+                expression = self._float_relation(relation, left, right)
+            lines += copied(expression, target[1:], mask)
+        return lines
 
     def _float_relation(self, relation: str, left: str, right: str) -> str:
         """A relation that is no single function of NumPy."""
