@@ -46,8 +46,8 @@ def class_names_of(root: str | os.PathLike[str], asked: Sequence[str] | None = N
     if written and written != tuple(asked):
         raise DataError(
             Path(root, CLASS_FILE),
-            f"the classes of this data set are {_listed(written)}, but --class-names or the model says "
-            f"{_listed(asked)}; both must list the same names in the same order",
+            f"the classes of this data set are {_listed(written)}, but the option or the model says {_listed(asked)}; "
+            "both must list the same names in the same order",
         )
     return tuple(asked)
 

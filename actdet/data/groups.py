@@ -95,7 +95,7 @@ def hold_out_groups(index: ClipIndex, groups: Sequence[str], share: float, seed:
     one_sided = np.flatnonzero((out == 0) | (out == table.counts.sum(0)))
     if len(one_sided):
         problem = f"its groups leave all clips of class {table.name(one_sided[0])} on one side of the split"
-        raise DataError(index.root, f"{problem}; make smaller groups, or train on all clips with --val-share 0")
+        raise DataError(index.root, f"{problem}; make smaller groups, or hold out no clip and train on all")
     is_held = held[table.group_of]
     return np.flatnonzero(~is_held).tolist(), np.flatnonzero(is_held).tolist()
 

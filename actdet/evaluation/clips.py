@@ -98,8 +98,8 @@ def evaluate(
 
     outputs = _stack([row_of[clip][0] for clip in clips])
     targets = _stack([row_of[clip][1] for clip in clips])
-    if not all(tensor.isfinite().all() for tensor in outputs):
-        raise ActdetError("the detector's output is not finite: its weights are damaged, or its training failed")
+    # Not batch by batch: all processes must raise the error, since the others would wait for one that does.
+    check_finite(outputs)
 
     class_names = detector.config.class_names
     assessment = detector.assess(outputs, targets, loss)
@@ -123,6 +123,12 @@ def evaluate(
         tracks=tracks,
         rule=detector.rule,
     )
+
+
+def check_finite(outputs: Any) -> None:
+    """Raise ActdetError unless all numbers of a NamedTuple of tensors are finite."""
+    if not all(tensor.isfinite().all() for tensor in outputs):
+        raise ActdetError("the detector's output is not finite: its weights are damaged, or its training failed")
 
 
 def _split(batch: Any) -> Iterator[Any]:

@@ -27,7 +27,7 @@ from actdet.data.augment import normalize
 from actdet.detections import THRESHOLD, Action
 from actdet.device import choose_device, choose_precision, lay_channels_last, memory_for
 from actdet.errors import DataError
-from actdet.evaluation.clips import predict_batch
+from actdet.evaluation.clips import check_finite, predict_batch
 from actdet.evaluation.tracks import ClipTracks, VideoTracks, fill_window, take_clip
 from actdet.models.checkpoints import load_model
 from actdet.pictures import CUT, NOT_LOOKED_AT, Mark, annotate_video, class_color, no_action_mark
@@ -154,7 +154,7 @@ class Predictor:
 
         Raises:
             DataError: If the file cannot be read, or is damaged.
-            ActdetError: If there is too little memory.
+            ActdetError: If there is too little memory, or the detector's output is not finite.
         """
         video = video if isinstance(video, VideoInfo) else probe(video)
         damage = []
@@ -280,6 +280,7 @@ class Predictor:
         """What the network says of clips (B, T, S, S, 3) uint8."""
         pixels = torch.from_numpy(clips).to(self.device)
         outputs = predict_batch(self.detector, normalize(pixels), self.dtype)
+        check_finite(outputs)
         decision, found, tracks = self.detector.detections(outputs, self.info.loss, threshold=self.threshold)
         tracks = [part._replace(scores=part.scores.float().cpu(), boxes=part.boxes.float().cpu()) for part in tracks]
         for row, (score, actions, clip) in enumerate(zip(decision.score.tolist(), found, clips, strict=True)):

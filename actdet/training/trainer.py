@@ -229,9 +229,8 @@ class Trainer:
             raise DataError(path, "holds a trained detector, not the state of a training")
         reader = self.loader.reader.name
         if info.reader != reader:
-            raise DataError(
-                path, f"its clips were decoded by {info.reader}, here they would be by {reader}: see --reader"
-            )
+            problem = f"its clips were decoded by {info.reader}, here they would be by {reader}: take the same reader"
+            raise DataError(path, problem)
         if state["step"] > self.total_steps or (trained and state["step"] < self.total_steps):
             raise DataError(path, f"its step {state['step']} is not one of a run of {self.total_steps} steps")
 

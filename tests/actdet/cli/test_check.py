@@ -116,3 +116,14 @@ def test_check_says_that_recordings_were_joined(actdet_command: Actdet, tmp_path
     long = path.rename(path.with_name(f"{'x' * 252}.ts"))
     problem = f"{long}: its name leaves no room for .txt in its place: shorten it to 251 bytes"
     assert actdet_command("check", tmp_path / "set").out.splitlines()[0] == problem
+
+
+@pytest.mark.parametrize("size", [(4096, 2), (8192, 16), (2, 4096)])
+def test_check_refuses_pictures_of_extreme_shape(
+    actdet_command: Actdet, data: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    path = write_video(data / "videos" / "odd.mkv", "mjpeg", frames=3, size=size)
+    outcome = actdet_command("check", data)
+    assert outcome.complaint() == f"1 problem in {data}"
+    assert outcome.out.startswith(f"{path}: ")
+    assert f"{size[0]} x {size[1]}" in outcome.out

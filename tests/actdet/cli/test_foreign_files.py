@@ -44,6 +44,28 @@ def test_a_folder_that_another_process_writes_to_is_refused(
         assert contents_of(out) == before
 
 
+@pytest.mark.usefixtures("small_demo")
+@pytest.mark.parametrize("command", ["train", "evaluate", "crossval", "ablate", "render", "prepare", "demo", "export"])
+@pytest.mark.parametrize("place", ["a file", "in a file"])
+def test_a_folder_that_cannot_be_made_is_named(
+    actdet_command: Actdet, rendered: Path, model: Path, tmp_path: Path, command: str, place: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" if place == "a file" else tmp_path / "file" / "o"
+    arguments: dict[str, list[object]] = {
+        "train": ["train", rendered, "--out", out, *OPTIONS],
+        "evaluate": ["evaluate", model, rendered, "--out", out, "--workers", 0],
+        "crossval": ["crossval", rendered, "--folds", 2, "--out", out, *OPTIONS],
+        "ablate": ["ablate", rendered, "--out", out, *OPTIONS],
+        "render": ["render", out, "--clips", 1],
+        "prepare": ["prepare", rendered, out],
+        "demo": ["demo", "--out", out],
+        "export": ["export", model, "--format", "pt2", "--out", out / "model.pt2"],
+    }
+    assert str(tmp_path / "file") in actdet_command(*arguments[command]).complaint()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def _own_video(out: Path) -> None:
     (out / "videos").mkdir(parents=True)
     for name in ("fight_0000", "collapse_0001"):

@@ -115,7 +115,9 @@ def test_without_any_action_there_is_nothing_to_divide(labels: list[int]) -> Non
 @pytest.mark.parametrize(("rare", "name"), [(FIGHT, "fight"), (COLLAPSE, "collapse"), (NONE, "no action")])
 def test_a_class_too_rare_is_named(rare: int, name: str) -> None:
     labels = [label for label in (FIGHT, COLLAPSE, NONE) for _ in range(1 if label == rare else 9)]
-    with pytest.raises(DataError, match=f"^set: only 1 clip of class {name}: .*--val-share 0$"):
+    with pytest.raises(
+        DataError, match=f"^set: only 1 clip of class {name}: .*hold out none and train on all of them$"
+    ):
         hold_out(index(labels), 0.2, 0)
     labels += [rare, rare]
     with pytest.raises(DataError, match=f"^set: only 3 clips of class {name} for 4 folds: use --folds 3 or fewer"):

@@ -444,3 +444,18 @@ def test_a_folder_that_cannot_be_written_is_named(index: ClipIndex, tmp_path: Pa
         write_report(tmp_path / "out", "t", _evaluation(index, [0]), index, started=time.monotonic())
     assert str(caught.value).startswith(str(tmp_path / "out"))
     assert "\n" not in str(caught.value)
+
+
+def test_figures_stand_beside_what_they_are_compared_with(index: ClipIndex, tmp_path: Path) -> None:
+    """Intervals, the majority's accuracy, the IoU of what was found before the other one, and the calibration."""
+    evaluation = _evaluation(index, list(range(7)))
+    write_report(tmp_path, "t", evaluation, index, started=time.monotonic())
+    text = " ".join(Page((tmp_path / "report.html").read_text()).text.split())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+
+    low, high = metrics["video_accuracy_interval"]
+    assert f"57.1%video accuracy ({low:.1%} to {high:.1%} with 95 % confidence)" in text
+    assert f"{metrics['majority_accuracy']:.1%}video accuracy of always answering {metrics['majority_class']}" in text
+    found = f"{metrics['located_iou']:.3f}mean IoU of found actions"
+    assert f"{found} ({metrics['mean_iou']:.3f} for matched candidates)" in text
+    assert f"Expected calibration error: {metrics['calibration_error']:.3f}" in text

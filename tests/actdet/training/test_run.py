@@ -221,6 +221,10 @@ def test_a_detector_that_says_nothing_finite_is_named(
     assert "not finite" in complaint
     assert not (tmp_path / "o").exists()
 
+    video = min((rendered / "videos").iterdir())
+    assert "not finite" in actdet_command("predict", path, video, "--out", tmp_path / "p").complaint()
+    assert [file.suffix for file in (tmp_path / "p").glob("*")] in ([], [".json"])
+
 
 @pytest.mark.parametrize(
     ("settings", "words"),
