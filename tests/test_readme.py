@@ -25,6 +25,13 @@ def test_a_newcomer_reads_it_in_minutes() -> None:
     assert len(README.splitlines()) <= 120
 
 
+def test_the_targets_that_a_newcomer_needs_are_named_and_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("install", "demo", "test", "test-all", "bench"):
+        assert re.search(rf"\bmake {target}\b", README), target
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
 @pytest.mark.parametrize("page", [README, FIGURES], ids=["README", "figures"])
 @pytest.mark.parametrize(("row", "name"), [("`make demo`", "demo"), ("its detector on 300 more", "demo_300")])
 def test_demo_rows(row: str, name: str, page: str) -> None:

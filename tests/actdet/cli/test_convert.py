@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from actdet.files import sole_writer
 from tests.actdet.command import Actdet
 from tests.actdet.data.formats.test_cvat import box, document, track
 from tests.actdet.data.formats.test_ucf101_24 import ground_truth, write_pickle
@@ -32,6 +33,17 @@ def test_it_says_what_it_read_and_what_it_left_out(actdet_command: Actdet, expor
         f"{out}: 1 video, 1 tube, 5 boxes, 2 classes",
     ]
     assert (out / "videos" / "door.mp4").resolve() == films / "door.mp4"
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(
+    actdet_command: Actdet, export: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with sole_writer(out):
+        outcome = actdet_command("convert", "cvat", export, out, "--video-folder", tmp_path / "films")
+        assert outcome.code == 1
+        assert outcome.complaints[-1].startswith(f"actdet: {out}: another actdet process is writing there")
+        assert [path.name for path in out.iterdir()] == [".actdet-lock"]
 
 
 def test_it_says_how_it_is_split(actdet_command: Actdet, tmp_path: Path) -> None:
