@@ -357,9 +357,15 @@ def test_a_trained_detector_that_was_not_evaluated_is_evaluated(
         ([(0.5, 0.5, None), (0.5, 0.5, 0.0), (0.5, 0.4, 0.9)], 1),
     ],
 )
+@pytest.mark.parametrize("stopped", [None, 4, 8])
 def test_the_detector_of_the_best_evaluation_is_kept(
-    make: MakeTrainer, monkeypatch: pytest.MonkeyPatch, figures: list[tuple[float, ...]], best: int
+    make: MakeTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+    figures: list[tuple[float, ...]],
+    best: int,
+    stopped: int | None,
 ) -> None:
+    """Also over a stop after so many of the nine steps."""
     trainer = make(epochs=3, eval_every=1, ema_decay=0.5)
     found = iter(figures)
     weights = []
@@ -372,7 +378,12 @@ def test_the_detector_of_the_best_evaluation_is_kept(
         return replace(evaluation, metrics=replace(evaluation.metrics, **dict(zip(names, next(found), strict=True))))
 
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
-    run(trainer)
+    run(trainer, until=stopped)
+    if stopped is not None:
+        trainer.save()
+        trainer = make(epochs=3, eval_every=1, ema_decay=0.5)
+        trainer.restore()
+        run(trainer)
     trainer.finish()
     assert len(weights) == 3
     written = read_checkpoint(trainer.out / BEST)[0]
