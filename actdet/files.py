@@ -13,8 +13,10 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ NAME_BYTES = 255
 
 # The file that is locked while a folder has its writer. That of a single result has the result's name before it.
 _LOCK = ".actdet-lock"
+
+# Temporary names. Those of earlier versions have no machine.
+_TEMPORARY = re.compile(r"\..*\.((?P<machine>[0-9a-f]{8})-)?(?P<process>\d+)\.partial(\.\w+)?", re.DOTALL)
+_DAY = 86_400
 
 
 def any_within(paths: Iterable[Path], places: Iterable[Path]) -> bool:
@@ -55,20 +61,39 @@ def short_name(stem: str, end: str) -> str:
 
 def temporary_name(path: Path) -> str:
     """The name, in the folder of `path`, under which this process writes before it renames the file to `path`."""
-    return short_name(f".{path.stem}", f".{os.getpid()}.partial{path.suffix}")
+    return short_name(f".{path.stem}", f".{_machine()}-{os.getpid()}.partial{path.suffix}")
+
+
+@cache
+def _machine() -> str:
+    """What tells the process numbers of this machine, or of this container, from those of others: 8 digits."""
+    with suppress(OSError):
+        numbering = os.readlink("/proc/self/ns/pid")
+        return hashlib.sha256(f"{os.uname().nodename} {numbering}".encode()).hexdigest()[:8]
+    return "0" * 8
 
 
 def is_temporary(path: Path) -> bool:
     """Whether `path` has a temporary name, of any process."""
-    return re.fullmatch(r"\..*\.\d+\.partial(\.\w+)?", path.name) is not None
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether `path` is a temporary file whose process has ended."""
-    if not is_temporary(path):
+    """Whether `path` is a temporary file whose process has ended.
+
+    What goes on on another machine that shares the folder is not known here: its files count as abandoned a day after
+    they were last written to.
+    """
+    found = _TEMPORARY.fullmatch(path.name)
+    if found is None:
+        return False
+    machine = found["machine"]
+    process = int(found["process"])
+    if machine is not None and machine != _machine():
+        with suppress(FileNotFoundError):
+            return time.time() - path.lstat().st_mtime > _DAY
         return False
 
-    process = int(path.stem.removesuffix(".partial").rpartition(".")[2])
     try:
         # Signal 0 is never delivered; sending it only tells whether the process exists.
         os.kill(process, 0)

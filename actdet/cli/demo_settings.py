@@ -68,7 +68,7 @@ def _cpu_demo(clips: int, epochs: int) -> Demo:
         lr=5e-4,
         warmup=0.5,
         auxiliary_weight=2.0,
-        # A sixth less time and, as far as 300 clips tell, the same figures (docs/LOG.md).
+        # An eighth less time and, as far as 600 clips tell, the same figures (docs/LOG.md).
         small_epochs=2,
         # Its convolutions of single channels are slower in bf16, even where the CPU has units for that.
         precision="fp32",

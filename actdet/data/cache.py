@@ -56,7 +56,7 @@ class FrameCache:
             self.pool = torch.empty((count, size.image_size, size.image_size, 3), dtype=torch.uint8, device=device)
         except RuntimeError as error:
             needed = _readable(cache_bytes(index, size, jitter=jitter))
-            raise ActdetError(f"no memory for {needed} of decoded clips; cache none keeps none of them") from error
+            raise ActdetError(f"no memory for {needed} of decoded clips: choose cache none") from error
         self.frame_means = torch.empty(count, device=device)
 
     def __contains__(self, clip: int) -> bool:

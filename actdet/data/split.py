@@ -41,7 +41,7 @@ def hold_out(index: ClipIndex, share: float, seed: int) -> tuple[list[int], list
             raise DataError(
                 index.root,
                 f"only {count} clip of class {_name(index, label)}: a split needs at least 2 clips of each class; "
-                f"add clips, or hold out none and train on all of them",
+                "add clips, or hold out none and train on all of them",
             )
 
     # The import takes half a second, which training on all clips can save.

@@ -137,6 +137,11 @@ def _split(batch: Any) -> Iterator[Any]:
         yield type(batch)(*tensors)
 
 
+def _stack(rows: Sequence[Any]) -> Any:
+    """Undo `_split`."""
+    return type(rows[0])(*map(torch.stack, zip(*rows, strict=True)))
+
+
 def _have_cuts(clips: Tensor) -> list[bool]:
     """Whether the picture changes to another scene in each of the normalized clips (B, 3, T, S, S)."""
     cells = adaptive_avg_pool3d(clips.float(), (clips.shape[2], CELLS, CELLS)).cpu()
@@ -144,11 +149,6 @@ def _have_cuts(clips: Tensor) -> list[bool]:
     std = torch.tensor(IMAGENET_STD).view(3, 1, 1, 1)
     pictures = 255 * (cells * std + mean)
     return [has_cut(clip) for clip in pictures.permute(0, 2, 3, 4, 1).numpy()]
-
-
-def _stack(rows: Sequence[Any]) -> Any:
-    """Undo `_split`."""
-    return type(rows[0])(*map(torch.stack, zip(*rows, strict=True)))
 
 
 @torch.inference_mode()

@@ -83,5 +83,5 @@ class StepGraph:
             if isinstance(first, torch.OutOfMemoryError) or "out of memory" in str(first):
                 raise torch.OutOfMemoryError(str(first)) from error
             reason = str(first).partition("\n")[0]
-            raise ActdetError(f"the step cannot be captured ({reason}); step eager does without that") from error
+            raise ActdetError(f"the step cannot be captured ({reason}): choose step eager") from error
         return graph

@@ -6,11 +6,13 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actdet import files
 from actdet.errors import ActdetError, DataError
 from actdet.files import (
     check_own,
@@ -99,6 +101,31 @@ def test_only_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     remove_abandoned(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
     remove_abandoned(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(("hours", "stays"), [(0, True), (23, True), (25, False)])
+def test_what_another_machine_writes_to_a_shared_folder_stays(tmp_path: Path, hours: float, stays: bool) -> None:
+    """Containers number their processes each for itself, so its process may well be one that is not here."""
+    theirs = tmp_path / f".a.0123abcd-{2**22 + 1}.partial.mp4"
+    theirs.touch()
+    written = time.time() - 3600 * hours
+    os.utime(theirs, (written, written))
+    remove_abandoned(tmp_path)
+    assert theirs.exists() == stays
+
+
+def test_a_machine_has_names_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even for a process of the same number, as the first one of every container is."""
+    path = tmp_path / "a.json"
+    mine = temporary_name(path)
+    assert temporary_name(path) == mine
+    monkeypatch.setattr(files, "_machine", lambda: "0123abcd")
+    theirs = temporary_name(path)
+    assert theirs != mine
+    (tmp_path / theirs).touch()
+    (tmp_path / theirs.replace(str(os.getpid()), str(2**22 + 1))).touch()
+    remove_abandoned(tmp_path)
+    assert os.listdir(tmp_path) == [theirs]
 
 
 def test_a_writer_begins_without_what_killed_processes_left(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class ActionDetector(FamilyNetwork[ModelConfig, Predictions]):
     truth = "clip_box"
     loss_names = LOSSES
     rule = (
-        "It is a mean of the boxes of its most confident queries. "
+        "A box is the mean of those of its most confident queries. "
         "The score is how many actions of the class are expected in the clip, at most 1."
     )
 

@@ -17,6 +17,22 @@ from tests.actdet.video.videos import write_video
 OPTIONS = [*MODEL_OPTIONS, *TRAIN_OPTIONS]
 
 
+def words_of(command: str, data: Path, model: Path, out: Path) -> list[object]:
+    """A command line that writes to `out`."""
+    lines: dict[str, list[object]] = {
+        "train": ["train", data, "--out", out, *OPTIONS],
+        "resume": ["train", data, "--out", out, "--resume"],
+        "evaluate": ["evaluate", model, data, "--out", out, "--workers", 0],
+        "crossval": ["crossval", data, "--folds", 2, "--out", out, *OPTIONS],
+        "ablate": ["ablate", data, "--out", out, *OPTIONS],
+        "render": ["render", out, "--clips", 1],
+        "prepare": ["prepare", data, out],
+        "demo": ["demo", "--out", out],
+        "export": ["export", model, "--format", "pt2", "--out", out / "model.pt2"],
+    }
+    return lines[command]
+
+
 @pytest.mark.usefixtures("small_demo")
 @pytest.mark.parametrize("command", ["train", "resume", "evaluate", "crossval", "ablate", "render", "prepare", "demo"])
 def test_a_folder_that_another_process_writes_to_is_refused(
@@ -26,20 +42,10 @@ def test_a_folder_that_another_process_writes_to_is_refused(
     if command == "resume":
         shutil.copytree(trained, out)
         (out / "report.html").unlink()
-    arguments: dict[str, list[object]] = {
-        "train": ["train", rendered, "--out", out, *OPTIONS],
-        "resume": ["train", rendered, "--out", out, "--resume"],
-        "evaluate": ["evaluate", model, rendered, "--out", out, "--workers", 0],
-        "crossval": ["crossval", rendered, "--folds", 2, "--out", out, *OPTIONS],
-        "ablate": ["ablate", rendered, "--out", out, *OPTIONS],
-        "render": ["render", out, "--clips", 1],
-        "prepare": ["prepare", rendered, out],
-        "demo": ["demo", "--out", out],
-    }
     held = out / "data" / "train" if command == "demo" else out
     with sole_writer(held):
         before = contents_of(out)
-        complaint = actdet_command(*arguments[command]).complaint()
+        complaint = actdet_command(*words_of(command, rendered, model, out)).complaint()
         assert complaint.startswith(f"{held}: another actdet process is writing there")
         assert contents_of(out) == before
 
@@ -52,17 +58,7 @@ def test_a_folder_that_cannot_be_made_is_named(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     out = tmp_path / "file" if place == "a file" else tmp_path / "file" / "o"
-    arguments: dict[str, list[object]] = {
-        "train": ["train", rendered, "--out", out, *OPTIONS],
-        "evaluate": ["evaluate", model, rendered, "--out", out, "--workers", 0],
-        "crossval": ["crossval", rendered, "--folds", 2, "--out", out, *OPTIONS],
-        "ablate": ["ablate", rendered, "--out", out, *OPTIONS],
-        "render": ["render", out, "--clips", 1],
-        "prepare": ["prepare", rendered, out],
-        "demo": ["demo", "--out", out],
-        "export": ["export", model, "--format", "pt2", "--out", out / "model.pt2"],
-    }
-    assert str(tmp_path / "file") in actdet_command(*arguments[command]).complaint()
+    assert str(tmp_path / "file") in actdet_command(*words_of(command, rendered, model, out)).complaint()
     assert (tmp_path / "file").read_text() == "mine"
 
 
